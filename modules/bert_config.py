@@ -1,0 +1,84 @@
+"""The JSON configs of the captioner and the cross encoder: where they are found, what is read of them, what is refused."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+MODULES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """What a BERT-style config file says and the code reads; other keys of such files are passed over."""
+
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
+    num_layers: int
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02
+    max_position_embeddings: int = 150
+    type_vocab_size: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name.endswith("prob") or name == "initializer_range":
+                ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+                expected = "a number in [0, 1)"
+            else:
+                ok, expected = type(value) is int and value >= 1, "a whole number of at least 1"
+            if not ok:
+                raise ValueError(f"config value {name} is {value!r}, expected {expected}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"config hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                             f"{self.num_attention_heads}")
+
+    @classmethod
+    def load(cls, source: str | Path | Mapping, file_name: str, layers_key: str) -> "BertConfig":
+        """From a mapping, a name below modules/, a folder holding `file_name`, or a file. `layers_key` counts the layers."""
+        values, origin = (source, "the config") if isinstance(source, Mapping) else read_config(source, file_name)
+        if values.get("hidden_act", "gelu") != "gelu":
+            raise ValueError(f"{origin}: hidden_act is {values['hidden_act']!r}, only 'gelu' is built")
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values and f.name != "num_layers"}
+        needed = ("hidden_size", "num_attention_heads", "intermediate_size", layers_key)
+        absent = [name for name in needed if name not in values]
+        if absent:
+            raise ValueError(f"{origin} lacks {absent[0]}; it needs {', '.join(needed)}")
+        try:
+            return cls(num_layers=values[layers_key], **known)
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from None
+
+    def fitted_to(self, embed_dim: int) -> "BertConfig":
+        """This config, or one of E/64 heads and intermediate 4E where its hidden size is not E."""
+        if self.hidden_size == embed_dim:
+            return self
+        heads = max(1, embed_dim // 64)
+        return replace(self, hidden_size=embed_dim, num_attention_heads=heads, intermediate_size=4 * embed_dim)
+
+
+def read_config(source: str | Path, file_name: str) -> tuple[dict, str]:
+    """The JSON object behind a config's name, folder or file, and where it was found. Raises ValueError or OSError."""
+    tried = [MODULES / source / file_name, Path(source) / file_name, Path(source)]
+    path = next((place for place in tried if place.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"no config {str(source)!r}: tried {', '.join(map(str, tried))}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values, str(path)
+
+
+def load_decoder_config(source: str | Path | Mapping) -> BertConfig:
+    """The captioner's config; `num_decoder_layers` counts its encoder *and* its decoder layers (SPEC §2)."""
+    return BertConfig.load(source, "decoder_config.json", "num_decoder_layers")
+
+
+def load_cross_config(source: str | Path | Mapping) -> BertConfig:
+    """The cross encoder's config."""
+    return BertConfig.load(source, "cross_config.json", "num_hidden_layers")

@@ -1,0 +1,181 @@
+"""The captioner: UniVL's encoder-decoder on a pair's tokens, with a key/value cache (paper §3.3, SPEC §4).
+
+Letters: B pairs, S pair tokens (2T), E hidden size, L words, V vocabulary, H heads, d = E/H.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modules.bert_config import BertConfig
+from modules.layers import MASKED, AddNorm, Intermediate, LayerNorm, PostNormAttention, initialize_bert
+
+
+class CaptionEncoderLayer(nn.Module):
+    """Post-norm self-attention and feed-forward over the pair's tokens."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width, dropout = config.hidden_size, config.hidden_dropout_prob
+        self.slf_attn = PostNormAttention(width, config.num_attention_heads, config.attention_probs_dropout_prob, dropout)
+        self.intermediate = Intermediate(width, config.intermediate_size)
+        self.output = AddNorm(config.intermediate_size, width, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.slf_attn.over(x)
+        return self.output(self.intermediate(x), x)
+
+
+class CaptionDecoderLayer(nn.Module):
+    """Post-norm masked self-attention, cross-attention to one encoder layer, feed-forward."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width, dropout = config.hidden_size, config.hidden_dropout_prob
+        attention = (width, config.num_attention_heads, config.attention_probs_dropout_prob, dropout)
+        self.slf_attn = PostNormAttention(*attention)
+        self.enc_attn = PostNormAttention(*attention)
+        self.intermediate = Intermediate(width, config.intermediate_size)
+        self.output = AddNorm(config.intermediate_size, width, dropout)
+
+    def forward(self, x: Tensor, words: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """x (B, L, E); keys and values of the words so far and of the encoder's layer, each (B, H, K, d)."""
+        x = self.slf_attn(x, words, mask)
+        x = self.enc_attn(x, memory)
+        return self.output(self.intermediate(x), x)
+
+
+class CaptionEmbeddings(nn.Module):
+    """Word and position embeddings (both CLIP's own tensors), LayerNorm, dropout."""
+
+    def __init__(self, words: nn.Embedding, positions: nn.Parameter, dropout: float) -> None:
+        super().__init__()
+        self.word_embeddings = words
+        self.position_embeddings = TiedWeight(positions)
+        self.LayerNorm = LayerNorm(words.embedding_dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        """(B, L) ids standing at positions start..start+L-1 → (B, L, E)."""
+        positions = self.position_embeddings.weight[start : start + ids.shape[1]]
+        return self.dropout(self.LayerNorm(self.word_embeddings(ids) + positions))
+
+
+class TiedWeight(nn.Module):
+    """A parameter that belongs to another module, under the released key `<name>.weight`."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+
+class PredictionTransform(nn.Module):
+    """dense → erf GELU → LayerNorm before the vocabulary."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.LayerNorm = LayerNorm(width, eps=1e-12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class Predictions(nn.Module):
+    """Logits over the vocabulary, the projection tied to CLIP's token embedding."""
+
+    def __init__(self, words: nn.Embedding) -> None:
+        super().__init__()
+        self.transform = PredictionTransform(words.embedding_dim)
+        self.decoder = TiedWeight(words.weight)
+        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.transform(x), self.decoder.weight, self.bias)
+
+
+class Layers(nn.Module):
+    """A list of layers under the released key `layer`."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
+
+
+@dataclass
+class DecodingState:
+    """What has been computed of B captions in the making: the encoder's and the words' keys and values of every layer."""
+
+    memory: list[tuple[Tensor, Tensor]]  # per layer, each (B, H, S, d)
+    words: list[tuple[Tensor, Tensor]]  # per layer, each (B, H, max_words, d), the first `length` filled
+    length: int = 0
+
+    def select(self, rows: Tensor) -> "DecodingState":
+        """The state of the given rows: fewer of them (finished ones dropped) or another order (beams)."""
+        memory, words = ([(k[rows], v[rows]) for k, v in cache] for cache in (self.memory, self.words))
+        return DecodingState(memory, words, self.length)
+
+
+class CaptionDecoder(nn.Module):
+    """The whole captioner, under the released keys `decoder.*`. `words` and `positions` are CLIP's."""
+
+    def __init__(self, config: BertConfig, words: nn.Embedding, positions: nn.Parameter) -> None:
+        super().__init__()
+        if words.embedding_dim != config.hidden_size:
+            raise ValueError(f"the captioner's hidden size {config.hidden_size} must equal CLIP's text width "
+                             f"{words.embedding_dim}")
+        self.config = config
+        self.encoder = Layers([CaptionEncoderLayer(config) for _ in range(config.num_layers)])
+        self.decoder = Layers([CaptionDecoderLayer(config) for _ in range(config.num_layers)])
+        self.classifier = nn.ModuleDict({"cls": nn.ModuleDict({"predictions": Predictions(words)})})
+        for part in (self.encoder, self.decoder, self.predictions.transform):
+            initialize_bert(part, config.initializer_range)  # not the tied embeddings: they are CLIP's
+        self.embeddings = CaptionEmbeddings(words, positions, config.hidden_dropout_prob)
+
+    @property
+    def predictions(self) -> Predictions:
+        return self.classifier["cls"]["predictions"]
+
+    def remember(self, pair_tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(B, S, E) → for each decoder layer the keys and values (B, H, S, d) of the encoder layer of the same number."""
+        memory, x = [], pair_tokens
+        for encoder_layer, decoder_layer in zip(self.encoder.layer, self.decoder.layer, strict=True):
+            x = encoder_layer(x)
+            memory.append(decoder_layer.enc_attn.projections.keys_values(x))
+        return memory
+
+    def forward(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, S, E), ids and mask (B, L), 1 = word → hidden states (B, L, E) before the vocabulary projection."""
+        num_words = self._check_length(ids.shape[1])
+        future = torch.ones(num_words, num_words, device=ids.device).triu(1)
+        padding = 1 - mask[:, None, None, :].float()
+        attention_mask = torch.maximum(future, padding) * MASKED  # (B, 1, L, L)
+        x = self.embeddings(ids)
+        for layer, memory in zip(self.decoder.layer, self.remember(pair_tokens), strict=True):
+            x = layer(x, layer.slf_attn.projections.keys_values(x), memory, attention_mask)
+        return x
+
+    def start(self, pair_tokens: Tensor, max_words: int) -> DecodingState:
+        """Encode the pairs once, with room for max_words words."""
+        self._check_length(max_words)
+        memory = self.remember(pair_tokens)
+        words = [tuple(k.new_empty(*k.shape[:2], max_words, k.shape[3]) for _ in range(2)) for k, _ in memory]
+        return DecodingState(memory, words)
+
+    def step(self, ids: Tensor, state: DecodingState) -> Tensor:
+        """The last words (B,) → logits of the next (B, V); the state grows by one word in place."""
+        x, end = self.embeddings(ids[:, None], start=state.length), state.length + 1
+        for layer, memory, cache in zip(self.decoder.layer, state.memory, state.words, strict=True):
+            for room, new in zip(cache, layer.slf_attn.projections.keys_values(x), strict=True):
+                room[:, :, state.length : end] = new
+            x = layer(x, tuple(room[:, :, :end] for room in cache), memory, mask=None)
+        state.length = end
+        return self.predictions(x[:, 0])
+
+    def _check_length(self, num_words: int) -> int:
+        positions = len(self.embeddings.position_embeddings.weight)
+        if num_words > positions:
+            raise ValueError(f"{num_words} words exceed the {positions} positions of CLIP's text tower")
+        return num_words

@@ -1,0 +1,171 @@
+"""Building blocks: attention (the one place that calls SDPA), float32 LayerNorm, CLIP's pre-norm and BERT's post-norm layers.
+
+Shapes: B rows, S or L tokens, D width, H heads, K keys.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MASKED = -10000.0  # additive mask of BERT's family; finite, so that a row with nothing to attend to stays a number
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, S, D) → (B, H, S, D/H)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention over split heads.
+
+    q (B, H, S, d); k and v (B, H, K, d); mask is additive and broadcasts to (B, H, S, K). Returns (B, S, H·d), heads joined.
+    """
+    mask = None if mask is None else mask.to(q.dtype)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    return mixed.transpose(1, 2).flatten(2)  # (B, S, D)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32 whatever the input; the result comes back in the input's type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+
+
+class QuickGELU(nn.Module):
+    """OpenAI CLIP's activation, x·σ(1.702x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class FusedAttention(nn.Module):
+    """CLIP's self-attention: q, k and v in one matrix, parameter names as in `nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
+        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # each (B, S, D)
+        heads = (split_heads(part, self.num_heads) for part in (q, k, v))
+        return self.out_proj(attend(*heads, causal=causal))
+
+
+class FeedForward(nn.Module):
+    """CLIP's two-layer perceptron (fourfold width)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.gelu = QuickGELU()
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.gelu(self.c_fc(x)))
+
+
+class ResidualAttentionBlock(nn.Module):
+    """CLIP's pre-norm transformer block."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.attn = FusedAttention(width, num_heads)
+        self.ln_1 = LayerNorm(width)
+        self.mlp = FeedForward(width)
+        self.ln_2 = LayerNorm(width)
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        x = x + self.attn(self.ln_1(x), causal)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Transformer(nn.Module):
+    """A stack of CLIP blocks; `start` and `stop` run a part of it."""
+
+    def __init__(self, width: int, num_layers: int, num_heads: int) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, num_heads) for _ in range(num_layers))
+
+    def forward(self, x: Tensor, causal: bool = False, start: int = 0, stop: int | None = None) -> Tensor:
+        for block in self.resblocks[start:stop]:
+            x = block(x, causal)
+        return x
+
+
+class QueryKeyValue(nn.Module):
+    """BERT's three projections, each parameterised apart."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(B, S, D) → (B, H, S, d)."""
+        return split_heads(self.query(x), self.num_heads)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, D) → keys and values, each (B, H, K, d)."""
+        return split_heads(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads)
+
+
+class AddNorm(nn.Module):
+    """dense → dropout → residual → LayerNorm, the end of every BERT sublayer."""
+
+    def __init__(self, width_in: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width_in, width)
+        self.LayerNorm = LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(x)) + residual)
+
+
+class PostNormAttention(nn.Module):
+    """BERT's attention sublayer. Released files call its projections `self` in the cross encoder, `att` in the captioner."""
+
+    def __init__(self, width: int, num_heads: int, attention_dropout: float, dropout: float, projections: str = "att") -> None:
+        super().__init__()
+        self.add_module(projections, QueryKeyValue(width, num_heads))
+        self.output = AddNorm(width, width, dropout)
+        self.attention_dropout = attention_dropout
+        self._projections = projections
+
+    @property
+    def projections(self) -> QueryKeyValue:
+        return self._modules[self._projections]
+
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        """x (B, S, D) attends to keys and values (B, H, K, d) under an additive mask → (B, S, D)."""
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed = attend(self.projections.queries(x), *keys_values, mask=mask, dropout=dropout)
+        return self.output(mixed, x)
+
+    def over(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Self-attention: x is also what is attended to."""
+        return self(x, self.projections.keys_values(x), mask)
+
+
+class Intermediate(nn.Module):
+    """BERT's first feed-forward half: dense → erf GELU."""
+
+    def __init__(self, width: int, intermediate: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, intermediate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+def initialize_bert(module: nn.Module, std: float) -> None:
+    """BERT's initialisation of everything below `module`: N(0, std) weights of linear and embedding layers, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)

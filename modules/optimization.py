@@ -1,0 +1,162 @@
+"""BertAdam, learning-rate schedules, parameter groups and freezing (SPEC §5)."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from modules.clip4idc import CLIP4IDC
+
+TEXT_BLOCK = re.compile(r"clip\.(?:visual\.)?transformer\.resblocks\.(\d+)\.")
+NEW_IN_CLIP = ("clip.visual.ln_mid.", "clip.visual.joint_positional_embedding", "clip.visual.bef_embedding",
+               "clip.visual.aft_embedding")
+ALWAYS_TRAINED = NEW_IN_CLIP + ("clip.ln_final.", "clip.text_projection", "clip.logit_scale", "clip.visual.ln_post.",
+                                "clip.visual.proj", "clip.visual.conv2.")
+
+
+def warmup_cosine(x: float, warmup: float) -> float:
+    """x/warmup, then ½(1 + cos πx); x is the share of all steps already taken."""
+    return x / warmup if x < warmup else 0.5 * (1 + math.cos(math.pi * x))
+
+
+def warmup_linear(x: float, warmup: float) -> float:
+    """x/warmup, then down a line to 0 at x = 1."""
+    return x / warmup if x < warmup else max((x - 1) / (warmup - 1), 0.0)
+
+
+def warmup_constant(x: float, warmup: float) -> float:
+    """x/warmup, then 1."""
+    return x / warmup if x < warmup else 1.0
+
+
+SCHEDULES: dict[str, Callable[[float, float], float]] = {
+    "cosine": warmup_cosine, "linear": warmup_linear, "constant": warmup_constant}
+
+
+class BertAdam(torch.optim.Optimizer):
+    """Adam as BERT trained with it: no bias correction, decay added to the update, each parameter's gradient norm clipped.
+
+    `lr` is the peak rate (groups may bring their own), `warmup` a share of `t_total` steps (−1: none), `betas` and `eps` as in
+    Adam. Parameters without a gradient are left alone, decay included. Raises ValueError for settings out of range.
+    """
+
+    def __init__(self, params: Iterable, lr: float, warmup: float = -1, t_total: int = -1, schedule: str = "linear",
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.01,
+                 max_grad_norm: float = 1.0) -> None:
+        if lr < 0:
+            raise ValueError(f"lr is {lr}, expected at least 0")
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        if warmup != -1 and not 0 <= warmup < 1:
+            raise ValueError(f"warmup is {warmup}, expected a share in [0, 1), or -1 for none")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}, expected two numbers in [0, 1)")
+        super().__init__(params, {"lr": lr, "warmup": warmup, "t_total": t_total, "schedule": schedule, "betas": tuple(betas),
+                                  "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params:
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict, params: list[Tensor]) -> None:
+        states = [self._state_of(p) for p in params]
+        gradients, (beta1, beta2) = [p.grad for p in params], group["betas"]
+        if group["max_grad_norm"] > 0:
+            norms = torch._foreach_norm(gradients)
+            clip = [(group["max_grad_norm"] / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+            gradients = torch._foreach_mul(gradients, clip)
+        moments, squares = [s["moment"] for s in states], [s["square"] for s in states]
+        torch._foreach_lerp_(moments, gradients, 1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        updates = torch._foreach_sqrt(squares)
+        torch._foreach_add_(updates, group["eps"])
+        torch._foreach_reciprocal_(updates)
+        torch._foreach_mul_(updates, moments)
+        if group["weight_decay"] > 0:
+            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
+        torch._foreach_mul_(updates, [-self._rate(group, state["step"]) for state in states])
+        torch._foreach_add_(params, updates)
+        for state in states:
+            state["step"] += 1
+
+    def _state_of(self, parameter: Tensor) -> dict:
+        state = self.state[parameter]
+        if not state:
+            state.update(step=0, moment=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+        return state
+
+    @staticmethod
+    def _rate(group: dict, step: int) -> float:
+        if group["t_total"] <= 0:
+            return group["lr"]
+        return group["lr"] * SCHEDULES[group["schedule"]](step / group["t_total"], group["warmup"])
+
+    def learning_rate(self) -> float:
+        """The rate of the first group's next step, for the log."""
+        group = self.param_groups[0]
+        steps = [self.state[p]["step"] for p in group["params"] if p in self.state]
+        return self._rate(group, max(steps, default=0))
+
+
+def parameter_groups(model: "CLIP4IDC", lr: float, coef_lr: float, weight_decay: float) -> list[dict]:
+    """The trainable parameters in up to four groups by rate and decay, as the model's stage wants them (SPEC §5, Groups).
+
+    CLIP learns at lr·coef_lr and the rest at lr; in adaptation so do the parts of CLIP that pairs brought. Names that contain
+    `bias` or end a BERT `LayerNorm.weight` do not decay. Groups that come out empty are left out.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        new = not name.startswith("clip.") or (model.task == "retrieval" and name.startswith(NEW_IN_CLIP))
+        no_decay = "bias" in name or "LayerNorm.weight" in name
+        key = (lr if new else lr * coef_lr, 0.0 if no_decay else weight_decay)
+        groups.setdefault(key, []).append(parameter)
+    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
+
+
+def freeze(model: "CLIP4IDC", freeze_layer_num: int, train_token_embedding: bool = False) -> None:
+    """Stop CLIP's early parts from learning (SPEC §5, Freezing): blocks below freeze_layer_num and all that stands before them.
+
+    −1 freezes nothing. `train_token_embedding` leaves the token embedding learning (finetuning on Spot-the-Diff).
+    """
+    num_blocks = max(model.clip.sizes.vision_layers, model.clip.sizes.transformer_layers)
+    if not -1 <= freeze_layer_num <= num_blocks:
+        raise ValueError(f"freeze_layer_num is {freeze_layer_num}, expected -1 (freeze nothing) to {num_blocks} (all blocks)")
+    if freeze_layer_num == -1:
+        return
+    for name, parameter in model.named_parameters():
+        block = TEXT_BLOCK.match(name)
+        trained = (not name.startswith("clip.") or name.startswith(ALWAYS_TRAINED)
+                   or (block is not None and int(block.group(1)) >= freeze_layer_num)
+                   or (train_token_embedding and name == "clip.token_embedding.weight"))
+        parameter.requires_grad_(trained)
+
+
+def freeze_unused(model: "CLIP4IDC") -> None:
+    """Take what the stage's forward never reaches out of the graph: conv1 beside conv2, and in finetuning the text tower.
+
+    Such parameters get no gradient and so would not move anyway; DistributedDataParallel wants to know beforehand.
+    """
+    unused = ["clip.visual.conv1."] if model.clip.visual.linear_patch == "3d" else []
+    if model.task == "caption":
+        unused += ["clip.transformer.", "clip.ln_final.", "clip.text_projection", "clip.logit_scale"]
+    elif hasattr(model, "cross"):
+        unused += ["clip.logit_scale"]
+    for name, parameter in model.named_parameters():
+        if name.startswith(tuple(unused)):
+            parameter.requires_grad_(False)
