@@ -1,0 +1,187 @@
+"""Scenes → training samples and evaluation items → batches of tensors. Knows no dataset's files (SPEC §3).
+
+Letters: B samples, L words. Images are uint8 (B, 2|3, 3, H, W): before, after and, where a dataset has it, the distractor.
+"""
+
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
+
+from dataloaders.images import RESOLUTION, load_image
+from modules.tokenizer import tokenize_caption
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A pair with its captions; CLEVR-Change's scenes also have a distractor: another picture in which nothing changed."""
+
+    id: str
+    before: str
+    after: str
+    captions: tuple[str, ...]
+    distractor: str | None = None
+    distractor_id: str | None = None
+    distractor_captions: tuple[str, ...] = ()
+
+    @property
+    def image_paths(self) -> list[str]:
+        """before, after and, if there is one, the distractor."""
+        return [self.before, self.after] + ([self.distractor] if self.distractor else [])
+
+
+Key = tuple[int, int]  # (epoch, index): all that a sample's random draws may depend on, beside the seed
+
+
+class SceneDataset(Dataset):
+    """The base: scenes, their images, and draws that depend on (seed, epoch, index) alone."""
+
+    def __init__(self, scenes: Sequence[Scene], max_words: int, seed: int = 0, resolution: int = RESOLUTION) -> None:
+        self.scenes, self.max_words, self.seed, self.resolution = scenes, max_words, seed, resolution
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def draw(self, key: Key) -> random.Random:
+        """The random source of one sample."""
+        return random.Random(f"{self.seed}/{key[0]}/{key[1]}")
+
+    def load(self, paths: Sequence[str]) -> Tensor:
+        """Image files → (len(paths), 3, H, W) uint8."""
+        return torch.stack([load_image(path, self.resolution) for path in paths])
+
+
+class AdaptationSamples(SceneDataset):
+    """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time."""
+
+    def __init__(self, scenes: Sequence[Scene], max_words: int, seed: int = 0, resolution: int = RESOLUTION) -> None:
+        super().__init__(scenes, max_words, seed, resolution)
+        self.index = [(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        scene_index, caption_index = self.index[key[1]]
+        scene = self.scenes[scene_index]
+        swap = scene.distractor is not None and self.draw(key).random() < 0.5
+        arrays = tokenize_caption(scene.captions[caption_index], self.max_words)
+        return {"images": self.load([scene.distractor if swap else scene.before, scene.after]), "id": scene.id,
+                "text_ids": torch.from_numpy(arrays["retrieval_text_ids"])}
+
+
+class FinetuningSamples(SceneDataset):
+    """Training of stage 2: one sample per scene, one of its sentences drawn, and one of the distractor's where there is one."""
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        scene, draw = self.scenes[key[1]], self.draw(key)
+        captions = [draw.choice(scene.captions)] + ([draw.choice(scene.distractor_captions)] if scene.distractor else [])
+        arrays = [tokenize_caption(caption, self.max_words) for caption in captions]
+        words = {name: torch.stack([torch.from_numpy(array[name]) for array in arrays])  # (captions, L)
+                 for name in ("caption_input_ids", "caption_mask", "caption_target_ids")}
+        return {"images": self.load(scene.image_paths), "id": scene.id, **words}
+
+
+class EvaluationPairs(SceneDataset):
+    """Evaluation: each scene's images once; `distractors=False` leaves the third image unread."""
+
+    def __init__(self, scenes: Sequence[Scene], distractors: bool, resolution: int = RESOLUTION) -> None:
+        super().__init__(scenes, max_words=0, resolution=resolution)
+        self.distractors = distractors
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        scene = self.scenes[key[1]]
+        return {"images": self.load(scene.image_paths if self.distractors else scene.image_paths[:2]), "id": scene.id}
+
+
+class _TrainingOrder(DistributedSampler):
+    """DistributedSampler's shuffled, padded share of this process, as (epoch, index) keys."""
+
+    def __iter__(self) -> Iterator[Key]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class _FileOrder(Sampler):
+    """Items rank, rank + world, …: nothing dropped, nothing twice."""
+
+    def __init__(self, size: int, rank: int, world_size: int) -> None:
+        self.items = range(rank, size, world_size)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Key]:
+        return ((0, index) for index in self.items)
+
+
+class _Fallible(Dataset):
+    """Hands a sample's ValueError or OSError over as a value, so that a worker's traceback does not bury its one line."""
+
+    def __init__(self, dataset: SceneDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Key) -> dict[str, Any] | Exception:
+        try:
+            return self.dataset[key]
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _collate(samples: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exception:
+    failed = next((sample for sample in samples if isinstance(sample, Exception)), None)
+    return failed or default_collate(samples)
+
+
+class Batches:
+    """An iterable of batches, each a dict of tensors (and ids); raises the ValueError or OSError of an unreadable sample."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and draws the next iteration gives."""
+        self.loader.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.loader:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+def build_loader(dataset: SceneDataset, batch_size: int, training: bool, num_workers: int, rank: int = 0, world_size: int = 1,
+                 seed: int = 0) -> Batches:
+    """Batches of `batch_size` per process: shuffled by epoch with the last incomplete one dropped, or in file order.
+
+    Raises ValueError where a training split fills no batch.
+    """
+    if training and len(dataset) < batch_size * world_size:
+        raise ValueError(f"the training split has {len(dataset)} samples, fewer than one batch of {batch_size * world_size}: "
+                         "lower --batch_size")
+    sampler = (_TrainingOrder(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed) if training
+               else _FileOrder(len(dataset), rank, world_size))
+    return Batches(DataLoader(_Fallible(dataset), batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_collate,
+                              drop_last=training, pin_memory=torch.cuda.is_available(),
+                              persistent_workers=training and num_workers > 0))
+
+
+def check_scenes(scenes: Sequence[Scene], source: str, need_captions: bool = True) -> None:
+    """Refuse an empty split and scenes without a sentence; count and say empty captions."""
+    if not scenes:
+        raise ValueError(f"{source} lists no pairs")
+    for scene in scenes:
+        if need_captions and not (scene.captions and (scene.distractor is None or scene.distractor_captions)):
+            raise ValueError(f"{source}: pair {scene.id} has no caption")
+    captions = [caption for scene in scenes for caption in scene.captions + scene.distractor_captions]
+    empty = sum(not caption.strip() for caption in captions)
+    log.info("%s: %d pairs, %d captions%s", source, len(scenes), len(captions), f", {empty} of them empty" if empty else "")

@@ -1,0 +1,54 @@
+"""Reading and writing small files: JSON with errors that name the file, writes that leave nothing half-done."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: str | Path, kind: type | None = None) -> Any:
+    """The JSON value in a UTF-8 file. Raises FileNotFoundError, or ValueError for what is no JSON or not of `kind`."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are one
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from None
+    if kind is not None and not isinstance(value, kind):
+        names = {list: "a list", dict: "an object"}
+        raise ValueError(f"{path} holds {names.get(type(value), type(value).__name__)}, expected {names[kind]}")
+    return value
+
+
+@contextmanager
+def written_at_once(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that is synced and takes its name when the block ends well, and is gone when it does not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file at once, in the compact form of `json.dump`."""
+    with written_at_once(path) as temporary:
+        temporary.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,224 @@
+"""The command line of both scripts: one table of flags, checked all at once, as frozen dataclasses (SPEC §2).
+
+Imports nothing heavy, so that `--help` and wrong options answer at once. Each dataclass field is a flag of the same name.
+"""
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+IGNORED_FLAGS = ("do_pretrain", "do_lower_case", "lr_decay", "margin", "hard_negative_rate", "negative_weighting", "n_pair",
+                 "use_mil", "sampled_use_mil", "feature_framerate", "fp16_opt_level", "n_gpu", "world_size", "rank",
+                 "text_num_hidden_layers", "visual_num_hidden_layers")
+CONTEXT_LENGTH = 77
+STAGES = ("retrieval", "caption")
+
+
+def flag(default: Any, text: str, kind: type = str, stage: str | None = None, **more: Any) -> Any:
+    """A dataclass field that is also a flag; `stage` limits it to one of the scripts."""
+    return field(default=default, metadata={"help": text, "type": kind, "stage": stage, **more})
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to do, where, and how exactly."""
+
+    do_train: bool = flag(False, "train, evaluating after every epoch", bool)
+    do_eval: bool = flag(False, "evaluate --init_model", bool)
+    output_dir: str | None = flag(None, "folder for checkpoints, log.txt and results")
+    task_type: str | None = flag(None, "the script's own stage, when given at all", choices=STAGES)
+    seed: int = flag(42, "seed of every random draw", int)
+    precision: str = flag("auto", "auto: bf16 or fp16 on a GPU, whichever it has, fp32 elsewhere",
+                          choices=("auto", "fp32", "bf16", "fp16"))
+    fp16: bool = flag(False, "old name of --precision fp16", bool)
+    local_rank: int | None = flag(None, "set by old launchers; torchrun sets the environment instead", int)
+    n_display: int = flag(100, "steps between two lines of the log", int)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which pairs, and how they are read."""
+
+    datatype: str | None = flag(None, "dataset", choices=("spot", "clevr"))
+    data_path: str | None = flag(None, "folder of the annotations; CLEVR-Change's images lie below it")
+    features_path: str | None = flag(None, "folder of Spot-the-Diff's images")
+    max_words: int = flag(20, "tokens of a caption, special ones included", int)
+    num_thread_reader: int = flag(1, "worker processes that read images", int)
+    batch_size: int = flag(256, "global training batch, divided over the processes", int)
+    batch_size_val: int = flag(3500, "evaluation batch of each process", int)
+    eval_split: str = flag("test", "split that results are reported on", choices=("test", "val"))
+    select_on: str = flag("test", "split that chooses the best epoch; the paper used test, val is the sound choice",
+                          choices=("test", "val"))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Where the weights come from, and what their shapes cannot say."""
+
+    init_model: str | None = flag(None, "weights to start from: a file, as given or below ckpts/, or a URL")
+    resume_model: str | None = flag(None, "continue the run that wrote this pytorch_model.bin.<epoch>")
+    pretrained_clip_name: str = flag("ViT-B/32", "CLIP: a name, a file, or a .json of sizes for random weights")
+    cache_dir: str | None = flag(None, "folder for downloads (default: the user's cache folder)")
+    intra_num_hidden_layers: int = flag(9, "vision blocks that see each image alone", int)
+    linear_patch: str = flag("2d", "patches from each image (2d) or from both as two frames (3d)", choices=("2d", "3d"))
+    decoder_model: str = flag("decoder-base", "captioner's config: a name below modules/, a folder or a file", stage="caption+")
+    decoder_num_hidden_layers: int | None = flag(None, "captioner's layers, instead of the config's", int, stage="caption+")
+    cross_model: str = flag("cross-base", "cross encoder's config: a name below modules/, a folder or a file")
+    cross_num_hidden_layers: int | None = flag(None, "cross encoder's layers, instead of the config's", int)
+    sim_header: str = flag("loose", "similarity: cosine (loose) or cross encoder (tight)", stage="retrieval",
+                           choices=("loose", "tight"))
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Optimisation."""
+
+    epochs: int = flag(20, "passes over the training split", int)
+    lr: float = flag(1e-4, "peak learning rate", float)
+    coef_lr: float = flag(1.0, "factor on the learning rate inside CLIP", float)
+    warmup_proportion: float = flag(0.1, "share of the steps that warm up; -1 for none", float)
+    gradient_accumulation_steps: int = flag(1, "parts that a batch is worked off in", int)
+    freeze_layer_num: int = flag(0, "freeze CLIP below this block; -1 freezes nothing", int)
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Decoding and scoring."""
+
+    gt_dir: str = flag("gt", "folder of <datatype>_total_change_captions_reformat.json", stage="caption")
+    beam_size: int = flag(1, "beams of the decoding; 1 is greedy", int, stage="caption")
+    length_penalty: float = flag(0.0, "beams compare log-probability / length ** this", float, stage="caption")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option of a run, checked."""
+
+    stage: str
+    run: RunOptions
+    data: DataOptions
+    model: ModelOptions
+    training: TrainingOptions
+    caption: CaptionOptions
+    ignored: tuple[str, ...] = ()
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Name and value of every option of this stage."""
+        parts = (getattr(self, name) for name in GROUPS)
+        return [(f.name, getattr(part, f.name)) for part in parts for f in fields(part) if _belongs(f, self.stage)]
+
+
+GROUPS: dict[str, type] = {"run": RunOptions, "data": DataOptions, "model": ModelOptions, "training": TrainingOptions,
+                           "caption": CaptionOptions}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (--help lists the options)\n")
+
+
+def parse_options(argv: list[str] | None, stage: str, description: str, num_processes: int | None = None) -> Options:
+    """The checked options of a stage's script. Wrong ones print one line that names them all, and exit with 2.
+
+    num_processes defaults to the launcher's WORLD_SIZE.
+    """
+    parser = OneLineParser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for group in GROUPS.values():
+        _add_flags(parser.add_argument_group((group.__doc__ or "").rstrip(".")), group, stage)
+    for name in IGNORED_FLAGS:
+        parser.add_argument(f"--{name}", nargs="?", const=True, help=argparse.SUPPRESS)
+    values = vars(parser.parse_args(argv))
+    parts = {name: group(**{f.name: values[f.name] for f in fields(group) if f.name in values})
+             for name, group in GROUPS.items()}
+    options = Options(stage, **parts, ignored=tuple(f"--{name}" for name in IGNORED_FLAGS if values[name] is not None))
+    if num_processes is None:
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    problems = check_options(options, num_processes)
+    if problems:
+        parser.error("; ".join(problems))
+    return options
+
+
+def _belongs(f: Any, stage: str) -> bool:
+    return f.metadata["stage"] in (None, "caption+", stage)
+
+
+def _add_flags(parser: argparse._ArgumentGroup, group: type, stage: str) -> None:
+    for f in fields(group):
+        if not _belongs(f, stage):
+            continue
+        settings = {"help": f.metadata["help"], "default": f.default}
+        if f.metadata["type"] is bool:
+            settings["action"] = "store_true"
+        else:
+            settings.update(type=f.metadata["type"], choices=f.metadata.get("choices"))
+        names = ["--local_rank", "--local-rank"] if f.name == "local_rank" else [f"--{f.name}"]
+        parser.add_argument(*names, **settings)
+
+
+def check_options(options: Options, num_processes: int) -> list[str]:
+    """Everything wrong with the options that can be known before any file is opened."""
+    run, data, model, training = options.run, options.data, options.model, options.training
+    problems = []
+    if run.do_train == run.do_eval:
+        problems.append("give exactly one of --do_train and --do_eval")
+    problems += [f"--{name} is required" for name, value in (
+        ("output_dir", run.output_dir), ("datatype", data.datatype), ("data_path", data.data_path)) if not value]
+    if data.datatype == "spot" and not data.features_path:
+        problems.append("--features_path is required: the folder of Spot-the-Diff's images")
+    if run.task_type not in (None, options.stage):
+        problems.append(f"--task_type is {run.task_type}, but this script's stage is {options.stage}")
+    if run.fp16 and run.precision not in ("auto", "fp16"):
+        problems.append(f"--fp16 contradicts --precision {run.precision}")
+    if run.output_dir and Path(run.output_dir).exists() and not Path(run.output_dir).is_dir():
+        problems.append(f"--output_dir {run.output_dir} is a file, expected a folder")
+    if model.resume_model and run.do_eval:
+        problems.append("--resume_model continues training; to evaluate a file give --init_model")
+    return problems + _check_ranges(options) + _check_batch(data, training, num_processes)
+
+
+def _check_ranges(options: Options) -> list[str]:
+    at_least_one = ("n_display", "batch_size", "batch_size_val", "epochs", "gradient_accumulation_steps", "beam_size",
+                    "decoder_num_hidden_layers", "cross_num_hidden_layers")
+    at_least_zero = ("seed", "num_thread_reader", "intra_num_hidden_layers", "coef_lr", "length_penalty")
+    problems = []
+    for name, value in options.items():
+        if name in at_least_one and value is not None and value < 1:
+            problems.append(f"--{name} is {value}, expected at least 1")
+        if name in at_least_zero and not value >= 0:
+            problems.append(f"--{name} is {value}, expected at least 0")
+    training, data = options.training, options.data
+    if not 3 <= data.max_words <= CONTEXT_LENGTH:
+        problems.append(f"--max_words is {data.max_words}, expected 3 to {CONTEXT_LENGTH}, CLIP's context length")
+    if not 0 < training.lr < float("inf"):
+        problems.append(f"--lr is {training.lr}, expected a number above 0")
+    if training.warmup_proportion != -1 and not 0 <= training.warmup_proportion < 1:
+        problems.append(f"--warmup_proportion is {training.warmup_proportion}, expected a share in [0, 1), or -1 for none")
+    if training.freeze_layer_num < -1:
+        problems.append(f"--freeze_layer_num is {training.freeze_layer_num}, expected -1 or more")
+    return problems
+
+
+def _check_batch(data: DataOptions, training: TrainingOptions, num_processes: int) -> list[str]:
+    parts = training.gradient_accumulation_steps * num_processes
+    if data.batch_size >= 1 and training.gradient_accumulation_steps >= 1 and data.batch_size % parts:
+        return [f"--batch_size {data.batch_size} is not divisible by {training.gradient_accumulation_steps} accumulation step(s) "
+                f"times {num_processes} process(es)"]
+    return []
+
+
+def run_and_report(script: str, job: Any) -> int:
+    """Run `job()`; what a user can cause (ValueError, OSError) becomes one line on stderr and exit code 2."""
+    try:
+        job()
+    except (ValueError, OSError) as error:
+        rank = os.environ.get("RANK", "0")
+        where = script if rank == "0" else f"{script} (process {rank})"
+        print(f"{where}: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    return 0

@@ -1,0 +1,195 @@
+"""Process state in one place: process group, device, precision, seeds, logging. Opened by the entry scripts."""
+
+import logging
+import logging.handlers
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from modules.options import Options
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process among `world_size`, and the device and precision that it computes with."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+    precision: str = "fp32"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs, writes and scores."""
+        return self.rank == 0
+
+    def autocast(self) -> torch.autocast:
+        """The one way into lower precision; weights stay float32."""
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def seed(self, *parts: int) -> None:
+        """Seed torch's draws (dropout) from numbers such as seed, epoch and step, and this process' rank."""
+        state = np.random.SeedSequence([*parts, self.rank]).generate_state(2, np.uint32)
+        torch.manual_seed(int(state[0]) << 31 ^ int(state[1]))
+
+    def progress(self, iterable: Any, what: str, unit: str = "batch") -> tqdm:
+        """A progress bar on the main process' terminal; silent where stderr is none."""
+        return tqdm(iterable, desc=what, unit=unit, leave=False, dynamic_ncols=True, disable=None if self.is_main else True)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every process' value, in rank order, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """(n, …) rows of items rank, rank + world, … on each process → all rows in the items' order, on the CPU."""
+        parts = self.gather_objects(rows.cpu())
+        merged = parts[0].new_empty(sum(map(len, parts)), *rows.shape[1:])
+        for rank, part in enumerate(parts):
+            merged[rank :: self.world_size] = part
+        return merged
+
+    def from_main(self, value: Any) -> Any:
+        """The main process' value, on every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        return box[0]
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a detached tensor over the processes."""
+        if self.world_size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+
+@contextmanager
+def open_runtime(options: Options) -> Iterator[Runtime]:
+    """Join the launcher's process group, if any, choose device and precision, start logging, seed everything."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    with _logging(is_main=rank == 0):
+        device = _choose_device(options.run.local_rank)
+        precision = choose_precision("fp16" if options.run.fp16 else options.run.precision, device)
+        if world_size > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        runtime = Runtime(rank, world_size, device, precision)
+        torch.manual_seed(options.run.seed)  # the same on all processes: they must initialise alike
+        torch.set_float32_matmul_precision("high" if device.type == "cuda" and precision != "fp32" else "highest")
+        _log_start(options, runtime)
+        yield runtime
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def _choose_device(local_rank: int | None) -> torch.device:
+    local_rank = int(os.environ.get("LOCAL_RANK", local_rank or 0))
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are visible; start no "
+                             "more processes than GPUs")
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """What `auto` means on a device: bf16 on GPUs that compute in it (Ampere on), fp16 on older ones, fp32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+
+
+class _TerminalHandler(logging.Handler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _logging(is_main: bool) -> Iterator[None]:
+    root = logging.getLogger()
+    level, handlers = root.level, []
+    if is_main:
+        terminal = _TerminalHandler()
+        terminal.setFormatter(logging.Formatter("%(message)s"))
+        # Keeps the lines until the run has a folder: nothing is written before the inputs have been checked.
+        early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+        handlers = [terminal, early]
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(logging.INFO if is_main else logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in root.handlers[:]:
+            if handler in handlers or isinstance(handler, _LogFile):
+                root.removeHandler(handler)
+                handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt of a run."""
+
+
+def open_output_dir(options: Options, runtime: Runtime) -> Path:
+    """Make the run's folder and, on the main process, write all log lines so far and from now on to its log.txt."""
+    folder = Path(options.run.output_dir)
+    if runtime.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _LogFile(folder / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root = logging.getLogger()
+        for early in [h for h in root.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
+            early.setTarget(file)
+            early.flush()
+            root.removeHandler(early)
+        root.addHandler(file)
+    return folder
+
+
+def _log_start(options: Options, runtime: Runtime) -> None:
+    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or "CPU"
+    log.info("%s · %d process(es) on %s (%s), %s · torch %s, Python %s", options.stage, runtime.world_size, runtime.device.type,
+             name, runtime.precision, torch.__version__, platform.python_version())
+    for option, value in options.items():
+        log.info("  --%s = %s", option, value)
+    if options.ignored:
+        log.warning("accepted but without effect, as in the published code: %s", ", ".join(options.ignored))
+
+
+def format_scores(scores: dict[str, float], digits: int = 4) -> str:
+    """`name value` pairs in one line."""
+    return "  ".join(f"{name} {value:.{digits}f}" for name, value in scores.items())
+
+
+def format_table(rows: Sequence[tuple[str, dict[str, float]]], digits: int = 4) -> str:
+    """Rows of (label, scores) with the same score names, as aligned text."""
+    names = list(rows[0][1])
+    width = max(len(label) for label, _ in rows)
+    lines = [" " * width + "".join(f"{name:>10}" for name in names)]
+    lines += [f"{label:<{width}}" + "".join(f"{scores[name]:>10.{digits}f}" for name in names) for label, scores in rows]
+    return "\n".join(lines)
