@@ -36,8 +36,10 @@ class BertConfig:
                              f"{self.num_attention_heads}")
 
     @classmethod
-    def load(cls, source: str | Path | Mapping, file_name: str, layers_key: str) -> "BertConfig":
+    def load(cls, source: "str | Path | Mapping | BertConfig", file_name: str, layers_key: str) -> "BertConfig":
         """From a mapping, a name below modules/, a folder holding `file_name`, or a file. `layers_key` counts the layers."""
+        if isinstance(source, cls):
+            return source
         values, origin = (source, "the config") if isinstance(source, Mapping) else read_config(source, file_name)
         if values.get("hidden_act", "gelu") != "gelu":
             raise ValueError(f"{origin}: hidden_act is {values['hidden_act']!r}, only 'gelu' is built")
@@ -50,6 +52,10 @@ class BertConfig:
             return cls(num_layers=values[layers_key], **known)
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from None
+
+    def with_layers(self, num_layers: int | None) -> "BertConfig":
+        """This config, with another number of layers where one is given."""
+        return self if num_layers is None else replace(self, num_layers=num_layers)
 
     def fitted_to(self, embed_dim: int) -> "BertConfig":
         """This config, or one of E/64 heads and intermediate 4E where its hidden size is not E."""
@@ -74,11 +80,11 @@ def read_config(source: str | Path, file_name: str) -> tuple[dict, str]:
     return values, str(path)
 
 
-def load_decoder_config(source: str | Path | Mapping) -> BertConfig:
+def load_decoder_config(source: str | Path | Mapping | BertConfig) -> BertConfig:
     """The captioner's config; `num_decoder_layers` counts its encoder *and* its decoder layers (SPEC §2)."""
     return BertConfig.load(source, "decoder_config.json", "num_decoder_layers")
 
 
-def load_cross_config(source: str | Path | Mapping) -> BertConfig:
+def load_cross_config(source: str | Path | Mapping | BertConfig) -> BertConfig:
     """The cross encoder's config."""
     return BertConfig.load(source, "cross_config.json", "num_hidden_layers")

@@ -114,8 +114,9 @@ class CLIP4IDC(nn.Module):
 
     def similarity(self, text_pooled: Tensor, pair_pooled: Tensor) -> Tensor:
         """(N_text, E) and (N_pair, E) → (N_text, N_pair): cosines times exp(logit_scale)."""
-        text, pair = F.normalize(text_pooled.float(), dim=-1), F.normalize(pair_pooled.float(), dim=-1)
-        return self.clip.logit_scale.exp() * text @ pair.T
+        with torch.autocast(text_pooled.device.type, enabled=False):  # the loss is sharp in these: always float32
+            text, pair = F.normalize(text_pooled.float(), dim=-1), F.normalize(pair_pooled.float(), dim=-1)
+            return self.clip.logit_scale.exp() * text @ pair.T
 
     def compare(self, text: Features, pair: Features) -> Tensor:
         """(N_text, N_pair) similarities by the model's header: loose (cosine) or tight (cross encoder on every combination)."""

@@ -2,8 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from dataloaders.images import normalize
+from dataloaders.pairs import Batches, Scene
+from modules.clip import Features
+from modules.clip4idc import CLIP4IDC
+from modules.runtime import Runtime
+from modules.tokenizer import tokenize_caption
+
+TEXTS_AT_ONCE = 512
 
 
 def ranks_of(scores: Tensor, target: Tensor) -> Tensor:
@@ -36,3 +46,41 @@ def retrieval_metrics(similarity: Tensor, sentences_per_pair: Sequence[int]) -> 
     set_scores = torch.stack([texts.amax(dim=0) for texts in similarity.split(counts.tolist())])  # (caption sets, pairs)
     return {"text_to_pair": rank_metrics(ranks_of(similarity, pair_of_text), median="lower"),
             "pair_to_text": rank_metrics(ranks_of(set_scores.T, torch.arange(len(counts))), median="usual")}
+
+
+@torch.inference_mode()
+def evaluate_retrieval(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, max_words: int,
+                       runtime: Runtime) -> dict[str, dict[str, float]]:
+    """Metrics both ways of a split: every sentence a query, every pair encoded once, the work shared by all processes.
+
+    `loader` gives this process' share of the scenes' images in file order.
+    """
+    texts = [caption for scene in scenes for caption in scene.captions]
+    ids = torch.from_numpy(np.stack([tokenize_caption(text, max_words)["retrieval_text_ids"] for text in texts]))
+    own_ids = ids[runtime.rank :: runtime.world_size].split(TEXTS_AT_ONCE)
+    with runtime.autocast():
+        pairs = [model.encode_pairs(normalize(batch["images"].to(runtime.device))) for batch in runtime.progress(loader, "pairs")]
+        sentences = [model.encode_text(part.to(runtime.device)) for part in runtime.progress(own_ids, "texts")]
+        tight = hasattr(model, "cross")
+        pair, text = _everyones(pairs, tight, runtime), _everyones(sentences, tight, runtime)
+        similarity = _compare_all(model, text, pair, runtime) if tight else model.compare(text, pair)
+    return retrieval_metrics(similarity.float(), [len(scene.captions) for scene in scenes])
+
+
+def _everyones(shares: list[Features], with_tokens: bool, runtime: Runtime) -> Features:
+    """The features of all processes in the items' order; tokens and mask only where the cross encoder wants them."""
+    def merge(rows: Sequence[Tensor]) -> Tensor:
+        return runtime.gather_rows(torch.cat(list(rows))).to(runtime.device)
+
+    pooled = merge([share.pooled.float() for share in shares])
+    if not with_tokens:
+        return Features(pooled, pooled)
+    masks = [share.mask for share in shares]
+    return Features(merge([share.tokens for share in shares]), pooled, None if masks[0] is None else merge(masks))
+
+
+def _compare_all(model: CLIP4IDC, text: Features, pair: Features, runtime: Runtime) -> Tensor:
+    """The cross encoder's similarity of every text and pair, each process working off its share of the texts."""
+    own = range(runtime.rank, len(text.tokens), runtime.world_size)
+    rows = [model.compare(Features(*(part[n : n + 1] for part in text)), pair).cpu() for n in runtime.progress(own, "cross encoder")]
+    return runtime.gather_rows(torch.cat(rows))

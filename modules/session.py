@@ -1,0 +1,156 @@
+"""What both entry scripts do around their stage: read the data, build the model, train or evaluate, report."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dataloaders import load_scenes
+from dataloaders.pairs import AdaptationSamples, Batches, EvaluationPairs, FinetuningSamples, Scene, build_loader
+from modules.bert_config import load_cross_config, load_decoder_config
+from modules.captioning import CaptionJudge, generate_captions, write_hypotheses
+from modules.checkpoint import Progress, weights_path
+from modules.clip4idc import CLIP4IDC
+from modules.files import write_json
+from modules.options import Options
+from modules.pretrained import load_weights, read_weights
+from modules.retrieval import evaluate_retrieval
+from modules.runtime import Runtime, format_table, open_output_dir, open_runtime
+from modules.scoring import ensure_java
+from modules.training import build_trainer, fit
+
+log = logging.getLogger(__name__)
+
+SAMPLES = {"retrieval": AdaptationSamples, "caption": FinetuningSamples}
+
+
+class Evaluator(Protocol):
+    """Evaluates one split, epoch after epoch."""
+
+    def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
+        """The score that chooses epochs, and all scores; `label` names the epoch in files."""
+
+
+@dataclass
+class RetrievalEvaluator:
+    """Stage 1: R@k both ways; text→pair R@1 chooses."""
+
+    scenes: Sequence[Scene]
+    loader: Batches
+    options: Options
+    runtime: Runtime
+
+    def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
+        metrics = evaluate_retrieval(model, self.scenes, self.loader, self.options.data.max_words, self.runtime)
+        rows = [("text → pair", metrics["text_to_pair"]), ("pair → text", metrics["pair_to_text"])]
+        log.info("retrieval among %d pairs\n%s", len(self.scenes), format_table(rows, digits=1))
+        return metrics["text_to_pair"]["R1"], {f"{way}_{name}": v for way, scores in metrics.items() for name, v in scores.items()}
+
+
+@dataclass
+class CaptionEvaluator:
+    """Stage 2: captions to hyp_ep_<label>.json, scored on the main process; CIDEr chooses."""
+
+    scenes: Sequence[Scene]
+    loader: Batches
+    judge: CaptionJudge
+    options: Options
+    runtime: Runtime
+
+    def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
+        captions = generate_captions(model, self.scenes, self.loader, self.options, self.runtime)
+        scores = None
+        if self.runtime.is_main:
+            log.info("captions in %s", write_hypotheses(folder, label, captions))
+            scores = self.judge.score(captions)["all"]
+        scores = self.runtime.from_main(scores)
+        return scores["CIDEr"], scores
+
+
+def run(options: Options) -> None:
+    """A whole run of either script; ValueError or OSError for what the user can mend, as far as possible before anything is written."""
+    warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
+    with open_runtime(options) as runtime:
+        if options.stage == "caption" and runtime.is_main:
+            ensure_java()
+        splits = _read_splits(options)
+        model = build_model(options)
+        if options.run.do_train:
+            _train(model, splits, options, runtime)
+        else:
+            evaluator = _build_evaluator(model, splits, options.data.eval_split, options, runtime)
+            folder = open_output_dir(options, runtime)
+            _report(model, evaluator, options.data.eval_split, folder, options, runtime)
+
+
+def build_model(options: Options) -> CLIP4IDC:
+    """The stage's model from --init_model, --pretrained_clip_name or nothing, tensor by tensor (SPEC §2, Weights)."""
+    source = options.model
+    if source.resume_model:
+        log.info("--resume_model is given: --init_model %s is not used", source.init_model)
+        weights = read_weights(source.resume_model)
+    else:
+        weights = load_weights(source.init_model, source.pretrained_clip_name, source.cache_dir)
+    decoder_config = cross_config = None
+    if options.stage == "caption":
+        decoder_config = load_decoder_config(source.decoder_model).with_layers(source.decoder_num_hidden_layers)
+    if source.sim_header == "tight":
+        cross_config = load_cross_config(source.cross_model).with_layers(source.cross_num_hidden_layers)
+    model = CLIP4IDC.from_weights(weights, options.stage, source.intra_num_hidden_layers, source.linear_patch, decoder_config,
+                                  source.sim_header, cross_config)
+    if options.data.max_words > model.clip.sizes.context_length:
+        raise ValueError(f"--max_words {options.data.max_words} exceeds this CLIP's context length {model.clip.sizes.context_length}")
+    return model
+
+
+def _read_splits(options: Options) -> dict[str, list[Scene]]:
+    """The splits that this run needs; captioning's baselines need the training captions even in an evaluation."""
+    data = options.data
+    wanted = ["train"] if options.run.do_train or options.stage == "caption" else []
+    wanted += [data.select_on] if options.run.do_train else []
+    return {split: load_scenes(data.datatype, data.data_path, data.features_path, split)
+            for split in dict.fromkeys([*wanted, data.eval_split])}
+
+
+def _build_evaluator(model: CLIP4IDC, splits: dict[str, list[Scene]], split: str, options: Options, runtime: Runtime) -> Evaluator:
+    scenes, data = splits[split], options.data
+    pairs = EvaluationPairs(scenes, distractors=options.stage == "caption", resolution=model.clip.visual.image_resolution)
+    loader = build_loader(pairs, data.batch_size_val, False, data.num_thread_reader, runtime.rank, runtime.world_size)
+    if options.stage == "retrieval":
+        return RetrievalEvaluator(scenes, loader, options, runtime)
+    return CaptionEvaluator(scenes, loader, CaptionJudge.build(scenes, splits["train"], options, split), options, runtime)
+
+
+def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], options: Options, runtime: Runtime) -> None:
+    data, select_on = options.data, options.data.select_on
+    samples = SAMPLES[options.stage](splits["train"], data.max_words, options.run.seed, model.clip.visual.image_resolution)
+    per_process = data.batch_size // options.training.gradient_accumulation_steps // runtime.world_size
+    loader = build_loader(samples, per_process, True, data.num_thread_reader, runtime.rank, runtime.world_size, options.run.seed)
+    chooser = _build_evaluator(model, splits, select_on, options, runtime)
+    reporter = chooser if data.eval_split == select_on else _build_evaluator(model, splits, data.eval_split, options, runtime)
+    trainer = build_trainer(model, loader, options, runtime)
+    folder = open_output_dir(options, runtime)
+    log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")
+    progress = fit(trainer, folder, lambda model, epoch: chooser(model, str(epoch), folder))
+    _report_best(model, progress, reporter, folder, options, runtime)
+
+
+def _report_best(model: CLIP4IDC, progress: Progress, reporter: Evaluator, folder: Path, options: Options, runtime: Runtime) -> None:
+    if progress.best_epoch < 0:
+        log.warning("no epoch reached a score above 0")
+        return
+    log.info("best epoch: %d with %.4f on the %s split, %s", progress.best_epoch, progress.best_score, options.data.select_on,
+             weights_path(folder, progress.best_epoch))
+    runtime.from_main(None)  # the main process has written the weights that all now read
+    model.load_state_dict(read_weights(weights_path(folder, progress.best_epoch)))
+    _report(model, reporter, options.data.eval_split, folder, options, runtime)
+
+
+def _report(model: CLIP4IDC, evaluator: Evaluator, split: str, folder: Path, options: Options, runtime: Runtime) -> None:
+    log.info("evaluating on the %s split", split)
+    model.to(runtime.device).eval()
+    _, scores = evaluator(model, "eval", folder)
+    if runtime.is_main:
+        write_json(folder / "metrics.json", {"stage": options.stage, "split": split, **scores})

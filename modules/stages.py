@@ -1,0 +1,85 @@
+"""What differs between the two stages in training: batch → loss, and the optimizer's settings (SPEC §5)."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dataloaders.images import normalize
+from modules.clip import Features
+from modules.clip4idc import CLIP4IDC
+from modules.losses import caption_loss, contrastive_loss
+
+OPTIMIZER = {"retrieval": {"schedule": "cosine", "betas": (0.9, 0.98), "eps": 1e-6},
+             "caption": {"schedule": "linear", "betas": (0.9, 0.999), "eps": 1e-6}}
+WEIGHT_DECAY = {"retrieval": 0.2, "caption": 0.01}
+PATIENCE = {"retrieval": None, "caption": 11}  # epochs in a row without a better score, after which training stops
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all processes in rank order; backward hands each process the sum of the gradients for its own rows.
+
+    With every process computing the same loss on what is gathered, and DistributedDataParallel averaging, the outcome is the
+    gradient of one process on the global batch.
+    """
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.num_rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[dist.get_rank() * ctx.num_rows :][: ctx.num_rows]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """(n, …) rows of each process → (n·processes, …), with gradients."""
+    return _GatherRows.apply(rows) if dist.is_initialized() else rows
+
+
+class AdaptationStep(nn.Module):
+    """Stage 1: images (B, 2, 3, H, W) uint8 and text_ids (B, L) → contrastive loss over the global batch."""
+
+    def __init__(self, model: CLIP4IDC) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        pair = self.model.encode_pairs(normalize(batch["images"]))
+        text = self.model.encode_text(batch["text_ids"])
+        needs_tokens = hasattr(self.model, "cross")
+        everyone = Features(gather_rows(pair.tokens) if needs_tokens else pair.tokens, gather_rows(pair.pooled))
+        return contrastive_loss(gather_rows(self.model.compare(text, everyone)))
+
+
+class FinetuningStep(nn.Module):
+    """Stage 2: images (B, 2|3, 3, H, W) uint8 and caption arrays (B, 1|2, L) → token cross-entropy.
+
+    With a distractor the losses of the two pairs are added, each a mean over its own tokens of all processes.
+    """
+
+    def __init__(self, model: CLIP4IDC) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        pairs = self.model.encode_against_first(normalize(batch["images"]))
+        ids, mask, target = (batch[f"caption_{name}"].transpose(0, 1).flatten(0, 1)  # all change captions, then all distractors'
+                             for name in ("input_ids", "mask", "target_ids"))
+        keep = target != 0
+        logits = self.model.caption_logits(pairs.tokens, ids, mask, keep)  # (targets, V)
+        kinds = keep.unflatten(0, (-1, len(batch["images"])))  # (1|2, B, L)
+        local = kinds.flatten(1).sum(dim=1)
+        everyone = local.clone()
+        if dist.is_initialized():
+            dist.all_reduce(everyone)
+        scale = dist.get_world_size() if dist.is_initialized() else 1  # undone by DistributedDataParallel's mean
+        parts = zip(logits.split(local.tolist()), target[keep].split(local.tolist()), everyone, strict=True)
+        return scale * sum(caption_loss(part, words, count) for part, words, count in parts)
+
+
+STEPS = {"retrieval": AdaptationStep, "caption": FinetuningStep}

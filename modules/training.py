@@ -1,0 +1,160 @@
+"""Training of either stage: steps, epochs, evaluation after each, the best one kept (SPEC §5, §6)."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dataloaders.pairs import Batches
+from modules.checkpoint import Progress, load_for_resume, save_epoch, save_progress, weights_path
+from modules.clip import MAX_LOG_SCALE
+from modules.clip4idc import CLIP4IDC
+from modules.optimization import BertAdam, freeze, freeze_unused, parameter_groups
+from modules.options import Options
+from modules.runtime import Runtime
+from modules.stages import OPTIMIZER, PATIENCE, STEPS, WEIGHT_DECAY
+
+log = logging.getLogger(__name__)
+
+Evaluate = Callable[[CLIP4IDC, int], tuple[float, dict[str, float]]]  # (model, epoch) → score that chooses, all scores
+
+
+@dataclass
+class Trainer:
+    """A model with all that moves it: build with `build_trainer`."""
+
+    model: CLIP4IDC
+    step: nn.Module  # the stage's loss, wrapped for several processes
+    optimizer: BertAdam
+    scaler: torch.amp.GradScaler
+    loader: Batches
+    runtime: Runtime
+    options: Options
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What learns."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: Runtime) -> Trainer:
+    """Freeze, group, wrap. t_total counts the optimizer steps that really happen."""
+    training, stage = options.training, options.stage
+    freeze(model, training.freeze_layer_num, train_token_embedding=stage == "caption" and options.data.datatype == "spot")
+    freeze_unused(model)
+    model.to(runtime.device)
+    groups = parameter_groups(model, training.lr, training.coef_lr, WEIGHT_DECAY[stage])
+    t_total = len(loader) // training.gradient_accumulation_steps * training.epochs
+    if t_total == 0:
+        raise ValueError(f"an epoch has {len(loader)} batches, fewer than --gradient_accumulation_steps "
+                         f"{training.gradient_accumulation_steps}: no step would ever be taken")
+    optimizer = BertAdam(groups, lr=training.lr, warmup=training.warmup_proportion, t_total=t_total, **OPTIMIZER[stage])
+    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+    step = STEPS[stage](model)
+    if runtime.world_size > 1:
+        step = DistributedDataParallel(step, device_ids=[runtime.device] if runtime.device.type == "cuda" else None)
+    learning = sum(p.numel() for group in groups for p in group["params"])
+    log.info("%.1f M parameters, %.1f M of them learn; %d steps in %d epochs", sum(p.numel() for p in model.parameters()) / 1e6,
+             learning / 1e6, t_total, training.epochs)
+    return Trainer(model, step, optimizer, scaler, loader, runtime, options)
+
+
+def fit(trainer: Trainer, folder: Path, evaluate: Evaluate) -> Progress:
+    """Train to the last epoch or until the patience ends; every epoch is saved, evaluated and judged."""
+    options, runtime, progress = trainer.options, trainer.runtime, Progress()
+    if options.model.resume_model:
+        progress = load_for_resume(options.model.resume_model, trainer.model, trainer.optimizer, trainer.scaler)
+    for epoch in range(progress.epoch, options.training.epochs):
+        loss = train_epoch(trainer, epoch)
+        if runtime.is_main:
+            save_epoch(folder, epoch, trainer.model, trainer.optimizer, trainer.scaler)
+            log.info("epoch %d: mean loss %.4f, saved %s", epoch, loss, weights_path(folder, epoch))
+        trainer.model.eval()
+        score, scores = evaluate(trainer.model, epoch)
+        is_best = progress.judge(epoch, score)
+        if runtime.is_main:
+            save_progress(folder, progress)
+            _append_history(folder / "history.csv", {"epoch": epoch, "loss": loss, **scores}, fresh=epoch == 0)
+            log.info("epoch %d: %s; best epoch so far %d (%.4f)", epoch, "the best" if is_best else f"{progress.epochs_without} "
+                     "epoch(s) without a better one", progress.best_epoch, progress.best_score)
+        patience = PATIENCE[options.stage]
+        if patience is not None and progress.epochs_without >= patience:
+            log.info("stopping: %d epochs in a row brought nothing better", patience)
+            break
+    return progress
+
+
+def train_epoch(trainer: Trainer, epoch: int) -> float:
+    """One pass over the training split; returns the mean loss of its batches, over all processes."""
+    trainer.step.train()
+    trainer.loader.set_epoch(epoch)
+    accumulation, runtime = trainer.options.training.gradient_accumulation_steps, trainer.runtime
+    meter = _Meter(trainer, epoch)
+    losses = torch.zeros((), device=runtime.device)
+    for number, batch in enumerate(runtime.progress(trainer.loader, f"epoch {epoch}")):
+        runtime.seed(trainer.options.run.seed, epoch, number)  # dropout depends on the place in the run alone
+        batch = {name: value.to(runtime.device, non_blocking=True) for name, value in batch.items() if isinstance(value, Tensor)}
+        complete = (number + 1) % accumulation == 0
+        loss = _backward(trainer, batch, accumulation, complete)
+        if complete:
+            _update(trainer)
+        losses += loss
+        meter.after_batch(number, loss, complete)
+    trainer.optimizer.zero_grad(set_to_none=True)  # an incomplete accumulation is discarded
+    return (runtime.total(losses) / runtime.world_size / len(trainer.loader)).item()
+
+
+def _backward(trainer: Trainer, batch: dict[str, Tensor], accumulation: int, complete: bool) -> Tensor:
+    waiting = trainer.runtime.world_size > 1 and not complete
+    with trainer.step.no_sync() if waiting else contextlib.nullcontext():
+        with trainer.runtime.autocast():
+            loss = trainer.step(batch)
+        trainer.scaler.scale(loss / accumulation).backward()
+    return loss.detach()
+
+
+def _update(trainer: Trainer) -> None:
+    trainer.scaler.unscale_(trainer.optimizer)
+    nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        trainer.model.clip.logit_scale.clamp_(max=MAX_LOG_SCALE)
+
+
+class _Meter:
+    """A log line every n_display steps: loss, rate, seconds a step, pairs a second."""
+
+    def __init__(self, trainer: Trainer, epoch: int) -> None:
+        self.trainer, self.epoch = trainer, epoch
+        self.since, self.batches, self.losses = time.perf_counter(), 0, 0.0
+
+    def after_batch(self, number: int, loss: Tensor, complete: bool) -> None:
+        self.batches += 1
+        self.losses = self.losses + loss
+        accumulation = self.trainer.options.training.gradient_accumulation_steps
+        steps = (number + 1) // accumulation
+        if not complete or steps % self.trainer.options.run.n_display:
+            return
+        runtime = self.trainer.runtime
+        mean = (runtime.total(self.losses) / runtime.world_size / self.batches).item()
+        seconds = time.perf_counter() - self.since
+        pairs = self.batches * self.trainer.loader.loader.batch_size * runtime.world_size
+        log.info("epoch %d step %d/%d  loss %.4f  lr %.3e  %.3f s/step  %.1f pairs/s", self.epoch, steps,
+                 len(self.trainer.loader) // accumulation, mean, self.trainer.optimizer.learning_rate(),
+                 seconds * accumulation / self.batches, pairs / seconds)
+        self.since, self.batches, self.losses = time.perf_counter(), 0, 0.0
+
+
+def _append_history(path: Path, row: dict[str, float], fresh: bool) -> None:
+    rows = [] if fresh or not path.is_file() else pd.read_csv(path).to_dict("records")
+    rows = [old for old in rows if old["epoch"] < row["epoch"]] + [row]
+    pd.DataFrame(rows).to_csv(path, index=False)
