@@ -100,7 +100,8 @@ class CaptionJudge:
         random_scores = self._references.score_tokens(drawn, apart)
         for name, ids in {"all": list(self.truth), **apart}.items():
             constant = best_constant(tokens, {key: self._references.tokens[key] for key in ids})
-            rows.append((f"best constant ({name}: “{constant}”)", self._references.score_tokens(dict.fromkeys(ids, constant))["all"]))
+            constant_scores = self._references.score_tokens(dict.fromkeys(ids, constant))["all"]
+            rows.append((f"best constant ({name}: “{constant}”)", constant_scores))
             rows.append((f"random training caption ({name})", random_scores[name]))
         log.info("baselines\n%s", format_table(rows))
 

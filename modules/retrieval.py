@@ -82,5 +82,6 @@ def _everyones(shares: list[Features], with_tokens: bool, runtime: Runtime) -> F
 def _compare_all(model: CLIP4IDC, text: Features, pair: Features, runtime: Runtime) -> Tensor:
     """The cross encoder's similarity of every text and pair, each process working off its share of the texts."""
     own = range(runtime.rank, len(text.tokens), runtime.world_size)
-    rows = [model.compare(Features(*(part[n : n + 1] for part in text)), pair).cpu() for n in runtime.progress(own, "cross encoder")]
+    rows = [model.compare(Features(*(part[n : n + 1] for part in text)), pair).cpu()
+            for n in runtime.progress(own, "cross encoder", unit="text")]
     return runtime.gather_rows(torch.cat(rows))

@@ -47,25 +47,17 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     return {key: tokenized.get(key, []) + [""] * (len(texts) - len(tokenized.get(key, []))) for key, texts in captions.items()}
 
 
-def corpus_scores(references: Mapping[str, list[str]], hypotheses: Mapping[str, str]) -> dict[str, float]:
-    """Scores of tokenised hypotheses, an id each, against tokenised references of the same ids."""
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.meteor.meteor import Meteor
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    truth = {key: references[key] for key in hypotheses}
-    results = {key: [caption] for key, caption in hypotheses.items()}
-    bleu, _ = Bleu(4).compute_score(truth, results, verbose=0)
-    others = [scorer.compute_score(truth, results)[0] for scorer in (Meteor(), Rouge(), Cider())]
-    return {name: float(value) for name, value in zip(SCORE_NAMES, [*bleu, *others], strict=True)}
-
-
 class References:
-    """Ground truth of the evaluated ids, tokenised once a run."""
+    """Ground truth of the evaluated ids, tokenised once, and the scorers, METEOR's Java process started once."""
 
     def __init__(self, captions: Mapping[str, Sequence[str]]) -> None:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+
         self.tokens = tokenize(captions)
+        self.bleu, self.others = Bleu(4), (Meteor(), Rouge(), Cider())
 
     def score(self, hypotheses: Mapping[str, str], subsets: Subsets | None = None) -> dict[str, dict[str, float]]:
         """Scores over all hypotheses under the key `all`, and anew on each subset of ids that has any."""
@@ -75,7 +67,14 @@ class References:
     def score_tokens(self, tokens: Mapping[str, str], subsets: Subsets | None = None) -> dict[str, dict[str, float]]:
         """The same for hypotheses that are tokenised already."""
         groups = {"all": list(tokens), **{name: [key for key in ids if key in tokens] for name, ids in (subsets or {}).items()}}
-        return {name: corpus_scores(self.tokens, {key: tokens[key] for key in ids}) for name, ids in groups.items() if ids}
+        return {name: self._corpus_scores({key: tokens[key] for key in ids}) for name, ids in groups.items() if ids}
+
+    def _corpus_scores(self, tokens: Mapping[str, str]) -> dict[str, float]:
+        truth = {key: self.tokens[key] for key in tokens}
+        results = {key: [caption] for key, caption in tokens.items()}
+        bleu, _ = self.bleu.compute_score(truth, results, verbose=0)
+        others = [scorer.compute_score(truth, results)[0] for scorer in self.others]
+        return {name: float(value) for name, value in zip(SCORE_NAMES, [*bleu, *others], strict=True)}
 
 
 def read_ground_truth(path: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:
@@ -89,5 +88,5 @@ def read_ground_truth(path: str | Path, ids: Sequence[str]) -> dict[str, list[st
     missing = [key for key in ids if key not in captions]
     if missing:
         more = f" and {len(missing) - 1} more ids" if len(missing) > 1 else ""
-        raise ValueError(f"{path} has no captions of {missing[0]}{more} that are to be evaluated; make it anew with gt/eval_utils.py")
+        raise ValueError(f"{path} has no captions of {missing[0]}{more} to be evaluated; make it anew with gt/eval_utils.py")
     return {key: captions[key] for key in ids}

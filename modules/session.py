@@ -70,7 +70,7 @@ class CaptionEvaluator:
 
 
 def run(options: Options) -> None:
-    """A whole run of either script; ValueError or OSError for what the user can mend, as far as possible before anything is written."""
+    """A whole run of either script. What the user can mend is a ValueError or OSError, mostly before anything is written."""
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     with open_runtime(options) as runtime:
         if options.stage == "caption" and runtime.is_main:
@@ -101,7 +101,8 @@ def build_model(options: Options) -> CLIP4IDC:
     model = CLIP4IDC.from_weights(weights, options.stage, source.intra_num_hidden_layers, source.linear_patch, decoder_config,
                                   source.sim_header, cross_config)
     if options.data.max_words > model.clip.sizes.context_length:
-        raise ValueError(f"--max_words {options.data.max_words} exceeds this CLIP's context length {model.clip.sizes.context_length}")
+        raise ValueError(f"--max_words is {options.data.max_words}, expected at most {model.clip.sizes.context_length}, this "
+                         "CLIP's context length")
     return model
 
 
@@ -137,7 +138,8 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], options: Options, ru
     _report_best(model, progress, reporter, folder, options, runtime)
 
 
-def _report_best(model: CLIP4IDC, progress: Progress, reporter: Evaluator, folder: Path, options: Options, runtime: Runtime) -> None:
+def _report_best(model: CLIP4IDC, progress: Progress, reporter: Evaluator, folder: Path, options: Options,
+                 runtime: Runtime) -> None:
     if progress.best_epoch < 0:
         log.warning("no epoch reached a score above 0")
         return

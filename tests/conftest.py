@@ -1,0 +1,111 @@
+"""Shared fixtures: golden files, a tiny model, tiny drawn datasets, and where the real data lies."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from modules.clip import CLIP, ClipSizes
+from modules.clip4idc import CLIP4IDC
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+REAL = ROOT.parent / "shared" / "data"
+
+TINY = {"embed_dim": 64, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32,
+        "context_length": 77, "vocab_size": 49408, "transformer_width": 64, "transformer_layers": 2}
+COLORS = {"red": (40, 40, 200), "green": (40, 160, 40), "blue": (200, 60, 40), "yellow": (40, 220, 230)}
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The real annotations and scenes beside the project; the test skips where they are absent."""
+    if not REAL.is_dir():
+        pytest.skip(f"no real data at {REAL}")
+    return REAL
+
+
+@pytest.fixture
+def tiny_sizes(tmp_path: Path) -> Path:
+    """A JSON of sizes for --pretrained_clip_name."""
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+def tiny_weights(seed: int = 0, **changes: int) -> dict[str, torch.Tensor]:
+    """Random CLIP weights with a vocabulary of 50 (SOT 48, EOT 49), in OpenAI's names and more."""
+    torch.manual_seed(seed)
+    sizes = ClipSizes(**{**TINY, "vocab_size": 50, **changes})
+    return {f"clip.{key}": value for key, value in CLIP(sizes, 1, "2d").state_dict().items()}
+
+
+@pytest.fixture
+def tiny_captioner() -> CLIP4IDC:
+    """A two-layer captioner with a vocabulary of 50, in evaluation mode."""
+    model = CLIP4IDC.from_weights(tiny_weights(), "caption", intra_layers=1)
+    with torch.no_grad():  # random embeddings of .02 make flat logits: spread them so that decoding has choices
+        model.clip.token_embedding.weight.mul_(10)
+    return model.eval()
+
+
+def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> None:
+    """Gray pictures of 80×60, a square of a colour in those after the first; `None` leaves all alike."""
+    noise = np.random.default_rng(seed).integers(100, 130, (60, 80, 3), dtype=np.uint8)
+    for number, name in enumerate(names):
+        image = noise.copy()
+        if number and color:
+            image[15:45, 20:60] = COLORS[color]
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), image)
+
+
+def make_spot(root: Path, sizes: dict[str, int]) -> Path:
+    """A Spot-the-Diff of coloured squares in its reformatted layout, with ground truth in root/gt. Returns root."""
+    from gt.eval_utils import coco_ground_truth
+    from modules.files import write_json
+
+    number = 0
+    for split, size in sizes.items():
+        entries = []
+        for _ in range(size):
+            color = list(COLORS)[number % len(COLORS)]
+            draw_pair(root / "images_test", [f"{number}.png", f"{number}_2.png"], color, number)
+            entries.append({"img_id": str(number), "sentences": [f"a {color} square has appeared", f"there is a {color} box now"]})
+            number += 1
+        write_json(root / f"{split}.json", entries)
+        write_json(root / f"reformat_{split}.json", entries)
+    truth = coco_ground_truth((f"{e['img_id']}.png", e["sentences"]) for e in json.loads((root / "test.json").read_text()))
+    write_json(root / "gt" / "spot_total_change_captions_reformat.json", truth)
+    return root
+
+
+def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
+    """A CLEVR-Change of coloured squares in its layout, with ground truth in root/gt. Returns root."""
+    from gt.eval_utils import clevr_captions, coco_ground_truth
+    from modules.files import write_json
+
+    change, no_change, splits, number = {}, {}, {}, 0
+    for split, size in sizes.items():
+        splits[split] = list(range(number, number + size))
+        for _ in range(size):
+            color, name = list(COLORS)[number % len(COLORS)], f"{number:06d}.png"
+            draw_pair(root, [f"images/CLEVR_default_{name}", f"sc_images/CLEVR_semantic_{name}"], color, number)
+            draw_pair(root, [f"nsc_images/CLEVR_nonsemantic_{name}"], None, number)
+            change[f"CLEVR_default_{name}"] = [f"a {color} square has appeared", f"someone added a {color} square"]
+            no_change[f"CLEVR_default_{name}"] = ["no change was made", "nothing has changed"]
+            number += 1
+    for file, value in (("change_captions.json", change), ("no_change_captions.json", no_change), ("splits.json", splits),
+                        ("type_mapping.json", {"add": [f"{n:06d}.png" for n in range(number)], "drop": []})):
+        write_json(root / file, value)
+    write_json(root / "gt" / "clevr_total_change_captions_reformat.json", coco_ground_truth(clevr_captions(root)))
+    return root
