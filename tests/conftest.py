@@ -52,8 +52,12 @@ def tiny_weights(seed: int = 0, **changes: int) -> dict[str, torch.Tensor]:
 def tiny_captioner() -> CLIP4IDC:
     """A two-layer captioner with a vocabulary of 50, in evaluation mode."""
     model = CLIP4IDC.from_weights(tiny_weights(), "caption", intra_layers=1)
-    with torch.no_grad():  # random embeddings of .02 make flat logits: spread them so that decoding has choices
+    with torch.no_grad():  # weights of .02 make flat logits that no image changes: spread them so that decoding has choices
         model.clip.token_embedding.weight.mul_(10)
+        for layer in (*model.decoder.encoder.layer, *model.decoder.decoder.layer):
+            for parameter in layer.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(8)
     return model.eval()
 
 

@@ -1,0 +1,103 @@
+"""Decoding: cached = full recomputation, beam 1 = greedy, wide beam = brute force."""
+
+import itertools
+
+import pytest
+import torch
+
+from modules.generation import beam_search, greedy_search
+
+
+def plain_greedy(model, tokens, max_words):
+    """The whole prefix anew for every word, as the published code does."""
+    ids = torch.full((len(tokens), 1), model.vocab_size - 2)
+    for _ in range(max_words):
+        logits = model.caption_logits(tokens, ids, torch.ones_like(ids))
+        ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1)], dim=1)
+    words = ids[:, 1:]
+    eot = model.vocab_size - 1
+    ended = ((words == eot).cumsum(dim=1) - (words == eot).long()) > 0
+    return words.masked_fill(ended, 0)
+
+
+def test_cached_greedy_equals_full_recomputation(tiny_captioner):
+    torch.manual_seed(5)
+    with torch.no_grad():
+        tiny_captioner.decoder.predictions.bias[49] = 3.0  # so that rows end, and at different places
+        tokens = torch.randn(12, 10, 64)
+        expected = plain_greedy(tiny_captioner, tokens, 10)
+    ours = greedy_search(tiny_captioner, tokens, 10)
+    assert torch.equal(ours, expected[:, : ours.shape[1]])
+    assert not expected[:, ours.shape[1] :].any()
+    lengths = (ours != 0).sum(dim=1)
+    assert (ours == 49).any(), "no row ended: nothing would be dropped"
+    assert len(lengths.unique()) > 1, "all rows ended together"
+
+
+def test_step_logits_equal_teacher_forcing(tiny_captioner):
+    with torch.no_grad():
+        tokens = tiny_captioner.encode_pairs(torch.randn(3, 2, 3, 64, 64)).tokens
+        ids = torch.randint(1, 48, (3, 7))
+        full = tiny_captioner.caption_logits(tokens, ids, torch.ones_like(ids))
+        state = tiny_captioner.start_captions(tokens, 7)
+        steps = [tiny_captioner.next_word_logits(ids[:, n], state) for n in range(7)]
+    torch.testing.assert_close(torch.stack(steps, dim=1), full, atol=1e-4, rtol=1e-4)
+
+
+class Markov:
+    """A toy of five words whose next-word probabilities depend on the pair and the last word. SOT 3, EOT 4."""
+
+    vocab_size = 5
+
+    class State:
+        def __init__(self, tables):
+            self.tables = tables
+
+        def select(self, rows):
+            return Markov.State(self.tables[rows])
+
+    def start_captions(self, pair_tokens, max_words):
+        return Markov.State(pair_tokens)
+
+    def next_word_logits(self, ids, state):
+        return state.tables[torch.arange(len(ids)), ids]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize("max_words", [1, 3, 4])
+def test_wide_beam_is_brute_force(penalty, max_words):
+    tables = torch.randn(6, 5, 5, generator=torch.Generator().manual_seed(max_words)) * 2
+    ours = beam_search(Markov(), tables, max_words, beam_size=5**max_words, length_penalty=penalty)
+    for table, row in zip(tables.log_softmax(dim=-1), ours.tolist(), strict=True):
+        best, best_score = None, -float("inf")
+        for length in range(1, max_words + 1):
+            for words in itertools.product(range(5), repeat=length):
+                if 4 in words[:-1] or (length < max_words and words[-1] != 4):
+                    continue  # goes on after EOT, or stops before the end without one
+                score = sum(table[a, b].item() for a, b in zip((3, *words), words, strict=False)) / length**penalty
+                if score > best_score:
+                    best, best_score = words, score
+        assert tuple(row[: len(best)]) == best
+        assert not any(row[len(best) :])
+
+
+def test_beam_of_one_is_greedy(tiny_captioner):
+    tokens = torch.randn(8, 10, 64)
+    with torch.no_grad():
+        tiny_captioner.decoder.predictions.bias[49] = -20.0  # no early end: with one, a beam may prefer what greedy cannot see
+    greedy = greedy_search(tiny_captioner, tokens, 8)
+    assert torch.equal(beam_search(tiny_captioner, tokens, 8, beam_size=1), greedy)
+
+
+def test_batched_beams_equal_single_ones(tiny_captioner):
+    tokens = torch.randn(5, 10, 64)
+    together = beam_search(tiny_captioner, tokens, 8, beam_size=3, length_penalty=1.0)
+    for row, one in zip(together, tokens, strict=True):
+        single = beam_search(tiny_captioner, one[None], 8, beam_size=3, length_penalty=1.0)[0]
+        assert torch.equal(row[: len(single)], single)
+        assert not row[len(single) :].any()
+
+
+def test_more_words_than_positions_is_refused(tiny_captioner):
+    with pytest.raises(ValueError, match="77 positions"):
+        greedy_search(tiny_captioner, torch.randn(1, 10, 64), 78)

@@ -1,0 +1,92 @@
+"""Losses, and two processes = one on the same global batch."""
+
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+
+from modules.clip4idc import CLIP4IDC
+from modules.losses import caption_loss, contrastive_loss
+from modules.optimization import freeze_unused
+from modules.stages import STEPS
+from tests.conftest import tiny_weights
+from tests.test_model import CROSS
+
+
+def test_contrastive_loss_by_hand():
+    similarity = torch.tensor([[2.0, 0.0], [1.0, 3.0]])
+    rows = -(similarity.log_softmax(dim=1)).diagonal().mean()
+    columns = -(similarity.log_softmax(dim=0)).diagonal().mean()
+    assert contrastive_loss(similarity).item() == pytest.approx(((rows + columns) / 2).item())
+
+
+def test_caption_loss_ignores_pad():
+    logits, target = torch.randn(2, 3, 7), torch.tensor([[1, 2, 0], [3, 0, 0]])
+    expected = F.cross_entropy(torch.stack([logits[0, 0], logits[0, 1], logits[1, 0]]), torch.tensor([1, 2, 3]))
+    assert caption_loss(logits, target).item() == pytest.approx(expected.item())
+    assert caption_loss(logits, torch.zeros_like(target)).item() == 0
+
+
+def batch_of(task: str, with_distractors: bool) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 255, (4, 3 if with_distractors else 2, 3, 64, 64), dtype=torch.uint8, generator=draw)
+    if task == "retrieval":
+        return {"images": images, "text_ids": torch.cat([torch.randint(1, 48, (4, 6), generator=draw), torch.full((4, 1), 49)], dim=1)}
+    captions = 2 if with_distractors else 1
+    ids = torch.randint(1, 48, (4, captions, 6), generator=draw)
+    mask = (torch.arange(6) < torch.randint(2, 7, (4, captions, 1), generator=draw)).long()  # so counts differ between processes
+    return {"images": images, "caption_input_ids": ids, "caption_mask": mask, "caption_target_ids": ids.roll(-1, dims=2) * mask}
+
+
+def gradients(task: str, header: str, distractors: bool, rank: int, world: int) -> tuple[float, dict[str, torch.Tensor]]:
+    config = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64, "num_decoder_layers": 1,
+              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    cross = {**CROSS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(0)
+    model = CLIP4IDC.from_weights(tiny_weights(), task, 1, decoder_config=config, sim_header=header, cross_config=cross)
+    freeze_unused(model)
+    step = STEPS[task](model)
+    if world > 1:
+        step = torch.nn.parallel.DistributedDataParallel(step)
+    share = 4 // world
+    batch = {name: value[rank * share :][:share] for name, value in batch_of(task, distractors).items()}
+    loss = step(batch)
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def worker(rank: int, port: int, case: tuple, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    loss, found = gradients(*case, rank, 2)
+    results.put((rank, loss, {name: g.numpy() for name, g in found.items()}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", [("retrieval", "loose", False), ("retrieval", "tight", False), ("caption", "loose", False),
+                                  ("caption", "loose", True)], ids=lambda c: "-".join(map(str, c)))
+def test_two_processes_have_the_gradient_of_one(case):
+    one_loss, one = gradients(*case, 0, 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [context.Process(target=worker, args=(rank, port, case, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    answers = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    losses = [loss for _, loss, _ in answers]
+    assert sum(losses) / 2 == pytest.approx(one_loss, rel=1e-5)
+    for _, _, found in answers:
+        assert found.keys() == one.keys()
+        for name, gradient in found.items():
+            torch.testing.assert_close(torch.from_numpy(gradient), one[name], atol=2e-6, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
