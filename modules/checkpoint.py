@@ -27,6 +27,11 @@ class Progress:
     best_epoch: int = -1
     epochs_without: int = 0  # in a row, since the best
 
+    @property
+    def chosen_epoch(self) -> int:
+        """The best epoch, or the newest where none has scored."""
+        return self.best_epoch if self.best_epoch >= 0 else self.epoch - 1
+
     def judge(self, epoch: int, score: float) -> bool:
         """Take in an epoch's score, an equal one counting as better; returns whether it is the best so far."""
         self.epoch = epoch + 1
@@ -54,16 +59,15 @@ def save_epoch(folder: Path, epoch: int, model: nn.Module, optimizer: torch.opti
 
 
 def save_progress(folder: Path, progress: Progress) -> None:
-    """Put the run's standing into the newest training state, and point `pytorch_model.bin.best` at the best epoch."""
+    """Put the run's standing into the newest training state, and point `pytorch_model.bin.best` at the chosen epoch."""
     path = folder / f"{STATE}.{progress.epoch - 1}"
     state = torch.load(path, map_location="cpu", weights_only=True)
     with written_at_once(path) as temporary:
         torch.save({**state, "progress": asdict(progress)}, temporary)
-    if progress.best_epoch >= 0:
-        link = folder / f".{WEIGHTS}.best"
-        link.unlink(missing_ok=True)
-        link.symlink_to(weights_path(folder, progress.best_epoch).name)
-        link.replace(weights_path(folder, "best"))
+    link = folder / f".{WEIGHTS}.best"
+    link.unlink(missing_ok=True)
+    link.symlink_to(weights_path(folder, progress.chosen_epoch).name)
+    link.replace(weights_path(folder, "best"))
 
 
 def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:

@@ -25,7 +25,7 @@ def warmup_cosine(x: float, warmup: float) -> float:
 
 def warmup_linear(x: float, warmup: float) -> float:
     """x/warmup, then down a line to 0 at x = 1."""
-    return x / warmup if x < warmup else max((x - 1) / (warmup - 1), 0.0)
+    return x / warmup if x < warmup else max((1 - x) / (1 - warmup), 0.0)
 
 
 def warmup_constant(x: float, warmup: float) -> float:

@@ -140,13 +140,14 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], options: Options, ru
 
 def _report_best(model: CLIP4IDC, progress: Progress, reporter: Evaluator, folder: Path, options: Options,
                  runtime: Runtime) -> None:
+    chosen = weights_path(folder, progress.chosen_epoch)
     if progress.best_epoch < 0:
-        log.warning("no epoch reached a score above 0")
-        return
-    log.info("best epoch: %d with %.4f on the %s split, %s", progress.best_epoch, progress.best_score, options.data.select_on,
-             weights_path(folder, progress.best_epoch))
+        log.warning("no epoch scored on the %s split: the last one, %s, stands for the best epoch", options.data.select_on, chosen)
+    else:
+        log.info("best epoch: %d with %.4f on the %s split, %s", progress.best_epoch, progress.best_score, options.data.select_on,
+                 chosen)
     runtime.from_main(None)  # the main process has written the weights that all now read
-    model.load_state_dict(read_weights(weights_path(folder, progress.best_epoch)))
+    model.load_state_dict(read_weights(chosen))
     _report(model, reporter, options.data.eval_split, folder, options, runtime)
 
 

@@ -82,8 +82,8 @@ def fit(trainer: Trainer, folder: Path, evaluate: Evaluate) -> Progress:
         if runtime.is_main:
             save_progress(folder, progress)
             _append_history(folder / "history.csv", {"epoch": epoch, "loss": loss, **scores}, fresh=epoch == 0)
-            log.info("epoch %d: %s; best epoch so far %d (%.4f)", epoch, "the best" if is_best else f"{progress.epochs_without} "
-                     "epoch(s) without a better one", progress.best_epoch, progress.best_score)
+            log.info("epoch %d: %s", epoch, f"the best so far, {score:.4f}" if is_best else
+                     f"{progress.epochs_without} epoch(s) in a row without a better score than {progress.best_score:.4f}")
         patience = PATIENCE[options.stage]
         if patience is not None and progress.epochs_without >= patience:
             log.info("stopping: %d epochs in a row brought nothing better", patience)

@@ -1,0 +1,221 @@
+"""Both entry scripts from end to end on tiny drawn data, alone, under torchrun, and on real scenes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import CLIP4IDCinference
+import main_task_retrieval
+from tests.conftest import ROOT, make_clevr, make_spot
+
+SCRIPTS = {"retrieval": main_task_retrieval, "caption": CLIP4IDCinference}
+SIZES = {"train": 8, "val": 3, "test": 5}
+
+
+@pytest.fixture(scope="module")
+def clevr(tmp_path_factory):
+    return make_clevr(tmp_path_factory.mktemp("clevr"), SIZES)
+
+
+@pytest.fixture(scope="module")
+def spot(tmp_path_factory):
+    return make_spot(tmp_path_factory.mktemp("spot"), SIZES)
+
+
+def words(data: Path, output: Path, sizes: Path, stage: str, *more: str) -> list[str]:
+    datatype = "clevr" if (data / "splits.json").exists() else "spot"
+    return ["--data_path", str(data), "--features_path", str(data / "images_test"), "--output_dir", str(output), "--datatype", datatype,
+            "--batch_size", "4", "--batch_size_val", "2", "--max_words", "12", "--epochs", "2", "--n_display", "1", "--num_thread_reader", "0",
+            "--intra_num_hidden_layers", "1", "--pretrained_clip_name", str(sizes), "--lr", "1e-3",
+            *(["--gt_dir", str(data / "gt"), "--decoder_num_hidden_layers", "1"] if stage == "caption" else []), *more]
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "caption"])
+@pytest.mark.parametrize("dataset", ["spot", "clevr"])
+def test_train_then_evaluate(stage, dataset, tiny_sizes, tmp_path, request):
+    data, run = request.getfixturevalue(dataset), tmp_path / "run"
+    assert SCRIPTS[stage].main(words(data, run, tiny_sizes, stage, "--do_train")) == 0
+    for epoch in range(2):
+        assert (run / f"pytorch_model.bin.{epoch}").is_file()
+    log = (run / "log.txt").read_text()
+    for needed in ("--coef_lr = 1.0", "loss", "lr ", "s/step", "pairs/s", "best epoch", "test split, as in the paper"):
+        assert needed in log
+    with open(run / "history.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+    trained = json.loads((run / "metrics.json").read_text())
+    best = str(run / "pytorch_model.bin.best")
+    assert SCRIPTS[stage].main(words(data, tmp_path / "eval", tiny_sizes, stage, "--do_eval", "--init_model", best)) == 0
+    assert json.loads((tmp_path / "eval" / "metrics.json").read_text()) == trained
+    if stage == "caption":
+        captions = json.loads((run / "hyp_ep_eval.json").read_text())
+        expected = [f"{n:06d}.png{kind}" for kind in ("", "_n") for n in range(11, 16)] if dataset == "clevr" else [
+            f"{n}.png" for n in range(11, 16)]
+        assert [row["image_id"] for row in captions] == expected
+        assert captions == json.loads((tmp_path / "eval" / "hyp_ep_eval.json").read_text())
+        assert log.count("best constant (all") == log.count("random training caption (all") == 1
+
+
+def test_tight_header_trains_and_evaluates(spot, tiny_sizes, tmp_path):
+    config = tmp_path / "cross_config.json"
+    config.write_text(json.dumps({"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64, "num_hidden_layers": 1,
+                                  "max_position_embeddings": 30}))
+    more = ("--sim_header", "tight", "--cross_model", str(tmp_path), "--epochs", "1")
+    assert main_task_retrieval.main(words(spot, tmp_path / "run", tiny_sizes, "retrieval", "--do_train", *more)) == 0
+    saved = torch.load(tmp_path / "run" / "pytorch_model.bin.0", weights_only=True)
+    assert "similarity_dense.weight" in saved
+
+
+def test_choosing_on_val_reports_on_test(spot, tiny_sizes, tmp_path):
+    run = tmp_path / "run"
+    CLIP4IDCinference.main(words(spot, run, tiny_sizes, "caption", "--do_train", "--select_on", "val", "--epochs", "1"))
+    assert [row["image_id"] for row in json.loads((run / "hyp_ep_0.json").read_text())] == ["8.png", "9.png", "10.png"]
+    assert len(json.loads((run / "hyp_ep_eval.json").read_text())) == 5
+    assert "epochs are chosen on the val split" in (run / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "caption"])
+def test_resumed_equals_uninterrupted(stage, clevr, tiny_sizes, tmp_path):
+    plain = words(clevr, tmp_path / "whole", tiny_sizes, stage, "--do_train", "--epochs", "3")
+    assert SCRIPTS[stage].main(plain) == 0
+    cut = words(clevr, tmp_path / "cut", tiny_sizes, stage, "--do_train", "--epochs", "3")
+    trainer = sys.modules["modules.training"]
+    whole_epoch = trainer.train_epoch
+
+    def killed(t, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return whole_epoch(t, epoch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            SCRIPTS[stage].main(cut)
+    assert SCRIPTS[stage].main([*cut, "--resume_model", str(tmp_path / "cut" / "pytorch_model.bin.1")]) == 0
+    whole, resumed = (torch.load(tmp_path / run / "pytorch_model.bin.2", weights_only=True) for run in ("whole", "cut"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert (tmp_path / "whole" / "history.csv").read_text() == (tmp_path / "cut" / "history.csv").read_text()
+
+
+def test_accumulation_equals_one_batch_and_drops_the_incomplete(spot, tiny_sizes, tmp_path):
+    """In stage 2 without dropout and with captions of one length, two halves make the whole."""
+    config = tmp_path / "decoder_config.json"
+    config.write_text(json.dumps({"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64, "num_decoder_layers": 1,
+                                  "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    entries = json.loads((spot / "reformat_train.json").read_text())
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "reformat_test.json").write_text((spot / "reformat_test.json").read_text())
+    (data / "reformat_train.json").write_text(json.dumps([{**e, "sentences": ["a red square is here"]} for e in entries]))
+    saved = []
+    for parts in (1, 2):
+        run = tmp_path / f"run{parts}"
+        CLIP4IDCinference.main([*words(spot, run, tiny_sizes, "caption", "--do_train", "--decoder_model", str(config), "--epochs", "1",
+                                       "--gradient_accumulation_steps", str(parts)), "--data_path", str(data), "--features_path",
+                                str(spot / "images_test")])
+        saved.append(torch.load(run / "pytorch_model.bin.0", weights_only=True))
+    for key, value in saved[0].items():
+        torch.testing.assert_close(saved[1][key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+    with pytest.raises(SystemExit):  # 8 pairs, 2 a batch: 4 batches an epoch can never fill 5 parts
+        CLIP4IDCinference.main(words(spot, tmp_path / "x", tiny_sizes, "caption", "--do_train", "--batch_size", "10",
+                                     "--gradient_accumulation_steps", "5"))
+
+
+def torchrun(script: str, options: list[str], processes: int = 2) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", script, *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.parametrize(("stage", "script"), [("retrieval", "main_task_retrieval.py"), ("caption", "CLIP4IDCinference.py")])
+def test_two_processes_under_torchrun(stage, script, clevr, tiny_sizes, tmp_path):
+    done = torchrun(script, words(clevr, tmp_path / "two", tiny_sizes, stage, "--do_train"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    best = str(tmp_path / "two" / "pytorch_model.bin.best")
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    SCRIPTS[stage].main(words(clevr, tmp_path / "one", tiny_sizes, stage, "--do_eval", "--init_model", best))
+    one = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert value == (pytest.approx(two[name], abs=1e-6) if isinstance(value, float) else two[name])
+    if stage == "caption":
+        assert (tmp_path / "one" / "hyp_ep_eval.json").read_text() == (tmp_path / "two" / "hyp_ep_eval.json").read_text()
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "caption"])
+def test_real_scenes(stage, real_data, tiny_sizes, tmp_path):
+    from gt.eval_utils import make_ground_truth
+
+    root = real_data / "clevr-change" / "real48"
+    make_ground_truth("clevr", root, "test", tmp_path / "gt" / "clevr_total_change_captions_reformat.json")
+    more = ["--batch_size", "24" if stage == "retrieval" else "8", "--epochs", "1"]
+    more += ["--gt_dir", str(tmp_path / "gt")] if stage == "caption" else []
+    assert SCRIPTS[stage].main([*words(root, tmp_path / "run", tiny_sizes, stage, "--do_train"), *more]) == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["split"] == "test"
+
+
+def refused(stage: str, options: list[str], capsys: pytest.CaptureFixture) -> str:
+    with pytest.raises(SystemExit) as stop:
+        SCRIPTS[stage].main(options)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    return lines[-1]
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--init_model", "nowhere.bin"], "no checkpoint nowhere.bin"), (["--intra_num_hidden_layers", "9"], "give 0 to 2"),
+    (["--freeze_layer_num", "5"], "freeze_layer_num is 5"), (["--batch_size", "40"], "8 samples, fewer than one batch of 40"),
+    (["--gt_dir", "nowhere"], "make it with python gt/eval_utils.py"), (["--data_path", "nowhere"], "nowhere"),
+    (["--decoder_model", "nowhere"], "no config 'nowhere'"), (["--pretrained_clip_name", "ViT-X"], "unknown CLIP 'ViT-X'")])
+def test_what_the_user_can_mend_is_one_line_and_nothing_is_written(more, message, spot, tiny_sizes, tmp_path, capsys):
+    run = tmp_path / "run"
+    line = refused("caption", words(spot, run, tiny_sizes, "caption", "--do_train", *more), capsys)
+    assert message in line
+    assert line.startswith("CLIP4IDCinference.py: ")
+    assert not run.exists()
+
+
+def test_ground_truth_without_the_ids_is_found_before_training(spot, tiny_sizes, tmp_path, capsys):
+    (tmp_path / "gt").mkdir()
+    (tmp_path / "gt" / "spot_total_change_captions_reformat.json").write_text('{"annotations": []}')
+    line = refused("caption", words(spot, tmp_path / "run", tiny_sizes, "caption", "--do_train", "--gt_dir", str(tmp_path / "gt")), capsys)
+    assert "11.png" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_size_are_refused(spot, tiny_sizes, tmp_path, capsys):
+    from tests.conftest import tiny_weights
+
+    weights = tiny_weights()
+    weights["clip.visual.proj"] = torch.zeros(64, 32)
+    torch.save(weights, tmp_path / "other.bin")
+    assert "clip." in refused("retrieval", words(spot, tmp_path / "run", tiny_sizes, "retrieval", "--do_eval", "--init_model",
+                                                 str(tmp_path / "other.bin")), capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_published_commands_word_for_word(processes, tmp_path):
+    """Stage 1, then stage 2, on a seeded random ViT-B/32 and a drawn Spot-the-Diff; minutes and about 12 GB of memory."""
+    from modules.clip import CLIP, ClipSizes
+    from modules.clip4idc import PAIR_KEYS
+
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    make_spot(clone / "images", {"train": 130, "val": 4, "test": 9})
+    (clone / "images" / "gt" / "spot_total_change_captions_reformat.json").rename(clone / "gt" / "spot_total_change_captions_reformat.json")
+    torch.manual_seed(1)
+    clip = CLIP(ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12), 0, "2d").state_dict()
+    torch.save({k: v for k, v in clip.items() if k.removeprefix("visual.") not in PAIR_KEYS}, clone / "modules" / "ViT-B-32.pt")
+    python = sys.executable if processes == 1 else f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node={processes}"
+    for script in ("adapt_spot", "finetune_spot"):
+        text = (ROOT / "scripts" / f"{script}.sh").read_text().replace("${PYTHON:-python}", python).replace('cd "$(dirname "$0")/.."', "")
+        done = subprocess.run(["bash", "-c", text, script, "--epochs", "1"], cwd=clone, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        if script == "adapt_spot":
+            (clone / "ckpts" / "ckpt_spot_retrieval" / "pytorch_model.bin.0").rename(clone / "ckpts" / "pretrained" / "pytorch_model.bin.30")
+    assert len(json.loads((clone / "ckpts" / "ckpt_spot_caption" / "hyp_ep_eval.json").read_text())) == 9

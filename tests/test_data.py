@@ -1,0 +1,228 @@
+"""Loaders, preprocessing, ground truth: drawn and real files, order, draws, and what is refused."""
+
+import json
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataloaders import load_scenes
+from dataloaders.images import load_image
+from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, build_loader
+from gt import eval_utils
+from modules.tokenizer import decode, tokenize_caption
+from preprocess import reformat_dataset
+from tests.conftest import make_clevr, make_spot
+
+
+@pytest.fixture
+def clevr(tmp_path):
+    return make_clevr(tmp_path / "clevr", {"train": 6, "val": 2, "test": 3})
+
+
+@pytest.fixture
+def spot(tmp_path):
+    return make_spot(tmp_path / "spot", {"train": 5, "val": 2, "test": 3})
+
+
+def test_real_spot_annotations(real_data, tmp_path):
+    annotations = real_data / "spot-the-diff" / "annotations"
+    reformat_dataset.main(["--data_path", str(annotations), "--output", str(tmp_path)])
+    lengths = [len(json.loads((tmp_path / f"reformat_{split}.json").read_text())) for split in ("train", "val", "test")]
+    assert lengths == [8566, 1493, 1270]
+    merged = json.loads((tmp_path / "reformat_train.json").read_text())
+    raw = json.loads((annotations / "train.json").read_text())
+    assert Counter(s for e in merged for s in e["sentences"]) == Counter(s for e in raw for s in e["sentences"])
+    assert [e["img_id"] for e in merged] == list(dict.fromkeys(e["img_id"] for e in raw))
+    eval_utils.main(["--data_path", str(annotations), "--output", str(tmp_path / "gt.json")])
+    real = real_data / "spot-the-diff" / "gt" / "spot_total_change_captions_reformat.json"
+    assert json.loads((tmp_path / "gt.json").read_text()) == json.loads(real.read_text())
+
+
+def test_scripts_run_bare_in_a_data_folder(spot, monkeypatch):
+    for name in ("reformat_train.json", "reformat_val.json", "reformat_test.json"):
+        (spot / name).unlink()
+    monkeypatch.chdir(spot)
+    assert reformat_dataset.main([]) == 0
+    assert eval_utils.main([]) == 0
+    assert len(json.loads((spot / "reformat_train.json").read_text())) == 5
+    assert json.loads((spot / "total_change_captions_reformat.json").read_text())["images"][0] == {"filename": "7.png", "id": "7.png"}
+
+
+def test_real_clevr_scenes(real_data):
+    root = real_data / "clevr-change" / "real48"
+    sizes = {split: len(load_scenes("clevr", root, None, split)) for split in ("train", "val", "test")}
+    assert sizes == {"train": 24, "val": 8, "test": 16}
+    scenes = load_scenes("clevr", root, None, "test")
+    truth = eval_utils.coco_ground_truth(eval_utils.clevr_captions(root))
+    ids = {image["id"] for image in truth["images"]}
+    assert len(truth["images"]) == 96
+    assert {s.id for s in scenes} | {s.distractor_id for s in scenes} <= ids
+    images = EvaluationPairs(scenes, distractors=True)[(0, 0)]["images"]
+    assert images.shape == (3, 3, 224, 224)
+    before, after, distractor = images.float()
+    assert (before - after).abs().mean() > 1
+    assert (before - distractor).abs().mean() > 1
+
+
+def test_real_clevr_split_counts(real_data):
+    from dataloaders.clevr_change import read_split, read_types
+
+    root = real_data / "clevr-change"
+    assert [len(read_split(root, split)) for split in ("train", "val", "test")] == [33830, 1988, 3985]
+    assert {name: len(ids) for name, ids in read_types(root).items()} == {
+        "color": 7958, "material": 7963, "move": 7955, "drop": 7961, "add": 7966}
+
+
+def test_adaptation_samples_swap_the_distractor_in_half_of_the_time(clevr):
+    scenes = load_scenes("clevr", clevr, None, "train")
+    samples = AdaptationSamples(scenes, 12, seed=1, resolution=32)
+    assert len(samples) == 12
+    swapped = 0
+    for epoch in range(20):
+        for index in range(12):
+            scene = scenes[index // 2]
+            images = samples[(epoch, index)]["images"]
+            before, distractor = load_image(scene.before, 32), load_image(scene.distractor, 32)
+            assert torch.equal(images[1], load_image(scene.after, 32))
+            assert torch.equal(images[0], before) or torch.equal(images[0], distractor)
+    # the squares' before and distractor are alike: tell them apart by a marked file
+    Image.fromarray(np.zeros((60, 80, 3), np.uint8)).save(scenes[0].distractor)
+    draws = [bool(samples[(epoch, 0)]["images"][0].max() == 0) for epoch in range(200)]
+    swapped = sum(draws)
+    assert 70 < swapped < 130
+    assert draws == [bool(samples[(epoch, 0)]["images"][0].max() == 0) for epoch in range(200)]
+
+
+def test_finetuning_samples_draw_a_sentence_of_each_kind(clevr):
+    samples = FinetuningSamples(load_scenes("clevr", clevr, None, "train"), 12, seed=1, resolution=32)
+    seen = [set(), set()]
+    for epoch in range(30):
+        sample = samples[(epoch, 2)]
+        assert sample["images"].shape == (3, 3, 32, 32)
+        for kind in range(2):
+            seen[kind].add(decode(sample["caption_input_ids"][kind].tolist()))
+    assert seen == [{"a blue square has appeared", "someone added a blue square"}, {"no change was made", "nothing has changed"}]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, world, workers):
+    scenes = load_scenes("clevr", clevr, None, "train")
+    samples = FinetuningSamples(scenes, 12, seed=1, resolution=32)
+    reference = {epoch: {scene.id: samples[(epoch, i)]["caption_input_ids"] for i, scene in enumerate(scenes)} for epoch in (0, 1)}
+    orders = []
+    loaders = [build_loader(samples, 1, True, workers, rank, world, seed=7) for rank in range(world)]
+    for epoch in (0, 1):
+        seen = []
+        for loader in loaders:
+            loader.set_epoch(epoch)
+            for batch in loader:
+                seen += batch["id"]
+                for name, ids in zip(batch["id"], batch["caption_input_ids"], strict=True):
+                    assert torch.equal(ids, reference[epoch][name])
+        assert sorted(seen) == sorted(scene.id for scene in scenes)
+        orders.append(seen)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_evaluation_is_in_file_order_with_nothing_dropped_or_twice(clevr, world):
+    pairs = EvaluationPairs(load_scenes("clevr", clevr, None, "test"), distractors=False, resolution=32)
+    shares = [[name for batch in build_loader(pairs, 2, False, 0, rank, world) for name in batch["id"]] for rank in range(world)]
+    merged = [None] * 3
+    for rank, share in enumerate(shares):
+        merged[rank::world] = share
+    assert merged == ["000008.png", "000009.png", "000010.png"]
+
+
+def test_a_split_smaller_than_a_batch_names_both_numbers(spot):
+    samples = FinetuningSamples(load_scenes("spot", spot, spot / "images_test", "train"), 12, resolution=32)
+    with pytest.raises(ValueError, match=r"5 samples.*batch of 8"):
+        build_loader(samples, 4, True, 0, 0, 2)
+
+
+def test_empty_captions_are_counted(spot, caplog):
+    entries = json.loads((spot / "reformat_val.json").read_text())
+    entries[0]["sentences"][0] = ""
+    (spot / "reformat_val.json").write_text(json.dumps(entries))
+    with caplog.at_level("INFO"):
+        load_scenes("spot", spot, spot / "images_test", "val")
+    assert "4 captions, 1 of them empty" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_one_clear_error(spot, workers):
+    scenes = load_scenes("spot", spot, spot / "images_test", "test")
+    path = scenes[1].after
+    with open(path, "r+b") as file:
+        file.truncate(os.path.getsize(path) // 2)
+    loader = build_loader(EvaluationPairs(scenes, False, 32), 2, False, workers)
+    with pytest.raises(ValueError, match=rf"cannot read the image {path}") as error:
+        list(loader)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"{", "not JSON"), (b"\xff\xfe\x00", "not JSON"), (b"{}", "expected a list"), (b"[]", "lists no pairs"),
+    (b'[{"img_id": "1"}]', "entry 0"), (b'[{"img_id": "1", "sentences": "x"}]', "entry 0"),
+    (b'[{"img_id": "../1", "sentences": ["x"]}]', "no plain file name"), (b'[{"img_id": "999", "sentences": ["x"]}]', "999.png"),
+    (b'[{"img_id": "5", "sentences": ["x"]}, {"img_id": "5", "sentences": ["x"]}]', "twice"),
+    (b'[{"img_id": "5", "sentences": []}]', "no caption")])
+def test_wrong_spot_annotations(spot, content, message):
+    (spot / "reformat_val.json").write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=message):
+        load_scenes("spot", spot, spot / "images_test", "val")
+
+
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("splits.json", {"train": ["a"]}, '"train" is not a list of scene numbers'), ("splits.json", {}, '"train" is not'),
+    ("change_captions.json", {}, "no captions of CLEVR_default_000000.png"), ("no_change_captions.json", {"x": ["y"]}, "entry 'x'"),
+    ("splits.json", {"train": [99]}, "000099")])
+def test_wrong_clevr_annotations(clevr, file, content, message):
+    (clevr / file).write_text(json.dumps(content))
+    with pytest.raises((ValueError, OSError), match=message):
+        load_scenes("clevr", clevr, None, "train")
+
+
+def test_missing_image_and_folders(clevr, spot, tmp_path):
+    (clevr / "sc_images" / "CLEVR_semantic_000001.png").unlink()
+    with pytest.raises(FileNotFoundError, match="CLEVR_semantic_000001.png"):
+        load_scenes("clevr", clevr, None, "train")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_scenes("clevr", tmp_path / "nowhere", None, "train")
+    with pytest.raises(FileNotFoundError, match="features_path"):
+        load_scenes("spot", spot, spot / "nowhere", "train")
+    (spot / "reformat_val.json").unlink()
+    with pytest.raises(FileNotFoundError, match="reformat_dataset.py"):
+        load_scenes("spot", spot, spot / "images_test", "val")
+
+
+def test_reformatting_writes_nothing_when_one_split_is_broken(spot, tmp_path, capsys):
+    (spot / "val.json").write_text("[")
+    with pytest.raises(SystemExit) as stop:
+        reformat_dataset.main(["--data_path", str(spot), "--output", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_image_kinds(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 4), dtype=np.uint8)
+    for mode in ("RGBA", "RGB", "L", "P", "CMYK", "1"):
+        kind = "tiff" if mode == "CMYK" else "png"
+        Image.fromarray(pixels).convert("RGB").convert(mode).save(tmp_path / f"{mode}.{kind}")
+        assert load_image(tmp_path / f"{mode}.{kind}", 16).shape == (3, 16, 16)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match="text.png"):
+        load_image(tmp_path / "text.png")
+
+
+def test_decode_stops_at_eot_and_at_the_first_exclamation_mark():
+    ids = tokenize_caption("the car has gone", 20)["caption_target_ids"].tolist()
+    assert decode(ids) == "the car has gone"
+    assert decode([*ids[:2], 0, *ids[2:]]) == "the car"
+    assert decode([]) == ""
