@@ -21,6 +21,8 @@ from modules.tokenizer import decode
 
 log = logging.getLogger(__name__)
 
+SHOWN = 4  # captions in the log of an evaluation
+
 
 @torch.inference_mode()
 def generate_captions(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, options: Options,
@@ -90,6 +92,8 @@ class CaptionJudge:
             self._log_baselines()
         scores = self._references.score(captions, self.subsets)
         log.info("caption scores\n%s", format_table(list(scores.items())))
+        for key in list(captions)[:: max(1, len(captions) // SHOWN)][:SHOWN]:
+            log.info("  %s: “%s” (a reference: “%s”)", key, captions[key], self.truth[key][0])
         return scores
 
     def _log_baselines(self) -> None:

@@ -1,0 +1,220 @@
+"""Random scenes and what changes in them; a pair depends on (seed, index) alone.
+
+A scene that breaks a rule (things too close, hidden, out of the picture, or impossible to describe) is drawn anew.
+"""
+
+from dataclasses import dataclass, replace
+from math import hypot, pi
+from random import Random
+
+import numpy as np
+
+from preprocess.scene_captions import describable
+from preprocess.scene_geometry import (
+    CAMERA,
+    COLORS,
+    LAMPS,
+    MATERIALS,
+    RADII,
+    SHAPES,
+    Scene,
+    Thing,
+    View,
+    camera_axes,
+    project,
+    visible_pixels,
+)
+
+CHANGE_TYPES = ("color", "material", "add", "drop", "move")
+NUM_THINGS = (3, 10)
+_REACH = 3.0  # things stand in [-3, 3]^2
+_GAP = 0.25  # between the feet of two things
+_MARGIN = 0.4  # between two things along each axis of the usual camera: left, right, front and behind are clear
+_SCENE_JITTER = 1.0  # of the camera, from scene to scene
+_PICTURE_JITTER = 1.3  # of the camera, among the pictures of a scene; as far as in the real ones
+_LAMP_JITTER = 1.0
+_MIN_PIXELS, _MIN_SHARE = 120, 0.35  # what must be seen of every thing
+_MIN_CHANGED_PIXELS, _MIN_CHANGED_SHARE = 250, 0.6  # and of a thing that changes
+_MIN_MOVE, _MIN_MOVE_PIXELS = 1.2, 50
+_RIGHT = camera_axes(CAMERA)[0, :2].tolist()
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change: its type and the thing as it was and as it is (None: it is not in that picture)."""
+
+    type: str
+    before: Thing | None
+    after: Thing | None
+
+    @property
+    def value(self) -> str | None:
+        """The new color or material, None for other types."""
+        return getattr(self.after, self.type) if self.type in ("color", "material") else None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the pictures of one entry show. The distractor has before's things, seen and lit differently."""
+
+    before: Scene
+    after: Scene
+    distractor: Scene
+    changes: tuple[Change, ...]
+
+
+def change_type(seed: int, index: int) -> str:
+    """The type of a CLEVR-Change pair; each five consecutive indices from a multiple of five have all five types."""
+    return Random(f"{seed} types {index // 5}").sample(CHANGE_TYPES, 5)[index % 5]
+
+
+def sample_clevr_pair(seed: int, index: int) -> Pair:
+    """A pair of one change, and camera and lamps of each picture a little different."""
+    rng = Random(f"{seed} clevr {index}")
+    types = (change_type(seed, index),)
+    count = _num_things(types, rng)
+    while True:
+        base = _jittered(CAMERA, _SCENE_JITTER, rng)
+        views = [View(_jittered(base, _PICTURE_JITTER, rng), _jittered_lamps(rng)) for _ in range(3)]
+        pair = _sample_pair(types, count, views, rng)
+        if pair is not None:
+            return pair
+
+
+def sample_spot_pair(seed: int, index: int) -> Pair:
+    """A pair of one to three changes of different things, seen by a fixed camera."""
+    rng = Random(f"{seed} spot {index}")
+    types = tuple(rng.sample(CHANGE_TYPES, rng.randint(1, 3)))
+    count = _num_things(types, rng)
+    while True:
+        view = View(_jittered(CAMERA, _SCENE_JITTER, rng), _jittered_lamps(rng))
+        pair = _sample_pair(types, count, [view] * 3, rng)
+        if pair is not None:
+            return pair
+
+
+def _jittered(place: tuple[float, float, float], most: float, rng: Random) -> tuple[float, float, float]:
+    return tuple(value + rng.uniform(-most, most) for value in place)
+
+
+def _jittered_lamps(rng: Random) -> tuple[tuple[float, float, float], ...]:
+    return tuple(_jittered(lamp, _LAMP_JITTER, rng) for lamp in LAMPS)
+
+
+def _num_things(types: tuple[str, ...], rng: Random) -> int:
+    """How many things there are at first; drawn once a pair, or crowded scenes, often rejected, would be rare."""
+    return rng.randint(NUM_THINGS[0] + ("drop" in types), NUM_THINGS[1] - ("add" in types))
+
+
+def _sample_pair(types: tuple[str, ...], count: int, views: list[View], rng: Random) -> Pair | None:
+    """One attempt at a pair of the given changes; views are those of before, after and distractor."""
+    things = _sample_things(count, rng)
+    if things is None:
+        return None
+    before = Scene(things, views[0])
+    if not all(_seen_enough(Scene(things, view)) for view in {views[0], views[2]}):
+        return None
+    changes = _sample_changes(types, before, rng)
+    if changes is None:
+        return None
+    after = Scene(_changed(things, changes), views[1])
+    pair = Pair(before, after, Scene(things, views[2]), changes)
+    return pair if _acceptable(pair) else None
+
+
+def _sample_things(count: int, rng: Random) -> tuple[Thing, ...] | None:
+    things: tuple[Thing, ...] = ()
+    for _ in range(count):
+        thing = _placed(_random_thing(rng), things, rng)
+        if thing is None:
+            return None
+        things += (thing,)
+    return things
+
+
+def _random_thing(rng: Random) -> Thing:
+    looks = (rng.choice(options) for options in (SHAPES, tuple(COLORS), MATERIALS, tuple(RADII)))
+    return Thing(*looks, 0.0, 0.0, rng.uniform(0, 2 * pi))
+
+
+def _placed(thing: Thing, others: tuple[Thing, ...], rng: Random) -> Thing | None:
+    """The thing at a random free place, None where 50 tries found none."""
+    for _ in range(50):
+        x, y = rng.uniform(-_REACH, _REACH), rng.uniform(-_REACH, _REACH)
+        if all(_apart(x - other.x, y - other.y, RADII[thing.size] + RADII[other.size]) for other in others):
+            return replace(thing, x=x, y=y)
+    return None
+
+
+def _apart(x: float, y: float, radii: float) -> bool:
+    """Whether two things with this offset leave a gap and are clearly left or right, in front or behind."""
+    across, along = x * _RIGHT[0] + y * _RIGHT[1], x * _RIGHT[1] - y * _RIGHT[0]
+    return abs(across) > _MARGIN and abs(along) > _MARGIN and hypot(x, y) > radii + _GAP
+
+
+def _sample_changes(types: tuple[str, ...], before: Scene, rng: Random) -> tuple[Change, ...] | None:
+    """One change of each type, each of another thing; None where there is no room for one."""
+    free = list(before.things)
+    rng.shuffle(free)
+    occupied = before.things
+    changes = []
+    for kind in types:
+        old = None if kind == "add" else free.pop()
+        new = _new_state(kind, old, occupied, before, rng)
+        if new is None and kind != "drop":
+            return None
+        if kind in ("add", "move"):
+            occupied += (new,)
+        changes.append(Change(kind, old, new))
+    return tuple(changes)
+
+
+def _new_state(kind: str, old: Thing | None, occupied: tuple[Thing, ...], before: Scene, rng: Random) -> Thing | None:
+    """The thing after a change of this kind: None where it is gone or finds no place."""
+    if kind == "drop":
+        return None
+    if kind == "add":
+        return _placed(_random_thing(rng), occupied, rng)
+    if kind == "move":
+        new = _placed(old, tuple(thing for thing in occupied if thing is not old), rng)
+        return new if new is not None and _far(old, new, before.view) else None
+    others = [value for value in (COLORS if kind == "color" else MATERIALS) if value != getattr(old, kind)]
+    return replace(old, **{kind: rng.choice(others)})
+
+
+def _far(old: Thing, new: Thing, view: View) -> bool:
+    """Whether a move is clear both on the plane and in the picture."""
+    pixels = project(np.array([(old.x, old.y, 0), (new.x, new.y, 0)], np.float32), view.camera)
+    return hypot(old.x - new.x, old.y - new.y) >= _MIN_MOVE and np.hypot(*(pixels[0] - pixels[1])) >= _MIN_MOVE_PIXELS
+
+
+def _changed(things: tuple[Thing, ...], changes: tuple[Change, ...]) -> tuple[Thing, ...]:
+    """The things after the changes; those that stay keep their order, new ones come last."""
+    states = {id(change.before): change.after for change in changes if change.before is not None}
+    kept = (states.get(id(thing), thing) for thing in things)
+    return (*(thing for thing in kept if thing is not None), *(c.after for c in changes if c.before is None))
+
+
+def _seen_enough(scene: Scene, changed: tuple[Thing, ...] = ()) -> bool:
+    """Whether every thing is seen, and those that change well."""
+    for thing, pixels, share in zip(scene.things, *visible_pixels(scene), strict=True):
+        important = any(thing is other for other in changed)
+        if pixels < (_MIN_CHANGED_PIXELS if important else _MIN_PIXELS):
+            return False
+        if share < (_MIN_CHANGED_SHARE if important else _MIN_SHARE):
+            return False
+    return True
+
+
+def _acceptable(pair: Pair) -> bool:
+    """Whether every change can be seen in each picture and be put into words."""
+    old = tuple(change.before for change in pair.changes if change.before is not None)
+    new = tuple(change.after for change in pair.changes if change.after is not None)
+    if not (_seen_enough(pair.after, new) and _seen_enough(pair.before, old) and _seen_enough(pair.distractor, old)):
+        return False
+    return all(describable(*described(pair, change)) for change in pair.changes)
+
+
+def described(pair: Pair, change: Change) -> tuple[Scene, Thing]:
+    """The scene and the thing in it that a sentence about the change refers to: after for add, else before."""
+    return (pair.after, change.after) if change.before is None else (pair.before, change.before)
