@@ -68,14 +68,14 @@ def change_type(seed: int, index: int) -> str:
     return Random(f"{seed} types {index // 5}").sample(CHANGE_TYPES, 5)[index % 5]
 
 
-def sample_clevr_pair(seed: int, index: int) -> Pair:
-    """A pair of one change, and camera and lamps of each picture a little different."""
+def sample_clevr_pair(seed: int, index: int, jitter: float = 1.0) -> Pair:
+    """A pair of one change, camera and lamps of each picture a little different: `jitter` 1 as in CLEVR-Change, 0 not at all."""
     rng = Random(f"{seed} clevr {index}")
     types = (change_type(seed, index),)
     count = _num_things(types, rng)
     while True:
         base = _jittered(CAMERA, _SCENE_JITTER, rng)
-        views = [View(_jittered(base, _PICTURE_JITTER, rng), _jittered_lamps(rng)) for _ in range(3)]
+        views = [View(_jittered(base, jitter * _PICTURE_JITTER, rng), _jittered_lamps(rng, jitter)) for _ in range(3)]
         pair = _sample_pair(types, count, views, rng)
         if pair is not None:
             return pair
@@ -97,8 +97,8 @@ def _jittered(place: tuple[float, float, float], most: float, rng: Random) -> tu
     return tuple(value + rng.uniform(-most, most) for value in place)
 
 
-def _jittered_lamps(rng: Random) -> tuple[tuple[float, float, float], ...]:
-    return tuple(_jittered(lamp, _LAMP_JITTER, rng) for lamp in LAMPS)
+def _jittered_lamps(rng: Random, jitter: float = 1.0) -> tuple[tuple[float, float, float], ...]:
+    return tuple(_jittered(lamp, jitter * _LAMP_JITTER, rng) for lamp in LAMPS)
 
 
 def _num_things(types: tuple[str, ...], rng: Random) -> int:

@@ -60,6 +60,7 @@ class Job:
     datatype: str
     seed: int
     captions_per_image: int
+    jitter: float
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (default: 0)")
     parser.add_argument("--captions_per_image", type=int, help="clevr: different sentences a pair (default: 6); "
                         "spot has one a change")  # fmt: skip
+    parser.add_argument("--jitter", type=float, default=1.0, help="clevr: how much camera and lamps move between the pictures of "
+                        "a scene, 1 as in CLEVR-Change, 0 not at all (default: 1)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset drawn there before")
     args = parser.parse_args(argv)
@@ -89,7 +92,7 @@ def synthesize(args: Namespace) -> None:
     splits = {name: list(range(stop - count, stop)) for name, count, stop in zip(SPLITS, counts, stops, strict=True)}
     start = time.perf_counter()
     with _made_at_once(args.output) as folder:
-        job = Job(folder, args.datatype, args.seed, args.captions_per_image or 6)
+        job = Job(folder, args.datatype, args.seed, args.captions_per_image or 6, args.jitter)
         for name in CLEVR_FOLDERS if args.datatype == "clevr" else (SPOT_FOLDER,):
             (folder / name).mkdir()
         records = _draw_all(job, stops[-1], args.workers)
@@ -109,6 +112,8 @@ def _check(args: Namespace) -> None:
         problems.append("--captions_per_image is for --datatype clevr: leave it out, spot has one sentence a change")
     elif args.captions_per_image is not None and args.captions_per_image < 1:
         problems.append(f"--captions_per_image is {args.captions_per_image}: expected 1 or more")
+    if not 0 <= args.jitter <= 1:
+        problems.append(f"--jitter is {args.jitter}: expected 0 to 1")
     if args.workers < 1:
         problems.append(f"--workers is {args.workers}: expected 1 or more")
     problem = _problem_with_output(args.output, args.overwrite)
@@ -182,7 +187,7 @@ def _sentences(pair: Pair, change: Change, count: int, rng: Random) -> list[str]
 
 
 def _draw_clevr(job: Job, index: int) -> dict[str, Any]:
-    pair = sample_clevr_pair(job.seed, index)
+    pair = sample_clevr_pair(job.seed, index, job.jitter)
     scenes = (pair.before, pair.after, pair.distractor)
     for (folder, name), scene in zip(CLEVR_FOLDERS.items(), scenes, strict=True):
         _write_picture(job.folder / folder / f"CLEVR_{name}_{index:06d}.png", scene, alpha=True)

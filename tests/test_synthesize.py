@@ -435,3 +435,12 @@ def test_a_failure_on_the_way_leaves_nothing(
         main(["--output", str(tmp_path / "new"), *sizes(2, 0, 0), "--workers", "1"])
     assert stop.value.code == code
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_jitter_only_the_change_differs(tmp_path):
+    folder = draw(tmp_path / "still", *sizes(4, 0, 0), "--jitter", "0")
+    for index in range(4):
+        before, distractor, after = ((folder / f"{kind}images" / f"CLEVR_{name}_{index:06d}.png").read_bytes() for kind, name in (
+            ("", "default"), ("nsc_", "nonsemantic"), ("sc_", "semantic")))
+        assert before == distractor
+        assert before != after
