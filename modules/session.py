@@ -19,6 +19,7 @@ from modules.pretrained import load_weights, read_weights
 from modules.retrieval import evaluate_retrieval
 from modules.runtime import Runtime, format_table, open_output_dir, open_runtime
 from modules.scoring import ensure_java
+from modules.tokenizer import VOCAB_SIZE
 from modules.training import build_trainer, fit
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ def build_model(options: Options) -> CLIP4IDC:
         cross_config = load_cross_config(source.cross_model).with_layers(source.cross_num_hidden_layers)
     model = CLIP4IDC.from_weights(weights, options.stage, source.intra_num_hidden_layers, source.linear_patch, decoder_config,
                                   source.sim_header, cross_config)
+    if model.vocab_size != VOCAB_SIZE:
+        raise ValueError(f"this CLIP has a vocabulary of {model.vocab_size}, expected CLIP's {VOCAB_SIZE}")
     if options.data.max_words > model.clip.sizes.context_length:
         raise ValueError(f"--max_words is {options.data.max_words}, expected at most {model.clip.sizes.context_length}, this "
                          "CLIP's context length")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
 SOT, EOT, PAD = 49406, 49407, 0
-CONTEXT_LENGTH = 77
+VOCAB_SIZE = 49408
 
 
 @cache

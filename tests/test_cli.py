@@ -197,6 +197,14 @@ def test_weights_of_another_size_are_refused(spot, tiny_sizes, tmp_path, capsys)
                                                  str(tmp_path / "other.bin")), capsys)
 
 
+def test_a_clip_of_another_vocabulary_is_refused(spot, tiny_sizes, tmp_path, capsys):
+    from tests.conftest import tiny_weights
+
+    torch.save(tiny_weights(), tmp_path / "small.bin")
+    options = words(spot, tmp_path / "run", tiny_sizes, "retrieval", "--do_eval", "--init_model", str(tmp_path / "small.bin"))
+    assert "vocabulary of 50" in refused("retrieval", options, capsys)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_published_commands_word_for_word(processes, tmp_path):
