@@ -56,7 +56,8 @@ class Runtime:
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with torch.inference_mode(False):  # torch 2.4's gather writes into its own tensors, which may not be inference ones
+            dist.all_gather_object(values, value)
         return values
 
     def gather_rows(self, rows: Tensor) -> Tensor:
