@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole of CLIP4IDC in small, from nothing: draws a CLEVR-Change of simple scenes whose camera stands still, adapts and
-# finetunes a small CLIP of random weights on it, evaluates both stages. About nine minutes on two CPU cores after the installation.
+# finetunes a small CLIP of random weights on it, evaluates both stages. Estimated at nine minutes on two CPU cores (not yet run whole).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
