@@ -12,6 +12,7 @@ from modules.bert_config import load_cross_config, load_decoder_config
 from modules.clip import CLIP, ClipSizes, Features, inflate_patches
 from modules.cross import CrossEncoder
 from modules.decoder import CaptionDecoder, DecodingState
+from modules.losses import IGNORED
 
 log = logging.getLogger(__name__)
 
@@ -128,10 +129,17 @@ class CLIP4IDC(nn.Module):
                   for row, column in zip(rows.split(CROSS_CHUNK), columns.split(CROSS_CHUNK), strict=True)]
         return torch.cat(scores).unflatten(0, (len(text.tokens), len(pair.tokens))).float()
 
-    def caption_logits(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Teacher forcing: (B, 2T, E), ids and mask (B, L), 1 = word → logits (B, L, V), or (N, V) where `keep` (B, L)."""
-        hidden = self.decoder(pair_tokens, ids, mask)
-        return self.decoder.predictions(hidden if keep is None else hidden[keep])
+    def caption_logits(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """Teacher forcing: (B, 2T, E), ids and mask (B, L), 1 = word → logits (B, L, V)."""
+        return self.decoder.predictions(self.decoder(pair_tokens, ids, mask))
+
+    def caption_loss(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
+        """Teacher forcing → Σ weights · cross-entropy over the tokens that have a target; all of ids … weights are (B, L).
+
+        Only positions with a target, an id other than 0, meet the vocabulary.
+        """
+        aimed = target_ids != IGNORED
+        return self.decoder.predictions.loss(self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed])
 
     def start_captions(self, pair_tokens: Tensor, max_words: int) -> DecodingState:
         """Encode B pairs' tokens (B, 2T, E) for captions of at most max_words tokens."""

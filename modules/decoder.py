@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modules.bert_config import BertConfig
 from modules.layers import MASKED, AddNorm, Intermediate, LayerNorm, PostNormAttention, initialize_bert
+from modules.losses import vocabulary_loss
 
 
 class CaptionEncoderLayer(nn.Module):
@@ -94,6 +95,10 @@ class Predictions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.transform(x), self.decoder.weight, self.bias)
+
+    def loss(self, x: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
+        """Hidden states (N, E), right ids and weights (N,) → Σ weights · cross-entropy, without holding (N, V) logits."""
+        return vocabulary_loss(self.transform(x), self.decoder.weight, self.bias, target_ids, weights)
 
 
 class Layers(nn.Module):

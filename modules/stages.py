@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from dataloaders.images import normalize
 from modules.clip import Features
 from modules.clip4idc import CLIP4IDC
-from modules.losses import caption_loss, contrastive_loss
+from modules.losses import IGNORED, contrastive_loss
 
 OPTIMIZER = {"retrieval": {"schedule": "cosine", "betas": (0.9, 0.98), "eps": 1e-6},
              "caption": {"schedule": "linear", "betas": (0.9, 0.999), "eps": 1e-6}}
@@ -68,18 +68,15 @@ class FinetuningStep(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pairs = self.model.encode_against_first(normalize(batch["images"]))
-        ids, mask, target = (batch[f"caption_{name}"].transpose(0, 1).flatten(0, 1)  # all change captions, then all distractors'
+        ids, mask, target = (batch[f"caption_{name}"].transpose(0, 1)  # (1|2, B, L): all change captions, then all distractors'
                              for name in ("input_ids", "mask", "target_ids"))
-        keep = target != 0
-        logits = self.model.caption_logits(pairs.tokens, ids, mask, keep)  # (targets, V)
-        kinds = keep.unflatten(0, (-1, len(batch["images"])))  # (1|2, B, L)
-        local = kinds.flatten(1).sum(dim=1)
-        everyone = local.clone()
+        counts = (target != IGNORED).sum(dim=(1, 2)).float()  # tokens of each kind, of all processes
+        scale = 1
         if dist.is_initialized():
-            dist.all_reduce(everyone)
-        scale = dist.get_world_size() if dist.is_initialized() else 1  # undone by DistributedDataParallel's mean
-        parts = zip(logits.split(local.tolist()), target[keep].split(local.tolist()), everyone, strict=True)
-        return scale * sum(caption_loss(part, words, count) for part, words, count in parts)
+            dist.all_reduce(counts)
+            scale = dist.get_world_size()  # undone by DistributedDataParallel's mean
+        weights = (scale / counts.clamp(min=1))[:, None, None].expand_as(target)
+        return self.model.caption_loss(pairs.tokens, *(part.flatten(0, 1) for part in (ids, mask, target, weights)))
 
 
 STEPS = {"retrieval": AdaptationStep, "caption": FinetuningStep}

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from modules.clip4idc import CLIP4IDC
-from modules.losses import caption_loss, contrastive_loss
+from modules.losses import caption_loss, contrastive_loss, vocabulary_loss
 from modules.optimization import freeze_unused
 from modules.stages import STEPS
 from tests.conftest import tiny_weights
@@ -29,6 +29,30 @@ def test_caption_loss_ignores_pad():
     expected = F.cross_entropy(torch.stack([logits[0, 0], logits[0, 1], logits[1, 0]]), torch.tensor([1, 2, 3]))
     assert caption_loss(logits, target).item() == pytest.approx(expected.item())
     assert caption_loss(logits, torch.zeros_like(target)).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [0, 5, 150])  # 150 fill more than two chunks
+def test_vocabulary_loss_has_the_gradients_of_cross_entropy(rows, dtype):
+    draw = torch.Generator().manual_seed(0)
+    hidden, words, bias = (torch.randn(*shape, generator=draw, requires_grad=True) for shape in ((rows, 16), (300, 16), (300,)))
+    target, weights = torch.randint(1, 300, (rows,), generator=draw), torch.rand(rows, generator=draw) / 100
+    expected = 3 * (weights * F.cross_entropy(hidden @ words.T + bias, target, reduction="none")).sum()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        loss = 3 * vocabulary_loss(hidden, words, bias, target, weights)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
+    for found, right in zip(*(torch.autograd.grad(x, (hidden, words, bias)) for x in (loss, expected)), strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=tolerance * max(right.abs().amax().item(), 1e-9) if rows else 0)
+
+
+def test_vocabulary_loss_leaves_frozen_words_alone():
+    hidden, words, bias = torch.randn(5, 16, requires_grad=True), torch.randn(300, 16), torch.zeros(300, requires_grad=True)
+    found = torch.autograd.grad(vocabulary_loss(hidden, words, bias, torch.arange(5), torch.ones(5)), (hidden, bias))
+    right = torch.autograd.grad(F.cross_entropy(hidden @ words.T + bias, torch.arange(5), reduction="sum"), (hidden, bias))
+    torch.testing.assert_close(found, right)
+    with torch.no_grad():
+        assert not vocabulary_loss(hidden, words, bias, torch.arange(5), torch.ones(5)).requires_grad
 
 
 def batch_of(task: str, with_distractors: bool) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from modules.clip4idc import CLIP4IDC, holds_all_of_clip
+from modules.losses import caption_loss
 from tests.conftest import tiny_weights
 
 
@@ -127,11 +128,11 @@ def test_padding_changes_nothing_before_it(tiny_captioner):
     torch.testing.assert_close(tiny_captioner.caption_logits(tokens, ids, mask)[:, :3], short, atol=1e-5, rtol=1e-5)
 
 
-def test_logits_of_kept_positions_are_rows_of_all(tiny_captioner):
+def test_the_loss_without_logits_is_the_loss_of_the_logits(tiny_captioner):
     tokens = tiny_captioner.encode_pairs(torch.randn(2, 2, 3, 64, 64)).tokens
-    ids, mask = torch.tensor([[48, 3, 4], [48, 5, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
-    everything = tiny_captioner.caption_logits(tokens, ids, mask)
-    torch.testing.assert_close(tiny_captioner.caption_logits(tokens, ids, mask, mask.bool()), everything[mask.bool()])
+    ids, mask, target = torch.tensor([[48, 3, 4], [48, 5, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.tensor([[3, 4, 49], [5, 49, 0]])
+    expected = caption_loss(tiny_captioner.caption_logits(tokens, ids, mask), target)
+    torch.testing.assert_close(tiny_captioner.caption_loss(tokens, ids, mask, target, torch.full((2, 3), 1 / 5)), expected)
 
 
 def test_other_patch_sizes_have_their_own_positions():
