@@ -1,5 +1,6 @@
 """Image files to tensors: decode, resize, normalise (SPEC §3, Images)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,16 @@ def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
         reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"cannot read the image {path}: {reason}") from None
     return pil_to_tensor(rgb.resize((resolution, resolution), Image.Resampling.BICUBIC))
+
+
+class ImageFiles:
+    """Paths → (n, 3, resolution, resolution) uint8, decoded and resized each time. `ImageCache` is its fast stand-in."""
+
+    def __init__(self, resolution: int = RESOLUTION) -> None:
+        self.resolution = resolution
+
+    def __call__(self, paths: Sequence[str]) -> Tensor:
+        return torch.stack([load_image(path, self.resolution) for path in paths])
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Letters: B samples, L words. Images are uint8 (B, 2|3, 3, H, W): before, after a
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
-from dataloaders.images import RESOLUTION, load_image
 from modules.tokenizer import tokenize_caption
 
 log = logging.getLogger(__name__)
@@ -37,14 +36,15 @@ class Scene:
         return [self.before, self.after] + ([self.distractor] if self.distractor else [])
 
 
+ImageReader = Callable[[Sequence[str]], Tensor]  # paths → (n, 3, H, W) uint8: ImageFiles or ImageCache
 Key = tuple[int, int]  # (epoch, index): all that a sample's random draws may depend on, beside the seed
 
 
 class SceneDataset(Dataset):
     """The base: scenes, their images, and draws that depend on (seed, epoch, index) alone."""
 
-    def __init__(self, scenes: Sequence[Scene], max_words: int, seed: int = 0, resolution: int = RESOLUTION) -> None:
-        self.scenes, self.max_words, self.seed, self.resolution = scenes, max_words, seed, resolution
+    def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0) -> None:
+        self.scenes, self.images, self.max_words, self.seed = scenes, images, max_words, seed
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -53,16 +53,12 @@ class SceneDataset(Dataset):
         """The random source of one sample."""
         return random.Random(f"{self.seed}/{key[0]}/{key[1]}")
 
-    def load(self, paths: Sequence[str]) -> Tensor:
-        """Image files → (len(paths), 3, H, W) uint8."""
-        return torch.stack([load_image(path, self.resolution) for path in paths])
-
 
 class AdaptationSamples(SceneDataset):
     """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time."""
 
-    def __init__(self, scenes: Sequence[Scene], max_words: int, seed: int = 0, resolution: int = RESOLUTION) -> None:
-        super().__init__(scenes, max_words, seed, resolution)
+    def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0) -> None:
+        super().__init__(scenes, images, max_words, seed)
         self.index = [(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))]
 
     def __len__(self) -> int:
@@ -73,7 +69,7 @@ class AdaptationSamples(SceneDataset):
         scene = self.scenes[scene_index]
         swap = scene.distractor is not None and self.draw(key).random() < 0.5
         arrays = tokenize_caption(scene.captions[caption_index], self.max_words)
-        return {"images": self.load([scene.distractor if swap else scene.before, scene.after]), "id": scene.id,
+        return {"images": self.images([scene.distractor if swap else scene.before, scene.after]), "id": scene.id,
                 "text_ids": torch.from_numpy(arrays["retrieval_text_ids"])}
 
 
@@ -86,19 +82,19 @@ class FinetuningSamples(SceneDataset):
         arrays = [tokenize_caption(caption, self.max_words) for caption in captions]
         words = {name: torch.stack([torch.from_numpy(array[name]) for array in arrays])  # (captions, L)
                  for name in ("caption_input_ids", "caption_mask", "caption_target_ids")}
-        return {"images": self.load(scene.image_paths), "id": scene.id, **words}
+        return {"images": self.images(scene.image_paths), "id": scene.id, **words}
 
 
 class EvaluationPairs(SceneDataset):
     """Evaluation: each scene's images once; `distractors=False` leaves the third image unread."""
 
-    def __init__(self, scenes: Sequence[Scene], distractors: bool, resolution: int = RESOLUTION) -> None:
-        super().__init__(scenes, max_words=0, resolution=resolution)
+    def __init__(self, scenes: Sequence[Scene], images: ImageReader, distractors: bool) -> None:
+        super().__init__(scenes, images, max_words=0)
         self.distractors = distractors
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         scene = self.scenes[key[1]]
-        return {"images": self.load(scene.image_paths if self.distractors else scene.image_paths[:2]), "id": scene.id}
+        return {"images": self.images(scene.image_paths if self.distractors else scene.image_paths[:2]), "id": scene.id}
 
 
 class _TrainingOrder(DistributedSampler):

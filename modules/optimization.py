@@ -82,14 +82,12 @@ class BertAdam(torch.optim.Optimizer):
         torch._foreach_lerp_(moments, gradients, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        updates = torch._foreach_sqrt(squares)
-        torch._foreach_add_(updates, group["eps"])
-        torch._foreach_reciprocal_(updates)
-        torch._foreach_mul_(updates, moments)
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_add_(denominators, group["eps"])
+        rates = [self._rate(group, state["step"]) for state in states]
         if group["weight_decay"] > 0:
-            torch._foreach_add_(updates, params, alpha=group["weight_decay"])
-        torch._foreach_mul_(updates, [-self._rate(group, state["step"]) for state in states])
-        torch._foreach_add_(params, updates)
+            torch._foreach_mul_(params, [1 - rate * group["weight_decay"] for rate in rates])
+        torch._foreach_addcdiv_(params, moments, denominators, [-rate for rate in rates])
         for state in states:
             state["step"] += 1
 

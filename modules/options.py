@@ -46,6 +46,7 @@ class DataOptions:
     data_path: str | None = flag(None, "folder of the annotations; CLEVR-Change's images lie below it")
     features_path: str | None = flag(None, "folder of Spot-the-Diff's images")
     max_words: int = flag(20, "tokens of a caption, special ones included", int)
+    image_cache: str | None = flag(None, "folder that keeps the resized images, so that they are decoded once and not every epoch")
     num_thread_reader: int = flag(1, "worker processes that read images", int)
     batch_size: int = flag(256, "global training batch, divided over the processes", int)
     batch_size_val: int = flag(3500, "evaluation batch of each process", int)
@@ -175,8 +176,8 @@ def check_options(options: Options, num_processes: int) -> list[str]:
         problems.append(f"--task_type is {run.task_type}, but this script's stage is {options.stage}")
     if run.fp16 and run.precision not in ("auto", "fp16"):
         problems.append(f"--fp16 contradicts --precision {run.precision}")
-    if run.output_dir and Path(run.output_dir).exists() and not Path(run.output_dir).is_dir():
-        problems.append(f"--output_dir {run.output_dir} is a file, expected a folder")
+    problems += [f"--{name} {value} is a file, expected a folder" for name, value in (
+        ("output_dir", run.output_dir), ("image_cache", data.image_cache)) if value and Path(value).is_file()]
     if model.resume_model and run.do_eval:
         problems.append("--resume_model continues training; to evaluate a file give --init_model")
     return problems + _check_ranges(options) + _check_batch(data, training, num_processes)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from dataloaders import load_scenes
-from dataloaders.pairs import AdaptationSamples, Batches, EvaluationPairs, FinetuningSamples, Scene, build_loader
+from dataloaders.image_cache import open_image_cache
+from dataloaders.images import ImageFiles
+from dataloaders.pairs import AdaptationSamples, Batches, EvaluationPairs, FinetuningSamples, ImageReader, Scene, build_loader
 from modules.bert_config import load_cross_config, load_decoder_config
 from modules.captioning import CaptionJudge, generate_captions, write_hypotheses
 from modules.checkpoint import Progress, weights_path
@@ -78,10 +80,11 @@ def run(options: Options) -> None:
             ensure_java()
         splits = _read_splits(options)
         model = build_model(options)
+        images = _open_images(model.clip.visual.image_resolution, splits, options, runtime)
         if options.run.do_train:
-            _train(model, splits, options, runtime)
+            _train(model, splits, images, options, runtime)
         else:
-            evaluator = _build_evaluator(model, splits, options.data.eval_split, options, runtime)
+            evaluator = _build_evaluator(splits, images, options.data.eval_split, options, runtime)
             folder = open_output_dir(options, runtime)
             _report(model, evaluator, options.data.eval_split, folder, options, runtime)
 
@@ -118,22 +121,31 @@ def _read_splits(options: Options) -> dict[str, list[Scene]]:
             for split in dict.fromkeys([*wanted, data.eval_split])}
 
 
-def _build_evaluator(model: CLIP4IDC, splits: dict[str, list[Scene]], split: str, options: Options, runtime: Runtime) -> Evaluator:
+def _open_images(resolution: int, splits: dict[str, list[Scene]], options: Options, runtime: Runtime) -> ImageReader:
+    if not options.data.image_cache:
+        return ImageFiles(resolution)
+    used = splits if options.run.do_train else {options.data.eval_split: splits[options.data.eval_split]}
+    paths = (path for scenes in used.values() for scene in scenes for path in scene.image_paths)
+    return open_image_cache(options.data.image_cache, paths, resolution, runtime.progress)
+
+
+def _build_evaluator(splits: dict[str, list[Scene]], images: ImageReader, split: str, options: Options,
+                     runtime: Runtime) -> Evaluator:
     scenes, data = splits[split], options.data
-    pairs = EvaluationPairs(scenes, distractors=options.stage == "caption", resolution=model.clip.visual.image_resolution)
+    pairs = EvaluationPairs(scenes, images, distractors=options.stage == "caption")
     loader = build_loader(pairs, data.batch_size_val, False, data.num_thread_reader, runtime.rank, runtime.world_size)
     if options.stage == "retrieval":
         return RetrievalEvaluator(scenes, loader, options, runtime)
     return CaptionEvaluator(scenes, loader, CaptionJudge.build(scenes, splits["train"], options, split), options, runtime)
 
 
-def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], options: Options, runtime: Runtime) -> None:
+def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader, options: Options, runtime: Runtime) -> None:
     data, select_on = options.data, options.data.select_on
-    samples = SAMPLES[options.stage](splits["train"], data.max_words, options.run.seed, model.clip.visual.image_resolution)
+    samples = SAMPLES[options.stage](splits["train"], images, data.max_words, options.run.seed)
     per_process = data.batch_size // options.training.gradient_accumulation_steps // runtime.world_size
     loader = build_loader(samples, per_process, True, data.num_thread_reader, runtime.rank, runtime.world_size, options.run.seed)
-    chooser = _build_evaluator(model, splits, select_on, options, runtime)
-    reporter = chooser if data.eval_split == select_on else _build_evaluator(model, splits, data.eval_split, options, runtime)
+    chooser = _build_evaluator(splits, images, select_on, options, runtime)
+    reporter = chooser if data.eval_split == select_on else _build_evaluator(splits, images, data.eval_split, options, runtime)
     trainer = build_trainer(model, loader, options, runtime)
     folder = open_output_dir(options, runtime)
     log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 
 from dataloaders import load_scenes
-from dataloaders.images import load_image
+from dataloaders.image_cache import open_image_cache
+from dataloaders.images import ImageFiles, load_image
 from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, build_loader
 from gt import eval_utils
 from modules.tokenizer import decode, tokenize_caption
@@ -61,7 +63,7 @@ def test_real_clevr_scenes(real_data):
     ids = {image["id"] for image in truth["images"]}
     assert len(truth["images"]) == 96
     assert {s.id for s in scenes} | {s.distractor_id for s in scenes} <= ids
-    images = EvaluationPairs(scenes, distractors=True)[(0, 0)]["images"]
+    images = EvaluationPairs(scenes, ImageFiles(), distractors=True)[(0, 0)]["images"]
     assert images.shape == (3, 3, 224, 224)
     before, after, distractor = images.float()
     assert (before - after).abs().mean() > 1
@@ -79,7 +81,7 @@ def test_real_clevr_split_counts(real_data):
 
 def test_adaptation_samples_swap_the_distractor_in_half_of_the_time(clevr):
     scenes = load_scenes("clevr", clevr, None, "train")
-    samples = AdaptationSamples(scenes, 12, seed=1, resolution=32)
+    samples = AdaptationSamples(scenes, ImageFiles(32), 12, seed=1)
     assert len(samples) == 12
     swapped = 0
     for epoch in range(20):
@@ -98,7 +100,7 @@ def test_adaptation_samples_swap_the_distractor_in_half_of_the_time(clevr):
 
 
 def test_finetuning_samples_draw_a_sentence_of_each_kind(clevr):
-    samples = FinetuningSamples(load_scenes("clevr", clevr, None, "train"), 12, seed=1, resolution=32)
+    samples = FinetuningSamples(load_scenes("clevr", clevr, None, "train"), ImageFiles(32), 12, seed=1)
     seen = [set(), set()]
     for epoch in range(30):
         sample = samples[(epoch, 2)]
@@ -112,7 +114,7 @@ def test_finetuning_samples_draw_a_sentence_of_each_kind(clevr):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, world, workers):
     scenes = load_scenes("clevr", clevr, None, "train")
-    samples = FinetuningSamples(scenes, 12, seed=1, resolution=32)
+    samples = FinetuningSamples(scenes, ImageFiles(32), 12, seed=1)
     reference = {epoch: {scene.id: samples[(epoch, i)]["caption_input_ids"] for i, scene in enumerate(scenes)} for epoch in (0, 1)}
     orders = []
     loaders = [build_loader(samples, 1, True, workers, rank, world, seed=7) for rank in range(world)]
@@ -131,7 +133,7 @@ def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, wor
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_evaluation_is_in_file_order_with_nothing_dropped_or_twice(clevr, world):
-    pairs = EvaluationPairs(load_scenes("clevr", clevr, None, "test"), distractors=False, resolution=32)
+    pairs = EvaluationPairs(load_scenes("clevr", clevr, None, "test"), ImageFiles(32), distractors=False)
     shares = [[name for batch in build_loader(pairs, 2, False, 0, rank, world) for name in batch["id"]] for rank in range(world)]
     merged = [None] * 3
     for rank, share in enumerate(shares):
@@ -140,7 +142,7 @@ def test_evaluation_is_in_file_order_with_nothing_dropped_or_twice(clevr, world)
 
 
 def test_a_split_smaller_than_a_batch_names_both_numbers(spot):
-    samples = FinetuningSamples(load_scenes("spot", spot, spot / "images_test", "train"), 12, resolution=32)
+    samples = FinetuningSamples(load_scenes("spot", spot, spot / "images_test", "train"), ImageFiles(32), 12)
     with pytest.raises(ValueError, match=r"5 samples.*batch of 8"):
         build_loader(samples, 4, True, 0, 0, 2)
 
@@ -160,7 +162,7 @@ def test_an_unreadable_image_is_one_clear_error(spot, workers):
     path = scenes[1].after
     with open(path, "r+b") as file:
         file.truncate(os.path.getsize(path) // 2)
-    loader = build_loader(EvaluationPairs(scenes, False, 32), 2, False, workers)
+    loader = build_loader(EvaluationPairs(scenes, ImageFiles(32), distractors=False), 2, False, workers)
     with pytest.raises(ValueError, match=rf"cannot read the image {path}") as error:
         list(loader)
     assert "\n" not in str(error.value)
@@ -226,3 +228,75 @@ def test_decode_stops_at_eot_and_at_the_first_exclamation_mark():
     assert decode(ids) == "the car has gone"
     assert decode([*ids[:2], 0, *ids[2:]]) == "the car"
     assert decode([]) == ""
+
+
+@pytest.fixture
+def pictures(tmp_path) -> list[str]:
+    draw = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{n}.png") for n in range(3)]
+    for path in paths:
+        Image.fromarray(draw.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def open_cache(folder, paths):
+    """The cache, and which paths had to be decoded for it."""
+    decoded = []
+
+    def progress(iterable, what, unit):
+        decoded.extend(iterable)
+        return iterable
+
+    return open_image_cache(folder, paths, 32, progress), decoded
+
+
+def test_the_cache_gives_what_the_files_give_and_decodes_once(tmp_path, pictures):
+    cache, decoded = open_cache(tmp_path / "cache", pictures[:2])
+    assert decoded == pictures[:2]
+    assert torch.equal(cache(pictures[1::-1]), ImageFiles(32)(pictures[1::-1]))
+    grown, decoded = open_cache(tmp_path / "cache", [pictures[2], pictures[0]])
+    assert decoded == pictures[2:]
+    assert torch.equal(grown([pictures[0], pictures[2]]), ImageFiles(32)([pictures[0], pictures[2]]))
+    assert open_cache(tmp_path / "cache", pictures)[1] == []
+
+
+def test_the_cache_notices_a_changed_source(tmp_path, pictures):
+    open_cache(tmp_path / "cache", pictures)
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(pictures[1])
+    cache, decoded = open_cache(tmp_path / "cache", pictures)
+    assert decoded == [pictures[1]]
+    assert torch.equal(cache(pictures), ImageFiles(32)(pictures))
+
+
+def test_a_build_that_breaks_off_keeps_what_it_has(tmp_path, pictures):
+    file = Path(pictures[2])
+    sound = file.read_bytes()
+    file.write_bytes(sound[: len(sound) // 2])
+    with pytest.raises(ValueError, match=r"cannot read the image .*2\.png"):
+        open_cache(tmp_path / "cache", pictures)
+    file.write_bytes(sound)
+    with open(tmp_path / "cache" / "images-32.uint8", "ab") as data:
+        data.write(b"half a row of a killed build")
+    cache, decoded = open_cache(tmp_path / "cache", pictures)
+    assert decoded == pictures[2:]
+    assert torch.equal(cache(pictures), ImageFiles(32)(pictures))
+
+
+def test_a_cache_that_lost_rows_is_built_anew_and_a_foreign_index_refused(tmp_path, pictures):
+    open_cache(tmp_path / "cache", pictures)
+    data, index = tmp_path / "cache" / "images-32.uint8", tmp_path / "cache" / "images-32.json"
+    os.truncate(data, 100)
+    cache, decoded = open_cache(tmp_path / "cache", pictures)
+    assert decoded == pictures
+    assert torch.equal(cache(pictures), ImageFiles(32)(pictures))
+    index.write_text('{"images": {"a.png": 3}}')
+    with pytest.raises(ValueError, match="delete it"):
+        open_cache(tmp_path / "cache", pictures)
+
+
+def test_workers_read_the_cache(clevr, tmp_path):
+    scenes = load_scenes("clevr", clevr, None, "test")
+    cache, _ = open_cache(tmp_path / "cache", [path for scene in scenes for path in scene.image_paths])
+    batches = [[batch["images"] for batch in build_loader(EvaluationPairs(scenes, images, distractors=True), 2, False, workers)]
+               for images, workers in ((cache, 2), (ImageFiles(32), 0))]
+    assert all(torch.equal(cached, decoded) for cached, decoded in zip(*batches, strict=True))
