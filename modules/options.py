@@ -83,6 +83,7 @@ class TrainingOptions:
     warmup_proportion: float = flag(0.1, "share of the steps that warm up; -1 for none", float)
     gradient_accumulation_steps: int = flag(1, "parts that a batch is worked off in", int)
     freeze_layer_num: int = flag(0, "freeze CLIP below this block; -1 freezes nothing", int)
+    freeze_vision: bool = flag(False, "leave the whole vision tower as the adaptation made it", bool, stage="caption")
 
 
 @dataclass(frozen=True)

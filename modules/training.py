@@ -49,6 +49,8 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     training, stage = options.training, options.stage
     freeze(model, training.freeze_layer_num, train_token_embedding=stage == "caption" and options.data.datatype == "spot")
     freeze_unused(model)
+    if training.freeze_vision:
+        model.clip.visual.requires_grad_(False)
     model.to(runtime.device)
     groups = parameter_groups(model, training.lr, training.coef_lr, WEIGHT_DECAY[stage])
     t_total = len(loader) // training.gradient_accumulation_steps * training.epochs

@@ -71,6 +71,16 @@ def test_tight_header_trains_and_evaluates(spot, tiny_sizes, tmp_path):
     assert "similarity_dense.weight" in saved
 
 
+def test_a_frozen_vision_tower_stays_as_it_was(clevr, tiny_sizes, tmp_path):
+    main_task_retrieval.main(words(clevr, tmp_path / "first", tiny_sizes, "retrieval", "--do_train", "--epochs", "1"))
+    adapted = tmp_path / "first" / "pytorch_model.bin.0"
+    CLIP4IDCinference.main(words(clevr, tmp_path / "second", tiny_sizes, "caption", "--do_train", "--epochs", "1", "--init_model", str(adapted),
+                                 "--freeze_layer_num", "-1", "--freeze_vision"))
+    before, after = (torch.load(file, weights_only=True) for file in (adapted, tmp_path / "second" / "pytorch_model.bin.0"))
+    assert all(torch.equal(value, after[key]) for key, value in before.items() if key.startswith("clip.visual."))
+    assert not torch.equal(before["clip.token_embedding.weight"], after["clip.token_embedding.weight"])
+
+
 def test_choosing_on_val_reports_on_test(spot, tiny_sizes, tmp_path):
     run = tmp_path / "run"
     CLIP4IDCinference.main(words(spot, run, tiny_sizes, "caption", "--do_train", "--select_on", "val", "--epochs", "1"))
@@ -133,8 +143,10 @@ def torchrun(script: str, options: list[str], processes: int = 2) -> subprocess.
 
 @pytest.mark.parametrize(("stage", "script"), [("retrieval", "main_task_retrieval.py"), ("caption", "CLIP4IDCinference.py")])
 def test_two_processes_under_torchrun(stage, script, clevr, tiny_sizes, tmp_path):
-    done = torchrun(script, words(clevr, tmp_path / "two", tiny_sizes, stage, "--do_train"))
+    cache = tmp_path / "cache"  # two processes want to build it at once; one process then evaluates without it
+    done = torchrun(script, words(clevr, tmp_path / "two", tiny_sizes, stage, "--do_train", "--image_cache", str(cache)))
     assert done.returncode == 0, done.stderr[-3000:]
+    assert len(json.loads((cache / "images-64.json").read_text())["images"]) == 3 * (8 + 5)
     best = str(tmp_path / "two" / "pytorch_model.bin.best")
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
     SCRIPTS[stage].main(words(clevr, tmp_path / "one", tiny_sizes, stage, "--do_eval", "--init_model", best))
