@@ -16,7 +16,7 @@ $python preprocess/synthesize.py --output $data --train 3000 --val 20 --test 200
 $python gt/eval_utils.py --datatype clevr --data_path $data --output $run/gt/clevr_total_change_captions_reformat.json
 
 echo "== stage 1, adaptation"
-$python main_task_retrieval.py --do_train $common --output_dir $run/retrieval --epochs 5 --batch_size 64 --lr 7e-4
+$python main_task_retrieval.py --do_train $common --output_dir $run/retrieval --epochs 7 --batch_size 64 --lr 7e-4
 
 echo "== stage 2, finetuning"
 $python CLIP4IDCinference.py --do_train $common $caption --output_dir $run/caption --epochs 8 --batch_size 12 --lr 1e-3 \
