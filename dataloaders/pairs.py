@@ -132,7 +132,17 @@ class _Fallible(Dataset):
 
 def _collate(samples: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exception:
     failed = next((sample for sample in samples if isinstance(sample, Exception)), None)
-    return failed or default_collate(samples)
+    return failed or trim_padding(default_collate(samples))
+
+
+def trim_padding(batch: dict[str, Any]) -> dict[str, Any]:
+    """Text arrays (..., L) cut to the batch's longest sentence: what follows takes part in nothing but costs the same."""
+    if "text_ids" in batch:
+        return {**batch, "text_ids": batch["text_ids"][..., : int(batch["text_ids"].argmax(dim=-1).max()) + 1]}  # up to EOT
+    if "caption_mask" not in batch:
+        return batch
+    longest = int(batch["caption_mask"].sum(dim=-1).max())
+    return {name: value[..., :longest] if name.startswith("caption_") else value for name, value in batch.items()}
 
 
 class Batches:

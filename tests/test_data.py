@@ -13,7 +13,7 @@ from PIL import Image
 from dataloaders import load_scenes
 from dataloaders.image_cache import open_image_cache
 from dataloaders.images import ImageFiles, load_image
-from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, build_loader
+from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, build_loader, trim_padding
 from gt import eval_utils
 from modules.tokenizer import decode, tokenize_caption
 from preprocess import reformat_dataset
@@ -125,7 +125,9 @@ def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, wor
             for batch in loader:
                 seen += batch["id"]
                 for name, ids in zip(batch["id"], batch["caption_input_ids"], strict=True):
-                    assert torch.equal(ids, reference[epoch][name])
+                    whole, length = reference[epoch][name], ids.shape[-1]  # a batch ends with its longest sentence
+                    assert torch.equal(ids, whole[..., :length])
+                    assert not whole[..., length:].any()
         assert sorted(seen) == sorted(scene.id for scene in scenes)
         orders.append(seen)
     assert orders[0] != orders[1]
@@ -300,3 +302,15 @@ def test_workers_read_the_cache(clevr, tmp_path):
     batches = [[batch["images"] for batch in build_loader(EvaluationPairs(scenes, images, distractors=True), 2, False, workers)]
                for images, workers in ((cache, 2), (ImageFiles(32), 0))]
     assert all(torch.equal(cached, decoded) for cached, decoded in zip(*batches, strict=True))
+
+
+def test_trimmed_batches_end_with_their_longest_sentence_and_lose_nothing():
+    arrays = [tokenize_caption(text, 16) for text in ("a red car", "a red car has left the parking lot")]
+    whole = {name: torch.stack([torch.from_numpy(words[name]) for words in arrays]) for name in arrays[0]}
+    text = trim_padding({"text_ids": whole["retrieval_text_ids"]})["text_ids"]
+    assert text.shape == (2, 10)  # eight words, SOT and EOT
+    assert not whole["retrieval_text_ids"][:, 10:].any()
+    captions = {name: whole[name][:, None] for name in ("caption_input_ids", "caption_mask", "caption_target_ids")}
+    for name, trimmed in trim_padding(captions).items():
+        assert torch.equal(trimmed, captions[name][..., :9])
+        assert not captions[name][..., 9:].any()

@@ -9,12 +9,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from dataloaders.pairs import trim_padding
 from modules.clip4idc import CLIP4IDC
 from modules.losses import caption_loss, contrastive_loss, vocabulary_loss
 from modules.optimization import freeze_unused
 from modules.stages import STEPS
 from tests.conftest import tiny_weights
 from tests.test_model import CROSS
+
+NO_DROPOUT = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64, "num_decoder_layers": 1,
+              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def test_contrastive_loss_by_hand():
@@ -66,12 +70,24 @@ def batch_of(task: str, with_distractors: bool) -> dict[str, torch.Tensor]:
     return {"images": images, "caption_input_ids": ids, "caption_mask": mask, "caption_target_ids": ids.roll(-1, dims=2) * mask}
 
 
+def test_what_trimming_takes_away_changes_no_loss():
+    torch.manual_seed(0)
+    model = CLIP4IDC.from_weights(tiny_weights(), "caption", 1, decoder_config=NO_DROPOUT)
+    batch = batch_of("caption", with_distractors=True)
+    batch = {name: F.pad(value, (0, 3)) if name.startswith("caption_") else value for name, value in batch.items()}
+    step = STEPS["caption"](model)
+    torch.testing.assert_close(step(trim_padding(batch)), step(batch))
+    model = CLIP4IDC.from_weights(tiny_weights(), "retrieval", 1)
+    batch = batch_of("retrieval", with_distractors=False)
+    step = STEPS["retrieval"](model)
+    assert trim_padding({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))})["text_ids"].shape == batch["text_ids"].shape
+    torch.testing.assert_close(step({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))}), step(batch))
+
+
 def gradients(task: str, header: str, distractors: bool, rank: int, world: int) -> tuple[float, dict[str, torch.Tensor]]:
-    config = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64, "num_decoder_layers": 1,
-              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     cross = {**CROSS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(0)
-    model = CLIP4IDC.from_weights(tiny_weights(), task, 1, decoder_config=config, sim_header=header, cross_config=cross)
+    model = CLIP4IDC.from_weights(tiny_weights(), task, 1, decoder_config=NO_DROPOUT, sim_header=header, cross_config=cross)
     freeze_unused(model)
     step = STEPS[task](model)
     if world > 1:
