@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dataloaders.images import normalize
-from dataloaders.pairs import Batches, Scene
+from dataloaders.pairs import Batches, Scene, trim_padding
 from modules.clip import Features
 from modules.clip4idc import CLIP4IDC
 from modules.runtime import Runtime
@@ -57,20 +57,26 @@ def evaluate_retrieval(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches
     """
     texts = [caption for scene in scenes for caption in scene.captions]
     ids = torch.from_numpy(np.stack([tokenize_caption(text, max_words)["retrieval_text_ids"] for text in texts]))
-    own_ids = ids[runtime.rank :: runtime.world_size].split(TEXTS_AT_ONCE)
+    own_ids = ids[runtime.rank :: runtime.world_size]
+    by_length = own_ids.argmax(dim=1).argsort()  # short ones together, so that little padding is computed
     with runtime.autocast():
         pairs = [model.encode_pairs(normalize(batch["images"].to(runtime.device))) for batch in runtime.progress(loader, "pairs")]
-        sentences = [model.encode_text(part.to(runtime.device)) for part in runtime.progress(own_ids, "texts")]
         tight = hasattr(model, "cross")
-        pair, text = _everyones(pairs, tight, runtime), _everyones(sentences, tight, runtime)
+        parts = own_ids[by_length].split(TEXTS_AT_ONCE)
+        if not tight:
+            parts = [trim_padding({"text_ids": part})["text_ids"] for part in parts]
+        sentences = [model.encode_text(part.to(runtime.device)) for part in runtime.progress(parts, "texts")]
+        pair = _everyones(pairs, torch.arange(sum(len(share.pooled) for share in pairs)), tight, runtime)
+        text = _everyones(sentences, by_length.argsort(), tight, runtime)
         similarity = _compare_all(model, text, pair, runtime) if tight else model.compare(text, pair)
     return retrieval_metrics(similarity.float(), [len(scene.captions) for scene in scenes])
 
 
-def _everyones(shares: list[Features], with_tokens: bool, runtime: Runtime) -> Features:
-    """The features of all processes in the items' order; tokens and mask only where the cross encoder wants them."""
+def _everyones(shares: list[Features], order: Tensor, with_tokens: bool, runtime: Runtime) -> Features:
+    """The features of all processes in the items' order, which `order` makes of this process' rows; tokens and mask only where
+    the cross encoder wants them."""
     def merge(rows: Sequence[Tensor]) -> Tensor:
-        return runtime.gather_rows(torch.cat(list(rows))).to(runtime.device)
+        return runtime.gather_rows(torch.cat(list(rows)).cpu()[order]).to(runtime.device)
 
     pooled = merge([share.pooled.float() for share in shares])
     if not with_tokens:

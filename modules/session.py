@@ -45,6 +45,10 @@ class RetrievalEvaluator:
     options: Options
     runtime: Runtime
 
+    def __post_init__(self) -> None:
+        if len(self.scenes) < self.runtime.world_size:
+            raise ValueError(f"{len(self.scenes)} pairs to evaluate on are fewer than {self.runtime.world_size} processes")
+
     def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
         metrics = evaluate_retrieval(model, self.scenes, self.loader, self.options.data.max_words, self.runtime)
         rows = [("text → pair", metrics["text_to_pair"]), ("pair → text", metrics["pair_to_text"])]
