@@ -26,6 +26,8 @@ def read_split(data_path: str | Path, split: str) -> list[str]:
     numbers = read_json(path, dict).get(split)
     if not (isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)):
         raise ValueError(f'{path}: "{split}" is not a list of scene numbers')
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f'{path}: "{split}" lists a scene twice')
     return [f"{number:06d}.png" for number in numbers]
 
 

@@ -59,13 +59,13 @@ class AdaptationSamples(SceneDataset):
 
     def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0) -> None:
         super().__init__(scenes, images, max_words, seed)
-        self.index = [(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))]
+        self.index = torch.tensor([(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))])
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        scene_index, caption_index = self.index[key[1]]
+        scene_index, caption_index = self.index[key[1]].tolist()
         scene = self.scenes[scene_index]
         swap = scene.distractor is not None and self.draw(key).random() < 0.5
         arrays = tokenize_caption(scene.captions[caption_index], self.max_words)
@@ -98,7 +98,7 @@ class EvaluationPairs(SceneDataset):
 
 
 class _TrainingOrder(DistributedSampler):
-    """DistributedSampler's shuffled, padded share of this process, as (epoch, index) keys."""
+    """DistributedSampler's shuffled share of this process, nothing padded, as (epoch, index) keys."""
 
     def __iter__(self) -> Iterator[Key]:
         return ((self.epoch, index) for index in super().__iter__())
@@ -174,7 +174,7 @@ def build_loader(dataset: SceneDataset, batch_size: int, training: bool, num_wor
     if training and len(dataset) < batch_size * world_size:
         raise ValueError(f"the training split has {len(dataset)} samples, fewer than one batch of {batch_size * world_size}: "
                          "lower --batch_size")
-    sampler = (_TrainingOrder(dataset, num_replicas=world_size, rank=rank, shuffle=True, seed=seed) if training
+    sampler = (_TrainingOrder(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True) if training
                else _FileOrder(len(dataset), rank, world_size))
     return Batches(DataLoader(_Fallible(dataset), batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_collate,
                               drop_last=training, pin_memory=torch.cuda.is_available(),

@@ -26,6 +26,7 @@ class Progress:
     best_score: float = NO_SCORE_YET
     best_epoch: int = -1
     epochs_without: int = 0  # in a row, since the best
+    unjudged_loss: float | None = None  # mean loss of `epoch`, where it has been trained but not yet evaluated
 
     @property
     def chosen_epoch(self) -> int:
@@ -34,7 +35,7 @@ class Progress:
 
     def judge(self, epoch: int, score: float) -> bool:
         """Take in an epoch's score, an equal one counting as better; returns whether it is the best so far."""
-        self.epoch = epoch + 1
+        self.epoch, self.unjudged_loss = epoch + 1, None
         if score >= self.best_score:
             self.best_score, self.best_epoch, self.epochs_without = score, epoch, 0
             return True
@@ -47,12 +48,13 @@ def weights_path(folder: Path, epoch: int | str) -> Path:
     return folder / f"{WEIGHTS}.{epoch}"
 
 
-def save_epoch(folder: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> None:
+def save_epoch(folder: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any,
+               progress: Progress) -> None:
     """Weights under the released names, and beside them what else training needs; of the latter only the newest is kept."""
     with written_at_once(weights_path(folder, epoch)) as temporary:
         torch.save(model.state_dict(), temporary)
     with written_at_once(folder / f"{STATE}.{epoch}") as temporary:
-        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}, temporary)
+        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "progress": asdict(progress)}, temporary)
     for old in folder.glob(f"{STATE}.*"):
         if old.name != f"{STATE}.{epoch}":
             old.unlink()
@@ -70,8 +72,8 @@ def save_progress(folder: Path, progress: Progress) -> None:
     link.replace(weights_path(folder, "best"))
 
 
-def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:
-    """Continue from `pytorch_model.bin.<epoch>` and the training state beside it; ValueError or OSError where they do not fit."""
+def resume_files(weights: str) -> tuple[Path, Path]:
+    """`pytorch_model.bin.<epoch>` and the training state beside it; ValueError or OSError where they are not both there."""
     path = Path(weights)
     match = re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)", path.name)
     if match is None:
@@ -79,14 +81,24 @@ def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optim
     state_path = path.with_name(f"{STATE}.{match.group(1)}")
     for needed in (path, state_path):
         if not needed.is_file():
-            raise FileNotFoundError(f"no file {needed}, which --resume_model needs; to start afresh from weights give --init_model")
+            newest = max(path.parent.glob(f"{STATE}.*"), default=None)
+            raise FileNotFoundError(f"no file {needed}, which --resume_model needs" + (
+                f"; {newest} is what this run continues from" if newest else "; to start afresh from weights give --init_model"))
+    return path, state_path
+
+
+def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:
+    """Continue from `pytorch_model.bin.<epoch>` and its training state; ValueError or OSError where they do not fit."""
+    path, state_path = resume_files(weights)
     try:
         model.load_state_dict(read_weights(path))
         state = torch.load(state_path, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         progress = Progress(**state["progress"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot continue from {path} and {state_path}: {' '.join(str(error).split())}") from None
-    log.info("continuing %s at epoch %d; --init_model and --pretrained_clip_name give no weights", path, progress.epoch)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"cannot continue from {path} and {state_path} with these options: {reason}") from None
+    log.info("continuing %s at epoch %d%s; --init_model and --pretrained_clip_name give no weights", path, progress.epoch,
+             "" if progress.unjudged_loss is None else ", which is trained but not evaluated")
     return progress

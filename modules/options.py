@@ -181,6 +181,10 @@ def check_options(options: Options, num_processes: int) -> list[str]:
         ("output_dir", run.output_dir), ("image_cache", data.image_cache)) if value and Path(value).is_file()]
     if model.resume_model and run.do_eval:
         problems.append("--resume_model continues training; to evaluate a file give --init_model")
+    if model.resume_model and run.output_dir:
+        folder = Path(model.resume_model).parent
+        if folder.resolve() != Path(run.output_dir).resolve():
+            problems.append(f"--resume_model {model.resume_model} continues the run in its folder: give --output_dir {folder}")
     return problems + _check_ranges(options) + _check_batch(data, training, num_processes)
 
 

@@ -13,7 +13,7 @@ from dataloaders.images import ImageFiles
 from dataloaders.pairs import AdaptationSamples, Batches, EvaluationPairs, FinetuningSamples, ImageReader, Scene, build_loader
 from modules.bert_config import load_cross_config, load_decoder_config
 from modules.captioning import CaptionJudge, generate_captions, write_hypotheses
-from modules.checkpoint import Progress, weights_path
+from modules.checkpoint import Progress, load_for_resume, resume_files, weights_path
 from modules.clip4idc import CLIP4IDC
 from modules.files import write_json
 from modules.options import Options
@@ -98,9 +98,11 @@ def build_model(options: Options) -> CLIP4IDC:
     source = options.model
     if source.resume_model:
         log.info("--resume_model is given: --init_model %s is not used", source.init_model)
-        weights = read_weights(source.resume_model)
+        weights = read_weights(resume_files(source.resume_model)[0])
     else:
         weights = load_weights(source.init_model, source.pretrained_clip_name, source.cache_dir)
+    if options.run.do_eval and options.stage == "caption" and not any(key.startswith("decoder.") for key in weights):
+        raise ValueError(f"--do_eval needs the weights of a captioner (decoder.*): --init_model is {source.init_model}")
     decoder_config = cross_config = None
     if options.stage == "caption":
         decoder_config = load_decoder_config(source.decoder_model).with_layers(source.decoder_num_hidden_layers)
@@ -151,9 +153,12 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader,
     chooser = _build_evaluator(splits, images, select_on, options, runtime)
     reporter = chooser if data.eval_split == select_on else _build_evaluator(splits, images, data.eval_split, options, runtime)
     trainer = build_trainer(model, loader, options, runtime)
+    progress = Progress()
+    if options.model.resume_model:
+        progress = load_for_resume(options.model.resume_model, model, trainer.optimizer, trainer.scaler)
     folder = open_output_dir(options, runtime)
     log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")
-    progress = fit(trainer, folder, lambda model, epoch: chooser(model, str(epoch), folder))
+    fit(trainer, folder, progress, lambda model, epoch: chooser(model, str(epoch), folder))
     _report_best(model, progress, reporter, folder, options, runtime)
 
 

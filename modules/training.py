@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dataloaders.pairs import Batches
-from modules.checkpoint import Progress, load_for_resume, save_epoch, save_progress, weights_path
+from modules.checkpoint import Progress, save_epoch, save_progress, weights_path
 from modules.clip import MAX_LOG_SCALE
 from modules.clip4idc import CLIP4IDC
 from modules.optimization import BertAdam, freeze, freeze_unused, parameter_groups
@@ -68,16 +68,16 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     return Trainer(model, step, optimizer, scaler, loader, runtime, options)
 
 
-def fit(trainer: Trainer, folder: Path, evaluate: Evaluate) -> Progress:
-    """Train to the last epoch or until the patience ends; every epoch is saved, evaluated and judged."""
-    options, runtime, progress = trainer.options, trainer.runtime, Progress()
-    if options.model.resume_model:
-        progress = load_for_resume(options.model.resume_model, trainer.model, trainer.optimizer, trainer.scaler)
+def fit(trainer: Trainer, folder: Path, progress: Progress, evaluate: Evaluate) -> None:
+    """Train to the last epoch or until the patience ends; every epoch is saved, evaluated and judged. `progress` moves on."""
+    options, runtime = trainer.options, trainer.runtime
     for epoch in range(progress.epoch, options.training.epochs):
-        loss = train_epoch(trainer, epoch)
-        if runtime.is_main:
-            save_epoch(folder, epoch, trainer.model, trainer.optimizer, trainer.scaler)
-            log.info("epoch %d: mean loss %.4f, saved %s", epoch, loss, weights_path(folder, epoch))
+        if progress.unjudged_loss is None:
+            progress.unjudged_loss = train_epoch(trainer, epoch)
+            if runtime.is_main:
+                save_epoch(folder, epoch, trainer.model, trainer.optimizer, trainer.scaler, progress)
+                log.info("epoch %d: mean loss %.4f, saved %s", epoch, progress.unjudged_loss, weights_path(folder, epoch))
+        loss = progress.unjudged_loss
         trainer.model.eval()
         score, scores = evaluate(trainer.model, epoch)
         is_best = progress.judge(epoch, score)
@@ -90,7 +90,6 @@ def fit(trainer: Trainer, folder: Path, evaluate: Evaluate) -> Progress:
         if patience is not None and progress.epochs_without >= patience:
             log.info("stopping: %d epochs in a row brought nothing better", patience)
             break
-    return progress
 
 
 def train_epoch(trainer: Trainer, epoch: int) -> float:

@@ -89,27 +89,50 @@ def test_choosing_on_val_reports_on_test(spot, tiny_sizes, tmp_path):
     assert "epochs are chosen on the val split" in (run / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("killed_in", ["training", "evaluation"])
 @pytest.mark.parametrize("stage", ["retrieval", "caption"])
-def test_resumed_equals_uninterrupted(stage, clevr, tiny_sizes, tmp_path):
+def test_resumed_equals_uninterrupted(stage, killed_in, clevr, tiny_sizes, tmp_path):
     plain = words(clevr, tmp_path / "whole", tiny_sizes, stage, "--do_train", "--epochs", "3")
     assert SCRIPTS[stage].main(plain) == 0
     cut = words(clevr, tmp_path / "cut", tiny_sizes, stage, "--do_train", "--epochs", "3")
     trainer = sys.modules["modules.training"]
-    whole_epoch = trainer.train_epoch
+    name = "train_epoch" if killed_in == "training" else "save_progress"  # the latter is what ends an evaluation
+    original, calls = getattr(trainer, name), []
 
-    def killed(t, epoch):
-        if epoch == 2:
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 3 - (killed_in == "evaluation"):
             raise KeyboardInterrupt
-        return whole_epoch(t, epoch)
+        return original(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "train_epoch", killed)
+        patch.setattr(trainer, name, killed)
         with pytest.raises(KeyboardInterrupt):
             SCRIPTS[stage].main(cut)
     assert SCRIPTS[stage].main([*cut, "--resume_model", str(tmp_path / "cut" / "pytorch_model.bin.1")]) == 0
     whole, resumed = (torch.load(tmp_path / run / "pytorch_model.bin.2", weights_only=True) for run in ("whole", "cut"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert (tmp_path / "whole" / "history.csv").read_text() == (tmp_path / "cut" / "history.csv").read_text()
+
+
+def test_what_cannot_be_continued_is_refused_before_anything_is_written(spot, tiny_sizes, tmp_path, capsys):
+    run = tmp_path / "run"
+    main_task_retrieval.main(words(spot, run, tiny_sizes, "retrieval", "--do_train"))
+    options = words(spot, run, tiny_sizes, "retrieval", "--do_train")
+    before = sorted(file.name for file in run.iterdir()), (run / "log.txt").read_text()
+    for more, message in ((["--resume_model", str(run / "pytorch_model.bin.0")], "training_state.bin.1 is what this run continues from"),
+                          (["--resume_model", str(run / "pytorch_model.bin.best")], "expected a file pytorch_model.bin.<epoch>"),
+                          (["--resume_model", str(run / "pytorch_model.bin.1"), "--freeze_layer_num", "2"], "with these options"),
+                          (["--resume_model", str(run / "pytorch_model.bin.1"), "--output_dir", str(tmp_path / "other")], "give --output_dir")):
+        assert message in refused("retrieval", [*options, *more], capsys)
+    assert before == (sorted(file.name for file in run.iterdir()), (run / "log.txt").read_text())
+    assert not (tmp_path / "other").exists()
+
+
+def test_evaluating_captions_needs_a_captioner(spot, tiny_sizes, tmp_path, capsys):
+    options = words(spot, tmp_path / "run", tiny_sizes, "caption", "--do_eval")
+    assert "needs the weights of a captioner" in refused("caption", options, capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_accumulation_equals_one_batch_and_drops_the_incomplete(spot, tiny_sizes, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from dataloaders import load_scenes
 from dataloaders.image_cache import open_image_cache
 from dataloaders.images import ImageFiles, load_image
+from dataloaders.packed import PackedList
 from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, build_loader, trim_padding
 from gt import eval_utils
 from modules.tokenizer import decode, tokenize_caption
@@ -131,6 +133,14 @@ def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, wor
         assert sorted(seen) == sorted(scene.id for scene in scenes)
         orders.append(seen)
     assert orders[0] != orders[1]
+
+
+def test_the_number_of_processes_changes_no_batch(clevr):
+    scenes = list(load_scenes("clevr", clevr, None, "train"))[:5]  # no multiple of 2
+    samples = FinetuningSamples(scenes, ImageFiles(32), 12)
+    one, *two = [[set(batch["id"]) for batch in build_loader(samples, 2 // world, True, 0, rank, world)]
+                 for world in (1, 2) for rank in range(world)]
+    assert one == [left | right for left, right in zip(*two, strict=True)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -279,9 +289,30 @@ def test_a_build_that_breaks_off_keeps_what_it_has(tmp_path, pictures):
     file.write_bytes(sound)
     with open(tmp_path / "cache" / "images-32.uint8", "ab") as data:
         data.write(b"half a row of a killed build")
+    complete, decoded = open_cache(tmp_path / "cache", pictures[:2])  # nothing is missing, so that nothing is cut off
+    assert decoded == []
+    assert torch.equal(complete(pictures[:2]), ImageFiles(32)(pictures[:2]))
     cache, decoded = open_cache(tmp_path / "cache", pictures)
     assert decoded == pictures[2:]
     assert torch.equal(cache(pictures), ImageFiles(32)(pictures))
+
+
+def test_a_killed_build_keeps_all_but_the_last_images(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr("dataloaders.image_cache.AT_ONCE", 2)
+    append = sys.modules["dataloaders.image_cache"]._append
+
+    def killed(data, first, paths, resolution):
+        if first == 2:
+            os._exit(9)
+        return append(data, first, paths, resolution)
+
+    monkeypatch.setattr("dataloaders.image_cache._append", killed)
+    child = os.fork()
+    if child == 0:
+        open_cache(tmp_path / "cache", pictures)
+    assert os.waitpid(child, 0)[1] == 9 << 8
+    monkeypatch.setattr("dataloaders.image_cache._append", append)
+    assert open_cache(tmp_path / "cache", pictures)[1] == pictures[2:]
 
 
 def test_a_cache_that_lost_rows_is_built_anew_and_a_foreign_index_refused(tmp_path, pictures):
@@ -294,6 +325,12 @@ def test_a_cache_that_lost_rows_is_built_anew_and_a_foreign_index_refused(tmp_pa
     index.write_text('{"images": {"a.png": 3}}')
     with pytest.raises(ValueError, match="delete it"):
         open_cache(tmp_path / "cache", pictures)
+    index.write_text("no JSON")
+    with pytest.raises(ValueError, match="delete it"):
+        open_cache(tmp_path / "cache", pictures)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot build the image cache in .*file.*--image_cache"):
+        open_cache(tmp_path / "file" / "below", pictures)
 
 
 def test_workers_read_the_cache(clevr, tmp_path):
@@ -314,3 +351,21 @@ def test_trimmed_batches_end_with_their_longest_sentence_and_lose_nothing():
     for name, trimmed in trim_padding(captions).items():
         assert torch.equal(trimmed, captions[name][..., :9])
         assert not captions[name][..., 9:].any()
+
+
+def test_a_packed_list_is_the_list():
+    items = [("a", ("b", "ü")), None, 7, "x" * 1000]
+    packed = PackedList(items)
+    assert list(packed) == items
+    assert packed[-1] == items[-1]
+    assert packed[1::2] == items[1::2]
+    assert len(packed) == 4
+    assert list(PackedList([])) == []
+    with pytest.raises(IndexError):
+        packed[4]
+
+
+def test_the_cache_refuses_an_image_it_was_not_opened_for(tmp_path, pictures):
+    cache, _ = open_cache(tmp_path / "cache", pictures[:2])
+    with pytest.raises(KeyError, match="2.png"):
+        cache([pictures[0], pictures[2]])
