@@ -98,7 +98,7 @@ class EvaluationPairs(SceneDataset):
 
 
 class _TrainingOrder(DistributedSampler):
-    """DistributedSampler's shuffled share of this process, nothing padded, as (epoch, index) keys."""
+    """DistributedSampler's shuffled, padded share of this process, as (epoch, index) keys."""
 
     def __iter__(self) -> Iterator[Key]:
         return ((self.epoch, index) for index in super().__iter__())
@@ -174,7 +174,7 @@ def build_loader(dataset: SceneDataset, batch_size: int, training: bool, num_wor
     if training and len(dataset) < batch_size * world_size:
         raise ValueError(f"the training split has {len(dataset)} samples, fewer than one batch of {batch_size * world_size}: "
                          "lower --batch_size")
-    sampler = (_TrainingOrder(dataset, world_size, rank, shuffle=True, seed=seed, drop_last=True) if training
+    sampler = (_TrainingOrder(dataset, world_size, rank, shuffle=True, seed=seed) if training
                else _FileOrder(len(dataset), rank, world_size))
     return Batches(DataLoader(_Fallible(dataset), batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_collate,
                               drop_last=training, pin_memory=torch.cuda.is_available(),

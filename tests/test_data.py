@@ -135,14 +135,6 @@ def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, wor
     assert orders[0] != orders[1]
 
 
-def test_the_number_of_processes_changes_no_batch(clevr):
-    scenes = list(load_scenes("clevr", clevr, None, "train"))[:5]  # no multiple of 2
-    samples = FinetuningSamples(scenes, ImageFiles(32), 12)
-    one, *two = [[set(batch["id"]) for batch in build_loader(samples, 2 // world, True, 0, rank, world)]
-                 for world in (1, 2) for rank in range(world)]
-    assert one == [left | right for left, right in zip(*two, strict=True)]
-
-
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_evaluation_is_in_file_order_with_nothing_dropped_or_twice(clevr, world):
     pairs = EvaluationPairs(load_scenes("clevr", clevr, None, "test"), ImageFiles(32), distractors=False)
