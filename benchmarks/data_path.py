@@ -1,0 +1,122 @@
+"""The data path at full size: start-up, memory of each worker, pairs a second, and whether they stay flat as the data grows.
+
+    python benchmarks/data_path.py --datatype clevr --scenes 40000 --workers 2
+
+prints one JSON line. 60 scenes are drawn and stand, under other names, for all; `--datatype spot --annotations FOLDER` takes the
+ids and sentences of a real train.json instead. Images are read and resized for `--read` pairs only, all captions once.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import description  # noqa: E402
+from dataloaders import load_scenes  # noqa: E402
+from dataloaders.images import ImageFiles  # noqa: E402
+from dataloaders.pairs import AdaptationSamples, FinetuningSamples, build_loader  # noqa: E402
+from dataloaders.spot_the_diff import read_annotations  # noqa: E402
+from modules.files import read_json, write_json  # noqa: E402
+from preprocess import reformat_dataset, synthesize  # noqa: E402
+
+DRAWN = 60
+FOLDERS = {"images": "CLEVR_default_", "sc_images": "CLEVR_semantic_", "nsc_images": "CLEVR_nonsemantic_"}
+
+
+class NoImages:
+    """Stands in for the images where only the annotations are looked at."""
+
+    def __call__(self, paths: list[str]) -> torch.Tensor:
+        return torch.zeros(len(paths), 3, 1, 1, dtype=torch.uint8)
+
+
+def enlarge_clevr(drawn: Path, root: Path, scenes: int) -> None:
+    """The drawn scenes again and again under `scenes` numbers: hard links and repeated captions."""
+    for folder, prefix in FOLDERS.items():
+        (root / folder).mkdir(parents=True)
+        for number in range(scenes):
+            os.link(drawn / folder / f"{prefix}{number % DRAWN:06d}.png", root / folder / f"{prefix}{number:06d}.png")
+    for name in ("change_captions.json", "no_change_captions.json"):
+        captions = list(read_json(drawn / name, dict).values())
+        write_json(root / name, {f"CLEVR_default_{n:06d}.png": captions[n % DRAWN] for n in range(scenes)})
+    write_json(root / "splits.json", {"train": list(range(scenes)), "val": [], "test": []})
+
+
+def enlarge_spot(drawn: Path, root: Path, annotations: Path) -> None:
+    """A real train.json, reformatted, with drawn images under its ids."""
+    (root / "images_test").mkdir(parents=True)
+    pictures = sorted((drawn / "images_test").glob("*_2.png"))
+    write_json(root / "reformat_train.json", reformat_dataset.merge_entries(read_annotations(annotations / "train.json")))
+    for number, (image_id, _) in enumerate(read_annotations(root / "reformat_train.json")):
+        after = pictures[number % len(pictures)]
+        os.link(after, root / "images_test" / f"{image_id}_2.png")
+        os.link(after.with_name(after.name.replace("_2.png", ".png")), root / "images_test" / f"{image_id}.png")
+
+
+def private_memory(process: int) -> float:
+    """MB that a process shares with nobody."""
+    with open(f"/proc/{process}/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
+
+
+def run(datatype: str, root: Path, workers: int, read: int) -> dict[str, object]:
+    """All measurements of one dataset."""
+    start = time.perf_counter()
+    scenes = load_scenes(datatype, root, root / "images_test", "train")
+    startup = time.perf_counter() - start
+    results: dict[str, object] = {"scenes": len(scenes), "startup_seconds": round(startup, 2)}
+    for name, samples in (("adaptation", AdaptationSamples), ("finetuning", FinetuningSamples)):
+        loader = build_loader(samples(scenes, NoImages(), 32), 64, True, workers)
+        batches = iter(loader.loader)
+        next(batches)
+        before = [private_memory(worker.pid) for worker in batches._workers]
+        start = time.perf_counter()
+        for _ in range(len(loader) - 2):  # not to the end, where workers may be gone
+            next(batches)
+        rate = (len(loader) - 2) * 64 / (time.perf_counter() - start)
+        grown = [private_memory(worker.pid) - mb for worker, mb in zip(batches._workers, before, strict=True)]
+        del batches
+        results[name] = {"captions_only_per_second": round(rate), "worker_grows_mb": round(max(grown), 1)}
+        loader = build_loader(samples(scenes, ImageFiles(), 32), 16, True, workers)
+        batches = iter(loader)
+        next(batches)
+        start = time.perf_counter()
+        for _ in range(read // 16):
+            next(batches)
+        results[name]["pairs_per_second"] = round(read // 16 * 16 / (time.perf_counter() - start), 1)
+        del batches
+    return results
+
+
+def main() -> None:
+    """Print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--datatype", choices=("clevr", "spot"), required=True)
+    parser.add_argument("--scenes", type=int, default=4000, help="CLEVR-Change's scenes (default: 4000)")
+    parser.add_argument("--annotations", type=Path, help="folder of Spot-the-Diff's train.json")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--read", type=int, default=480, help="pairs whose images are read (default: 480)")
+    args = parser.parse_args()
+    if args.datatype == "spot" and not args.annotations:
+        parser.error("--datatype spot needs --annotations")
+    with tempfile.TemporaryDirectory() as folder:
+        drawn, root = Path(folder) / "drawn", Path(folder) / "data"
+        synthesize.main(["--output", str(drawn), "--datatype", args.datatype, "--train", str(DRAWN), "--val", "0", "--test", "0"])
+        if args.datatype == "clevr":
+            enlarge_clevr(drawn, root, args.scenes)
+        else:
+            enlarge_spot(drawn, root, args.annotations)
+        results = run(args.datatype, root, args.workers, args.read)
+    head = {"benchmark": f"data path, {args.datatype}", "workers": args.workers}
+    print(json.dumps({**head, **results, **description(torch.device("cpu"))}))
+
+
+if __name__ == "__main__":
+    main()

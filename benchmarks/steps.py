@@ -1,0 +1,165 @@
+"""Cost of a training step and of captioning, images already decoded: seconds × the machine's float32 GEMM rate ÷ pairs.
+
+    python benchmarks/steps.py --what finetuning --precision fp32
+
+prints one JSON line. The model is ViT-B/32 in the published sizes with random weights.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import flops  # noqa: E402
+from benchmarks.machine import description, gemm_rate, seconds_of  # noqa: E402
+from dataloaders.images import normalize  # noqa: E402
+from dataloaders.pairs import trim_padding  # noqa: E402
+from modules.clip import CLIP, ClipSizes  # noqa: E402
+from modules.clip4idc import CLIP4IDC, PAIR_KEYS  # noqa: E402
+from modules.generation import beam_search, greedy_search  # noqa: E402
+from modules.options import parse_options  # noqa: E402
+from modules.runtime import Runtime, keep_freed_memory  # noqa: E402
+from modules.tokenizer import tokenize_caption  # noqa: E402
+from modules.training import build_trainer, train_epoch  # noqa: E402
+
+VIT_B_32 = ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
+MAX_WORDS, BEAMS = 32, 5
+SENTENCES = (  # of Spot-the-Diff's kind and length
+    "the white car near the entrance is gone", "there are two more people walking on the sidewalk",
+    "the man in the dark shirt has moved closer to the truck", "a person carrying a bag is now at the corner",
+    "the group by the door is no longer there", "one of the parked cars has left", "the van is a little further to the right",
+    "a cyclist has appeared in the middle of the road")
+
+
+class SameBatch:
+    """A loader that gives one batch `steps` times."""
+
+    def __init__(self, batch: dict[str, torch.Tensor], steps: int) -> None:
+        self.batch, self.steps = batch, steps
+        self.loader = SimpleNamespace(batch_size=len(batch["images"]))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing changes."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter([self.batch] * self.steps)
+
+
+def random_model(task: str) -> CLIP4IDC:
+    """ViT-B/32 and, for captions, the published captioner; seeded random weights."""
+    torch.manual_seed(0)
+    clip = CLIP(VIT_B_32, intra_layers=0, linear_patch="2d").state_dict()
+    return CLIP4IDC.from_weights({k: v for k, v in clip.items() if k.removeprefix("visual.") not in PAIR_KEYS}, task)
+
+
+def random_batch(stage: str, pairs: int) -> dict[str, torch.Tensor]:
+    """Images of noise with real sentences, as the loaders give them."""
+    arrays = [tokenize_caption(SENTENCES[n % len(SENTENCES)], MAX_WORDS) for n in range(pairs)]
+
+    def stacked(name: str) -> torch.Tensor:
+        return torch.stack([torch.from_numpy(words[name]) for words in arrays])
+
+    side = VIT_B_32.image_resolution
+    images = torch.randint(0, 256, (pairs, 2, 3, side, side), dtype=torch.uint8)
+    if stage == "retrieval":
+        return trim_padding({"images": images, "text_ids": stacked("retrieval_text_ids")})
+    names = ("caption_input_ids", "caption_mask", "caption_target_ids")
+    return trim_padding({"images": images, **{name: stacked(name)[:, None] for name in names}})
+
+
+def training_step(stage: str, pairs: int, runtime: Runtime, repeats: int) -> tuple[list[float], float]:
+    """Seconds of each step of the real loop, and the necessary GFLOP of a pair."""
+    model, batch = random_model(stage), random_batch(stage, pairs)
+    flags = f"--do_train --datatype spot --coef_lr 1e-3 --max_words {MAX_WORDS} --batch_size {pairs} --n_display 1000000"
+    places = "--output_dir unused --data_path unused --features_path unused"
+    options = parse_options([*flags.split(), *places.split()], stage, "a benchmark", num_processes=1)
+    trainer = build_trainer(model, SameBatch(batch, 1), options, runtime)
+    times = seconds_of(lambda: train_epoch(trainer, 0), runtime.device, repeats)
+    forward = flops.pair_encoder(VIT_B_32, 9)
+    if stage == "retrieval":
+        forward += flops.text_encoder(VIT_B_32, batch["text_ids"].shape[-1])
+    else:
+        targets, tokens = int((batch["caption_target_ids"] != 0).sum()) / pairs, 2 * VIT_B_32.num_tokens
+        config, words = model.decoder.config, batch["caption_mask"].shape[-1]
+        forward += flops.caption_encoder(config, tokens) + flops.caption_decoder(config, tokens, words)
+        forward += flops.vocabulary(VIT_B_32, targets)
+    return times, 3e-9 * forward
+
+
+def captioning(beams: int, pairs: int, runtime: Runtime, repeats: int) -> tuple[list[float], float]:
+    """Seconds of captioning a batch with all MAX_WORDS steps, and the necessary GFLOP of a pair."""
+    model = random_model("caption").to(runtime.device).eval()
+    with torch.no_grad():
+        model.decoder.predictions.bias[-1] = -1e4  # EOT never comes: all MAX_WORDS steps are taken
+    images = random_batch("caption", pairs)["images"]
+
+    @torch.inference_mode()
+    def work() -> None:
+        with runtime.autocast():
+            tokens = model.encode_against_first(normalize(images.to(runtime.device))).tokens
+            ids = greedy_search(model, tokens, MAX_WORDS) if beams == 1 else beam_search(model, tokens, MAX_WORDS, beams)
+        if ids.shape[1] != MAX_WORDS:
+            raise RuntimeError(f"decoding ended after {ids.shape[1]} steps of {MAX_WORDS}: the count of operations is wrong")
+
+    times = seconds_of(work, runtime.device, repeats)
+    tokens, config = 2 * VIT_B_32.num_tokens, model.decoder.config
+    decoding = beams * (flops.caption_decoder(config, tokens, MAX_WORDS) + flops.vocabulary(VIT_B_32, MAX_WORDS))
+    return times, 1e-9 * (flops.pair_encoder(VIT_B_32, 9) + flops.caption_encoder(config, tokens) + decoding)
+
+
+BENCHMARKS: dict[str, tuple[Callable, object, int]] = {
+    "finetuning": (training_step, "caption", 16), "adaptation": (training_step, "retrieval", 32), "greedy": (captioning, 1, 16),
+    "beam": (captioning, BEAMS, 16)}
+
+
+def measure(what: str, precision: str, device: torch.device, pairs: int | None, repeats: int) -> dict[str, object]:
+    """One benchmark's numbers. The GEMM rate is taken before and after, in the same process."""
+    function, variant, default_pairs = BENCHMARKS[what]
+    pairs = pairs or default_pairs
+    if device.type == "cpu":
+        keep_freed_memory()
+    before = gemm_rate(torch.float32, device)
+    times, gflop = function(variant, pairs, Runtime(device=device, precision=precision), repeats)
+    rate, seconds = (before + gemm_rate(torch.float32, device)) / 2, statistics.median(times)
+    own = rate if precision == "fp32" else gemm_rate(torch.bfloat16 if precision == "bf16" else torch.float16, device)
+    return {"benchmark": what, "precision": precision, "pairs": pairs, "repeats": repeats,
+            "seconds": round(seconds, 4), "fastest": round(min(times), 4), "pairs_per_second": round(pairs / seconds, 1),
+            "gemm_fp32_gflops": round(rate, 1), "gemm_own_gflops": round(own, 1), "cost_per_pair": round(seconds * rate / pairs, 1),
+            "gflop_per_pair": round(gflop, 1), "share_of_gemm": round(gflop * pairs / seconds / own, 3), **description(device)}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines of the parts that are measured."""
+    logging.disable(logging.INFO)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def main() -> None:
+    """Print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", choices=BENCHMARKS, required=True)
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--pairs", type=int, help="pairs a batch (default: 16, adaptation 32)")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    with quiet():
+        print(json.dumps(measure(args.what, args.precision, torch.device(args.device), args.pairs, args.repeats)))
+
+
+if __name__ == "__main__":
+    main()
