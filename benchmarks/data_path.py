@@ -1,4 +1,4 @@
-"""The data path at full size: start-up, memory of each worker, pairs a second, and whether they stay flat as the data grows.
+"""The data path at full size: start-up, memory that each worker adds to the shared one, pairs a second.
 
     python benchmarks/data_path.py --datatype clevr --scenes 40000 --workers 2
 
@@ -7,6 +7,7 @@ ids and sentences of a real train.json instead. Images are read and resized for 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ from dataloaders.images import ImageFiles  # noqa: E402
 from dataloaders.pairs import AdaptationSamples, FinetuningSamples, build_loader  # noqa: E402
 from dataloaders.spot_the_diff import read_annotations  # noqa: E402
 from modules.files import read_json, write_json  # noqa: E402
+from modules.options import OneLineParser, run_and_report  # noqa: E402
 from preprocess import reformat_dataset, synthesize  # noqa: E402
 
 DRAWN = 60
@@ -95,9 +97,9 @@ def run(datatype: str, root: Path, workers: int, read: int) -> dict[str, object]
     return results
 
 
-def main() -> None:
+def main() -> int:
     """Print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datatype", choices=("clevr", "spot"), required=True)
     parser.add_argument("--scenes", type=int, default=4000, help="CLEVR-Change's scenes (default: 4000)")
     parser.add_argument("--annotations", type=Path, help="folder of Spot-the-Diff's train.json")
@@ -106,17 +108,25 @@ def main() -> None:
     args = parser.parse_args()
     if args.datatype == "spot" and not args.annotations:
         parser.error("--datatype spot needs --annotations")
+    if args.scenes < 256 or args.workers < 1 or args.read < 16:
+        parser.error("expected --scenes of at least 256, --workers of at least 1 and --read of at least 16")
+    return run_and_report(parser.prog, lambda: print(json.dumps(measure(args))))
+
+
+def measure(args: argparse.Namespace) -> dict[str, object]:
+    """Draw, enlarge, measure."""
     with tempfile.TemporaryDirectory() as folder:
         drawn, root = Path(folder) / "drawn", Path(folder) / "data"
-        synthesize.main(["--output", str(drawn), "--datatype", args.datatype, "--train", str(DRAWN), "--val", "0", "--test", "0"])
+        with contextlib.redirect_stdout(sys.stderr):
+            splits = f"--train {DRAWN} --val 0 --test 0".split()
+            synthesize.main(["--output", str(drawn), "--datatype", args.datatype, *splits])
         if args.datatype == "clevr":
             enlarge_clevr(drawn, root, args.scenes)
         else:
             enlarge_spot(drawn, root, args.annotations)
-        results = run(args.datatype, root, args.workers, args.read)
-    head = {"benchmark": f"data path, {args.datatype}", "workers": args.workers}
-    print(json.dumps({**head, **results, **description(torch.device("cpu"))}))
+        head = {"benchmark": f"data path, {args.datatype}", "workers": args.workers}
+        return {**head, **run(args.datatype, root, args.workers, args.read), **description(torch.device("cpu"))}
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -5,7 +5,6 @@
 prints one JSON line. The model is ViT-B/32 in the published sizes with random weights.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -26,7 +25,7 @@ from dataloaders.pairs import trim_padding  # noqa: E402
 from modules.clip import CLIP, ClipSizes  # noqa: E402
 from modules.clip4idc import CLIP4IDC, PAIR_KEYS  # noqa: E402
 from modules.generation import beam_search, greedy_search  # noqa: E402
-from modules.options import parse_options  # noqa: E402
+from modules.options import OneLineParser, parse_options  # noqa: E402
 from modules.runtime import Runtime, keep_freed_memory  # noqa: E402
 from modules.tokenizer import tokenize_caption  # noqa: E402
 from modules.training import build_trainer, train_epoch  # noqa: E402
@@ -150,13 +149,15 @@ def quiet() -> Iterator[None]:
 
 def main() -> None:
     """Print one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--what", choices=BENCHMARKS, required=True)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--pairs", type=int, help="pairs a batch (default: 16, adaptation 32)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if args.repeats < 1 or (args.pairs is not None and args.pairs < 1):
+        parser.error("--repeats and --pairs are expected to be at least 1")
     with quiet():
         print(json.dumps(measure(args.what, args.precision, torch.device(args.device), args.pairs, args.repeats)))
 

@@ -25,7 +25,7 @@ def vocabulary_loss(hidden: Tensor, words: Tensor, bias: Tensor, target_ids: Ten
     """Σ weights · cross-entropy of the logits `hidden @ words.T + bias`, whose (N, V) never exist all at once.
 
     hidden (N, E), words (V, E), bias (V,), target_ids and weights (N,). The gradients are made along with the loss, chunk by
-    chunk: a third of the memory traffic of logits, softmax and their backward apart. Matrix products follow autocast.
+    chunk. Matrix products follow autocast.
     """
     return _VocabularyLoss.apply(hidden, words, bias, target_ids, weights)
 

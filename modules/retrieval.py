@@ -66,15 +66,14 @@ def evaluate_retrieval(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches
         if not tight:
             parts = [trim_padding({"text_ids": part})["text_ids"] for part in parts]
         sentences = [model.encode_text(part.to(runtime.device)) for part in runtime.progress(parts, "texts")]
-        pair = _everyones(pairs, torch.arange(sum(len(share.pooled) for share in pairs)), tight, runtime)
-        text = _everyones(sentences, by_length.argsort(), tight, runtime)
+        pair, text = _everyones(pairs, tight, runtime), _everyones(sentences, tight, runtime, order=by_length.argsort())
         similarity = _compare_all(model, text, pair, runtime) if tight else model.compare(text, pair)
     return retrieval_metrics(similarity.float(), [len(scene.captions) for scene in scenes])
 
 
-def _everyones(shares: list[Features], order: Tensor, with_tokens: bool, runtime: Runtime) -> Features:
-    """The features of all processes in the items' order, which `order` makes of this process' rows; tokens and mask only where
-    the cross encoder wants them."""
+def _everyones(shares: list[Features], with_tokens: bool, runtime: Runtime, order: Tensor | slice = slice(None)) -> Features:
+    """The features of all processes in the items' order, into which `order` brings this process' rows; tokens and mask only
+    where the cross encoder wants them."""
     def merge(rows: Sequence[Tensor]) -> Tensor:
         return runtime.gather_rows(torch.cat(list(rows)).cpu()[order]).to(runtime.device)
 

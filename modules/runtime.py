@@ -109,7 +109,7 @@ def open_runtime(options: Options) -> Iterator[Runtime]:
 def keep_freed_memory() -> None:
     """Let glibc hand freed memory out again instead of giving it back to the kernel, which would clear every page of it anew.
 
-    On CPUs a training step frees and takes gigabytes: this makes it up to a third quicker. Elsewhere than on glibc, nothing.
+    On CPUs a training step frees and takes gigabytes. Does nothing elsewhere than on glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
