@@ -12,6 +12,7 @@ common="--datatype clevr --data_path $data --image_cache $run/cache --num_thread
 caption="--decoder_model decoder-demo --gt_dir $run/gt"
 
 echo "== draw scenes, make the ground truth"
+rm -rf "$run/cache"  # of images that are now drawn anew
 $python preprocess/synthesize.py --output $data --train 3000 --val 20 --test 200 --captions_per_image 3 --jitter 0 --overwrite
 $python gt/eval_utils.py --datatype clevr --data_path $data --output $run/gt/clevr_total_change_captions_reformat.json
 
