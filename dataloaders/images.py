@@ -43,4 +43,4 @@ def normalize(images: Tensor) -> Tensor:
     """(..., 3, H, W) uint8 → float32 with CLIP's mean and standard deviation."""
     mean = torch.tensor(MEAN, device=images.device)[:, None, None]
     std = torch.tensor(STD, device=images.device)[:, None, None]
-    return (images.float() / 255 - mean) / std
+    return (images.float() / 255).sub_(mean).div_(std)

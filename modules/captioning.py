@@ -24,21 +24,21 @@ log = logging.getLogger(__name__)
 SHOWN = 4  # captions in the log of an evaluation
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode autocast would cast every weight anew at every word
 def generate_captions(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, options: Options,
                       runtime: Runtime) -> dict[str, str]:
     """Caption id → sentence: all change pairs in file order, then all distractors. Every process takes its share of the scenes."""
     own = scenes[runtime.rank :: runtime.world_size]
     captions: list[tuple[str, ...]] = []  # per own scene: the change's and, with a distractor, the distractor's
     max_words, decoding = options.data.max_words, options.caption
-    for batch in runtime.progress(loader, "captions"):
-        with runtime.autocast():
+    with runtime.autocast():
+        for batch in runtime.progress(loader, "captions"):
             pairs = model.encode_against_first(normalize(batch["images"].to(runtime.device)))
             ids = (greedy_search(model, pairs.tokens, max_words) if decoding.beam_size == 1 else
                    beam_search(model, pairs.tokens, max_words, decoding.beam_size, decoding.length_penalty))
-        sentences = [decode(row) for row in ids.tolist()]
-        count = len(batch["images"])
-        captions += zip(*(sentences[start : start + count] for start in range(0, len(sentences), count)), strict=True)
+            sentences = [decode(row) for row in ids.tolist()]
+            count = len(batch["images"])
+            captions += zip(*(sentences[start : start + count] for start in range(0, len(sentences), count)), strict=True)
     shares = runtime.gather_objects([((s.id, s.distractor_id), c) for s, c in zip(own, captions, strict=True)])
     ordered: list = [None] * len(scenes)
     for rank, share in enumerate(shares):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.layers import LayerNorm, Transformer
@@ -93,7 +94,7 @@ class PairVisionTower(nn.Module):
         super().__init__()
         width, patch, tokens = sizes.vision_width, sizes.vision_patch_size, sizes.num_tokens
         self.intra_layers, self.linear_patch = intra_layers, linear_patch
-        self.image_resolution = sizes.image_resolution
+        self.image_resolution, self.patch_size = sizes.image_resolution, patch
         scale = width**-0.5
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         if linear_patch == "3d":
@@ -127,8 +128,13 @@ class PairVisionTower(nn.Module):
         return self._join(torch.cat([alone[:, [0, other]] for other in others]))
 
     def _each_alone(self, images: Tensor) -> Tensor:
-        patches = self.conv1(images.flatten(0, 1)).flatten(2).transpose(1, 2)  # (N, T-1, D)
-        return self._alone(patches).unflatten(0, images.shape[:2])  # (B, images, T, D)
+        return self._alone(self._patches_2d(images.flatten(0, 1))).unflatten(0, images.shape[:2])  # (B, images, T, D)
+
+    def _patches_2d(self, images: Tensor) -> Tensor:
+        """conv1 as the one matrix product that it is: (N, 3, H, W) → (N, T-1, D)."""
+        grid = self.image_resolution // self.patch_size
+        rows = images.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5)  # (N, grid, grid, 3, p, p)
+        return F.linear(rows.flatten(3).flatten(1, 2), self.conv1.weight.flatten(1))
 
     def _patches_3d(self, pairs: Tensor) -> Tensor:
         patches = self.conv2(pairs.transpose(1, 2))  # (B, D, 2, grid, grid)

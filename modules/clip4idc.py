@@ -141,12 +141,12 @@ class CLIP4IDC(nn.Module):
         aimed = target_ids != IGNORED
         return self.decoder.predictions.loss(self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed])
 
-    def start_captions(self, pair_tokens: Tensor, max_words: int) -> DecodingState:
-        """Encode B pairs' tokens (B, 2T, E) for captions of at most max_words tokens."""
-        return self.decoder.start(pair_tokens, max_words)
+    def start_captions(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> DecodingState:
+        """Encode B pairs' tokens (B, 2T, E) for `per_pair` captions of each, of at most max_words tokens."""
+        return self.decoder.start(pair_tokens, max_words, per_pair)
 
     def next_word_logits(self, ids: Tensor, state: DecodingState) -> Tensor:
-        """The last words (B,) → logits (B, V) of the next ones; the state moves on by one word."""
+        """The last words (B, per_pair) → float32 logits (B, per_pair, V) of the next ones; the state moves on by one word."""
         return self.decoder.step(ids, state)
 
     def _check_images(self, images: Tensor) -> None:

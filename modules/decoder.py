@@ -42,9 +42,12 @@ class CaptionDecoderLayer(nn.Module):
         self.output = AddNorm(config.intermediate_size, width, dropout)
 
     def forward(self, x: Tensor, words: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """x (B, L, E); keys and values of the words so far and of the encoder's layer, each (B, H, K, d)."""
+        """x (R, L, E), keys and values (R, H, K, d) of the words so far, (B, H, S, d) of the encoder's layer.
+
+        R is a multiple of B: the captions of one pair stand in a row, and read its memory together.
+        """
         x = self.slf_attn(x, words, mask)
-        x = self.enc_attn(x, memory)
+        x = self.enc_attn(x.reshape(len(memory[0]), -1, x.shape[-1]), memory).view_as(x)
         return self.output(self.intermediate(x), x)
 
 
@@ -111,16 +114,21 @@ class Layers(nn.Module):
 
 @dataclass
 class DecodingState:
-    """What has been computed of B captions in the making: the encoder's and the words' keys and values of every layer."""
+    """What has been computed of the captions in the making of B pairs, `per_pair` of each: keys and values of every layer."""
 
-    memory: list[tuple[Tensor, Tensor]]  # per layer, each (B, H, S, d)
-    words: list[tuple[Tensor, Tensor]]  # per layer, each (B, H, max_words, d), the first `length` filled
+    memory: list[tuple[Tensor, Tensor]]  # the encoder's, per layer, each (B, H, S, d)
+    words: list[tuple[Tensor, Tensor]]  # per layer, each (B, per_pair, H, max_words, d), the first `length` words filled
     length: int = 0
 
-    def select(self, rows: Tensor) -> "DecodingState":
-        """The state of the given rows: fewer of them (finished ones dropped) or another order (beams)."""
-        memory, words = ([(k[rows], v[rows]) for k, v in cache] for cache in (self.memory, self.words))
+    def keep(self, pairs: Tensor) -> "DecodingState":
+        """The state of the given pairs alone: finished ones are dropped."""
+        memory, words = ([(k[pairs], v[pairs]) for k, v in cache] for cache in (self.memory, self.words))
         return DecodingState(memory, words, self.length)
+
+    def follow(self, beams: Tensor) -> "DecodingState":
+        """beams (B, per_pair): the caption of the same pair that each of them goes on from."""
+        rows = torch.arange(len(beams), device=beams.device)[:, None]
+        return DecodingState(self.memory, [(k[rows, beams], v[rows, beams]) for k, v in self.words], self.length)
 
 
 class CaptionDecoder(nn.Module):
@@ -162,22 +170,24 @@ class CaptionDecoder(nn.Module):
             x = layer(x, layer.slf_attn.projections.keys_values(x), memory, attention_mask)
         return x
 
-    def start(self, pair_tokens: Tensor, max_words: int) -> DecodingState:
-        """Encode the pairs once, with room for max_words words."""
+    def start(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> DecodingState:
+        """Encode the pairs (B, S, E) once, with room for `per_pair` captions of max_words words of each."""
         self._check_length(max_words)
-        memory = self.remember(pair_tokens)
-        words = [tuple(k.new_empty(*k.shape[:2], max_words, k.shape[3]) for _ in range(2)) for k, _ in memory]
+        memory = [(k.contiguous(), v.contiguous()) for k, v in self.remember(pair_tokens)]
+        room = (len(pair_tokens), per_pair, self.config.num_attention_heads, max_words)
+        words = [(k.new_empty(*room, k.shape[-1]), v.new_empty(*room, v.shape[-1])) for k, v in memory]
         return DecodingState(memory, words)
 
     def step(self, ids: Tensor, state: DecodingState) -> Tensor:
-        """The last words (B,) → logits of the next (B, V); the state grows by one word in place."""
-        x, end = self.embeddings(ids[:, None], start=state.length), state.length + 1
+        """The last words (B, per_pair) → float32 logits of the next (B, per_pair, V); the state grows by one word in place."""
+        x, end = self.embeddings(ids.flatten()[:, None], start=state.length), state.length + 1
         for layer, memory, cache in zip(self.decoder.layer, state.memory, state.words, strict=True):
+            cache = tuple(room.flatten(0, 1) for room in cache)  # views: (B · per_pair, H, max_words, d)
             for room, new in zip(cache, layer.slf_attn.projections.keys_values(x), strict=True):
                 room[:, :, state.length : end] = new
             x = layer(x, tuple(room[:, :, :end] for room in cache), memory, mask=None)
         state.length = end
-        return self.predictions(x[:, 0])
+        return self.predictions(x[:, 0]).float().unflatten(0, ids.shape)
 
     def _check_length(self, num_words: int) -> int:
         positions = len(self.embeddings.position_embeddings.weight)

@@ -1,7 +1,7 @@
 """Decoding: greedy and beam search over a step function. Knows token ids, nothing of words or images.
 
-The model offers `vocab_size`, `start_captions(pair_tokens, max_words) -> state` with `state.select(rows)`, and
-`next_word_logits(last_ids, state) -> logits`. For a vocabulary of V, SOT is V−2 and EOT is V−1 (CLIP: 49406, 49407).
+The model offers `vocab_size`, `start_captions(pair_tokens, max_words, per_pair) -> state` and `next_word_logits(last_ids, state)
+-> logits`; states drop pairs and reorder captions. For a vocabulary of V, SOT is V−2 and EOT is V−1 (CLIP: 49406, 49407).
 """
 
 from typing import Protocol
@@ -13,9 +13,11 @@ PAD = 0
 
 
 class StepState(Protocol):
-    """Captions in the making; rows can be dropped or reordered."""
+    """The captions in the making of some pairs, as many of each."""
 
-    def select(self, rows: Tensor) -> "StepState": ...
+    def keep(self, pairs: Tensor) -> "StepState": ...
+
+    def follow(self, beams: Tensor) -> "StepState": ...
 
 
 class StepModel(Protocol):
@@ -23,16 +25,16 @@ class StepModel(Protocol):
 
     vocab_size: int
 
-    def start_captions(self, pair_tokens: Tensor, max_words: int) -> StepState: ...
+    def start_captions(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> StepState: ...
 
     def next_word_logits(self, ids: Tensor, state: StepState) -> Tensor: ...
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def greedy_search(model: StepModel, pair_tokens: Tensor, max_words: int) -> Tensor:
     """The likeliest next token, again and again: (B, S, E) → ids (B, ≤ max_words), 0 after EOT.
 
-    Rows that have ended leave the batch, and decoding stops when all have.
+    Pairs whose caption has ended leave the batch, and decoding stops when all have.
     """
     sot, eot = model.vocab_size - 2, model.vocab_size - 1
     state = model.start_captions(pair_tokens, max_words)
@@ -40,56 +42,64 @@ def greedy_search(model: StepModel, pair_tokens: Tensor, max_words: int) -> Tens
     running = torch.arange(len(pair_tokens), device=pair_tokens.device)
     last = torch.full_like(running, sot)
     for position in range(max_words):
-        last = model.next_word_logits(last, state).argmax(dim=-1)
+        last = model.next_word_logits(last[:, None], state)[:, 0].argmax(dim=-1)
         ids[running, position] = last
         going_on = (last != eot).nonzero().flatten()
         if len(going_on) == 0:
             return ids[:, : position + 1]
         if len(going_on) < len(running):
-            running, last, state = running[going_on], last[going_on], state.select(going_on)
+            running, last, state = running[going_on], last[going_on], state.keep(going_on)
     return ids
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def beam_search(model: StepModel, pair_tokens: Tensor, max_words: int, beam_size: int, length_penalty: float = 0.0) -> Tensor:
     """Keeps the `beam_size` likeliest beginnings of each caption: (B, S, E) → ids (B, ≤ max_words), 0 after EOT.
 
-    Captions are compared by log-probability / length**length_penalty, length counting EOT. All pairs and beams share one batch.
+    Captions are compared by log-probability / length**length_penalty, length counting EOT. All pairs and beams share one batch,
+    which a pair leaves when no beginning can still beat its best caption.
     """
-    sot, eot, vocabulary = model.vocab_size - 2, model.vocab_size - 1, model.vocab_size
-    num_pairs, device = len(pair_tokens), pair_tokens.device
-    first_beam = torch.arange(num_pairs, device=device).repeat_interleave(beam_size)
-    state = model.start_captions(pair_tokens, max_words).select(first_beam)
-    ids = torch.full((num_pairs, beam_size, max_words), PAD, dtype=torch.long, device=device)
+    sot, eot = model.vocab_size - 2, model.vocab_size - 1
+    num_pairs, device, width = len(pair_tokens), pair_tokens.device, min(beam_size, model.vocab_size)
+    state = model.start_captions(pair_tokens, max_words, beam_size)
+    best_ids = torch.full((num_pairs, max_words), PAD, dtype=torch.long, device=device)
+    best_scores = torch.full((num_pairs,), -torch.inf, device=device)
+    running = torch.arange(num_pairs, device=device)
+    ids = best_ids[:, None].repeat(1, beam_size, 1)  # (running, beams, words)
+    last = torch.full((num_pairs, beam_size), sot, device=device)
     scores = torch.full((num_pairs, beam_size), -torch.inf, device=device)
     scores[:, 0] = 0.0  # all beams of a pair begin alike: only one may multiply
-    best_ids, best_scores = ids[:, 0].clone(), torch.full((num_pairs,), -torch.inf, device=device)
-    last = torch.full((num_pairs * beam_size,), sot, device=device)
     for position in range(max_words):
-        log_probs = model.next_word_logits(last, state).float().log_softmax(dim=-1).unflatten(0, (num_pairs, beam_size))
-        total = scores[..., None] + log_probs  # (B, beams, V)
+        log_probs = model.next_word_logits(last, state).log_softmax(dim=-1)  # (running, beams, V)
         length_norm = (position + 1) ** length_penalty
-
-        ended_scores, ended_beam = (total[..., eot] / length_norm).max(dim=1)  # the best that stops here
         if position == max_words - 1:  # no room: the best beginning is taken as it stands, ended or not
-            ended_scores, flat = (total / length_norm).flatten(1).max(dim=1)
-            ended_beam, ended_word = flat // vocabulary, flat % vocabulary
+            end_scores, end_words = log_probs.max(dim=-1)
         else:
-            ended_word = torch.full_like(ended_beam, eot)
-        candidate = ids[torch.arange(num_pairs, device=device), ended_beam].clone()
-        candidate[:, position] = ended_word
-        better = ended_scores > best_scores
-        best_ids = torch.where(better[:, None], candidate, best_ids)
-        best_scores = torch.where(better, ended_scores, best_scores)
+            end_scores, end_words = log_probs[..., eot], torch.full_like(last, eot)
+        end_scores, beam = ((scores + end_scores) / length_norm).max(dim=1)  # the best that stops here
+        candidate = _row_of(ids, beam)
+        candidate[:, position] = _row_of(end_words, beam)
+        better = end_scores > best_scores[running]
+        best_ids[running[better]], best_scores[running[better]] = candidate[better], end_scores[better]
 
-        total[..., eot] = -torch.inf
-        scores, flat = total.flatten(1).topk(beam_size, dim=1)
-        beam, word = flat // vocabulary, flat % vocabulary
-        ids = ids.gather(1, beam[..., None].expand_as(ids)).clone()
-        ids[..., position] = word
+        log_probs[..., eot] = -torch.inf
+        likeliest = log_probs.topk(width, dim=-1)  # no beam can give more than all of the next ones
+        scores, choice = (scores[..., None] + likeliest.values).flatten(1).topk(beam_size, dim=1)
+        beams, last = choice // width, likeliest.indices.flatten(1).gather(1, choice)
+        ids = ids.gather(1, beams[..., None].expand_as(ids))
+        ids[..., position] = last
         # A running beam only gets less likely; the longest length is the kindest divisor it can still reach.
-        if (scores[:, 0] / max(length_norm, max_words**length_penalty) <= best_scores).all():
+        hopeful = scores[:, 0] / max(length_norm, max_words**length_penalty) > best_scores[running]
+        going_on = hopeful.nonzero().flatten()
+        if len(going_on) == 0:
             break
-        rows = (beam + beam_size * torch.arange(num_pairs, device=device)[:, None]).flatten()
-        last, state = word.flatten(), state.select(rows)
+        state = state.follow(beams)
+        if len(going_on) < len(running):
+            running, last, scores, ids = running[going_on], last[going_on], scores[going_on], ids[going_on]
+            state = state.keep(going_on)
     return best_ids[:, : int((best_ids != PAD).any(dim=0).nonzero().max()) + 1]
+
+
+def _row_of(rows: Tensor, which: Tensor) -> Tensor:
+    """(B, beams, …) and one beam of each (B,) → (B, …)."""
+    return rows[torch.arange(len(rows), device=rows.device), which]

@@ -1,4 +1,4 @@
-"""Building blocks: attention (the one place that calls SDPA), float32 LayerNorm, CLIP's pre-norm and BERT's post-norm layers.
+"""Building blocks: attention (in one place), float32 LayerNorm, CLIP's pre-norm and BERT's post-norm layers.
 
 Shapes: B rows, S or L tokens, D width, H heads, K keys.
 """
@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FEW_KEYS = 256  # up to here two plain products beat SDPA on CPUs, whose blocks suit long sequences (benchmarks/README.md)
+QUICK = 1.702  # quick GELU's constant
 MASKED = -10000.0  # additive mask of BERT's family; finite, so that a row with nothing to attend to stays a number
 
 
@@ -21,8 +23,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: 
     q (B, H, S, d); k and v (B, H, K, d); mask is additive and broadcasts to (B, H, S, K). Returns (B, S, H·d), heads joined.
     """
     mask = None if mask is None else mask.to(q.dtype)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+    if q.device.type == "cpu" and k.shape[2] <= FEW_KEYS:
+        mixed = _attend_by_products(q, k, v, mask, causal, dropout)
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return mixed.transpose(1, 2).flatten(2)  # (B, S, D)
+
+
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B, H, S, K)
+    if causal:
+        mask = scores.new_full(scores.shape[2:], -torch.inf).triu(1)
+    if mask is not None:
+        scores = scores + mask
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+    return F.dropout(weights, dropout) @ v if dropout else weights @ v
 
 
 class LayerNorm(nn.LayerNorm):
@@ -30,13 +45,6 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
-
-
-class QuickGELU(nn.Module):
-    """OpenAI CLIP's activation, x·σ(1.702x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
 
 
 class FusedAttention(nn.Module):
@@ -56,16 +64,19 @@ class FusedAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """CLIP's two-layer perceptron (fourfold width)."""
+    """CLIP's two-layer perceptron (fourfold width) with OpenAI's quick GELU, x·σ(1.702x)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, 4 * width)
-        self.gelu = QuickGELU()
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        # x·σ(1.702x) is silu(1.702x)/1.702. Both factors go into the matrix products, where they cost nothing.
+        fc, proj = self.c_fc, self.c_proj
+        hidden = torch.addmm(fc.bias, x.flatten(0, -2), fc.weight.t(), beta=QUICK, alpha=QUICK)
+        out = torch.addmm(proj.bias, F.silu(hidden), proj.weight.t(), alpha=1 / QUICK)
+        return out.unflatten(0, x.shape[:-1])
 
 
 class ResidualAttentionBlock(nn.Module):

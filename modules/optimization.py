@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 if TYPE_CHECKING:
     from modules.clip4idc import CLIP4IDC
@@ -41,12 +42,13 @@ class BertAdam(torch.optim.Optimizer):
     """Adam as BERT trained with it: no bias correction, decay added to the update, each parameter's gradient norm clipped.
 
     `lr` is the peak rate (groups may bring their own), `warmup` a share of `t_total` steps (−1: none), `betas` and `eps` as in
-    Adam. Parameters without a gradient are left alone, decay included. Raises ValueError for settings out of range.
+    Adam. `max_total_norm` first scales all gradients down to that common norm; both clips change the gradients in place.
+    Parameters without a gradient are left alone, decay included. Raises ValueError for settings out of range.
     """
 
     def __init__(self, params: Iterable, lr: float, warmup: float = -1, t_total: int = -1, schedule: str = "linear",
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.01,
-                 max_grad_norm: float = 1.0) -> None:
+                 max_grad_norm: float = 1.0, max_total_norm: float | None = None) -> None:
         if lr < 0:
             raise ValueError(f"lr is {lr}, expected at least 0")
         if schedule not in SCHEDULES:
@@ -57,6 +59,7 @@ class BertAdam(torch.optim.Optimizer):
             raise ValueError(f"betas are {betas}, expected two numbers in [0, 1)")
         super().__init__(params, {"lr": lr, "warmup": warmup, "t_total": t_total, "schedule": schedule, "betas": tuple(betas),
                                   "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm})
+        self.max_total_norm = max_total_norm
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -65,29 +68,36 @@ class BertAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(group, params)
+        moving = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        self._clip([p.grad for params in moving for p in params],
+                   [group["max_grad_norm"] for group, params in zip(self.param_groups, moving, strict=True) for _ in params])
+        for group, params in zip(self.param_groups, moving, strict=True):
+            by_step: dict[int, list[Tensor]] = {}
+            for p in params:
+                by_step.setdefault(self._state_of(p)["step"], []).append(p)
+            for step, alike in by_step.items():
+                self._update(group, alike, self._rate(group, step))
         return loss
 
-    def _update(self, group: dict, params: list[Tensor]) -> None:
-        states = [self._state_of(p) for p in params]
-        gradients, (beta1, beta2) = [p.grad for p in params], group["betas"]
-        if group["max_grad_norm"] > 0:
-            norms = torch._foreach_norm(gradients)
-            clip = [(group["max_grad_norm"] / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-            gradients = torch._foreach_mul(gradients, clip)
-        moments, squares = [s["moment"] for s in states], [s["square"] for s in states]
-        torch._foreach_lerp_(moments, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["eps"])
-        rates = [self._rate(group, state["step"]) for state in states]
-        if group["weight_decay"] > 0:
-            torch._foreach_mul_(params, [1 - rate * group["weight_decay"] for rate in rates])
-        torch._foreach_addcdiv_(params, moments, denominators, [-rate for rate in rates])
+    def _clip(self, gradients: list[Tensor], limits: list[float]) -> None:
+        """To the common norm, then each to its own limit (0: none), in one pass over the gradients."""
+        if not gradients or not (self.max_total_norm or any(limits)):
+            return
+        norms = torch.stack(torch._foreach_norm(gradients))
+        factors = torch.ones_like(norms)
+        if self.max_total_norm:
+            factors = factors * (self.max_total_norm / (norms.norm() + 1e-6)).clamp(max=1.0)
+        limits = norms.new_tensor([limit or math.inf for limit in limits])
+        factors = factors * (limits / (norms * factors + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+
+    def _update(self, group: dict, params: list[Tensor], rate: float) -> None:
+        states = [self.state[p] for p in params]
+        # torch's fused AdamW is BertAdam once the bias correction is gone, and at step ∞ it is: 1 − β^∞ = 1.
+        no_correction = [torch.full((), math.inf, device=p.device) for p in params]
+        adamw(params, [p.grad for p in params], [s["moment"] for s in states], [s["square"] for s in states], [], no_correction,
+              fused=True, amsgrad=False, maximize=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=rate,
+              weight_decay=group["weight_decay"], eps=group["eps"])
         for state in states:
             state["step"] += 1
 

@@ -48,7 +48,7 @@ def retrieval_metrics(similarity: Tensor, sentences_per_pair: Sequence[int]) -> 
             "pair_to_text": rank_metrics(ranks_of(set_scores.T, torch.arange(len(counts))), median="usual")}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
 def evaluate_retrieval(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, max_words: int,
                        runtime: Runtime) -> dict[str, dict[str, float]]:
     """Metrics both ways of a split: every sentence a query, every pair encoded once, the work shared by all processes.

@@ -57,7 +57,8 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     if t_total == 0:
         raise ValueError(f"an epoch has {len(loader)} batches, fewer than --gradient_accumulation_steps "
                          f"{training.gradient_accumulation_steps}: no step would ever be taken")
-    optimizer = BertAdam(groups, lr=training.lr, warmup=training.warmup_proportion, t_total=t_total, **OPTIMIZER[stage])
+    optimizer = BertAdam(groups, lr=training.lr, warmup=training.warmup_proportion, t_total=t_total, max_total_norm=1.0,
+                         **OPTIMIZER[stage])
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
     step = STEPS[stage](model)
     if runtime.world_size > 1:
@@ -122,8 +123,6 @@ def _backward(trainer: Trainer, batch: dict[str, Tensor], accumulation: int, com
 
 
 def _update(trainer: Trainer) -> None:
-    trainer.scaler.unscale_(trainer.optimizer)
-    nn.utils.clip_grad_norm_(trainer.parameters, 1.0)
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)

@@ -40,8 +40,26 @@ def test_step_logits_equal_teacher_forcing(tiny_captioner):
         ids = torch.randint(1, 48, (3, 7))
         full = tiny_captioner.caption_logits(tokens, ids, torch.ones_like(ids))
         state = tiny_captioner.start_captions(tokens, 7)
-        steps = [tiny_captioner.next_word_logits(ids[:, n], state) for n in range(7)]
-    torch.testing.assert_close(torch.stack(steps, dim=1), full, atol=1e-4, rtol=1e-4)
+        steps = [tiny_captioner.next_word_logits(ids[:, n : n + 1], state) for n in range(7)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), full, atol=1e-4, rtol=1e-4)
+
+
+def test_captions_of_one_pair_share_its_memory_and_follow_each_other(tiny_captioner):
+    """Three captions of each pair, reordered after four words and one pair dropped, against teacher forcing."""
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(3, 10, 64, generator=generator)
+    ids = torch.randint(1, 48, (3, 3, 7), generator=generator)
+    beams, kept = torch.tensor([[2, 2, 0], [0, 1, 2], [1, 0, 0]]), torch.tensor([0, 2])
+    with torch.no_grad():
+        state = tiny_captioner.start_captions(tokens, 7, per_pair=3)
+        assert state.memory[0][0].shape[0] == 3, "the memory is held once for each pair"
+        for n in range(4):
+            tiny_captioner.next_word_logits(ids[..., n], state)
+        state, followed = state.follow(beams).keep(kept), ids.gather(1, beams[..., None].expand(3, 3, 7))
+        ids = torch.cat([followed[..., :4], ids[..., 4:]], dim=2)[kept]
+        steps = torch.stack([tiny_captioner.next_word_logits(ids[..., n], state) for n in range(4, 7)], dim=2)
+        full = tiny_captioner.caption_logits(tokens[kept].repeat_interleave(3, 0), ids.flatten(0, 1), torch.ones(6, 7))
+    torch.testing.assert_close(steps.flatten(0, 1), full[:, 4:], atol=1e-4, rtol=1e-4)
 
 
 class Markov:
@@ -53,14 +71,17 @@ class Markov:
         def __init__(self, tables):
             self.tables = tables
 
-        def select(self, rows):
-            return Markov.State(self.tables[rows])
+        def keep(self, pairs):
+            return Markov.State(self.tables[pairs])
 
-    def start_captions(self, pair_tokens, max_words):
+        def follow(self, beams):
+            return self
+
+    def start_captions(self, pair_tokens, max_words, per_pair):
         return Markov.State(pair_tokens)
 
     def next_word_logits(self, ids, state):
-        return state.tables[torch.arange(len(ids)), ids]
+        return state.tables[torch.arange(len(ids))[:, None], ids]
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.5])
@@ -87,6 +108,33 @@ def test_beam_of_one_is_greedy(tiny_captioner):
         tiny_captioner.decoder.predictions.bias[49] = -20.0  # no early end: with one, a beam may prefer what greedy cannot see
     greedy = greedy_search(tiny_captioner, tokens, 8)
     assert torch.equal(beam_search(tiny_captioner, tokens, 8, beam_size=1), greedy)
+
+
+def plain_beams(model, tokens, max_words, beam_size, penalty):
+    """One pair, whole prefixes anew for every word, lists of (log-probability, words) sorted: (1, S, E) → the best words."""
+    sot, eot = model.vocab_size - 2, model.vocab_size - 1
+    beams, best = [(0.0, [])], (-float("inf"), [])
+    for length in range(1, max_words + 1):
+        ids = torch.tensor([[sot, *words] for _, words in beams])
+        logits = model.caption_logits(tokens.expand(len(ids), -1, -1), ids, torch.ones_like(ids))[:, -1]
+        longer = [(score + more, [*words, word]) for (score, words), row in zip(beams, logits.log_softmax(-1).tolist(), strict=True)
+                  for word, more in enumerate(row)]
+        ends = [(score / length**penalty, words) for score, words in longer if words[-1] == eot or length == max_words]
+        best = max([best, *ends], key=lambda beam: beam[0])
+        beams = sorted((beam for beam in longer if beam[1][-1] != eot), key=lambda beam: -beam[0])[:beam_size]
+    return best[1]
+
+
+@pytest.mark.parametrize(("beam_size", "penalty"), [(2, 0.0), (5, 0.0), (5, 0.4)])
+def test_cached_beams_equal_full_recomputation(tiny_captioner, beam_size, penalty):
+    torch.manual_seed(6)
+    tokens = torch.randn(6, 10, 64)
+    with torch.no_grad():
+        tiny_captioner.decoder.predictions.bias[49] = 2.0  # so that captions end, and pairs leave the batch one by one
+        expected = [plain_beams(tiny_captioner, one[None], 9, beam_size, penalty) for one in tokens]
+    ours = [[word for word in row if word] for row in beam_search(tiny_captioner, tokens, 9, beam_size, penalty).tolist()]
+    assert ours == expected
+    assert len({len(words) for words in expected}) > 1, "all captions are equally long"
 
 
 def test_batched_beams_equal_single_ones(tiny_captioner):

@@ -37,6 +37,26 @@ def test_bert_adam_equals_a_plain_loop_and_leaves_parameters_without_gradient():
     assert torch.equal(idle.detach(), torch.ones(2))
 
 
+def test_the_common_clip_comes_before_each_parameters_own():
+    """The same as clip_grad_norm_ over all, then BertAdam alone; one group has no limit of its own, and one gradient is zero."""
+    torch.manual_seed(1)
+    start = [torch.randn(3, 2), torch.randn(5), torch.randn(4)]
+    gradients = [torch.randn(3, 2) * 4, torch.randn(5) * 30, torch.zeros(4)]
+    outcomes = []
+    for common in (0.7, None):
+        parameters = [torch.nn.Parameter(values.clone()) for values in start]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        if common is None:
+            torch.nn.utils.clip_grad_norm_(parameters, 0.7)
+        groups = [{"params": parameters[:1], "max_grad_norm": 0.05}, {"params": parameters[1:], "max_grad_norm": 0}]
+        BertAdam(groups, lr=0.1, eps=1.0, max_total_norm=common).step()
+        outcomes.append([*(p.detach() for p in parameters), *(p.grad for p in parameters)])
+    torch.testing.assert_close(outcomes[0], outcomes[1])
+    assert outcomes[0][3].norm() == pytest.approx(0.05, rel=1e-4)
+    assert not torch.equal(outcomes[0][1], start[1])
+
+
 def test_the_first_step_under_warmup_moves_nothing():
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = BertAdam([parameter], lr=1.0, warmup=0.1, t_total=10)
