@@ -1,6 +1,6 @@
 """The data path at full size: start-up, memory that each worker adds to the shared one, pairs a second.
 
-    python benchmarks/data_path.py --datatype clevr --scenes 40000 --workers 2
+    python benchmarks/data_path.py --datatype clevr --scenes 40000 --workers 1 2 4
 
 prints one JSON line. 60 scenes are drawn and stand, under other names, for all; `--datatype spot --annotations FOLDER` takes the
 ids and sentences of a real train.json instead. Images are read and resized for `--read` pairs only, all captions once.
@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.machine import description  # noqa: E402
 from dataloaders import load_scenes  # noqa: E402
 from dataloaders.images import ImageFiles  # noqa: E402
-from dataloaders.pairs import AdaptationSamples, FinetuningSamples, build_loader  # noqa: E402
+from dataloaders.pairs import AdaptationSamples, FinetuningSamples, Scene, build_loader  # noqa: E402
 from dataloaders.spot_the_diff import read_annotations  # noqa: E402
 from modules.files import read_json, write_json  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
@@ -68,47 +69,56 @@ def private_memory(process: int) -> float:
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
 
 
-def run(datatype: str, root: Path, workers: int, read: int) -> dict[str, object]:
+def captions_only(samples: type, scenes: Sequence[Scene], workers: int) -> dict[str, float]:
+    """All sentences once without images: samples a second, and what the worker that grows most adds to its own memory."""
+    loader = build_loader(samples(scenes, NoImages(), 32), 64, True, workers)
+    batches = iter(loader.loader)
+    next(batches)
+    before = [private_memory(worker.pid) for worker in batches._workers]
+    start = time.perf_counter()
+    for _ in range(len(loader) - 2):  # not to the end, where workers may be gone
+        next(batches)
+    rate = (len(loader) - 2) * 64 / (time.perf_counter() - start)
+    grown = [private_memory(worker.pid) - mb for worker, mb in zip(batches._workers, before, strict=True)]
+    return {"captions_only_per_second": round(rate), "worker_grows_mb": round(max(grown), 1)}
+
+
+def pairs_per_second(samples: type, scenes: Sequence[Scene], workers: int, read: int) -> float:
+    """Pairs decoded, resized, tokenised and collated."""
+    batches = iter(build_loader(samples(scenes, ImageFiles(), 32), 16, True, workers))
+    next(batches)
+    start = time.perf_counter()
+    for _ in range(read // 16):
+        next(batches)
+    return round(read // 16 * 16 / (time.perf_counter() - start), 1)
+
+
+def run(datatype: str, root: Path, workers: list[int], read: int) -> dict[str, object]:
     """All measurements of one dataset."""
     start = time.perf_counter()
     scenes = load_scenes(datatype, root, root / "images_test", "train")
     startup = time.perf_counter() - start
     results: dict[str, object] = {"scenes": len(scenes), "startup_seconds": round(startup, 2)}
+    objects = list(scenes)  # as it would be without shared tensors
     for name, samples in (("adaptation", AdaptationSamples), ("finetuning", FinetuningSamples)):
-        loader = build_loader(samples(scenes, NoImages(), 32), 64, True, workers)
-        batches = iter(loader.loader)
-        next(batches)
-        before = [private_memory(worker.pid) for worker in batches._workers]
-        start = time.perf_counter()
-        for _ in range(len(loader) - 2):  # not to the end, where workers may be gone
-            next(batches)
-        rate = (len(loader) - 2) * 64 / (time.perf_counter() - start)
-        grown = [private_memory(worker.pid) - mb for worker, mb in zip(batches._workers, before, strict=True)]
-        del batches
-        results[name] = {"captions_only_per_second": round(rate), "worker_grows_mb": round(max(grown), 1)}
-        loader = build_loader(samples(scenes, ImageFiles(), 32), 16, True, workers)
-        batches = iter(loader)
-        next(batches)
-        start = time.perf_counter()
-        for _ in range(read // 16):
-            next(batches)
-        results[name]["pairs_per_second"] = round(read // 16 * 16 / (time.perf_counter() - start), 1)
-        del batches
+        results[name] = captions_only(samples, scenes, max(workers))
+        results[name]["worker_grows_mb_by_objects"] = captions_only(samples, objects, max(workers))["worker_grows_mb"]
+        results[name]["pairs_per_second"] = {str(n): pairs_per_second(samples, scenes, n, read) for n in workers}
     return results
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print one JSON line."""
     parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datatype", choices=("clevr", "spot"), required=True)
     parser.add_argument("--scenes", type=int, default=4000, help="CLEVR-Change's scenes (default: 4000)")
     parser.add_argument("--annotations", type=Path, help="folder of Spot-the-Diff's train.json")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers (default: 1 2 4)")
     parser.add_argument("--read", type=int, default=480, help="pairs whose images are read (default: 480)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.datatype == "spot" and not args.annotations:
         parser.error("--datatype spot needs --annotations")
-    if args.scenes < 256 or args.workers < 1 or args.read < 16:
+    if args.scenes < 256 or min(args.workers) < 1 or args.read < 16:
         parser.error("expected --scenes of at least 256, --workers of at least 1 and --read of at least 16")
     return run_and_report(parser.prog, lambda: print(json.dumps(measure(args))))
 
@@ -124,7 +134,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
             enlarge_clevr(drawn, root, args.scenes)
         else:
             enlarge_spot(drawn, root, args.annotations)
-        head = {"benchmark": f"data path, {args.datatype}", "workers": args.workers}
+        head = {"benchmark": f"data path, {args.datatype}", "workers": max(args.workers)}
         return {**head, **run(args.datatype, root, args.workers, args.read), **description(torch.device("cpu"))}
 
 

@@ -1,13 +1,15 @@
 """Cost of a training step and of captioning, images already decoded: seconds × the machine's float32 GEMM rate ÷ pairs.
 
     python benchmarks/steps.py --what finetuning --precision fp32
+    torchrun --nproc_per_node=2 benchmarks/steps.py --what adaptation
 
-prints one JSON line. The model is ViT-B/32 in the published sizes with random weights.
+print one JSON line. The model is ViT-B/32 in the published sizes with random weights. Several processes share the pairs of a batch.
 """
 
 import contextlib
 import json
 import logging
+import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -79,7 +81,7 @@ def random_batch(stage: str, pairs: int) -> dict[str, torch.Tensor]:
 
 
 def training_step(stage: str, pairs: int, runtime: Runtime, repeats: int) -> tuple[list[float], float]:
-    """Seconds of each step of the real loop, and the necessary GFLOP of a pair."""
+    """Seconds of each step of the real loop on this process' `pairs`, and the necessary GFLOP of a pair."""
     model, batch = random_model(stage), random_batch(stage, pairs)
     flags = f"--do_train --datatype spot --coef_lr 1e-3 --max_words {MAX_WORDS} --batch_size {pairs} --n_display 1000000"
     places = "--output_dir unused --data_path unused --features_path unused"
@@ -123,19 +125,28 @@ BENCHMARKS: dict[str, tuple[Callable, object, int]] = {
     "beam": (captioning, BEAMS, 16)}
 
 
-def measure(what: str, precision: str, device: torch.device, pairs: int | None, repeats: int) -> dict[str, object]:
-    """One benchmark's numbers. The plain GEMM rate, torch's own choice, is taken before and after, in the same process; inside,
-    products run as `fast_products` lets them in the scripts."""
+def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int) -> dict[str, object]:
+    """One benchmark's numbers. The plain GEMM rate, torch's own choice, is taken before and after, in the same process, while
+    the others wait; inside, products run as `fast_products` lets them in the scripts."""
     function, variant, default_pairs = BENCHMARKS[what]
-    pairs = pairs or default_pairs
+    pairs, device, precision = pairs or default_pairs, runtime.device, runtime.precision
+
+    def rate(dtype: torch.dtype) -> float:
+        """Of the whole machine: by all cores, however few of them the launcher leaves each process."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads if device.type != "cpu" else len(os.sched_getaffinity(0)))
+        found = runtime.from_main(gemm_rate(dtype, device) if runtime.is_main else None)
+        torch.set_num_threads(threads)
+        return found
+
     if device.type == "cpu":
         keep_freed_memory()
-    before = gemm_rate(torch.float32, device)
+    before = rate(torch.float32)
     with fast_products(device, precision):
-        times, gflop = function(variant, pairs, Runtime(device=device, precision=precision), repeats)
-        tuned, own = gemm_rate(torch.float32, device), gemm_rate(DTYPES[precision], device)
-    plain, seconds = (before + gemm_rate(torch.float32, device)) / 2, statistics.median(times)
-    return {"benchmark": what, "precision": precision, "pairs": pairs, "repeats": repeats,
+        times, gflop = function(variant, pairs // runtime.world_size, runtime, repeats)
+        tuned, own = rate(torch.float32), rate(DTYPES[precision])
+    plain, seconds = (before + rate(torch.float32)) / 2, statistics.median(times)
+    return {"benchmark": what, "precision": precision, "processes": runtime.world_size, "pairs": pairs, "repeats": repeats,
             "seconds": round(seconds, 4), "fastest": round(min(times), 4), "pairs_per_second": round(pairs / seconds, 1),
             "gemm_plain_gflops": round(plain, 1), "gemm_tuned_gflops": round(tuned, 1), "gemm_own_gflops": round(own, 1),
             "cost_per_pair": round(seconds * plain / pairs, 1), "cost_per_pair_tuned": round(seconds * tuned / pairs, 1),
@@ -161,8 +172,18 @@ def main() -> None:
     args = parser.parse_args()
     if args.repeats < 1 or (args.pairs is not None and args.pairs < 1):
         parser.error("--repeats and --pairs are expected to be at least 1")
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if args.pairs is not None and args.pairs % processes:
+        parser.error(f"--pairs {args.pairs} is not divisible by {processes} processes")
+    device = torch.device(args.device, int(os.environ.get("LOCAL_RANK", 0))) if args.device == "cuda" else torch.device(args.device)
+    if processes > 1:
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with quiet():
-        print(json.dumps(measure(args.what, args.precision, torch.device(args.device), args.pairs, args.repeats)))
+        results = measure(args.what, Runtime(rank, processes, device, args.precision), args.pairs, args.repeats)
+    if rank == 0:
+        print(json.dumps(results))
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

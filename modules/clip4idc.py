@@ -69,14 +69,21 @@ class CLIP4IDC(nn.Module):
             raise ValueError("sim_header 'tight' belongs to the retrieval task; captioning compares nothing")
         weights = _set_aside(released_names(weights), task, sim_header)
         sizes = ClipSizes.from_weights(clip_part(weights))
-        clip = CLIP(sizes, intra_layers, linear_patch)
-        decoder = cross = None
-        if task == "caption":
-            config = load_decoder_config(decoder_config or "decoder-base").fitted_to(sizes.embed_dim)
-            decoder = CaptionDecoder(config, clip.token_embedding, clip.positional_embedding)
-        if sim_header == "tight":
-            cross = CrossEncoder(load_cross_config(cross_config or "cross-base").fitted_to(sizes.embed_dim))
-        model = cls(clip, decoder, cross)
+
+        def build() -> "CLIP4IDC":
+            clip = CLIP(sizes, intra_layers, linear_patch)
+            decoder = cross = None
+            if task == "caption":
+                config = load_decoder_config(decoder_config or "decoder-base").fitted_to(sizes.embed_dim)
+                decoder = CaptionDecoder(config, clip.token_embedding, clip.positional_embedding)
+            if sim_header == "tight":
+                cross = CrossEncoder(load_cross_config(cross_config or "cross-base").fitted_to(sizes.embed_dim))
+            return cls(clip, decoder, cross)
+
+        with torch.device("meta"):  # names and shapes alone: drawing weights that are overwritten takes seconds
+            model = build()
+        if _absent_groups(model.state_dict(), weights):
+            model = build()
         model._load(weights)
         return model
 
@@ -89,15 +96,16 @@ class CLIP4IDC(nn.Module):
                 weights.setdefault(tied, weights.get(original, expected[original]))
         if "clip.visual.conv2.weight" in expected and "clip.visual.conv2.weight" not in weights:
             weights["clip.visual.conv2.weight"] = inflate_patches(weights["clip.visual.conv1.weight"])
-        for group in _optional_groups(expected):
-            if not any(key in weights for key in group):
-                log.info("initialised anew, as the weights hold none of them: %s", _summary(group))
-                weights.update({key: expected[key] for key in group})
+        for group in _absent_groups(expected, weights):
+            log.info("initialised anew, as the weights hold none of them: %s", _summary(group))
+            weights.update({key: expected[key] for key in group})
         problems = _misfits(expected, weights)
         if problems:
             raise ValueError("the weights do not fit this model: " + problems[0]
                              + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
-        self.load_state_dict(weights)
+        self.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
+        if self.task == "caption":
+            self.decoder.tie(self.clip.token_embedding, self.clip.positional_embedding)
 
     def encode_pairs(self, images: Tensor) -> Features:
         """(B, 2, 3, H, W) normalised float, before first → tokens (B, 2T, E), pooled (B, E)."""
@@ -195,11 +203,12 @@ def _check_tied(weights: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{tied} differs from {original}, but the two are one tensor in CLIP4IDC")
 
 
-def _optional_groups(expected: Iterable[str]) -> list[list[str]]:
+def _absent_groups(expected: Iterable[str], weights: Mapping[str, Tensor]) -> list[list[str]]:
+    """The groups of expected keys that the weights may lack as a whole, and do lack."""
     groups = [[f"clip.visual.{key}" for key in PAIR_KEYS],
               [key for key in expected if key.startswith("decoder.") and key not in TIED_KEYS],
               [key for key in expected if key.startswith(("cross.", "similarity_dense."))]]
-    return [group for group in groups if group]
+    return [group for group in groups if group and not any(key in weights for key in group)]
 
 
 def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:

@@ -147,6 +147,11 @@ class CaptionDecoder(nn.Module):
             initialize_bert(part, config.initializer_range)  # not the tied embeddings: they are CLIP's
         self.embeddings = CaptionEmbeddings(words, positions, config.hidden_dropout_prob)
 
+    def tie(self, words: nn.Embedding, positions: nn.Parameter) -> None:
+        """Make the tied weights one again with CLIP's, after a load has put new tensors in the place of all."""
+        self.embeddings.word_embeddings, self.embeddings.position_embeddings.weight = words, positions
+        self.predictions.decoder.weight = words.weight
+
     @property
     def predictions(self) -> Predictions:
         return self.classifier["cls"]["predictions"]

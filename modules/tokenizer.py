@@ -1,7 +1,9 @@
 """CLIP's byte-pair encoding (open_clip's) and the fixed-length arrays made of a caption (SPEC §3, Text arrays)."""
 
+import importlib.util
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,16 +17,16 @@ VOCAB_SIZE = 49408
 
 @cache
 def clip_tokenizer() -> "SimpleTokenizer":
-    """open_clip's tokenizer with CLIP's vocabulary of 49,408; imported late, since it brings the whole of open_clip."""
-    from open_clip.tokenizer import SimpleTokenizer
+    """open_clip's tokenizer with CLIP's vocabulary of 49,408.
 
-    return SimpleTokenizer()
-
-
-@cache
-def encode(caption: str) -> tuple[int, ...]:
-    """The BPE ids of a caption, without SOT and EOT."""
-    return tuple(clip_tokenizer().encode(caption))
+    Its file is run alone, not the package, whose models take a second to import and have no use here.
+    """
+    package = importlib.util.find_spec("open_clip")
+    file = Path(package.submodule_search_locations[0], "tokenizer.py")
+    spec = importlib.util.spec_from_file_location("open_clip_tokenizer", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
 
 
 def tokenize_caption(caption: str, max_words: int) -> dict[str, np.ndarray]:
@@ -33,7 +35,7 @@ def tokenize_caption(caption: str, max_words: int) -> dict[str, np.ndarray]:
     Retrieval: `[SOT, w…, EOT]`, SOT and words cut to max_words−1. Captioning: input `[SOT, w…]`, target `[w…, EOT]`, words cut
     to max_words−1. Filled up with 0.
     """
-    words = list(encode(caption))
+    words = clip_tokenizer().encode(caption)
     text = [SOT, *words][: max_words - 1] + [EOT]
     words = words[: max_words - 1]
     source, target = [SOT, *words], [*words, EOT]
@@ -55,4 +57,6 @@ def decode(ids: Sequence[int]) -> str:
 
 
 def _fill(ids: list[int], length: int) -> np.ndarray:
-    return np.pad(np.asarray(ids, dtype=np.int64), (0, length - len(ids)), constant_values=PAD)
+    filled = np.full(length, PAD, dtype=np.int64)
+    filled[: len(ids)] = ids
+    return filled

@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from dataloaders.pairs import Batches
 from modules.checkpoint import Progress, save_epoch, save_progress, weights_path
 from modules.clip import MAX_LOG_SCALE
 from modules.clip4idc import CLIP4IDC
+from modules.decoder import CaptionEncoderLayer
+from modules.layers import ResidualAttentionBlock
 from modules.optimization import BertAdam, freeze, freeze_unused, parameter_groups
 from modules.options import Options
 from modules.runtime import Runtime
@@ -60,6 +64,8 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     optimizer = BertAdam(groups, lr=training.lr, warmup=training.warmup_proportion, t_total=t_total, max_total_norm=1.0,
                          **OPTIMIZER[stage])
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+    if training.compile:
+        compile_blocks(model)
     step = STEPS[stage](model)
     if runtime.world_size > 1:
         step = DistributedDataParallel(step, device_ids=[runtime.device] if runtime.device.type == "cuda" else None)
@@ -67,6 +73,17 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     log.info("%.1f M parameters, %.1f M of them learn; %d steps in %d epochs", sum(p.numel() for p in model.parameters()) / 1e6,
              learning / 1e6, t_total, training.epochs)
     return Trainer(model, step, optimizer, scaler, loader, runtime, options)
+
+
+def compile_blocks(model: CLIP4IDC) -> None:
+    """torch.compile CLIP's blocks and the captioner's encoder layers, each kind once; all names stay. The decoder's layers are
+    left as they are: they are small, and captioning calls them at another length for each word. Raises ValueError without a
+    C++ compiler."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+        raise ValueError("--compile needs a C++ compiler (g++, clang++ or cl), and none is found on the PATH")
+    for part in model.modules():
+        if isinstance(part, ResidualAttentionBlock | CaptionEncoderLayer):
+            part.compile()
 
 
 def fit(trainer: Trainer, folder: Path, progress: Progress, evaluate: Evaluate) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,29 @@ def test_train_then_evaluate(stage, dataset, tiny_sizes, tmp_path, request):
         assert [row["image_id"] for row in captions] == expected
         assert captions == json.loads((tmp_path / "eval" / "hyp_ep_eval.json").read_text())
         assert log.count("best constant (all") == log.count("random training caption (all") == 1
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("stage", ["retrieval", "caption"])
+def test_compiled_training_loses_what_plain_training_does(stage, clevr, tiny_sizes, tmp_path):
+    losses = {}
+    for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        assert SCRIPTS[stage].main(words(clevr, tmp_path / name, tiny_sizes, stage, "--do_train", *more)) == 0
+        with open(tmp_path / name / "history.csv") as file:
+            losses[name] = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-5 if stage == "retrieval" else 1e-2)  # dropout draws anew
+    assert losses["plain"][0] != losses["plain"][1]
+    plain, compiled = (torch.load(tmp_path / name / "pytorch_model.bin.1", weights_only=True) for name in losses)
+    assert plain.keys() == compiled.keys()
+
+
+def test_compiling_without_a_compiler_is_refused_in_one_line(clevr, tiny_sizes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(SystemExit) as exit_:
+        main_task_retrieval.main(words(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train", "--compile"))
+    assert exit_.value.code == 2
+    assert "--compile needs a C++ compiler" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_tight_header_trains_and_evaluates(spot, tiny_sizes, tmp_path):

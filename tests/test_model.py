@@ -90,6 +90,20 @@ def test_tied_embeddings_are_one_tensor(tiny_captioner):
     assert len([p for p in tiny_captioner.parameters() if p is words]) == 1
 
 
+@pytest.mark.parametrize("absent", [False, True])
+def test_a_loaded_model_learns_and_leaves_the_weights_it_came_from_alone(tiny_captioner, absent):
+    given = {key: value.clone() for key, value in tiny_captioner.state_dict().items() if not (absent and key.startswith("decoder."))}
+    weights = {key: value.clone() for key, value in given.items()}
+    model = CLIP4IDC.from_weights(weights, "caption", intra_layers=1)
+    assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in model.parameters())
+    assert len(list(model.parameters())) == len(list(tiny_captioner.parameters())), "ties are kept"
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(weights[key], value) for key, value in given.items())
+    assert torch.equal(model.decoder.predictions.decoder.weight, given["clip.token_embedding.weight"] + 1)
+
+
 def test_intra_layers_out_of_range():
     with pytest.raises(ValueError, match="0 to 2"):
         CLIP4IDC.from_weights(tiny_weights(), "retrieval", intra_layers=9)
