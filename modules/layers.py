@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_KEYS = 256  # up to here two plain products beat SDPA on CPUs, whose blocks suit long sequences (benchmarks/README.md)
+FEW_KEYS = 200  # up to here two plain products train faster than SDPA on CPUs (benchmarks/attention.py)
 QUICK = 1.702  # quick GELU's constant
 MASKED = -10000.0  # additive mask of BERT's family; finite, so that a row with nothing to attend to stays a number
 
