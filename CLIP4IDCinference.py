@@ -1,4 +1,4 @@
-"""Stage 2, finetuning: train the captioner on the adapted CLIP, or evaluate it."""
+"""Stage 2, finetuning: train the captioner on the adapted CLIP, evaluate it, or caption your own images."""
 
 import sys
 
@@ -9,9 +9,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; see --help. Returns 0, or exits with 2 and one line for what the user can mend."""
     options = parse_options(argv, "caption", __doc__)
 
-    def job() -> None:
-        from modules.session import run  # late: --help and wrong options answer without torch
-
+    def job() -> None:  # imports late: --help and wrong options answer without torch
+        if options.run.do_predict:
+            from modules.prediction import predict as run
+        else:
+            from modules.session import run
         run(options)
 
     return run_and_report("CLIP4IDCinference.py", job)

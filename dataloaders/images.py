@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -18,14 +19,44 @@ def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
 
     Raises FileNotFoundError for no file and ValueError for one that cannot be decoded, naming it.
     """
+    return _resized(_read(path, turned=False), resolution)
+
+
+def to_tensor(picture: str | Path | Image.Image | np.ndarray, resolution: int = RESOLUTION) -> Tensor:
+    """A user's picture → (3, resolution, resolution) uint8, as `load_image`; EXIF rotation is obeyed.
+
+    Takes a path, a PIL image or a uint8 array (H, W, 3) in RGB. Raises ValueError or FileNotFoundError for anything else.
+    """
+    if isinstance(picture, str | Path):
+        return _resized(_read(picture, turned=True), resolution)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+            raise ValueError(f"an array of {picture.dtype} {picture.shape}, expected uint8 (height, width, 3)")
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"a {type(picture).__name__}, expected a path, a PIL image or an array")
+    return _resized(_rgb(ImageOps.exif_transpose(picture)), resolution)
+
+
+def _read(path: str | Path, turned: bool) -> Image.Image:
     try:
         with Image.open(path) as image:
-            rgb = image.convert("RGB")
+            return _rgb(ImageOps.exif_transpose(image) if turned else image)
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}") from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f"cannot read the image {path}: {reason}") from None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; of 16-bit grey the upper half, which Pillow by itself would cut off at 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _resized(rgb: Image.Image, resolution: int) -> Tensor:
     return pil_to_tensor(rgb.resize((resolution, resolution), Image.Resampling.BICUBIC))
 
 

@@ -1,5 +1,6 @@
 """A run's files of weights and training state: saved at once, found again, the best one marked (SPEC §6, Best epoch)."""
 
+import json
 import logging
 import re
 from dataclasses import asdict, dataclass
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from modules.files import written_at_once
+from modules.clip4idc import CLIP4IDC
+from modules.files import read_json, written_at_once
 from modules.pretrained import read_weights
 
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE = "pytorch_model.bin", "training_state.bin"
+CARD = "model.json"  # beside weights: what their shapes cannot say
 NO_SCORE_YET = 1e-5  # what the first epoch's score has to reach
 
 
@@ -70,6 +73,30 @@ def save_progress(folder: Path, progress: Progress) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(weights_path(folder, progress.chosen_epoch).name)
     link.replace(weights_path(folder, "best"))
+
+
+def write_card(folder: Path, model: CLIP4IDC, max_words: int, **more: Any) -> None:
+    """`model.json`: what a captioner needs besides its weights, and whatever else is to be said of it."""
+    values = {"intra_num_hidden_layers": model.clip.visual.intra_layers, "linear_patch": model.clip.visual.linear_patch,
+              "max_words": max_words}
+    if model.task == "caption":
+        config = asdict(model.decoder.config)
+        values["decoder_config"] = {"num_decoder_layers": config.pop("num_layers"), **config}
+    with written_at_once(folder / CARD) as temporary:
+        temporary.write_text(json.dumps({**values, **more}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_card(weights: Path) -> dict[str, Any]:
+    """The `model.json` beside weights, {} where there is none. Raises ValueError for values of the wrong kind."""
+    path = weights.parent / CARD
+    if not path.is_file():
+        return {}
+    card = read_json(path, dict)
+    kinds = {"intra_num_hidden_layers": int, "linear_patch": str, "max_words": int, "decoder_config": dict, "trained_on": str}
+    for name, kind in kinds.items():
+        if name in card and type(card[name]) is not kind:
+            raise ValueError(f"{path}: {name} is {card[name]!r}, expected {kind.__name__}")
+    return card
 
 
 def resume_files(weights: str) -> tuple[Path, Path]:

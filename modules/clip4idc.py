@@ -12,6 +12,7 @@ from modules.bert_config import load_cross_config, load_decoder_config
 from modules.clip import CLIP, ClipSizes, Features, inflate_patches
 from modules.cross import CrossEncoder
 from modules.decoder import CaptionDecoder, DecodingState
+from modules.layers import Attention
 from modules.losses import IGNORED
 
 log = logging.getLogger(__name__)
@@ -148,6 +149,13 @@ class CLIP4IDC(nn.Module):
         """
         aimed = target_ids != IGNORED
         return self.decoder.predictions.loss(self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed])
+
+    @property
+    def attention_modules(self) -> tuple[list[Attention], list[Attention], list[Attention]]:
+        """Of the joint vision blocks, of the captioner's encoder layers, and of its decoder's looks at these; in their order."""
+        joint = [block.attn for block in self.clip.visual.transformer.resblocks[self.clip.visual.intra_layers :]]
+        return (joint, [layer.slf_attn for layer in self.decoder.encoder.layer],
+                [layer.enc_attn for layer in self.decoder.decoder.layer])
 
     def start_captions(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> DecodingState:
         """Encode B pairs' tokens (B, 2T, E) for `per_pair` captions of each, of at most max_words tokens."""

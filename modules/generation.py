@@ -1,4 +1,4 @@
-"""Decoding: greedy and beam search over a step function. Knows token ids, nothing of words or images.
+"""Decoding: greedy, beam search and sampling over a step function. Knows token ids, nothing of words or images.
 
 The model offers `vocab_size`, `start_captions(pair_tokens, max_words, per_pair) -> state` and `next_word_logits(last_ids, state)
 -> logits`; states drop pairs and reorder captions. For a vocabulary of V, SOT is V−2 and EOT is V−1 (CLIP: 49406, 49407).
@@ -98,6 +98,33 @@ def beam_search(model: StepModel, pair_tokens: Tensor, max_words: int, beam_size
             running, last, scores, ids = running[going_on], last[going_on], scores[going_on], ids[going_on]
             state = state.keep(going_on)
     return best_ids[:, : int((best_ids != PAD).any(dim=0).nonzero().max()) + 1]
+
+
+@torch.no_grad()
+def sample(model: StepModel, pair_tokens: Tensor, draws: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """Words drawn by their probability: (B, S, E) and numbers in [0, 1) (B, n, max_words) → ids (B, n, ≤ max_words), 0 after EOT.
+
+    Logits are divided by `temperature`; of the likeliest words just so many may be drawn that their probability reaches `top_p`
+    (nucleus sampling, Holtzman et al. 2020). Each number decides one word, so that a caption depends on its own numbers alone.
+    """
+    sot, eot = model.vocab_size - 2, model.vocab_size - 1
+    num_pairs, per_pair, max_words = draws.shape
+    state = model.start_captions(pair_tokens, max_words, per_pair)
+    ids = torch.full(draws.shape, PAD, dtype=torch.long, device=pair_tokens.device)
+    last = torch.full((num_pairs, per_pair), sot, device=pair_tokens.device)
+    running = torch.ones_like(last, dtype=torch.bool)
+    for position in range(max_words):
+        probs, words = (model.next_word_logits(last, state) / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+        reached = probs.cumsum(dim=-1)
+        allowed = reached - probs < top_p  # the likeliest always is
+        mass = (probs * allowed).sum(dim=-1, keepdim=True)
+        drawn = torch.searchsorted(reached, draws[..., position, None].to(reached) * mass, right=True)
+        last = words.gather(-1, drawn.minimum(allowed.sum(dim=-1, keepdim=True) - 1))[..., 0]
+        ids[..., position] = last.where(running, PAD)
+        running = running & (last != eot)
+        if not running.any():
+            return ids[..., : position + 1]
+    return ids
 
 
 def _row_of(rows: Tensor, which: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 Shapes: B rows, S or L tokens, D width, H heads, K keys.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,27 +20,51 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0,
+           kept: list[Tensor] | None = None) -> Tensor:
     """Scaled dot-product attention over split heads.
 
     q (B, H, S, d); k and v (B, H, K, d); mask is additive and broadcasts to (B, H, S, K). Returns (B, S, H·d), heads joined.
+    The weights (B, H, S, K) are put into `kept`, where it is given.
     """
     mask = None if mask is None else mask.to(q.dtype)
-    if q.device.type == "cpu" and k.shape[2] <= FEW_KEYS:
-        mixed = _attend_by_products(q, k, v, mask, causal, dropout)
+    if kept is not None or (q.device.type == "cpu" and k.shape[2] <= FEW_KEYS):
+        mixed = _attend_by_products(q, k, v, mask, causal, dropout, kept)
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
     return mixed.transpose(1, 2).flatten(2)  # (B, S, D)
 
 
-def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float,
+                        kept: list[Tensor] | None) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B, H, S, K)
     if causal:
         mask = scores.new_full(scores.shape[2:], -torch.inf).triu(1)
     if mask is not None:
         scores = scores + mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
+    weights = scores.softmax(dim=-1, dtype=torch.float32)
+    if kept is not None:
+        kept.append(weights)
+    weights = weights.to(v.dtype)
     return F.dropout(weights, dropout) @ v if dropout else weights @ v
+
+
+class Attention(nn.Module):
+    """What all attention modules share: they can be asked to keep their weights."""
+
+    kept: list[Tensor] | None = None
+
+
+@contextmanager
+def kept_weights(modules: Sequence[Attention]) -> Iterator[list[list[Tensor]]]:
+    """Inside, each of the modules keeps the weights (B, H, S, K), float32, of its calls; yields one list of them a module."""
+    for module in modules:
+        module.kept = []
+    try:
+        yield [module.kept for module in modules]
+    finally:
+        for module in modules:
+            module.kept = None
 
 
 class LayerNorm(nn.LayerNorm):
@@ -47,7 +74,7 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
 
 
-class FusedAttention(nn.Module):
+class FusedAttention(Attention):
     """CLIP's self-attention: q, k and v in one matrix, parameter names as in `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -60,7 +87,7 @@ class FusedAttention(nn.Module):
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # each (B, S, D)
         heads = (split_heads(part, self.num_heads) for part in (q, k, v))
-        return self.out_proj(attend(*heads, causal=causal))
+        return self.out_proj(attend(*heads, causal=causal, kept=self.kept))
 
 
 class FeedForward(nn.Module):
@@ -137,7 +164,7 @@ class AddNorm(nn.Module):
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
-class PostNormAttention(nn.Module):
+class PostNormAttention(Attention):
     """BERT's attention sublayer. Released files call its projections `self` in the cross encoder, `att` in the captioner."""
 
     def __init__(self, width: int, num_heads: int, attention_dropout: float, dropout: float, projections: str = "att") -> None:
@@ -154,7 +181,7 @@ class PostNormAttention(nn.Module):
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
         """x (B, S, D) attends to keys and values (B, H, K, d) under an additive mask → (B, S, D)."""
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = attend(self.projections.queries(x), *keys_values, mask=mask, dropout=dropout)
+        mixed = attend(self.projections.queries(x), *keys_values, mask=mask, dropout=dropout, kept=self.kept)
         return self.output(mixed, x)
 
     def over(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -28,6 +28,7 @@ class RunOptions:
 
     do_train: bool = flag(False, "train, evaluating after every epoch", bool)
     do_eval: bool = flag(False, "evaluate --init_model", bool)
+    do_predict: bool = flag(False, "caption your own images", bool, stage="caption")
     output_dir: str | None = flag(None, "folder for checkpoints, log.txt and results")
     task_type: str | None = flag(None, "the script's own stage, when given at all", choices=STAGES)
     seed: int = flag(42, "seed of every random draw", int)
@@ -97,6 +98,20 @@ class CaptionOptions:
 
 
 @dataclass(frozen=True)
+class PredictOptions:
+    """Your own images, with --do_predict."""
+
+    before: str | None = flag(None, "an image, or a folder of them", stage="caption")
+    after: str | None = flag(None, "an image, or a folder; without it --before is a folder of x.png and x_2.png", stage="caption")
+    pairs: str | None = flag(None, "table of pairs, .csv or .jsonl: before, after, optional id", stage="caption")
+    predictions: str | None = flag(None, "file to write, .csv or .jsonl; a broken run goes on with it", stage="caption")
+    num_captions: int = flag(1, "captions of each pair; above 1 they are drawn", int, stage="caption")
+    temperature: float | None = flag(None, "draw words, logits divided by this", float, stage="caption")
+    top_p: float | None = flag(None, "draw words, of the likeliest that together reach this probability", float, stage="caption")
+    save_attention: str | None = flag(None, "folder for pictures of where the model looked", stage="caption")
+
+
+@dataclass(frozen=True)
 class Options:
     """Every option of a run, checked."""
 
@@ -106,16 +121,17 @@ class Options:
     model: ModelOptions
     training: TrainingOptions
     caption: CaptionOptions
+    predict: PredictOptions
     ignored: tuple[str, ...] = ()
 
     def items(self) -> list[tuple[str, Any]]:
-        """Name and value of every option of this stage."""
-        parts = (getattr(self, name) for name in GROUPS)
+        """Name and value of every option of this stage and task."""
+        parts = (getattr(self, name) for name in GROUPS if name != "predict" or self.run.do_predict)
         return [(f.name, getattr(part, f.name)) for part in parts for f in fields(part) if _belongs(f, self.stage)]
 
 
 GROUPS: dict[str, type] = {"run": RunOptions, "data": DataOptions, "model": ModelOptions, "training": TrainingOptions,
-                           "caption": CaptionOptions}
+                           "caption": CaptionOptions, "predict": PredictOptions}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -168,8 +184,13 @@ def check_options(options: Options, num_processes: int) -> list[str]:
     """Everything wrong with the options that can be known before any file is opened."""
     run, data, model, training = options.run, options.data, options.model, options.training
     problems = []
-    if run.do_train == run.do_eval:
-        problems.append("give exactly one of --do_train and --do_eval")
+    if run.do_train + run.do_eval + run.do_predict != 1:
+        tasks = "--do_train, --do_eval and --do_predict" if options.stage == "caption" else "--do_train and --do_eval"
+        problems.append(f"give exactly one of {tasks}")
+    if run.do_predict:
+        return problems + _check_predict(options, num_processes) + _check_ranges(options)
+    problems += [f"--{name} belongs to --do_predict" for name, value in vars(options.predict).items()
+                 if value not in (None, 1)]
     problems += [f"--{name} is required" for name, value in (
         ("output_dir", run.output_dir), ("datatype", data.datatype), ("data_path", data.data_path)) if not value]
     if data.datatype == "spot" and not data.features_path:
@@ -189,9 +210,33 @@ def check_options(options: Options, num_processes: int) -> list[str]:
     return problems + _check_ranges(options) + _check_batch(data, training, num_processes)
 
 
+def _check_predict(options: Options, num_processes: int) -> list[str]:
+    wanted, problems = options.predict, []
+    if bool(wanted.pairs) == bool(wanted.before):
+        problems.append("give either --before (with --after, or a folder) or --pairs")
+    if wanted.pairs and wanted.after:
+        problems.append("--after goes with --before, not with --pairs")
+    if wanted.predictions and Path(wanted.predictions).suffix not in (".csv", ".jsonl"):
+        problems.append(f"--predictions {wanted.predictions}: expected a name that ends in .csv or .jsonl")
+    if num_processes > 1 and not wanted.predictions:
+        problems.append("several processes need --predictions, a file to write into")
+    if wanted.temperature is not None and not 0 < wanted.temperature < float("inf"):
+        problems.append(f"--temperature is {wanted.temperature}, expected a number above 0")
+    if wanted.top_p is not None and not 0 < wanted.top_p <= 1:
+        problems.append(f"--top_p is {wanted.top_p}, expected a number in (0, 1]")
+    draws = wanted.num_captions > 1 or wanted.temperature is not None or wanted.top_p is not None
+    if draws and options.caption.beam_size > 1:
+        problems.append("--beam_size searches, --num_captions, --temperature and --top_p draw: give one kind")
+    if wanted.save_attention and Path(wanted.save_attention).is_file():
+        problems.append(f"--save_attention {wanted.save_attention} is a file, expected a folder")
+    if options.model.resume_model:
+        problems.append("--resume_model continues training; to caption with a file give --init_model")
+    return problems
+
+
 def _check_ranges(options: Options) -> list[str]:
     at_least_one = ("n_display", "batch_size", "batch_size_val", "epochs", "gradient_accumulation_steps", "beam_size",
-                    "decoder_num_hidden_layers", "cross_num_hidden_layers")
+                    "num_captions", "decoder_num_hidden_layers", "cross_num_hidden_layers")
     at_least_zero = ("seed", "num_thread_reader", "intra_num_hidden_layers", "coef_lr", "length_penalty")
     problems = []
     for name, value in options.items():

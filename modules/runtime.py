@@ -89,7 +89,7 @@ class Runtime:
 def open_runtime(options: Options) -> Iterator[Runtime]:
     """Join the launcher's process group, if any, choose device and precision, start logging, seed everything."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with _logging(is_main=rank == 0):
+    with _logging(is_main=rank == 0, level=logging.WARNING if options.run.do_predict else logging.INFO):
         device = _choose_device(options.run.local_rank)
         precision = choose_precision("fp16" if options.run.fp16 else options.run.precision, device)
         if world_size > 1:
@@ -181,9 +181,9 @@ class _TerminalHandler(logging.Handler):
 
 
 @contextmanager
-def _logging(is_main: bool) -> Iterator[None]:
+def _logging(is_main: bool, level: int) -> Iterator[None]:
     root = logging.getLogger()
-    level, handlers = root.level, []
+    before, handlers = root.level, []
     if is_main:
         terminal = _TerminalHandler()
         terminal.setFormatter(logging.Formatter("%(message)s"))
@@ -192,11 +192,11 @@ def _logging(is_main: bool) -> Iterator[None]:
         handlers = [terminal, early]
     for handler in handlers:
         root.addHandler(handler)
-    root.setLevel(logging.INFO if is_main else logging.ERROR)
+    root.setLevel(level if is_main else logging.ERROR)
     try:
         yield
     finally:
-        root.setLevel(level)
+        root.setLevel(before)
         for handler in root.handlers[:]:
             if handler in handlers or isinstance(handler, _LogFile):
                 root.removeHandler(handler)

@@ -13,7 +13,7 @@ from dataloaders.images import ImageFiles
 from dataloaders.pairs import AdaptationSamples, Batches, EvaluationPairs, FinetuningSamples, ImageReader, Scene, build_loader
 from modules.bert_config import load_cross_config, load_decoder_config
 from modules.captioning import CaptionJudge, generate_captions, write_hypotheses
-from modules.checkpoint import Progress, load_for_resume, resume_files, weights_path
+from modules.checkpoint import Progress, load_for_resume, resume_files, weights_path, write_card
 from modules.clip4idc import CLIP4IDC
 from modules.files import write_json
 from modules.options import Options
@@ -157,6 +157,8 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader,
     if options.model.resume_model:
         progress = load_for_resume(options.model.resume_model, model, trainer.optimizer, trainer.scaler)
     folder = open_output_dir(options, runtime)
+    if runtime.is_main:
+        write_card(folder, model, data.max_words)
     log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")
     fit(trainer, folder, progress, lambda model, epoch: chooser(model, str(epoch), folder))
     _report_best(model, progress, reporter, folder, options, runtime)

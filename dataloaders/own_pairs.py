@@ -1,0 +1,109 @@
+"""A user's own pairs of images: two files, folders, or a table."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+AFTER_ENDING = "_2"  # Spot-the-Diff's: x.png is before, x_2.png after
+
+
+@dataclass(frozen=True)
+class OwnPair:
+    """A pair without a caption."""
+
+    id: str
+    before: Path
+    after: Path
+
+
+def list_pairs(before: str | None, after: str | None, table: str | None) -> list[OwnPair]:
+    """The pairs of two files, of a folder in Spot-the-Diff's naming, of two folders with the same names, or of a table.
+
+    Raises FileNotFoundError or ValueError, in one line, where there are none, where one lacks its other image, or ids repeat.
+    """
+    if table:
+        pairs = list(_read_table(Path(table)))
+        source = table
+    elif before and Path(before).is_dir():
+        pairs, source = _from_folders(Path(before), Path(after) if after else None), before
+    else:
+        if not (before and after):
+            raise ValueError("give --before and --after, --before with a folder, or --pairs")
+        pairs, source = [OwnPair(Path(before).stem, Path(before), Path(after))], before
+    if not pairs:
+        raise ValueError(f"{source} holds no pairs")
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.id in seen:
+            raise ValueError(f"{source}: the id {pair.id} stands there twice")
+        seen.add(pair.id)
+        if len(f"{pair.id}{pair.before}{pair.after}".splitlines()) > 1:
+            raise ValueError(f"{source}: the pair {pair.id!r} has a line break in its id or paths")
+        for path in (pair.before, pair.after):
+            if not path.is_file():
+                raise FileNotFoundError(f"no image {path} (pair {pair.id})")
+    return pairs
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}")
+    known = Image.registered_extensions()
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
+
+
+def _from_folders(before: Path, after: Path | None) -> list[OwnPair]:
+    if after is None:
+        stems = {path.stem: path for path in _images(before)}
+        firsts = [path for stem, path in stems.items() if f"{stem}{AFTER_ENDING}" in stems]
+        if not firsts:
+            raise ValueError(f"{before} holds no pairs named x.png and x{AFTER_ENDING}.png; for two folders give --after too")
+        return [OwnPair(path.stem, path, stems[f"{path.stem}{AFTER_ENDING}"]) for path in firsts]
+    ones, others = ({path.stem: path for path in _images(folder)} for folder in (before, after))
+    alone = sorted(ones.keys() ^ others.keys())
+    if alone:
+        more = f", and {len(alone) - 1} more" if len(alone) > 1 else ""
+        raise ValueError(f"{alone[0]} is in one of {before} and {after} alone{more}")
+    return [OwnPair(stem, path, others[stem]) for stem, path in ones.items()]
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    """Line number and object of each row of a .csv with a header or a .jsonl, UTF-8. ValueError names the line that is wrong."""
+    if path.suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"{path}: expected a .csv or .jsonl file")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    if path.suffix == ".csv":
+        reader = csv.DictReader(text.splitlines(keepends=True))
+        yield from ((reader.line_num, row) for row in reader)
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} line {number} is not a JSON object")
+        yield number, row
+
+
+def _read_table(path: Path) -> Iterator[OwnPair]:
+    for count, (number, row) in enumerate(read_rows(path)):
+        for name in ("before", "after"):
+            if not (isinstance(row.get(name), str) and row[name].strip()):
+                raise ValueError(f"{path} line {number}: no {name}")
+        identity = row.get("id")
+        if identity is not None and not isinstance(identity, str | int):
+            raise ValueError(f"{path} line {number}: the id is {identity!r}, expected text")
+        images = (path.parent / row[name].strip() for name in ("before", "after"))
+        yield OwnPair(str(count if identity in (None, "") else identity), *images)

@@ -1,0 +1,128 @@
+"""--do_predict: a user's pairs to captions, onto the terminal or into a file that a broken run continues."""
+
+import csv
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dataloaders.own_pairs import OwnPair, list_pairs
+from modules.bert_config import load_decoder_config
+from modules.options import Options
+from modules.predictor import Caption, Decoding, Predictor
+from modules.runtime import Runtime, open_runtime
+from modules.visualization import draw_explanation
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("id", "caption", "score", "before", "after")
+AT_ONCE = 32  # pairs in a batch
+Captioned = tuple[OwnPair, list[Caption]]
+
+
+def predict(options: Options) -> None:
+    """Caption the pairs that the options name. All are known to have their files before anything is computed or written."""
+    wanted, source = options.predict, options.model
+    with open_runtime(options) as runtime:
+        pairs = list_pairs(wanted.before, wanted.after, wanted.pairs)
+        decoding = Decoding(options.caption.beam_size, options.caption.length_penalty, wanted.num_captions, wanted.temperature,
+                            wanted.top_p, options.run.seed)
+        path = Path(wanted.predictions) if wanted.predictions else None
+        done, kept_bytes = _finished(path, pairs, decoding.num_captions) if path else (0, 0)
+        config = load_decoder_config(source.decoder_model).with_layers(source.decoder_num_hidden_layers)
+        predictor = Predictor.load(source.init_model, runtime.device, runtime.precision, source.intra_num_hidden_layers,
+                                   source.linear_patch, config, options.data.max_words, source.pretrained_clip_name,
+                                   source.cache_dir)
+        rounds = _rounds(predictor, pairs, done, decoding, runtime)
+        if path:
+            _into_file(rounds, path, done, kept_bytes, runtime)
+        else:
+            _onto_terminal(rounds, alone=len(pairs) == 1)
+        if wanted.save_attention:
+            folder = Path(wanted.save_attention)
+            for number in range(runtime.rank, len(pairs), runtime.world_size):
+                pair = pairs[number]
+                draw_explanation(folder / f"{number:05d}.png", pair.before, pair.after,
+                                 predictor.explain(pair.before, pair.after, decoding, number))
+            log.warning("attention of %d pairs in %s", len(pairs), folder)
+
+
+def _rounds(predictor: Predictor, pairs: Sequence[OwnPair], done: int, decoding: Decoding,
+            runtime: Runtime) -> Iterator[list[Captioned]]:
+    """The pairs from number `done` on, in their order. In each round every process captions a batch, and all get all of them."""
+    step = AT_ONCE * runtime.world_size
+    for start in runtime.progress(range(done, len(pairs), step), "captions"):
+        numbers = range(start, min(start + step, len(pairs)))
+        own = numbers[runtime.rank :: runtime.world_size]
+        captions = predictor.captions([(pairs[n].before, pairs[n].after) for n in own], decoding, own) if own else []
+        merged: list = [None] * len(numbers)
+        for rank, share in enumerate(runtime.gather_objects(captions)):
+            merged[rank :: runtime.world_size] = share
+        yield list(zip(pairs[start : numbers.stop], merged, strict=True))
+
+
+def _onto_terminal(rounds: Iterator[list[Captioned]], alone: bool) -> None:
+    """One pair: its sentences, a line each. Several: CSV."""
+    if not alone:
+        print(_csv_lines([COLUMNS]), end="")
+    for captioned in rounds:
+        if alone:
+            print("\n".join(caption.text for caption in captioned[0][1]), flush=True)
+        else:
+            print(_lines(captioned, ".csv"), end="", flush=True)
+
+
+def _into_file(rounds: Iterator[list[Captioned]], path: Path, done: int, kept_bytes: int, runtime: Runtime) -> None:
+    """Append each round and sync it; what stood behind the last whole pair goes first."""
+    if done:
+        log.warning("%s holds %d pairs already: going on behind them", path, done)
+    for number, captioned in enumerate(rounds):
+        if not runtime.is_main:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            if number == 0:
+                file.truncate(kept_bytes)
+                if path.suffix == ".csv" and not kept_bytes:
+                    file.write(_csv_lines([COLUMNS]).encode())
+            file.write(_lines(captioned, path.suffix).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _lines(captioned: Sequence[Captioned], kind: str) -> str:
+    """CSV with a row for each caption, or JSON with a line for each pair."""
+    if kind == ".csv":
+        return _csv_lines([(pair.id, caption.text, f"{caption.score:.4f}", pair.before, pair.after)
+                           for pair, captions in captioned for caption in captions])
+    return "".join(json.dumps({"id": pair.id, "before": str(pair.before), "after": str(pair.after), "captions": [
+        {"caption": caption.text, "score": round(caption.score, 4)} for caption in captions]}, ensure_ascii=False) + "\n"
+        for pair, captions in captioned)
+
+
+def _csv_lines(rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _finished(path: Path, pairs: Sequence[OwnPair], num_captions: int) -> tuple[int, int]:
+    """How many pairs a file of an earlier run holds whole, and how many bytes they take; ValueError where it is another's."""
+    if not path.is_file():
+        return 0, 0
+    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    head, per_pair = (1, num_captions) if path.suffix == ".csv" else (0, 1)
+    other = ValueError(f"{path} holds other results than these pairs': give --predictions another file, or remove this one")
+    try:
+        if lines[:head] != [_csv_lines([COLUMNS]).encode()][: len(lines[:head])]:
+            raise other
+        ids = [row[0] for row in csv.reader(line.decode() for line in lines[head:])] if head else [
+            json.loads(line)["id"] for line in lines]
+    except (ValueError, KeyError, TypeError, IndexError, csv.Error):
+        raise other from None
+    if len(ids) > len(pairs) * per_pair or any(pairs[n // per_pair].id != identity for n, identity in enumerate(ids)):
+        raise other
+    done = len(ids) // per_pair
+    return done, sum(map(len, lines[: head + done * per_pair])) if done else 0

@@ -1,0 +1,188 @@
+"""Captions for any two images: load a model once, caption many pairs, see where it looked.
+
+    from modules.predictor import Predictor
+    predictor = Predictor.load()  # the small model in ckpts/demo
+    print(predictor.caption("before.png", "after.png"))
+
+A file of one's own: `Predictor.load("ckpts/ckpt_spot_caption/pytorch_model.bin.best")`.
+
+Letters: B pairs, n captions of each, L words, T tokens per image, S = 2T.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dataloaders.images import normalize, to_tensor
+from modules.bert_config import load_decoder_config
+from modules.checkpoint import read_card
+from modules.clip4idc import CLIP4IDC
+from modules.generation import PAD, beam_search, greedy_search, sample
+from modules.layers import kept_weights
+from modules.pretrained import ROOT, find_checkpoint, load_weights
+from modules.runtime import Runtime, choose_precision, fast_products
+from modules.tokenizer import decode
+
+log = logging.getLogger(__name__)
+
+Picture = str | Path | Image.Image | np.ndarray
+DEMO = ROOT / "ckpts" / "demo" / "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How words are chosen: greedily, by beams, or (num_captions above 1, temperature or top_p given) drawn."""
+
+    beam_size: int = 1
+    length_penalty: float = 0.0
+    num_captions: int = 1
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int = 42
+
+    @property
+    def draws(self) -> bool:
+        """Whether words are drawn."""
+        return self.num_captions > 1 or self.temperature is not None or self.top_p is not None
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A sentence and its score, the mean log-probability of its tokens, the end's included (0 is certainty)."""
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A caption and where the model looked. A map's shares sum to 1 at most, over before and after together.
+
+    `classes` (2, 2, grid, grid): from the class token of before, of after. `words` (L, 2, grid, grid): for each of `pieces`, the
+    tokens of the caption with its end. The second axis is before, after.
+    """
+
+    caption: Caption
+    pieces: tuple[str, ...]
+    classes: np.ndarray
+    words: np.ndarray
+
+
+class Predictor:
+    """A captioning model that is ready to use. Build it with `load`."""
+
+    def __init__(self, model: CLIP4IDC, max_words: int = 20, runtime: Runtime | None = None) -> None:
+        self.runtime = runtime or Runtime()
+        self.model, self.max_words = model.to(self.runtime.device).eval(), max_words
+
+    @classmethod
+    def load(cls, checkpoint: str | Path | None = None, device: str | torch.device | None = None, precision: str = "auto",
+             intra_layers: int = 9, linear_patch: str = "2d", decoder_config: str | Path | Mapping | None = None,
+             max_words: int = 20, clip_name: str = "ViT-B/32", cache_dir: str | None = None) -> "Predictor":
+        """From a finetuned checkpoint (a file, a name below ckpts/ or a URL); without one, the small model in ckpts/demo.
+
+        What shapes cannot say (intra_layers, linear_patch, decoder_config, max_words) comes from `model.json` beside the file,
+        where there is one. Raises ValueError or OSError for what cannot be found, read or used.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        path = find_checkpoint(str(checkpoint or DEMO), cache_dir)
+        settings = {"intra_num_hidden_layers": intra_layers, "linear_patch": linear_patch, "max_words": max_words,
+                    "decoder_config": decoder_config}
+        card = read_card(path)
+        settings.update({name: card[name] for name in settings if name in card})
+        if checkpoint is None:
+            log.warning("no --init_model: the small one in %s is used, %s", path.parent.relative_to(ROOT), card["trained_on"])
+        weights = load_weights(str(path), clip_name, cache_dir)
+        if not any(key.startswith("decoder.") for key in weights):
+            raise ValueError(f"{path} has no captioner (decoder.*): give the result of finetuning")
+        config = None if settings["decoder_config"] is None else load_decoder_config(settings["decoder_config"])
+        model = CLIP4IDC.from_weights(weights, "caption", settings["intra_num_hidden_layers"], settings["linear_patch"], config)
+        return cls(model, settings["max_words"], Runtime(device=device, precision=choose_precision(precision, device)))
+
+    def caption(self, before: Picture, after: Picture, decoding: Decoding = Decoding()) -> str:
+        """The sentence for one pair: paths, PIL images, or uint8 arrays (H, W, 3) in RGB."""
+        return self.captions([(before, after)], decoding)[0][0].text
+
+    def captions(self, pairs: Sequence[tuple[Picture, Picture]], decoding: Decoding = Decoding(),
+                 numbers: Sequence[int] | None = None) -> list[list[Caption]]:
+        """For each pair its captions, all pairs in one batch. `numbers` tell drawn captions of pairs apart (default: 0, 1, …)."""
+        with fast_products(self.runtime.device, self.runtime.precision), torch.no_grad(), self.runtime.autocast():
+            tokens = self._encode(pairs)
+            ids = self._decode(tokens, decoding, range(len(pairs)) if numbers is None else numbers)
+            scores = torch.stack([self._scores(tokens, ids[:, n]) for n in range(ids.shape[1])], dim=1)
+        return [[Caption(decode(words), score) for words, score in zip(*both, strict=True)]
+                for both in zip(ids.tolist(), scores.tolist(), strict=True)]
+
+    def explain(self, before: Picture, after: Picture, decoding: Decoding = Decoding(), number: int = 0) -> Explanation:
+        """A caption (the first, where several are drawn) and the attention behind it, from the passes that made and scored it.
+
+        A layer's attention, averaged over heads, is carried through the layers below by rollout (Abnar and Zuidema 2020): each
+        layer passes on half of what stands at a place and half of what it attends to.
+        """
+        joint, encoder, decoder = self.model.attention_modules
+        with fast_products(self.runtime.device, self.runtime.precision), torch.no_grad(), self.runtime.autocast():
+            with kept_weights(joint) as seen_jointly:
+                tokens = self._encode([(before, after)])
+            ids = self._decode(tokens, decoding, [number])[:, 0]
+            with kept_weights([*encoder, *decoder]) as seen:
+                score = self._scores(tokens, ids).item()
+        through = _rollout([_heads_mean(calls) for calls in seen_jointly])
+        looks, below = [], torch.eye(len(through), device=through.device)
+        for encoded, decoded in zip(seen[: len(encoder)], seen[len(encoder) :], strict=True):
+            below = _rollout([_heads_mean(encoded)], below)
+            looks.append(_heads_mean(decoded) @ below @ through)  # (L, S)
+        num_tokens = len(through) // 2
+        row = [token for token in ids[0].tolist() if token != PAD]
+        pieces = tuple(decode([token]) or "(end)" for token in row)
+        return Explanation(Caption(decode(row), score), pieces, _patch_maps(through[[0, num_tokens]]),
+                           _patch_maps(torch.stack(looks).mean(dim=0)[: len(row)]))
+
+    def _encode(self, pairs: Sequence[tuple[Picture, Picture]]) -> Tensor:
+        side = self.model.clip.visual.image_resolution
+        images = torch.stack([torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs])
+        return self.model.encode_pairs(normalize(images.to(self.runtime.device))).tokens
+
+    def _decode(self, tokens: Tensor, how: Decoding, numbers: Sequence[int]) -> Tensor:
+        """(B, S, E) → ids (B, n, L), 0 after EOT."""
+        if how.draws:
+            generators = (torch.Generator().manual_seed(how.seed + (number << 32)) for number in numbers)
+            draws = torch.stack([torch.rand(how.num_captions, self.max_words, generator=one) for one in generators])
+            return sample(self.model, tokens, draws, how.temperature or 1.0, how.top_p or 1.0)
+        if how.beam_size > 1:
+            return beam_search(self.model, tokens, self.max_words, how.beam_size, how.length_penalty)[:, None]
+        return greedy_search(self.model, tokens, self.max_words)[:, None]
+
+    def _scores(self, tokens: Tensor, ids: Tensor) -> Tensor:
+        """The mean log-probability (B,) of each caption's ids (B, L), all words in one pass."""
+        start = ids.new_full((len(ids), 1), self.model.vocab_size - 2)
+        mask = (ids != PAD).long()
+        logits = self.model.caption_logits(tokens, torch.cat([start, ids[:, :-1]], dim=1), mask).float()
+        log_probs = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
+        return (log_probs * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def _heads_mean(calls: list[Tensor]) -> Tensor:
+    """The weights of a module that was called once for one pair, (1, H, S, K) → (S, K)."""
+    (weights,) = calls
+    return weights[0].mean(dim=0)
+
+
+def _rollout(layers: Sequence[Tensor], below: Tensor | None = None) -> Tensor:
+    """What each place has of the places below the layers, (S, S) each, first layer first."""
+    for weights in layers:
+        here = torch.eye(len(weights), device=weights.device)
+        below = (weights + here) / 2 @ (here if below is None else below)
+    return below
+
+
+def _patch_maps(rows: Tensor) -> np.ndarray:
+    """(R, 2T) shares of tokens → (R, 2, grid, grid): the patches of before and after, class tokens left out."""
+    patches = rows.unflatten(1, (2, -1))[:, :, 1:]
+    side = round(patches.shape[2] ** 0.5)
+    return patches.unflatten(2, (side, side)).float().cpu().numpy()

@@ -1,0 +1,51 @@
+"""Pictures of what a model looked at."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dataloaders.images import to_tensor
+from modules.files import written_at_once
+
+if TYPE_CHECKING:
+    from modules.predictor import Explanation, Picture
+
+SIDE, MARGIN, LABEL = 224, 8, 22  # pixels: a shown image, the space between, a line of text
+COLUMNS = 3  # pairs of images beside each other
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, strongest: float) -> np.ndarray:
+    """An RGB image (H, W, 3) uint8 under a map (grid, grid), `strongest` being full red → (H, W, 3) uint8."""
+    share = np.clip(heat / max(strongest, 1e-12), 0, 1).astype(np.float32)
+    smooth = np.clip(cv2.resize(share, image.shape[1::-1], interpolation=cv2.INTER_CUBIC), 0, 1)[..., None]
+    colored = cv2.cvtColor(cv2.applyColorMap((smooth * 255).astype(np.uint8), cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB)
+    grey = image.mean(axis=2, keepdims=True)
+    return (grey * (1 - 0.7 * smooth) + colored * 0.7 * smooth).astype(np.uint8)
+
+
+def draw_explanation(path: Path, before: "Picture", after: "Picture", explanation: "Explanation") -> None:
+    """One PNG: the pair, where the class tokens look in the joint layers, and where each word comes from.
+
+    Each map is scaled by its own highest share, over both images together.
+    """
+    pair = [to_tensor(picture, SIDE).permute(1, 2, 0).numpy() for picture in (before, after)]
+    cells = [("before, after", pair)]
+    maps = [("class token of before", explanation.classes[0]), ("class token of after", explanation.classes[1])]
+    maps += [(f"“{piece}”", heat) for piece, heat in zip(explanation.pieces, explanation.words, strict=True)]
+    cells += [(label, [overlay(image, one, heat.max()) for image, one in zip(pair, heat, strict=True)]) for label, heat in maps]
+    rows = -(-len(cells) // COLUMNS)
+    cell_width, cell_height = 2 * SIDE + 3 * MARGIN, SIDE + LABEL + MARGIN
+    sheet = Image.new("RGB", (COLUMNS * cell_width + MARGIN, rows * cell_height + LABEL + 2 * MARGIN), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    caption = explanation.caption
+    draw.text((MARGIN, MARGIN), f"{caption.text}  (mean log-probability {caption.score:.2f})", "black", font)
+    for number, (label, images) in enumerate(cells):
+        x, y = MARGIN + number % COLUMNS * cell_width, LABEL + 2 * MARGIN + number // COLUMNS * cell_height
+        draw.text((x, y), label, "black", font)
+        for place, image in enumerate(images):
+            sheet.paste(Image.fromarray(image), (x + place * (SIDE + MARGIN // 2), y + LABEL))
+    with written_at_once(path) as temporary:
+        sheet.save(temporary, "PNG")

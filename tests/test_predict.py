@@ -1,0 +1,283 @@
+"""Captions for a user's own images: the Predictor, --do_predict in all its forms, what it refuses, and the attention behind it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import CLIP4IDCinference
+from dataloaders.images import load_image, to_tensor
+from modules import predictor as predictor_module
+from modules.generation import PAD, sample
+from modules.predictor import Decoding, Predictor
+from modules.visualization import draw_explanation
+from tests.conftest import ROOT
+from tests.test_generation import Markov
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+
+def draw(path: Path, color: tuple[int, int, int] | None, seed: int = 0, size: tuple[int, int] = (150, 120)) -> Path:
+    noise = np.random.default_rng(seed).integers(90, 110, (size[1], size[0], 3), dtype=np.uint8)
+    if color:
+        noise[30:80, 40:90] = color
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Seven pairs in Spot-the-Diff's naming, one of them JPEG."""
+    for n in range(7):
+        ending = "jpg" if n == 3 else "png"
+        draw(tmp_path / "own" / f"p{n}.{ending}", RED if n % 2 else None, n)
+        draw(tmp_path / "own" / f"p{n}_2.{ending}", BLUE, n)
+    return tmp_path / "own"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Predictor:
+    return Predictor.load(device="cpu", precision="fp32")
+
+
+def run(*words: str) -> int:
+    return CLIP4IDCinference.main(["--do_predict", *map(str, words)])
+
+
+def refused(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        run(*words)
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err.strip().splitlines()[-1]
+
+
+def test_one_pair_prints_its_caption_and_nothing_else_on_stdout(folder, demo, capsys):
+    pair = folder / "p1.png", folder / "p1_2.png"
+    assert run("--before", pair[0], "--after", pair[1]) == 0
+    out, err = capsys.readouterr()
+    assert out == demo.caption(*pair) + "\n"
+    assert len(out.split()) > 2
+    assert "ckpts/demo" in err
+    assert "drawn scenes" in err
+
+
+def test_paths_images_and_arrays_give_the_same_captions(folder, demo):
+    paths = [(folder / f"p{n}.png", folder / f"p{n}_2.png") for n in (0, 1, 2)]
+    images = [tuple(Image.open(path) for path in pair) for pair in paths]
+    arrays = [tuple(np.asarray(image) for image in pair) for pair in images]
+    together = demo.captions(paths)
+    assert together == demo.captions(images) == demo.captions(arrays)
+    for pair, captions in zip(paths, together, strict=True):
+        (alone,) = demo.captions([pair])
+        assert alone[0].text == captions[0].text
+        assert alone[0].score == pytest.approx(captions[0].score, abs=1e-3)
+
+
+def test_the_score_is_the_mean_log_probability_of_the_words_and_the_end(tiny_captioner):
+    ours = Predictor(tiny_captioner, 6)
+    tokens = torch.randn(2, 10, 64)
+    ids = torch.tensor([[3, 4, 49, 0], [5, 6, 7, 8]])
+    with torch.no_grad():
+        logits = tiny_captioner.caption_logits(tokens, torch.tensor([[48, 3, 4, 0], [48, 5, 6, 7]]), (ids != PAD).long())
+        expected = [torch.stack([logits[row].log_softmax(-1)[n, ids[row, n]] for n in range(length)]).mean()
+                    for row, length in ((0, 3), (1, 4))]
+        torch.testing.assert_close(ours._scores(tokens, ids), torch.stack(expected))
+
+
+def test_drawn_captions_repeat_and_do_not_depend_on_their_batch(folder, demo, tmp_path):
+    pairs = [(folder / f"p{n}.png", folder / f"p{n}_2.png") for n in (0, 1, 2)]
+    how = Decoding(num_captions=5, top_p=0.9, seed=3)  # the rarest words hang on rounding, which batches change
+    together = [[caption.text for caption in captions] for captions in demo.captions(pairs, how)]
+    assert [len(captions) for captions in together] == [5, 5, 5]
+    assert len(set(together[0])) > 1
+    assert [[c.text for c in demo.captions([pair], how, [n])[0]] for n, pair in enumerate(pairs)] == together
+    assert [c.text for c in demo.captions(pairs[:1], Decoding(num_captions=5, top_p=0.9, seed=4))[0]] != together[0]
+    cold = demo.captions(pairs, Decoding(top_p=1e-6))
+    assert [c[0].text for c in cold] == [c[0].text for c in demo.captions(pairs)], "a nucleus of one word is greedy"
+
+
+def test_sampling_follows_the_probabilities():
+    """4,000 two-word captions of a toy whose words depend on the last one, against the table."""
+    table = torch.tensor([[0.0] * 5, [0.0] * 5, [0.0] * 5, [0.5, 0.2, 0.1, 0.15, 0.05], [0.0] * 5]).log().clamp(min=-50)
+    table[0] = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.6]).log()
+    draws = torch.rand(1, 4000, 2, generator=torch.Generator().manual_seed(0))
+    ids = sample(Markov(), table[None], draws)[0]
+    first = torch.bincount(ids[:, 0], minlength=5) / 4000
+    torch.testing.assert_close(first, table[3].exp(), atol=0.03, rtol=0)
+    second = torch.bincount(ids[ids[:, 0] == 0][:, 1], minlength=5) / (ids[:, 0] == 0).sum()
+    torch.testing.assert_close(second, table[0].exp(), atol=0.04, rtol=0)
+    assert (ids[ids[:, 0] == 4][:, 1] == PAD).all(), "words after the end"
+    nucleus = sample(Markov(), table[None], draws, top_p=0.6)[0][:, 0]
+    assert set(nucleus.tolist()) == {0, 1}, "the two likeliest reach .6"
+    assert (nucleus == 0).float().mean().item() == pytest.approx(0.5 / 0.7, abs=0.03)
+    hot = sample(Markov(), table[None], draws, temperature=2.0)[0][:, 0]
+    expected = (table[3] / 2).softmax(-1)
+    torch.testing.assert_close(torch.bincount(hot, minlength=5) / 4000, expected, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("num_captions", [1, 3])
+def test_a_broken_run_goes_on_without_losing_or_doubling(kind, num_captions, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("modules.prediction.AT_ONCE", 2)
+    words = ["--before", folder, "--num_captions", num_captions, *(["--top_p", 0.8] if num_captions > 1 else [])]
+    whole = tmp_path / f"whole.{kind}"
+    assert run(*words, "--predictions", whole) == 0
+    content, expected = whole.read_bytes(), read_results(whole)
+    assert [row[0] for row in expected] == [f"p{n}" for n in range(7) for _ in range(num_captions)]
+    for cut in (0, 5, 40, len(content) // 3, len(content) // 2, len(content) - 1, len(content)):
+        part = tmp_path / f"part{cut}.{kind}"
+        part.write_bytes(content[:cut])
+        assert run(*words, "--predictions", part) == 0
+        for ours, theirs in zip(read_results(part), expected, strict=True):
+            assert ours[:2] == theirs[:2], f"cut at {cut} of {len(content)} bytes"
+            assert ours[2] == pytest.approx(theirs[2], abs=2e-4)
+
+
+def read_results(path: Path) -> list[tuple[str, str, float]]:
+    """(id, caption, score) of a predictions file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        return [(row["id"], row["caption"], float(row["score"])) for row in csv.DictReader(text.splitlines())]
+    return [(row["id"], caption["caption"], caption["score"]) for row in map(json.loads, text.splitlines()) for caption in row["captions"]]
+
+
+def test_processes_share_the_pairs(folder, tmp_path):
+    alone, shared = tmp_path / "alone.jsonl", tmp_path / "shared.jsonl"
+    assert run("--before", folder, "--predictions", alone) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(ROOT / "CLIP4IDCinference.py"), "--do_predict",
+               "--before", str(folder), "--predictions", str(shared)]
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, capture_output=True)
+    assert [row[:2] for row in read_results(alone)] == [row[:2] for row in read_results(shared)]
+
+
+def test_tables_and_parallel_folders_are_the_same_pairs(folder, tmp_path, capsys):
+    for n in (0, 1):
+        for place, ending in (("before", ""), ("after", "_2")):
+            (tmp_path / place).mkdir(exist_ok=True)
+            (tmp_path / place / f"p{n}.png").write_bytes((folder / f"p{n}{ending}.png").read_bytes())
+    table = tmp_path / "pairs.csv"
+    table.write_text("\ufeffbefore,after,id\nown/p0.png,own/p0_2.png,p0\nown/p1.png,own/p1_2.png,p1\n", encoding="utf-8")
+    lines = tmp_path / "pairs.jsonl"
+    lines.write_text('{"before": "own/p0.png", "after": "own/p0_2.png", "id": "p0"}\n\n'
+                     '{"before": "own/p1.png", "after": "own/p1_2.png", "id": "p1"}\n')
+    outs = []
+    for words in (("--before", tmp_path / "before", "--after", tmp_path / "after"), ("--pairs", table), ("--pairs", lines)):
+        capsys.readouterr()
+        assert run(*words) == 0
+        outs.append([(row["id"], row["caption"], row["score"]) for row in csv.DictReader(capsys.readouterr().out.splitlines())])
+    assert outs[0] == outs[1] == outs[2]
+    assert [row[0] for row in outs[0]] == ["p0", "p1"]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--before", "{own}/p0.png"], "--before and --after"),
+    (["--before", "{own}/p0.png", "--after", "{own}/none.png"], "no image"),
+    (["--before", "{own}/none.png", "--after", "{own}/p0.png"], "no image"),
+    ([], "either --before"),
+    (["--before", "{own}", "--pairs", "x.csv"], "either --before"),
+    (["--pairs", "{own}/none.csv"], "no file"),
+    (["--pairs", "{own}/p0.png"], ".csv or .jsonl"),
+    (["--before", "{own}", "--predictions", "out.txt"], ".csv or .jsonl"),
+    (["--before", "{own}", "--top_p", "0"], "--top_p"),
+    (["--before", "{own}", "--temperature", "-1"], "--temperature"),
+    (["--before", "{own}", "--num_captions", "0"], "--num_captions"),
+    (["--before", "{own}", "--num_captions", "2", "--beam_size", "2"], "one kind"),
+    (["--before", "{own}", "--do_train"], "exactly one"),
+    (["--before", "{own}", "--init_model", "none.bin"], "no checkpoint"),
+])
+def test_wrong_input_is_one_line(words, message, folder, capsys):
+    assert message in refused(capsys, *(word.format(own=folder) for word in words))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("t.csv", "before,after\na.png\n", "line 2: no after"), ("t.csv", "x,y\n1,2\n", "line 2: no before"), ("t.csv", "", "no pairs"),
+    ("t.jsonl", "{]\n", "line 1 is not JSON"), ("t.jsonl", "[1]\n", "not a JSON object"), ("t.jsonl", '{"before": 3}', "no before"),
+    ("t.csv", "before,after,id\na.png,b.png,x\na.png,b.png,x\n", "stands there twice"), ("t.csv", "before,after\na.png,c.png\n", "no image")])
+def test_wrong_tables_are_one_line(name, content, message, tmp_path, capsys):
+    draw(tmp_path / "a.png", RED)
+    draw(tmp_path / "b.png", BLUE)
+    (tmp_path / name).write_text(content)
+    assert message in refused(capsys, "--pairs", tmp_path / name)
+
+
+def test_a_broken_image_leaves_no_file(folder, tmp_path, capsys):
+    (folder / "p0.png").write_bytes(b"no image at all")
+    assert "cannot read the image" in refused(capsys, "--before", folder, "--predictions", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_results_of_other_pairs_are_not_gone_on_with(folder, tmp_path, capsys):
+    other = tmp_path / "out.csv"
+    for content in ("id,caption,score,before,after\nelse,x,0,a,b\n", "some,other,table\n"):
+        other.write_text(content)
+        assert "other results" in refused(capsys, "--before", folder, "--predictions", other)
+        assert other.read_text() == content
+
+
+def test_rotation_sizes_and_modes(tmp_path):
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter
+    turned = tmp_path / "turned.png"
+    upright.rotate(90, expand=True).save(turned, exif=exif)
+    assert torch.equal(to_tensor(turned), to_tensor(upright))
+    assert not torch.equal(load_image(turned), to_tensor(upright)), "datasets' images are read as published, unturned"
+    deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    deep.save(tmp_path / "deep.png")
+    assert to_tensor(tmp_path / "deep.png").float().std() > 50
+    for mode in ("L", "P", "RGBA", "CMYK", "1", "LA", "F", "I"):
+        source = upright.convert("L") if mode in ("F", "I", "LA") else upright
+        assert to_tensor(source.convert(mode)).shape == (3, 224, 224)
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 7):
+        with pytest.raises(ValueError, match="expected"):
+            to_tensor(wrong)
+
+
+def test_attention_is_shares_of_patches_and_finds_what_was_drawn(demo, tmp_path):
+    """One pass explains the caption that captioning gives; on a drawn pair the strongest patches lie where the change is."""
+    before, after = (ROOT / "docs" / "examples" / f"removed_{name}.png" for name in ("before", "after"))
+    found = demo.explain(before, after)
+    assert found.caption.text == demo.caption(before, after)
+    assert found.pieces[-1] == "(end)"
+    assert " ".join(found.pieces[:-1]) == found.caption.text
+    assert found.classes.shape == (2, 2, 6, 6)
+    assert found.words.shape == (len(found.pieces), 2, 6, 6)
+    for maps in (found.classes, found.words):
+        assert (maps >= 0).all()
+        assert (maps.sum(axis=(1, 2, 3)) <= 1 + 1e-5).all()
+    changed = (to_tensor(before, 96).int() - to_tensor(after, 96).int()).abs().sum(dim=0)
+    patches = changed.unflatten(1, (6, 16)).unflatten(0, (6, 16)).float().mean(dim=(1, 3)).numpy()
+    brightest = np.unravel_index(found.classes[1, 1].argmax(), (6, 6))
+    there = np.unravel_index(patches.argmax(), (6, 6))
+    assert max(abs(a - b) for a, b in zip(brightest, there, strict=True)) <= 1, f"looks at {brightest}, the change is at {there}"
+    assert all(module.kept is None for modules in demo.model.attention_modules for module in modules)
+    draw_explanation(tmp_path / "a.png", before, after, found)
+    assert Image.open(tmp_path / "a.png").size[0] > 1000
+
+
+def test_the_shipped_model_sees_the_changes_of_the_shipped_examples(demo):
+    folder = ROOT / "docs" / "examples"
+    expected = json.loads((folder / "captions.json").read_text())
+    assert {name: demo.caption(folder / f"{name}_before.png", folder / f"{name}_after.png") for name in expected} == expected
+
+
+def test_cards_of_the_wrong_kind_and_models_without_a_captioner_are_refused(tmp_path, monkeypatch):
+    weights = tmp_path / "w.bin"
+    torch.save({"clip.x": torch.ones(1)}, weights)
+    (tmp_path / "model.json").write_text('{"max_words": "many"}')
+    with pytest.raises(ValueError, match="max_words is 'many'"):
+        Predictor.load(weights)
+    (tmp_path / "model.json").unlink()
+    monkeypatch.setattr(predictor_module, "load_weights", lambda *_: {"clip.x": torch.ones(1)})
+    with pytest.raises(ValueError, match="no captioner"):
+        Predictor.load(weights)
