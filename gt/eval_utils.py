@@ -1,4 +1,4 @@
-"""Ground truth in COCO's form for the caption scores (SPEC §6).
+"""Ground truth in COCO's form for the caption scores (SPEC §6), and with `score` as first word the scores of result files.
 
 Run bare inside Spot-the-Diff's annotation folder, it reads test.json and writes total_change_captions_reformat.json.
 """
@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.clevr_change import CAPTION_FILES, read_captions  # noqa: E402
 from dataloaders.spot_the_diff import read_annotations  # noqa: E402
+from gt import score_files  # noqa: E402
 from modules.files import write_json  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
 
@@ -48,12 +49,15 @@ def make_ground_truth(datatype: str, data_path: Path, split: str, output: Path) 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["score"]:
+        return score_files.main(words[1:])
+    parser = OneLineParser(description=__doc__.splitlines()[0], epilog="score --help: scores of result files")
     parser.add_argument("--datatype", choices=("spot", "clevr"), default="spot", help="dataset (default: spot)")
     parser.add_argument("--data_path", type=Path, default=Path("."), help="folder of the annotations (default: this folder)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="Spot-the-Diff's split (default: test)")
     parser.add_argument("--output", type=Path, help=f"file to write (default: {OUTPUT_NAME} in --data_path)")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(words)
     output = args.output or args.data_path / OUTPUT_NAME
     return run_and_report(parser.prog, lambda: make_ground_truth(args.datatype, args.data_path, args.split, output))
 

@@ -90,3 +90,17 @@ def read_ground_truth(path: str | Path, ids: Sequence[str]) -> dict[str, list[st
         more = f" and {len(missing) - 1} more ids" if len(missing) > 1 else ""
         raise ValueError(f"{path} has no captions of {missing[0]}{more} to be evaluated; make it anew with gt/eval_utils.py")
     return {key: captions[key] for key in ids}
+
+
+def read_results(path: str | Path) -> dict[str, str]:
+    """Caption by id of a COCO result file, `[{"image_id", "caption"}]`; ids may be numbers. ValueError for any other schema."""
+    captions: dict[str, str] = {}
+    for number, row in enumerate(read_json(path, list)):
+        if not (isinstance(row, dict) and type(row.get("image_id")) in (str, int) and isinstance(row.get("caption"), str)):
+            raise ValueError(f'{path}: result {number} is not {{"image_id": "…", "caption": "…"}}')
+        if str(row["image_id"]) in captions:
+            raise ValueError(f"{path}: two captions of {row['image_id']}")
+        captions[str(row["image_id"])] = row["caption"]
+    if not captions:
+        raise ValueError(f"{path} holds no captions")
+    return captions

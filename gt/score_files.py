@@ -1,0 +1,138 @@
+"""Scores of result files, ours or another system's: overall, by change type, with intervals, one against another.
+
+    python gt/eval_utils.py score --gt gt/spot_total_change_captions_reformat.json --results hyp_ep_eval.json --bootstrap 1000
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from modules.files import read_json, write_json
+from modules.options import OneLineParser, run_and_report
+
+FORMATS = ("table", "json", "latex")
+REFERENCES = {"each": "every sentence of a pair is a reference", "joined": "the sentences of a pair are joined to one reference"}
+HEADINGS = {"Bleu_1": "B-1", "Bleu_2": "B-2", "Bleu_3": "B-3", "Bleu_4": "B-4", "METEOR": "M", "ROUGE_L": "R", "CIDEr": "C"}
+
+
+def score_files(args: argparse.Namespace) -> dict:
+    """Everything that is printed, as one object. The files' captions must be of the same ids, all of them in the ground truth."""
+    from modules.scoring import References, ensure_java, read_ground_truth, read_results, tokenize
+
+    ensure_java()
+    systems = {str(path): read_results(path) for path in args.results}
+    first = next(iter(systems.values()))
+    for name, captions in list(systems.items())[1:]:
+        if captions.keys() != first.keys():
+            raise ValueError(f"{name} captions other ids than {args.results[0]}: {sorted(captions.keys() ^ first.keys())[0]}")
+    truth = read_ground_truth(args.gt, list(first))
+    if args.references == "joined":
+        truth = {key: [" ".join(sentences)] for key, sentences in truth.items()}
+    subsets = read_subsets(args.type_mapping, list(first))
+    references = References(truth)
+    tokens = {name: {key: texts[0] for key, texts in tokenize({key: [captions[key]] for key in first}).items()}
+              for name, captions in systems.items()}
+    report = {"gt": str(args.gt), "references": REFERENCES[args.references], "ids": {"all": len(first), **{
+        name: len(ids) for name, ids in subsets.items()}}, "systems": {
+        name: {"scores": references.score_tokens(captions, subsets)} for name, captions in tokens.items()}}
+    if args.bootstrap:
+        add_intervals(report, references, tokens, {"all": list(first), **subsets}, args.bootstrap, args.seed)
+    return report
+
+
+def read_subsets(type_mapping: Path | None, ids: Sequence[str]) -> dict[str, list[str]]:
+    """CLEVR-Change's changes and distractors (ids that end in `_n`), and the types of a type_mapping.json; none empty."""
+    distractors = [key for key in ids if key.endswith("_n")]
+    subsets = {"change": [key for key in ids if not key.endswith("_n")], "distractor": distractors} if distractors else {}
+    if type_mapping:
+        for name, members in read_json(type_mapping, dict).items():
+            if not (isinstance(members, list) and all(isinstance(member, str) for member in members)):
+                raise ValueError(f'{type_mapping}: "{name}" is not a list of ids')
+            wanted = set(members)
+            subsets[name] = [key for key in ids if key in wanted]
+        if not any(subsets[name] for name in subsets if name not in ("change", "distractor")):
+            raise ValueError(f"{type_mapping} names none of the captioned ids")
+    return {name: members for name, members in subsets.items() if members}
+
+
+def add_intervals(report: dict, references, tokens: Mapping[str, Mapping[str, str]], groups: Mapping[str, Sequence[str]],
+                  draws: int, seed: int) -> None:
+    """95 % intervals of each score, and of the differences of all systems to the first."""
+    from modules.bootstrap import Statistics, bootstrap, interval, p_value
+
+    report["bootstrap"] = {"draws": draws, "seed": seed, "level": 0.95}
+    for system in report["systems"].values():
+        system["intervals"] = {}
+    for group, ids in groups.items():
+        statistics = [Statistics.of(references, {key: captions[key] for key in ids}) for captions in tokens.values()]
+        drawn = bootstrap(statistics, draws, seed)
+        for system, scores in zip(report["systems"].values(), drawn, strict=True):
+            system["intervals"][group] = {name: interval(values) for name, values in scores.items()}
+            if scores is not drawn[0]:
+                differences = {name: values - drawn[0][name] for name, values in scores.items()}
+                system.setdefault("against_first", {})[group] = {name: {"interval": interval(values), "p": p_value(values)}
+                                                                 for name, values in differences.items()}
+
+
+def as_table(report: dict) -> str:
+    """Aligned text: a line for each system and group, its intervals below, then the differences to the first system."""
+    lines = [f"{report['ids']['all']} pairs; {report['references']}"]
+    width = max(len(name) for name in report["ids"])
+    for system, values in report["systems"].items():
+        lines += ["", system, " " * width + "".join(f"{name:>16}" for name in HEADINGS)]
+        for group, scores in values["scores"].items():
+            lines.append(f"{group:<{width}}" + "".join(f"{scores[name]:>16.4f}" for name in HEADINGS))
+            if "intervals" in values:
+                lines.append(" " * width + "".join(f"{_span(values['intervals'][group][name]):>16}" for name in HEADINGS))
+        for group, found in values.get("against_first", {}).items():
+            lines.append(f"{group}: difference to {next(iter(report['systems']))}, 95 % interval and p")
+            lines.append(" " * width + "".join(f"{_span(found[name]['interval']):>16}" for name in HEADINGS))
+            lines.append(" " * width + "".join(f"{'p ' + format(found[name]['p'], '.3f'):>16}" for name in HEADINGS))
+    return "\n".join(lines)
+
+
+def _span(bounds: Sequence[float]) -> str:
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+def as_latex(report: dict) -> str:
+    """A booktabs table, scores times 100, intervals as half widths."""
+    lines = [r"\begin{tabular}{ll" + "r" * len(HEADINGS) + "}", r"\toprule",
+             " & ".join(["system", "pairs", *HEADINGS.values()]) + r" \\", r"\midrule"]
+    for system, values in report["systems"].items():
+        for group, scores in values["scores"].items():
+            cells = []
+            for name in HEADINGS:
+                low, high = values["intervals"][group][name] if "intervals" in values else (0, 0)
+                spread = rf" {{\scriptsize $\pm${50 * (high - low):.1f}}}" if "intervals" in values else ""
+                cells.append(f"{100 * scores[name]:.1f}{spread}")
+            lines.append(" & ".join([re.sub(r"([_&%#$])", r"\\\1", Path(system).stem), group, *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def main(argv: list[str]) -> int:
+    """Command line; see --help."""
+    parser = OneLineParser(prog="eval_utils.py score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gt", type=Path, required=True, help="ground truth in COCO's form, as eval_utils.py makes it")
+    parser.add_argument("--results", type=Path, required=True, nargs="+", help="result files; all are compared with the first")
+    parser.add_argument("--type_mapping", type=Path, help="CLEVR-Change's type_mapping.json: scores by change type")
+    parser.add_argument("--references", choices=REFERENCES, default="each",
+                        help="; ".join(f"{name}: {text}" for name, text in REFERENCES.items()) + " (default: each)")
+    parser.add_argument("--bootstrap", type=int, default=0, help="draws for 95 %% intervals and paired comparisons, such as 1000")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: table)")
+    parser.add_argument("--output", type=Path, help="also write all of it as JSON")
+    args = parser.parse_args(argv)
+    if args.bootstrap < 0 or args.seed < 0:
+        parser.error("--bootstrap and --seed are expected to be at least 0")
+
+    def job() -> None:
+        report = score_files(args)
+        if args.output:
+            write_json(args.output, report)
+        formats = {"table": as_table, "json": lambda found: json.dumps(found, indent=2), "latex": as_latex}
+        print(formats[args.format](report))
+
+    return run_and_report(parser.prog, job)
