@@ -80,12 +80,12 @@ def random_batch(stage: str, pairs: int) -> dict[str, torch.Tensor]:
     return trim_padding({"images": images, **{name: stacked(name)[:, None] for name in names}})
 
 
-def training_step(stage: str, pairs: int, runtime: Runtime, repeats: int) -> tuple[list[float], float]:
+def training_step(stage: str, pairs: int, runtime: Runtime, repeats: int, *more: str) -> tuple[list[float], float]:
     """Seconds of each step of the real loop on this process' `pairs`, and the necessary GFLOP of a pair."""
     model, batch = random_model(stage), random_batch(stage, pairs)
     flags = f"--do_train --datatype spot --coef_lr 1e-3 --max_words {MAX_WORDS} --batch_size {pairs} --n_display 1000000"
     places = "--output_dir unused --data_path unused --features_path unused"
-    options = parse_options([*flags.split(), *places.split()], stage, "a benchmark", num_processes=1)
+    options = parse_options([*flags.split(), *places.split(), *more], stage, "a benchmark", num_processes=1)
     trainer = build_trainer(model, SameBatch(batch, 1), options, runtime)
     times = seconds_of(lambda: train_epoch(trainer, 0), runtime.device, repeats)
     forward = flops.pair_encoder(VIT_B_32, 9)
@@ -123,9 +123,10 @@ def captioning(beams: int, pairs: int, runtime: Runtime, repeats: int) -> tuple[
 BENCHMARKS: dict[str, tuple[Callable, object, int]] = {
     "finetuning": (training_step, "caption", 16), "adaptation": (training_step, "retrieval", 32), "greedy": (captioning, 1, 16),
     "beam": (captioning, BEAMS, 16)}
+COMPILABLE = ("finetuning", "adaptation")
 
 
-def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int) -> dict[str, object]:
+def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int, compiled: bool = False) -> dict[str, object]:
     """One benchmark's numbers. The plain GEMM rate, torch's own choice, is taken before and after, in the same process, while
     the others wait; inside, products run as `fast_products` lets them in the scripts."""
     function, variant, default_pairs = BENCHMARKS[what]
@@ -143,10 +144,11 @@ def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int) -> dic
         keep_freed_memory()
     before = rate(torch.float32)
     with fast_products(device, precision):
-        times, gflop = function(variant, pairs // runtime.world_size, runtime, repeats)
+        more = ["--compile"] if compiled else []
+        times, gflop = function(variant, pairs // runtime.world_size, runtime, repeats, *more)
         tuned, own = rate(torch.float32), rate(DTYPES[precision])
     plain, seconds = (before + rate(torch.float32)) / 2, statistics.median(times)
-    return {"benchmark": what, "precision": precision, "processes": runtime.world_size, "pairs": pairs, "repeats": repeats,
+    return {"benchmark": what, "precision": precision, "processes": runtime.world_size, "compiled": compiled, "pairs": pairs, "repeats": repeats,
             "seconds": round(seconds, 4), "fastest": round(min(times), 4), "pairs_per_second": round(pairs / seconds, 1),
             "gemm_plain_gflops": round(plain, 1), "gemm_tuned_gflops": round(tuned, 1), "gemm_own_gflops": round(own, 1),
             "cost_per_pair": round(seconds * plain / pairs, 1), "cost_per_pair_tuned": round(seconds * tuned / pairs, 1),
@@ -168,10 +170,13 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--pairs", type=int, help="pairs a batch (default: 16, adaptation 32)")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="train with --compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     if args.repeats < 1 or (args.pairs is not None and args.pairs < 1):
         parser.error("--repeats and --pairs are expected to be at least 1")
+    if args.compile and args.what not in COMPILABLE:
+        parser.error(f"--compile is measured for {' and '.join(COMPILABLE)} only")
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if args.pairs is not None and args.pairs % processes:
         parser.error(f"--pairs {args.pairs} is not divisible by {processes} processes")
@@ -179,7 +184,8 @@ def main() -> None:
     if processes > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with quiet():
-        results = measure(args.what, Runtime(rank, processes, device, args.precision), args.pairs, args.repeats)
+        runtime = Runtime(rank, processes, device, args.precision)
+        results = measure(args.what, runtime, args.pairs, args.repeats, args.compile)
     if rank == 0:
         print(json.dumps(results))
     if processes > 1:
