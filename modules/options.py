@@ -85,7 +85,7 @@ class TrainingOptions:
     gradient_accumulation_steps: int = flag(1, "parts that a batch is worked off in", int)
     freeze_layer_num: int = flag(0, "freeze CLIP below this block; -1 freezes nothing", int)
     freeze_vision: bool = flag(False, "leave the whole vision tower as the adaptation made it", bool, stage="caption")
-    compile: bool = flag(False, "torch.compile the transformer blocks; takes half a minute, gains little on CPUs (benchmarks/README.md)", bool)
+    compile: bool = flag(False, "torch.compile the transformer blocks; gains little on CPUs (benchmarks/README.md)", bool)
 
 
 @dataclass(frozen=True)
