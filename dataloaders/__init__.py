@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataloaders.clevr_change import load_clevr_change
+from dataloaders.own_pairs import load_own_pairs
 from dataloaders.packed import PackedList
 from dataloaders.pairs import Scene
 from dataloaders.spot_the_diff import load_spot_the_diff
 
 
-def load_scenes(datatype: str, data_path: str | Path, features_path: str | Path | None, split: str) -> Sequence[Scene]:
-    """A dataset's split in file order (SPEC §3), in memory that worker processes share."""
+def load_scenes(datatype: str, data_path: str | Path, features_path: str | Path | None, split: str,
+                need_images: bool = True) -> Sequence[Scene]:
+    """A dataset's split in file order (SPEC §3), in memory that workers share. need_images=False lets images be missing."""
+    if datatype == "pairs":
+        return PackedList(load_own_pairs(data_path, split, need_images))
     if datatype == "spot":
-        return PackedList(load_spot_the_diff(data_path, features_path, split))
-    return PackedList(load_clevr_change(data_path, split))
+        return PackedList(load_spot_the_diff(data_path, features_path, split, need_images))
+    return PackedList(load_clevr_change(data_path, split, need_images))

@@ -43,8 +43,11 @@ def read_types(data_path: str | Path) -> dict[str, list[str]]:
     return types
 
 
-def load_clevr_change(data_path: str | Path, split: str) -> list[Scene]:
-    """The scenes of a split in file order. Raises ValueError or OSError naming what is missing or wrong."""
+def load_clevr_change(data_path: str | Path, split: str, need_images: bool = True) -> list[Scene]:
+    """The scenes of a split in file order; need_images=False does not look whether theirs exist.
+
+    Raises ValueError or OSError naming what is missing or wrong.
+    """
     root = Path(data_path)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root} (--data_path)")
@@ -60,7 +63,7 @@ def load_clevr_change(data_path: str | Path, split: str) -> list[Scene]:
             if name not in captions:
                 raise ValueError(f"{root / file} has no captions of CLEVR_default_{name}, which splits.json puts in {split}")
         for folder, prefix in FOLDERS.items():
-            if prefix + name not in present[folder]:
+            if need_images and prefix + name not in present[folder]:
                 raise FileNotFoundError(f"no image {root / folder / (prefix + name)}, which splits.json puts in {split}")
         before, after, distractor = (str(root / folder / (prefix + name)) for folder, prefix in FOLDERS.items())
         scenes.append(Scene(name, before, after, tuple(change[name]), distractor, f"{name}_n", tuple(no_change[name])))

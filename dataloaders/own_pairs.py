@@ -1,6 +1,7 @@
-"""A user's own pairs of images: two files, folders, or a table."""
+"""A user's own pairs of images: two files, folders, or a table; with captions and splits, a dataset of its own."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from dataloaders.pairs import Scene, check_scenes
+
+SPLITS = ("train", "val", "test")
 AFTER_ENDING = "_2"  # Spot-the-Diff's: x.png is before, x_2.png after
 
 
@@ -82,8 +86,11 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
     if path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        yield from ((reader.line_num, row) for row in reader)
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            yield from ((reader.line_num, row) for row in reader)
+        except csv.Error as error:
+            raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from None
         return
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -97,13 +104,60 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
         yield number, row
 
 
+def _paths(path: Path, number: int, row: dict) -> tuple[Path, Path]:
+    for name in ("before", "after"):
+        if not (isinstance(row.get(name), str) and row[name].strip()):
+            raise ValueError(f"{path} line {number}: no {name}")
+    return path.parent / row["before"].strip(), path.parent / row["after"].strip()
+
+
+def _identity(path: Path, number: int, row: dict) -> str | None:
+    identity = row.get("id")
+    if identity in (None, ""):
+        return None
+    if type(identity) not in (str, int):
+        raise ValueError(f"{path} line {number}: the id is {identity!r}, expected text")
+    return str(identity)
+
+
 def _read_table(path: Path) -> Iterator[OwnPair]:
     for count, (number, row) in enumerate(read_rows(path)):
-        for name in ("before", "after"):
-            if not (isinstance(row.get(name), str) and row[name].strip()):
-                raise ValueError(f"{path} line {number}: no {name}")
-        identity = row.get("id")
-        if identity is not None and not isinstance(identity, str | int):
-            raise ValueError(f"{path} line {number}: the id is {identity!r}, expected text")
-        images = (path.parent / row[name].strip() for name in ("before", "after"))
-        yield OwnPair(str(count if identity in (None, "") else identity), *images)
+        yield OwnPair(_identity(path, number, row) or str(count), *_paths(path, number, row))
+
+
+def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> list[Scene]:
+    """The pairs of a split of a table, in order of first appearance. Its columns: before, after, split, caption (or captions, a
+    list, in JSON) and, if wanted, id and type. Rows of the same two images are one pair with several captions.
+
+    Paths are relative to the table; need_images=False does not look whether they exist. Raises ValueError or FileNotFoundError
+    naming the line that is wrong.
+    """
+    path = Path(table)
+    found: dict[tuple[Path, Path, str], dict] = {}
+    for number, row in read_rows(path):
+        images, part = _paths(path, number, row), row.get("split")
+        if part not in SPLITS:
+            raise ValueError(f"{path} line {number}: the split is {part!r}, expected one of {', '.join(SPLITS)}")
+        if part != split:
+            continue
+        sentences = row.get("captions") if row.get("caption") in (None, "") else [row["caption"]]
+        if not (isinstance(sentences, list) and sentences and all(isinstance(s, str) and s.strip() for s in sentences)):
+            raise ValueError(f"{path} line {number}: no caption")
+        change_type = row.get("type") or None
+        if change_type is not None and (not isinstance(change_type, str) or change_type == "all"):
+            raise ValueError(f"{path} line {number}: the type is {change_type!r}, expected text other than 'all'")
+        first = {"id": _identity(path, number, row), "type": change_type, "captions": [], "line": number}
+        entry = found.setdefault((*images, part), first)
+        entry["captions"] += sentences
+        for image in images:
+            if need_images and not image.is_file():
+                raise FileNotFoundError(f"no image {image} ({path} line {number})")
+    scenes, seen = [], set()
+    for count, ((before, after, _), entry) in enumerate(found.items()):
+        identity = entry["id"] or f"{split}-{count}"
+        if identity in seen:
+            raise ValueError(f"{path} line {entry['line']}: the id {identity} belongs to another pair of images already")
+        seen.add(identity)
+        scenes.append(Scene(identity, str(before), str(after), tuple(entry["captions"]), change_type=entry["type"]))
+    check_scenes(scenes, f"{path}, split {split}")
+    return scenes

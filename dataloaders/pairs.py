@@ -29,6 +29,7 @@ class Scene:
     distractor: str | None = None
     distractor_id: str | None = None
     distractor_captions: tuple[str, ...] = ()
+    change_type: str | None = None
 
     @property
     def image_paths(self) -> list[str]:

@@ -21,8 +21,11 @@ def read_annotations(path: str | Path) -> list[tuple[str, list[str]]]:
     return entries
 
 
-def load_spot_the_diff(data_path: str | Path, features_path: str | Path, split: str) -> list[Scene]:
-    """The pairs of a split in file order. Raises ValueError or OSError naming what is missing or wrong."""
+def load_spot_the_diff(data_path: str | Path, features_path: str | Path, split: str, need_images: bool = True) -> list[Scene]:
+    """The pairs of a split in file order; need_images=False does not look whether theirs exist.
+
+    Raises ValueError or OSError naming what is missing or wrong.
+    """
     path, images = Path(data_path) / f"reformat_{split}.json", Path(features_path)
     if not path.is_file() and (Path(data_path) / f"{split}.json").is_file():
         raise FileNotFoundError(f"no file {path}: make it with python preprocess/reformat_dataset.py --data_path {data_path}")
@@ -39,7 +42,7 @@ def load_spot_the_diff(data_path: str | Path, features_path: str | Path, split: 
     for image_id, sentences in entries:
         names = (f"{image_id}.png", f"{image_id}_2.png")
         for name in names:
-            if name not in present:
+            if need_images and name not in present:
                 raise FileNotFoundError(f"no image {images / name}, which {path} asks for with img_id {image_id}")
         scenes.append(Scene(names[0], str(images / names[0]), str(images / names[1]), tuple(sentences)))
     check_scenes(scenes, str(path))

@@ -48,8 +48,9 @@ def generate_captions(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches,
 
 
 def references_of(scenes: Sequence[Scene], options: Options, split: str) -> dict[str, list[str]]:
-    """The ground truth of a split by caption id: gt_dir's file, but for Spot-the-Diff's val, which that file does not hold."""
-    if options.data.datatype == "spot" and split == "val":
+    """The ground truth of a split by caption id: gt_dir's file; the pairs' own captions for a user's table and for Spot-the-Diff's
+    val, which that file does not hold."""
+    if options.data.datatype == "pairs" or (options.data.datatype == "spot" and split == "val"):
         return {scene.id: list(scene.captions) for scene in scenes}
     path = Path(options.caption.gt_dir) / f"{options.data.datatype}_total_change_captions_reformat.json"
     if not path.is_file():
@@ -76,8 +77,9 @@ class CaptionJudge:
 
     @classmethod
     def build(cls, scenes: Sequence[Scene], training_scenes: Sequence[Scene], options: Options, split: str) -> "CaptionJudge":
-        """For a split's scenes; CLEVR-Change's ids are also scored as change, distractor and by change type."""
-        subsets = {}
+        """For a split's scenes; CLEVR-Change's ids are also scored as change, distractor and by change type, a table's by type."""
+        types_of_own = sorted({s.change_type for s in scenes if s.change_type})
+        subsets = {name: [s.id for s in scenes if s.change_type == name] for name in types_of_own}
         if scenes[0].distractor:
             types = {name: set(ids) for name, ids in read_types(options.data.data_path).items()}
             subsets = {"change": [s.id for s in scenes], "distractor": [s.distractor_id for s in scenes],

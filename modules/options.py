@@ -43,8 +43,8 @@ class RunOptions:
 class DataOptions:
     """Which pairs, and how they are read."""
 
-    datatype: str | None = flag(None, "dataset", choices=("spot", "clevr"))
-    data_path: str | None = flag(None, "folder of the annotations; CLEVR-Change's images lie below it")
+    datatype: str | None = flag(None, "dataset; pairs: a table of your own", choices=("spot", "clevr", "pairs"))
+    data_path: str | None = flag(None, "folder of the annotations (CLEVR-Change's images lie below it), or the table of pairs")
     features_path: str | None = flag(None, "folder of Spot-the-Diff's images")
     max_words: int = flag(20, "tokens of a caption, special ones included", int)
     image_cache: str | None = flag(None, "folder that keeps the resized images, so that they are decoded once and not every epoch")

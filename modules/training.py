@@ -51,7 +51,7 @@ class Trainer:
 def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: Runtime) -> Trainer:
     """Freeze, group, wrap. t_total counts the optimizer steps that really happen."""
     training, stage = options.training, options.stage
-    freeze(model, training.freeze_layer_num, train_token_embedding=stage == "caption" and options.data.datatype == "spot")
+    freeze(model, training.freeze_layer_num, train_token_embedding=stage == "caption" and options.data.datatype != "clevr")
     freeze_unused(model)
     if training.freeze_vision:
         model.clip.visual.requires_grad_(False)
