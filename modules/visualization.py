@@ -26,16 +26,21 @@ def overlay(image: np.ndarray, heat: np.ndarray, strongest: float) -> np.ndarray
     return (grey * (1 - 0.7 * smooth) + colored * 0.7 * smooth).astype(np.uint8)
 
 
-def draw_explanation(path: Path, before: "Picture", after: "Picture", explanation: "Explanation") -> None:
-    """One PNG: the pair, where the class tokens look in the joint layers, and where each word comes from.
+def explanation_cells(before: "Picture", after: "Picture", explanation: "Explanation") -> list[tuple[str, list[np.ndarray]]]:
+    """A label and two RGB arrays (SIDE, SIDE, 3), before's and after's: the pair, each class token's map, each word's.
 
     Each map is scaled by its own highest share, over both images together.
     """
     pair = [to_tensor(picture, SIDE).permute(1, 2, 0).numpy() for picture in (before, after)]
-    cells = [("before, after", pair)]
     maps = [("class token of before", explanation.classes[0]), ("class token of after", explanation.classes[1])]
     maps += [(f"“{piece}”", heat) for piece, heat in zip(explanation.pieces, explanation.words, strict=True)]
-    cells += [(label, [overlay(image, one, heat.max()) for image, one in zip(pair, heat, strict=True)]) for label, heat in maps]
+    return [("before, after", pair)] + [
+        (label, [overlay(image, one, heat.max()) for image, one in zip(pair, heat, strict=True)]) for label, heat in maps]
+
+
+def draw_explanation(path: Path, before: "Picture", after: "Picture", explanation: "Explanation") -> None:
+    """All of `explanation_cells` in one PNG under the caption."""
+    cells = explanation_cells(before, after, explanation)
     rows = -(-len(cells) // COLUMNS)
     cell_width, cell_height = 2 * SIDE + 3 * MARGIN, SIDE + LABEL + MARGIN
     sheet = Image.new("RGB", (COLUMNS * cell_width + MARGIN, rows * cell_height + LABEL + 2 * MARGIN), "white")

@@ -1,0 +1,163 @@
+"""A web page that captions two images: python app.py, then open the address that it prints. A thin caller of the Predictor."""
+
+import argparse
+import base64
+import html
+import io
+import json
+import sys
+from pathlib import Path
+
+from modules.options import OneLineParser, run_and_report
+
+ROOT = Path(__file__).parent
+EXAMPLES = ROOT / "docs" / "examples"
+MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload
+KEPT_SECONDS = 60  # that Gradio's copies of uploads live
+MOST_CAPTIONS = 10
+
+STYLE = """
+.words { display: flex; flex-wrap: wrap; gap: 10px; }
+.words figure { margin: 0; width: 228px; max-width: 100%; }
+.words img { width: 49%; display: inline-block; border-radius: 4px; }
+footer { display: none !important; }
+"""
+# The result goes from the page into a file of the visitor's own; the server writes none.
+DOWNLOAD = """(text) => {
+  if (!text) { return; }
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
+  link.download = 'caption.json';
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
+
+
+def open_upload(path: str | None, which: str):
+    """An uploaded file as a PIL image, its size looked at before it is decoded. Raises ValueError, for the visitor to read."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if path is None:
+        raise ValueError(f"The {which} image is missing.")
+    if Path(path).stat().st_size > MAX_MEGABYTES * 1_000_000:
+        raise ValueError(f"The {which} image is larger than {MAX_MEGABYTES} MB.")
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_MEGAPIXELS * 1_000_000:
+                raise ValueError(f"The {which} image has more than {MAX_MEGAPIXELS} million pixels.")
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Image.DecompressionBombError:
+        raise ValueError(f"The {which} image has more than {MAX_MEGAPIXELS} million pixels.") from None
+    except (OSError, SyntaxError, UnidentifiedImageError):
+        raise ValueError(f"The {which} file is not an image that can be read.") from None
+
+
+def attention_html(before, after, explanation) -> str:
+    """The pictures of an explanation, inside the page itself."""
+    from PIL import Image
+
+    from modules.visualization import explanation_cells
+
+    def source(array) -> str:
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, "JPEG", quality=85)
+        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+    figures = [f"<figure><figcaption>{html.escape(label)}</figcaption>"
+               + "".join(f'<img alt="{html.escape(label)}, {side}" src="{source(image)}">'
+                         for side, image in zip(("before", "after"), images, strict=True)) + "</figure>"
+               for label, images in explanation_cells(before, after, explanation)]
+    return f'<div class="words">{"".join(figures)}</div>'
+
+
+def build_page(predictor):
+    """The Gradio page around a predictor."""
+    import gradio as gr
+
+    from modules.predictor import Decoding
+
+    def upload(name: str) -> gr.Image:
+        """An image component that hands over the upload's path undecoded, so that what is wrong with it can be told."""
+        image = gr.Image(label=name, type="filepath", sources=["upload", "clipboard"], height=280, elem_id=name.lower())
+        image.preprocess = lambda payload: None if payload is None else payload.path
+        return image
+
+    def caption(before_path, after_path, beam_size, length_penalty, num_captions, temperature, top_p, seed):
+        try:
+            before, after = open_upload(before_path, "before"), open_upload(after_path, "after")
+            if num_captions > 1 and beam_size > 1:
+                raise ValueError("Beams search, several captions are drawn: set one of the two back to 1.")
+        except ValueError as error:
+            raise gr.Error(str(error), duration=8, print_exception=False) from None
+        drawn = {"num_captions": int(num_captions), "temperature": temperature, "top_p": top_p} if num_captions > 1 else {}
+        decoding = Decoding(int(beam_size), float(length_penalty), seed=int(seed), **drawn)
+        captions = predictor.captions([(before, after)], decoding)[0]
+        rows = [{"caption": one.text, "score": round(one.score, 4)} for one in captions]
+        shown = "\n".join(row["caption"] for row in rows)
+        result = json.dumps({"captions": rows, "decoding": vars(decoding)}, indent=2)
+        table = [[row["caption"], row["score"]] for row in rows]
+        return shown, table, attention_html(before, after, predictor.explain(before, after, decoding)), result
+
+    kept = (KEPT_SECONDS, KEPT_SECONDS)
+    with gr.Blocks(title="CLIP4IDC: what changed?", delete_cache=kept, analytics_enabled=False) as page:
+        gr.Markdown("# What changed?\nTwo pictures of nearly the same scene go in, a sentence that says what changed comes out.")
+        with gr.Row():
+            before, after = upload("Before"), upload("After")
+        with gr.Row():
+            go = gr.Button("Caption", variant="primary", elem_id="caption")
+            swap = gr.Button("Swap before and after", elem_id="swap")
+        sentence = gr.Textbox(label="Caption", elem_id="sentence", interactive=False)
+        with gr.Accordion("How words are chosen", open=False):
+            beam_size = gr.Slider(1, 10, 1, step=1, label="Beams (1: the likeliest word each time)")
+            length_penalty = gr.Slider(0, 2, 0, step=0.1, label="Length penalty of beams")
+            num_captions = gr.Slider(1, MOST_CAPTIONS, 1, step=1, label="Captions (more than 1: words are drawn)")
+            temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature of drawing")
+            top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Share of probability to draw from")
+            seed = gr.Number(42, label="Seed of drawing", precision=0, minimum=0)
+        scores = gr.Dataframe(headers=["caption", "mean log-probability"], label="Scores", interactive=False, wrap=True)
+        gr.Markdown("Where the model looked: from each class token in the joint layers, and for each word.")
+        attention = gr.HTML(elem_id="attention")
+        result = gr.Textbox(visible=False)
+        download = gr.Button("Download the result", elem_id="download")
+        names = json.loads((EXAMPLES / "captions.json").read_text(encoding="utf-8"))
+        pairs = [[str(EXAMPLES / f"{name}_{side}.png") for side in ("before", "after")] for name in names]
+        gr.Examples(pairs, [before, after], label="Examples")
+        settings = [beam_size, length_penalty, num_captions, temperature, top_p, seed]
+        shown = [sentence, scores, attention, result]
+        go.click(caption, [before, after, *settings], shown, concurrency_limit=1, api_name="caption")
+        swap.click(lambda one, other: (other, one), [before, after], [before, after], api_name=False)
+        download.click(None, result, js=DOWNLOAD)
+    return page
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Load the model and serve until stopped."""
+    from PIL import Image
+
+    from modules.predictor import Predictor
+    from modules.runtime import keep_freed_memory
+
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise OSError("the page needs Gradio: pip install -r requirements-app.txt") from None
+    Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 500_000  # Pillow refuses twice as many
+    keep_freed_memory()
+    predictor = Predictor.load(args.init_model)
+    page = build_page(predictor).queue(default_concurrency_limit=1, max_size=32)
+    page.launch(server_name=args.host, server_port=args.port, css=STYLE, max_file_size=MAX_MEGABYTES * 1_000_000, show_error=False,
+                allowed_paths=[], share=False, footer_links=[])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see --help."""
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("--init_model", help="finetuned weights (default: the small model in ckpts/demo)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    args = parser.parse_args(argv)
+    return run_and_report("app.py", lambda: serve(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
