@@ -73,6 +73,7 @@ class CaptionJudge:
     truth: Mapping[str, Sequence[str]]
     training_captions: Sequence[str]
     subsets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    baselines: list[tuple[str, dict[str, float]]] = field(default_factory=list)  # (label, scores), once something was scored
     _references: References | None = None
 
     @classmethod
@@ -91,25 +92,28 @@ class CaptionJudge:
         """Scores of `all` and of each subset; the first call logs the baselines'."""
         if self._references is None:
             self._references = References(self.truth)
-            self._log_baselines()
+            self._score_baselines()
         scores = self._references.score(captions, self.subsets)
         log.info("caption scores\n%s", format_table(list(scores.items())))
         for key in list(captions)[:: max(1, len(captions) // SHOWN)][:SHOWN]:
             log.info("  %s: “%s” (a reference: “%s”)", key, captions[key], self.truth[key][0])
         return scores
 
-    def _log_baselines(self) -> None:
+    def cider_by_id(self, captions: Mapping[str, str]) -> dict[str, float]:
+        """CIDEr of each caption, after `score`."""
+        return self._references.cider_by_id(captions)
+
+    def _score_baselines(self) -> None:
         tokens = [texts[0] for texts in tokenize({str(n): [c] for n, c in enumerate(self.training_captions)}).values()]
         drawn = random_captions(tokens, list(self.truth))
-        rows = []
         apart = {name: ids for name, ids in self.subsets.items() if name in ("change", "distractor")}
         random_scores = self._references.score_tokens(drawn, apart)
         for name, ids in {"all": list(self.truth), **apart}.items():
             constant = best_constant(tokens, {key: self._references.tokens[key] for key in ids})
             constant_scores = self._references.score_tokens(dict.fromkeys(ids, constant))["all"]
-            rows.append((f"best constant ({name}: “{constant}”)", constant_scores))
-            rows.append((f"random training caption ({name})", random_scores[name]))
-        log.info("baselines\n%s", format_table(rows))
+            self.baselines.append((f"best constant ({name}: “{constant}”)", constant_scores))
+            self.baselines.append((f"random training caption ({name})", random_scores[name]))
+        log.info("baselines\n%s", format_table(self.baselines))
 
 
 def write_hypotheses(folder: Path, label: str, captions: Mapping[str, str]) -> Path:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def open_runtime(options: Options) -> Iterator[Runtime]:
         torch.manual_seed(options.run.seed)  # the same on all processes: they must initialise alike
         with fast_products(device, precision):
             _log_start(options, runtime)
+            if torch.get_float32_matmul_precision() == "medium":
+                log.info("float32 matrix products by oneDNN")
             yield runtime
         if world_size > 1:
             dist.destroy_process_group()
@@ -117,7 +120,6 @@ def fast_products(device: torch.device, precision: str) -> Iterator[None]:
     setting = "high" if device.type == "cuda" and precision != "fp32" else "highest"
     if device.type == "cpu" and torch.backends.mkl.is_available() and "AuthenticAMD" in _processor() and _is_exact_at("medium"):
         setting = "medium"
-        log.info("float32 matrix products by oneDNN")
     torch.set_float32_matmul_precision(setting)
     try:
         yield
@@ -125,7 +127,9 @@ def fast_products(device: torch.device, precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@cache
 def _is_exact_at(setting: str) -> bool:
+    """Whether products are float32 at this setting; tried once."""
     left, right = torch.randn(2, 512, 512, generator=torch.Generator().manual_seed(0))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(setting)

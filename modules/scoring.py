@@ -69,6 +69,12 @@ class References:
         groups = {"all": list(tokens), **{name: [key for key in ids if key in tokens] for name, ids in (subsets or {}).items()}}
         return {name: self._corpus_scores({key: tokens[key] for key in ids}) for name, ids in groups.items() if ids}
 
+    def cider_by_id(self, hypotheses: Mapping[str, str]) -> dict[str, float]:
+        """CIDEr of each hypothesis, document frequencies being those of all of them."""
+        results = tokenize({key: [text] for key, text in hypotheses.items()})
+        _, values = self.others[-1].compute_score({key: self.tokens[key] for key in results}, results)
+        return dict(zip(results, map(float, values), strict=True))
+
     def _corpus_scores(self, tokens: Mapping[str, str]) -> dict[str, float]:
         truth = {key: self.tokens[key] for key in tokens}
         results = {key: [caption] for key, caption in tokens.items()}

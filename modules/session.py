@@ -1,11 +1,14 @@
 """What both entry scripts do around their stage: read the data, build the model, train or evaluate, report."""
 
 import logging
+import platform
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+
+import torch
 
 from dataloaders import load_scenes
 from dataloaders.image_cache import open_image_cache
@@ -17,7 +20,9 @@ from modules.checkpoint import Progress, load_for_resume, resume_files, weights_
 from modules.clip4idc import CLIP4IDC
 from modules.files import write_json
 from modules.options import Options
+from modules.predictor import Decoding, Predictor
 from modules.pretrained import load_weights, read_weights
+from modules.report import Shown, write_report
 from modules.retrieval import evaluate_retrieval
 from modules.runtime import Runtime, format_table, open_output_dir, open_runtime
 from modules.scoring import ensure_java
@@ -65,15 +70,33 @@ class CaptionEvaluator:
     judge: CaptionJudge
     options: Options
     runtime: Runtime
+    captions: dict[str, str] = field(default_factory=dict)  # the latest, and on the main process their scores
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
-        captions = generate_captions(model, self.scenes, self.loader, self.options, self.runtime)
+        self.captions = generate_captions(model, self.scenes, self.loader, self.options, self.runtime)
         scores = None
         if self.runtime.is_main:
-            log.info("captions in %s", write_hypotheses(folder, label, captions))
-            scores = self.judge.score(captions)["all"]
+            log.info("captions in %s", write_hypotheses(folder, label, self.captions))
+            self.scores = self.judge.score(self.captions)
+            scores = self.scores["all"]
         scores = self.runtime.from_main(scores)
         return scores["CIDEr"], scores
+
+    def report(self, model: CLIP4IDC, checkpoint: str, split: str, folder: Path) -> None:
+        """report.html of the latest evaluation, on the main process."""
+        single = self.judge.cider_by_id(self.captions)
+        images = {scene.id: (scene.before, scene.after) for scene in self.scenes}
+        images |= {scene.distractor_id: (scene.before, scene.distractor) for scene in self.scenes if scene.distractor}
+        shown = {key: Shown(key, *images[key], text, self.judge.truth[key], single[key]) for key, text in self.captions.items()}
+        groups = {name: [shown[key] for key in ids] for name, ids in (self.judge.subsets or {"all": list(shown)}).items() if ids}
+        predictor = Predictor(model, self.options.data.max_words, self.runtime)
+        versions = [("checkpoint", checkpoint), ("torch", torch.__version__), ("Python", platform.python_version())]
+        counts = f"{len(self.scenes)} scenes of the {split} split, {len(self.captions)} captions. Best and worst go by CIDEr."
+        how = Decoding(self.options.caption.beam_size, self.options.caption.length_penalty)
+        write_report(folder / "report.html", counts, self.scores, self.judge.baselines, groups, predictor, how,
+                     folder / "history.csv", versions + [(f"--{name}", value) for name, value in self.options.items()])
+        log.info("report in %s", folder / "report.html")
 
 
 def run(options: Options) -> None:
@@ -90,7 +113,7 @@ def run(options: Options) -> None:
         else:
             evaluator = _build_evaluator(splits, images, options.data.eval_split, options, runtime)
             folder = open_output_dir(options, runtime)
-            _report(model, evaluator, options.data.eval_split, folder, options, runtime)
+            _report(model, evaluator, str(options.model.init_model), folder, options, runtime)
 
 
 def build_model(options: Options) -> CLIP4IDC:
@@ -174,12 +197,15 @@ def _report_best(model: CLIP4IDC, progress: Progress, reporter: Evaluator, folde
                  chosen)
     runtime.from_main(None)  # the main process has written the weights that all now read
     model.load_state_dict(read_weights(chosen))
-    _report(model, reporter, options.data.eval_split, folder, options, runtime)
+    _report(model, reporter, str(chosen), folder, options, runtime)
 
 
-def _report(model: CLIP4IDC, evaluator: Evaluator, split: str, folder: Path, options: Options, runtime: Runtime) -> None:
+def _report(model: CLIP4IDC, evaluator: Evaluator, checkpoint: str, folder: Path, options: Options, runtime: Runtime) -> None:
+    split = options.data.eval_split
     log.info("evaluating on the %s split", split)
     model.to(runtime.device).eval()
     _, scores = evaluator(model, "eval", folder)
     if runtime.is_main:
         write_json(folder / "metrics.json", {"stage": options.stage, "split": split, **scores})
+        if isinstance(evaluator, CaptionEvaluator):
+            evaluator.report(model, checkpoint, split, folder)

@@ -1,8 +1,10 @@
 """Both entry scripts from end to end on tiny drawn data, alone, under torchrun, and on real scenes."""
 
 import csv
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +62,18 @@ def test_train_then_evaluate(stage, dataset, tiny_sizes, tmp_path, request):
         assert [row["image_id"] for row in captions] == expected
         assert captions == json.loads((tmp_path / "eval" / "hyp_ep_eval.json").read_text())
         assert log.count("best constant (all") == log.count("random training caption (all") == 1
+        check_report(run / "report.html", captions, curves=2)
+        check_report(tmp_path / "eval" / "report.html", captions, curves=0)
+
+
+def check_report(path: Path, captions: list[dict], curves: int) -> None:
+    """One file that loads nothing from elsewhere, with a pair's sentence, the baselines, attention and the options in it."""
+    page = path.read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page)
+    assert any(html.escape(row["caption"]) in page for row in captions)
+    for needed in ("best constant (all", ": the best", ": the worst", "class token of after", "--max_words", "square"):
+        assert needed in page
+    assert page.count("<polyline") == curves
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")

@@ -21,11 +21,11 @@ def test_onednn_is_used_off_intel_and_only_where_it_is_exact(monkeypatch, vendor
 
 
 def test_the_trial_tells_float32_from_bfloat16(monkeypatch):
-    assert runtime._is_exact_at("highest")
+    assert runtime._is_exact_at.__wrapped__("highest")
     product = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: (
         product(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else product(a, b)))
-    assert not runtime._is_exact_at("highest")
+    assert not runtime._is_exact_at.__wrapped__("highest")
 
 
 def test_products_inside_are_float32():
