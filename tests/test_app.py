@@ -53,6 +53,15 @@ def test_what_a_sentence_holds_is_text_in_the_page():
     assert page.count("data:image/jpeg;base64,") == 8
 
 
+@pytest.mark.parametrize(("words", "message"), [(["--port", "99999"], "--port is 99999"), (["--init_model", "nowhere"], "no checkpoint")])
+def test_wrong_options_are_one_line(words, message, capsys):
+    pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
+    with pytest.raises(SystemExit) as exit_:
+        app.main(words)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def address():
     """The page, served by `python app.py` on a free port."""
