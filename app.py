@@ -141,9 +141,9 @@ def serve(args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise OSError("the page needs Gradio: pip install -r requirements-app.txt") from None
-    Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 500_000  # Pillow refuses twice as many
-    keep_freed_memory()
     predictor = Predictor.load(args.init_model)
+    keep_freed_memory()
+    Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 500_000  # Pillow refuses twice as many
     page = build_page(predictor).queue(default_concurrency_limit=1, max_size=32)
     page.launch(server_name=args.host, server_port=args.port, css=STYLE, max_file_size=MAX_MEGABYTES * 1_000_000, show_error=False,
                 allowed_paths=[], share=False, footer_links=[])
