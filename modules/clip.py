@@ -132,13 +132,24 @@ class PairVisionTower(nn.Module):
 
     def _patches_2d(self, images: Tensor) -> Tensor:
         """conv1 as the one matrix product that it is: (N, 3, H, W) → (N, T-1, D)."""
-        grid = self.image_resolution // self.patch_size
-        rows = images.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5)  # (N, grid, grid, 3, p, p)
-        return F.linear(rows.flatten(3).flatten(1, 2), self.conv1.weight.flatten(1))
+        return F.linear(self._cut(images), self.conv1.weight.flatten(1))
 
     def _patches_3d(self, pairs: Tensor) -> Tensor:
-        patches = self.conv2(pairs.transpose(1, 2))  # (B, D, 2, grid, grid)
-        return patches.transpose(1, 2).flatten(3).flatten(0, 1).transpose(1, 2)  # (2B, T-1, D)
+        """conv2, over two frames and padding, likewise: (B, 2, 3, H, W) → (2B, T-1, D).
+
+        (oneDNN's own Conv3d leaves rubbish in the weight's gradient in bf16: seen with torch 2.15 on an AMD CPU.)
+        """
+        taps = self.conv2.weight.transpose(1, 2)  # (D, 3 frames, 3, p, p); the middle one meets the patch's own frame
+        kernel = torch.cat([taps[:, 1:], taps[:, :2]]).flatten(1)  # (2D, 2·3·p·p): for before's patches, for after's
+        cut = self._cut(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
+        patches = F.linear(cut.transpose(1, 2).flatten(2), kernel)  # (B, T-1, 2D)
+        return patches.unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _cut(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) → (N, T-1, 3·p·p), patches in rows."""
+        grid = self.image_resolution // self.patch_size
+        rows = images.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5)  # (N, grid, grid, 3, p, p)
+        return rows.flatten(3).flatten(1, 2)
 
     def _alone(self, patches: Tensor) -> Tensor:
         class_token = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)

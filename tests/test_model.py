@@ -47,6 +47,21 @@ def test_inflated_3d_patches_see_each_image_as_2d_ones_do():
     torch.testing.assert_close(flat.encode_pairs(images).tokens, deep.encode_pairs(images).tokens, atol=1e-5, rtol=1e-5)
 
 
+def test_3d_patches_are_the_convolution_over_frames_with_gradients_in_bf16():
+    weights = {**tiny_weights(), "clip.visual.conv2.weight": torch.randn(64, 3, 3, 32, 32) / 50}
+    visual = CLIP4IDC.from_weights(weights, "retrieval", 1, "3d").clip.visual
+    pairs, gradients = torch.randn(32, 2, 3, 64, 64), {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            patches = visual._patches_3d(pairs)
+        patches.float().square().sum().backward()
+        gradients[dtype], visual.conv2.weight.grad = visual.conv2.weight.grad, None
+        expected = visual.conv2(pairs.transpose(1, 2)).permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
+        torch.testing.assert_close(patches.float(), expected, atol=1e-4 if dtype == torch.float32 else 0.1, rtol=0.02)
+    error = (gradients[torch.bfloat16] - gradients[torch.float32]).norm() / gradients[torch.float32].norm()
+    assert error < 0.02
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda w: w.pop("clip.ln_final.weight"), "clip.ln_final.weight is missing"),
     (lambda w: w.pop("clip.visual.bef_embedding"), "clip.visual.bef_embedding is missing"),
