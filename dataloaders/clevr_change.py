@@ -34,8 +34,11 @@ def read_split(data_path: str | Path, split: str) -> list[str]:
 def read_types(data_path: str | Path) -> dict[str, list[str]]:
     """Image names by change type, where the data has a type_mapping.json; else nothing."""
     path = Path(data_path) / "type_mapping.json"
-    if not path.is_file():
-        return {}
+    return read_type_mapping(path) if path.is_file() else {}
+
+
+def read_type_mapping(path: Path) -> dict[str, list[str]]:
+    """Image names by change type of a file. Raises ValueError for another schema."""
     types = read_json(path, dict)
     for change_type, names in types.items():
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):

@@ -19,16 +19,16 @@ def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
 
     Raises FileNotFoundError for no file and ValueError for one that cannot be decoded, naming it.
     """
-    return _resized(_read(path, turned=False), resolution)
+    return _resized(read_image(path), resolution)
 
 
 def to_tensor(picture: str | Path | Image.Image | np.ndarray, resolution: int = RESOLUTION) -> Tensor:
-    """A user's picture → (3, resolution, resolution) uint8, as `load_image`; EXIF rotation is obeyed.
+    """A user's picture → (3, resolution, resolution) uint8, as `load_image`.
 
     Takes a path, a PIL image or a uint8 array (H, W, 3) in RGB. Raises ValueError or FileNotFoundError for anything else.
     """
     if isinstance(picture, str | Path):
-        return _resized(_read(picture, turned=True), resolution)
+        return load_image(picture, resolution)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
             raise ValueError(f"an array of {picture.dtype} {picture.shape}, expected uint8 (height, width, 3)")
@@ -38,10 +38,11 @@ def to_tensor(picture: str | Path | Image.Image | np.ndarray, resolution: int = 
     return _resized(_rgb(ImageOps.exif_transpose(picture)), resolution)
 
 
-def _read(path: str | Path, turned: bool) -> Image.Image:
+def read_image(path: str | Path) -> Image.Image:
+    """An image file in RGB, turned as its EXIF data say; errors as in `load_image`."""
     try:
         with Image.open(path) as image:
-            return _rgb(ImageOps.exif_transpose(image) if turned else image)
+            return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}") from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:

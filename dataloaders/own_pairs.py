@@ -53,25 +53,33 @@ def list_pairs(before: str | None, after: str | None, table: str | None) -> list
     return pairs
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path) -> dict[str, Path]:
+    """The folder's images by name without ending, sorted; ValueError where two have the same."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
     known = Image.registered_extensions()
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file())
+    images: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file()):
+        if path.stem in images:
+            raise ValueError(f"{images[path.stem]} and {path.name} differ by their ending alone: which belongs to the pair?")
+        images[path.stem] = path
+    return images
 
 
 def _from_folders(before: Path, after: Path | None) -> list[OwnPair]:
+    ones = _images(before)
     if after is None:
-        stems = {path.stem: path for path in _images(before)}
-        firsts = [path for stem, path in stems.items() if f"{stem}{AFTER_ENDING}" in stems]
-        if not firsts:
+        others = {stem.removesuffix(AFTER_ENDING): path for stem, path in ones.items()
+                  if stem.endswith(AFTER_ENDING) and stem.removesuffix(AFTER_ENDING) in ones}
+        ones = {stem: path for stem, path in ones.items() if path not in others.values()}
+        if not others:
             raise ValueError(f"{before} holds no pairs named x.png and x{AFTER_ENDING}.png; for two folders give --after too")
-        return [OwnPair(path.stem, path, stems[f"{path.stem}{AFTER_ENDING}"]) for path in firsts]
-    ones, others = ({path.stem: path for path in _images(folder)} for folder in (before, after))
+    else:
+        others = _images(after)
     alone = sorted(ones.keys() ^ others.keys())
     if alone:
         more = f", and {len(alone) - 1} more" if len(alone) > 1 else ""
-        raise ValueError(f"{alone[0]} is in one of {before} and {after} alone{more}")
+        raise ValueError(f"{alone[0]} has no other image ({before}{f' and {after}' if after else ''}){more}")
     return [OwnPair(stem, path, others[stem]) for stem, path in ones.items()]
 
 
@@ -125,6 +133,12 @@ def _read_table(path: Path) -> Iterator[OwnPair]:
         yield OwnPair(_identity(path, number, row) or str(count), *_paths(path, number, row))
 
 
+def splits_of(table: str | Path) -> list[str]:
+    """The splits that occur in a table, in SPLITS' order; what else stands there is `load_own_pairs`' to refuse."""
+    named = {row.get("split") for _, row in read_rows(Path(table))}
+    return [split for split in SPLITS if split in named] or list(SPLITS)
+
+
 def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> list[Scene]:
     """The pairs of a split of a table, in order of first appearance. Its columns: before, after, split, caption (or captions, a
     list, in JSON) and, if wanted, id and type. Rows of the same two images are one pair with several captions.
@@ -146,8 +160,12 @@ def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> l
         change_type = row.get("type") or None
         if change_type is not None and (not isinstance(change_type, str) or change_type == "all"):
             raise ValueError(f"{path} line {number}: the type is {change_type!r}, expected text other than 'all'")
-        first = {"id": _identity(path, number, row), "type": change_type, "captions": [], "line": number}
-        entry = found.setdefault((*images, part), first)
+        entry = found.setdefault((*images, part), {"id": None, "type": None, "captions": [], "line": number})
+        for name, value in (("id", _identity(path, number, row)), ("type", change_type)):
+            if value is not None and entry[name] not in (None, value):
+                raise ValueError(f"{path} line {number}: the {name} is {value!r}, but {entry[name]!r} in line {entry['line']} of "
+                                 "the same two images")
+            entry[name] = value if value is not None else entry[name]
         entry["captions"] += sentences
         for image in images:
             if need_images and not image.is_file():

@@ -4,28 +4,19 @@ Run bare inside Spot-the-Diff's annotation folder, it reads test.json and writes
 """
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.clevr_change import CAPTION_FILES, read_captions  # noqa: E402
+from dataloaders.own_pairs import load_own_pairs  # noqa: E402
 from dataloaders.spot_the_diff import read_annotations  # noqa: E402
 from gt import score_files  # noqa: E402
 from modules.files import write_json  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
+from modules.scoring import coco_ground_truth  # noqa: E402
 
 OUTPUT_NAME = "total_change_captions_reformat.json"
-
-
-def coco_ground_truth(captions: Iterable[tuple[str, list[str]]]) -> dict:
-    """(image id, sentences) of every entry → COCO's captions format; an entry gives one image row, repeated ids included."""
-    dummy = dict.fromkeys(("contributor", "date_created", "description", "url", "version", "year"), "dummy")
-    images, annotations = [], []
-    for image_id, sentences in captions:
-        images.append({"filename": image_id, "id": image_id})
-        annotations += [{"caption": s, "id": len(annotations) + n, "image_id": image_id} for n, s in enumerate(sentences)]
-    return {"info": dummy, "licenses": dict(dummy), "type": "captions", "images": images, "annotations": annotations}
 
 
 def spot_captions(data_path: Path, split: str) -> list[tuple[str, list[str]]]:
@@ -41,7 +32,11 @@ def clevr_captions(data_path: Path) -> list[tuple[str, list[str]]]:
 
 def make_ground_truth(datatype: str, data_path: Path, split: str, output: Path) -> None:
     """Read a dataset's captions and write the ground-truth file; CLEVR-Change's covers all splits."""
-    ground_truth = coco_ground_truth(spot_captions(data_path, split) if datatype == "spot" else clevr_captions(data_path))
+    if datatype == "pairs":
+        captions = [(scene.id, list(scene.captions)) for scene in load_own_pairs(data_path, split, need_images=False)]
+    else:
+        captions = spot_captions(data_path, split) if datatype == "spot" else clevr_captions(data_path)
+    ground_truth = coco_ground_truth(captions)
     write_json(output, ground_truth)
     ids = {row["id"] for row in ground_truth["images"]}
     print(f"{output}: {len(ids)} ids, {len(ground_truth['annotations'])} captions")
@@ -53,12 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["score"]:
         return score_files.main(words[1:])
     parser = OneLineParser(description=__doc__.splitlines()[0], epilog="score --help: scores of result files")
-    parser.add_argument("--datatype", choices=("spot", "clevr"), default="spot", help="dataset (default: spot)")
-    parser.add_argument("--data_path", type=Path, default=Path("."), help="folder of the annotations (default: this folder)")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="Spot-the-Diff's split (default: test)")
-    parser.add_argument("--output", type=Path, help=f"file to write (default: {OUTPUT_NAME} in --data_path)")
+    parser.add_argument("--datatype", choices=("spot", "clevr", "pairs"), default="spot", help="dataset (default: spot)")
+    parser.add_argument("--data_path", type=Path, default=Path("."), help="folder of the annotations, or the table of pairs "
+                        "(default: this folder)")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="split, of Spot-the-Diff or a table "
+                        "(default: test)")
+    parser.add_argument("--output", type=Path, help=f"file to write (default: {OUTPUT_NAME} where the annotations are)")
     args = parser.parse_args(words)
-    output = args.output or args.data_path / OUTPUT_NAME
+    output = args.output or (args.data_path.parent if args.datatype == "pairs" else args.data_path) / OUTPUT_NAME
     return run_and_report(parser.prog, lambda: make_ground_truth(args.datatype, args.data_path, args.split, output))
 
 

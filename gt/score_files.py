@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from modules.files import read_json, write_json
+from dataloaders.clevr_change import read_type_mapping
+from modules.files import write_json
 from modules.options import OneLineParser, run_and_report
 
 FORMATS = ("table", "json", "latex")
@@ -47,9 +48,7 @@ def read_subsets(type_mapping: Path | None, ids: Sequence[str]) -> dict[str, lis
     distractors = [key for key in ids if key.endswith("_n")]
     subsets = {"change": [key for key in ids if not key.endswith("_n")], "distractor": distractors} if distractors else {}
     if type_mapping:
-        for name, members in read_json(type_mapping, dict).items():
-            if not (isinstance(members, list) and all(isinstance(member, str) for member in members)):
-                raise ValueError(f'{type_mapping}: "{name}" is not a list of ids')
+        for name, members in read_type_mapping(type_mapping).items():
             wanted = set(members)
             subsets[name] = [key for key in ids if key in wanted]
         if not any(subsets[name] for name in subsets if name not in ("change", "distractor")):

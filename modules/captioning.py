@@ -16,7 +16,7 @@ from modules.files import write_json
 from modules.generation import beam_search, greedy_search
 from modules.options import Options
 from modules.runtime import Runtime, format_table
-from modules.scoring import References, read_ground_truth, tokenize
+from modules.scoring import References, coco_ground_truth, read_ground_truth, tokenize
 from modules.tokenizer import decode
 
 log = logging.getLogger(__name__)
@@ -47,10 +47,15 @@ def generate_captions(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches,
     return {names[kind]: texts[kind] for kind in range(kinds) for names, texts in ordered}
 
 
+def own_references(options: Options, split: str) -> bool:
+    """Whether a split is scored against the captions that it brings itself: a user's table is, and Spot-the-Diff's val split,
+    which the ground-truth file does not hold."""
+    return options.data.datatype == "pairs" or (options.data.datatype == "spot" and split == "val")
+
+
 def references_of(scenes: Sequence[Scene], options: Options, split: str) -> dict[str, list[str]]:
-    """The ground truth of a split by caption id: gt_dir's file; the pairs' own captions for a user's table and for Spot-the-Diff's
-    val, which that file does not hold."""
-    if options.data.datatype == "pairs" or (options.data.datatype == "spot" and split == "val"):
+    """The ground truth of a split by caption id: gt_dir's file, or the pairs' own captions."""
+    if own_references(options, split):
         return {scene.id: list(scene.captions) for scene in scenes}
     path = Path(options.caption.gt_dir) / f"{options.data.datatype}_total_change_captions_reformat.json"
     if not path.is_file():
@@ -121,3 +126,10 @@ def write_hypotheses(folder: Path, label: str, captions: Mapping[str, str]) -> P
     path = folder / f"hyp_ep_{label}.json"
     write_json(path, [{"caption": caption, "image_id": key} for key, caption in captions.items()])
     return path
+
+
+def write_references(folder: Path, judge: CaptionJudge) -> None:
+    """`ground_truth.json`, and where pairs have types `type_mapping.json`: what `gt/eval_utils.py score` needs of a user's data."""
+    write_json(folder / "ground_truth.json", coco_ground_truth(judge.truth.items()))
+    if judge.subsets:
+        write_json(folder / "type_mapping.json", judge.subsets)

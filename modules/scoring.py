@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from modules.files import read_json
@@ -81,6 +81,16 @@ class References:
         bleu, _ = self.bleu.compute_score(truth, results, verbose=0)
         others = [scorer.compute_score(truth, results)[0] for scorer in self.others]
         return {name: float(value) for name, value in zip(SCORE_NAMES, [*bleu, *others], strict=True)}
+
+
+def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict:
+    """(image id, sentences) of every entry → COCO's captions format; an entry gives one image row, repeated ids included."""
+    dummy = dict.fromkeys(("contributor", "date_created", "description", "url", "version", "year"), "dummy")
+    images, annotations = [], []
+    for image_id, sentences in captions:
+        images.append({"filename": image_id, "id": image_id})
+        annotations += [{"caption": s, "id": len(annotations) + n, "image_id": image_id} for n, s in enumerate(sentences)]
+    return {"info": dummy, "licenses": dict(dummy), "type": "captions", "images": images, "annotations": annotations}
 
 
 def read_ground_truth(path: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
     python preprocess/check_dataset.py --datatype pairs --data_path pairs.csv --contact_sheet sheet.png
 
-Exit code 0: nothing wrong; 1: images that are missing or broken, or a split that cannot be read; 2: wrong options.
+Exit code 0: nothing wrong; 1: images that are missing or broken, or a split that cannot be read; 2: wrong options, no table.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from modules.options import OneLineParser, run_and_report  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 SHOWN = 5  # examples of each finding
-SHEET_PAIRS, SHEET_SIDE = 12, 160
+SHEET_PAIRS = 12
 
 
 @dataclass
@@ -103,22 +103,11 @@ def describe(split: str, found: Findings, max_words: int) -> str:
 
 def draw_contact_sheet(path: Path, scenes: Sequence, seed: int) -> None:
     """A PNG of some pairs drawn at random, before beside after, their first captions below."""
-    from PIL import Image, ImageDraw, ImageFont
-
     from modules.files import written_at_once
+    from modules.visualization import draw_pairs
 
     chosen = random.Random(seed).sample(range(len(scenes)), min(SHEET_PAIRS, len(scenes)))
-    width, height, columns = 2 * SHEET_SIDE + 12, SHEET_SIDE + 44, 3
-    sheet = Image.new("RGB", (columns * width + 8, -(-len(chosen) // columns) * height + 8), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for place, number in enumerate(chosen):
-        scene = scenes[number]
-        x, y = 8 + place % columns * width, 8 + place // columns * height
-        for side, image in enumerate((scene.before, scene.after)):
-            with Image.open(image) as opened:
-                sheet.paste(opened.convert("RGB").resize((SHEET_SIDE, SHEET_SIDE)), (x + side * (SHEET_SIDE + 2), y))
-        draw.text((x, y + SHEET_SIDE + 2), scene.id[:50], "grey", font)
-        draw.text((x, y + SHEET_SIDE + 18), scene.captions[0][:54], "black", font)
+    sheet = draw_pairs([(scenes[n].before, scenes[n].after, [scenes[n].id, scenes[n].captions[0]]) for n in chosen])
     with written_at_once(path) as temporary:
         sheet.save(temporary, "PNG")
 
@@ -126,9 +115,11 @@ def draw_contact_sheet(path: Path, scenes: Sequence, seed: int) -> None:
 def check(args: argparse.Namespace) -> bool:
     """Check all splits and print what was found; returns whether anything is wrong."""
     from dataloaders import load_scenes
+    from dataloaders.own_pairs import splits_of
 
     wrong = False
-    for split in args.splits:
+    splits = args.splits or (splits_of(args.data_path) if args.datatype == "pairs" else list(SPLITS))
+    for split in splits:
         try:
             scenes = load_scenes(args.datatype, args.data_path, args.features_path, split, need_images=False)
             found = check_split(scenes, args.max_words, args.workers, split)
@@ -136,7 +127,7 @@ def check(args: argparse.Namespace) -> bool:
             scenes, found = [], Findings(unreadable=" ".join(str(error).split()))
         print(describe(split, found, args.max_words), flush=True)
         wrong |= found.is_wrong
-        if args.contact_sheet and split == args.splits[0] and not found.is_wrong:
+        if args.contact_sheet and split == splits[0] and not found.is_wrong:
             draw_contact_sheet(args.contact_sheet, scenes, args.seed)
             print(f"  {args.contact_sheet}: pairs drawn at random")
     print("something is WRONG, see above" if wrong else "nothing is wrong")
@@ -149,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--datatype", choices=("spot", "clevr", "pairs"), required=True)
     parser.add_argument("--data_path", type=Path, required=True, help="as in training")
     parser.add_argument("--features_path", type=Path, help="Spot-the-Diff's images")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: all; of a table of pairs, those that it names")
     parser.add_argument("--max_words", type=int, default=32, help="captions' limit in training (default: 32)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
     parser.add_argument("--contact_sheet", type=Path, help="PNG to draw pairs of the first split into")

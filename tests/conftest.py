@@ -75,8 +75,8 @@ def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> N
 
 def make_spot(root: Path, sizes: dict[str, int]) -> Path:
     """A Spot-the-Diff of coloured squares in its reformatted layout, with ground truth in root/gt. Returns root."""
-    from gt.eval_utils import coco_ground_truth
     from modules.files import write_json
+    from modules.scoring import coco_ground_truth
 
     number = 0
     for split, size in sizes.items():
@@ -95,8 +95,9 @@ def make_spot(root: Path, sizes: dict[str, int]) -> Path:
 
 def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
     """A CLEVR-Change of coloured squares in its layout, with ground truth in root/gt. Returns root."""
-    from gt.eval_utils import clevr_captions, coco_ground_truth
+    from gt.eval_utils import clevr_captions
     from modules.files import write_json
+    from modules.scoring import coco_ground_truth
 
     change, no_change, splits, number = {}, {}, {}, 0
     for split, size in sizes.items():

@@ -17,6 +17,7 @@ from dataloaders.images import ImageFiles, load_image
 from dataloaders.packed import PackedList
 from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, build_loader, trim_padding
 from gt import eval_utils
+from modules.scoring import coco_ground_truth
 from modules.tokenizer import decode, tokenize_caption
 from preprocess import reformat_dataset
 from tests.conftest import make_clevr, make_spot
@@ -61,7 +62,7 @@ def test_real_clevr_scenes(real_data):
     sizes = {split: len(load_scenes("clevr", root, None, split)) for split in ("train", "val", "test")}
     assert sizes == {"train": 24, "val": 8, "test": 16}
     scenes = load_scenes("clevr", root, None, "test")
-    truth = eval_utils.coco_ground_truth(eval_utils.clevr_captions(root))
+    truth = coco_ground_truth(eval_utils.clevr_captions(root))
     ids = {image["id"] for image in truth["images"]}
     assert len(truth["images"]) == 96
     assert {s.id for s in scenes} | {s.distractor_id for s in scenes} <= ids

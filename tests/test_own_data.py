@@ -10,6 +10,7 @@ from PIL import Image
 import CLIP4IDCinference
 import main_task_retrieval
 from dataloaders.own_pairs import load_own_pairs
+from gt import eval_utils
 from preprocess import check_dataset
 from tests.conftest import make_clevr, make_spot
 from tests.test_predict import BLUE, RED, draw
@@ -26,7 +27,7 @@ def table(tmp_path) -> Path:
         draw(tmp_path / "img" / f"{n}b.jpg", RED if n % 2 else BLUE, n)
         color = "red" if n % 2 else "blue"
         rows.append((f"img/{n}a.png", f"img/{n}b.jpg", "train" if n < 8 else "test", f"a {color} square, new", "", color))
-    rows.append(("img/0a.png", "img/0b.jpg", "train", "someone added a square", "", ""))
+    rows.append(("img/0a.png", "img/0b.jpg", "train", "someone added a square", "first", ""))
     path = tmp_path / "pairs.csv"
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *rows])
@@ -48,6 +49,16 @@ def test_both_stages_and_then_the_users_own_captions(table, tiny_sizes, tmp_path
     log = (tmp_path / "two" / "log.txt").read_text()
     scores = log[log.rindex("caption scores") :].splitlines()
     assert [line.split()[0] for line in scores[2:5]] == ["all", "blue", "red"]
+    # The ground truth that was made on the way is what the tool of its own makes, and scores as training did.
+    truth = tmp_path / "two" / "ground_truth.json"
+    assert eval_utils.main(["--datatype", "pairs", "--data_path", str(table), "--output", str(tmp_path / "gt.json")]) == 0
+    assert truth.read_text() == (tmp_path / "gt.json").read_text()
+    assert eval_utils.main(["score", "--gt", str(truth), "--results", str(tmp_path / "two" / "hyp_ep_eval.json"), "--type_mapping",
+                            str(tmp_path / "two" / "type_mapping.json"), "--format", "json", "--output", str(tmp_path / "s.json")]) == 0
+    scores = next(iter(json.loads((tmp_path / "s.json").read_text())["systems"].values()))["scores"]
+    assert list(scores) == ["all", "blue", "red"]
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert scores["all"] == pytest.approx({name: metrics[name] for name in scores["all"]}, abs=1e-6)
     # What it left behind captions at once, by its model.json, without the flags that it was trained with.
     capsys.readouterr()
     pair = ["--before", str(table.parent / "img/9a.png"), "--after", str(table.parent / "img/9b.jpg")]
@@ -58,9 +69,10 @@ def test_both_stages_and_then_the_users_own_captions(table, tiny_sizes, tmp_path
 def test_rows_of_one_pair_are_one_and_json_says_the_same(table, tmp_path):
     train = load_own_pairs(table, "train")
     assert len(train) == 8
+    assert (train[0].id, train[0].change_type) == ("first", "blue")  # each from the one row that tells it
     assert train[0].captions == ("a blue square, new", "someone added a square")
     lines = [{"before": str(Path(s.before).relative_to(tmp_path)), "after": str(Path(s.after).relative_to(tmp_path)), "split": "train",
-              "captions": list(s.captions), "type": s.change_type} for s in train]
+              "captions": list(s.captions), "type": s.change_type, "id": s.id} for s in train]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert load_own_pairs(tmp_path / "pairs.jsonl", "train") == train
 
@@ -69,7 +81,9 @@ def test_rows_of_one_pair_are_one_and_json_says_the_same(table, tmp_path):
     ("img/0a.png,img/0b.jpg,dev,x,,", "line 2: the split is 'dev'"), ("img/0a.png,img/0b.jpg,train,,,", "line 2: no caption"),
     ("img/0a.png,,train,x,,", "line 2: no after"), ("img/0a.png,none.png,train,x,,", "no image"),
     ("img/0a.png,img/0b.jpg,train,x,,all", "other than 'all'"),
-    ("img/0a.png,img/0b.jpg,train,x,7,\nimg/1a.png,img/1b.jpg,train,x,7,", "line 3: the id 7 belongs to another")])
+    ("img/0a.png,img/0b.jpg,train,x,7,\nimg/1a.png,img/1b.jpg,train,x,7,", "line 3: the id 7 belongs to another"),
+    ("img/0a.png,img/0b.jpg,train,x,7,\nimg/0a.png,img/0b.jpg,train,y,8,", "line 3: the id is '8', but '7' in line 2"),
+    ("img/0a.png,img/0b.jpg,train,x,,add\nimg/0a.png,img/0b.jpg,train,y,,drop", "line 3: the type is 'drop', but 'add' in line 2")])
 def test_wrong_tables_name_their_line(row, message, table):
     table.write_text(",".join(COLUMNS) + "\n" + row + "\n")
     with pytest.raises((ValueError, OSError), match=message):
@@ -77,7 +91,7 @@ def test_wrong_tables_name_their_line(row, message, table):
 
 
 def test_a_look_over_the_table(table, tmp_path, capsys):
-    words = ["--datatype", "pairs", "--data_path", str(table), "--splits", "train", "test"]
+    words = ["--datatype", "pairs", "--data_path", str(table)]  # which has no val
     assert check_dataset.main([*words, "--contact_sheet", str(tmp_path / "sheet.png"), "--max_words", "5"]) == 0
     out = capsys.readouterr().out
     assert "train: 8 pairs, 9 captions" in out
@@ -106,5 +120,6 @@ def test_a_look_over_the_papers_layouts(dataset, tmp_path, capsys):
     next(data.rglob("*.png")).unlink()
     assert check_dataset.main(words) == 1
     assert "images are missing" in capsys.readouterr().out
-    assert check_dataset.main(["--datatype", "pairs", "--data_path", str(tmp_path / "none.csv")]) == 1
-    assert "WRONG: no file" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        check_dataset.main(["--datatype", "pairs", "--data_path", str(tmp_path / "none.csv")])
+    assert "no file" in capsys.readouterr().err

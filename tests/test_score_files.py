@@ -9,7 +9,7 @@ import pytest
 from gt import eval_utils
 from gt.score_files import read_subsets
 from modules.bootstrap import Statistics, bootstrap, interval, p_value
-from modules.scoring import SCORE_NAMES, References, ensure_java, tokenize
+from modules.scoring import SCORE_NAMES, References, coco_ground_truth, ensure_java, tokenize
 from tests.test_scoring import sentences
 
 
@@ -69,7 +69,7 @@ def files(tmp_path):
     """Ground truth and two result files in CLEVR-Change's naming, and types of the changes."""
     draw = random.Random(2)
     truth = {f"{n:06d}.png{kind}": sentences(draw, 3) for kind in ("", "_n") for n in range(12)}
-    (tmp_path / "gt.json").write_text(json.dumps(eval_utils.coco_ground_truth(truth.items())))
+    (tmp_path / "gt.json").write_text(json.dumps(coco_ground_truth(truth.items())))
     for name, share in (("good", 0.7), ("poor", 0.1)):
         rows = [{"image_id": key, "caption": draw.choice(texts) if draw.random() < share else sentences(draw, 1)[0]} for key, texts in truth.items()]
         (tmp_path / f"{name}.json").write_text(json.dumps(rows))
