@@ -36,6 +36,11 @@ class Progress:
         """The best epoch, or the newest where none has scored."""
         return self.best_epoch if self.best_epoch >= 0 else self.epoch - 1
 
+    @property
+    def trained_epochs(self) -> int:
+        """Epochs whose steps have all been taken."""
+        return self.epoch + (self.unjudged_loss is not None)
+
     def judge(self, epoch: int, score: float) -> bool:
         """Take in an epoch's score, an equal one counting as better; returns whether it is the best so far."""
         self.epoch, self.unjudged_loss = epoch + 1, None

@@ -1,23 +1,23 @@
-"""report.html of a captioning evaluation: one file with everything in it (scores, curves, pairs, attention, options)."""
+"""report.html of an evaluation, one file with everything in it: scores, curves, pairs, options; a page for each stage."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
+from torch import Tensor
 
 from dataloaders.images import to_tensor
+from dataloaders.pairs import Scene
 from modules.files import written_at_once
 from modules.predictor import Decoding, Predictor
-from modules.visualization import SIDE, explanation_cells
+from modules.retrieval import retrieval_ranks
+from modules.visualization import SIDE, explanation_cells, jpeg_uri, spread
 
 SHOWN = 2  # pairs that did best, and that did worst, in each group
+QUERIES, NEAREST = 5, 5  # of retrieval, each way; what is shown for each
 WIDTH, HEIGHT = 300, 150  # of a curve
 
 
@@ -40,48 +40,90 @@ def best_and_worst(pairs: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
     return [("best", best), ("worst", [pair for pair in ranked[::-1][:SHOWN] if pair not in best])]
 
 
-def write_report(path: Path, counts: str, scores: Mapping[str, Mapping[str, float]],
-                 baselines: Sequence[tuple[str, Mapping[str, float]]], groups: Mapping[str, Sequence[Shown]], predictor: Predictor,
-                 decoding: Decoding, history: Path, facts: Sequence[tuple[str, Any]]) -> None:
-    """Write the page. `scores` and `baselines` are by group or label, `groups` the pairs of each group that has a section."""
-    rows = [{"label": label, "scores": row, "baseline": False} for label, row in scores.items()]
-    rows += [{"label": label, "scores": row, "baseline": True} for label, row in baselines]
+@dataclass(frozen=True)
+class Page:
+    """What both stages' pages have: what was evaluated, scores by label, what they have to beat, history.csv, name and value of all
+    that made it."""
+
+    counts: str
+    scores: Mapping[str, Mapping[str, float]]
+    baselines: Sequence[tuple[str, Mapping[str, float]]]
+    history: Path
+    facts: Sequence[tuple[str, Any]]
+
+    def write(self, path: Path, template: str, title: str, digits: str, curves: Sequence[str], **more: Any) -> None:
+        """Fill a template; `digits` formats scores, `curves` names columns of the history, `more` is the stage's own."""
+        rows = [{"label": label, "scores": row, "baseline": False} for label, row in self.scores.items()]
+        rows += [{"label": label, "scores": row, "baseline": True} for label, row in self.baselines]
+        environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+        text = environment.get_template(template).render(
+            title=title, digits=digits, counts=self.counts, metrics=list(next(iter(self.scores.values()))), rows=rows,
+            curves=_curves(self.history, curves), facts=self.facts, **more)
+        with written_at_once(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def write_caption_report(path: Path, page: Page, groups: Mapping[str, Sequence[Shown]], predictor: Predictor,
+                         decoding: Decoding) -> None:
+    """Stage 2's page: of each group the pairs that did best and worst, with what the model looked at."""
     sections = [{"title": f"{name}: the {kind}", "pairs": [_pair(pair, predictor, decoding) for pair in chosen]}
                 for name, pairs in groups.items() for kind, chosen in best_and_worst(pairs) if chosen]
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    page = environment.get_template("report.html").render(
-        counts=counts, metrics=list(next(iter(scores.values()))), rows=rows, sections=sections, curves=_curves(history),
-        facts=facts)
-    with written_at_once(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    page.write(path, "captioning.html", "Image difference captions", "%.4f", ("loss", "CIDEr"), sections=sections)
+
+
+def write_retrieval_report(path: Path, page: Page, scenes: Sequence[Scene], similarity: Tensor) -> None:
+    """Stage 1's page, from the similarity (N_text, N_pair) of the scenes' sentences, scene by scene: queries both ways, spread
+    evenly from the best found to the worst, with the NEAREST that were found."""
+    ranks = retrieval_ranks(similarity, [len(scene.captions) for scene in scenes])
+    texts = [(number, caption) for number, scene in enumerate(scenes) for caption in scene.captions]
+    sentences, pairs = [], []
+    for query in _spread(ranks["text_to_pair"]):
+        number, caption = texts[query]
+        near = similarity[query].topk(min(NEAREST, len(scenes)))
+        found = [{**_images(scenes[n]), "similarity": value, "right": n == number}
+                 for value, n in zip(*(column.tolist() for column in near), strict=True)]
+        sentences.append({"sentence": caption, "id": scenes[number].id, "rank": f"{ranks['text_to_pair'][query]:g}",
+                          "found": found})
+    for query in _spread(ranks["pair_to_text"]):
+        near = similarity[:, query].topk(min(NEAREST, len(texts)))
+        found = [{"text": texts[n][1], "similarity": value, "right": texts[n][0] == query}
+                 for value, n in zip(*(column.tolist() for column in near), strict=True)]
+        pairs.append({**_images(scenes[query]), "sentence": scenes[query].captions[0],
+                      "rank": f"{ranks['pair_to_text'][query]:g}", "found": found})
+    page.write(path, "retrieval.html", "Retrieval of image pairs", "%.1f", ("loss", "text_to_pair_R1", "pair_to_text_R1"),
+               sentences=sentences, pairs=pairs)
+
+
+def _spread(ranks: Tensor) -> list[int]:
+    """Places of QUERIES ranks, evenly over the quantiles from the lowest to the highest."""
+    order = ranks.argsort(stable=True).tolist()
+    return [order[n] for n in spread(len(order), QUERIES)]
+
+
+def _images(scene: Scene) -> dict[str, str]:
+    before, after = (jpeg_uri(to_tensor(image, SIDE).permute(1, 2, 0).numpy()) for image in (scene.before, scene.after))
+    return {"id": scene.id, "before": before, "after": after}
 
 
 def _pair(pair: Shown, predictor: Predictor, decoding: Decoding) -> dict[str, Any]:
-    before, after = (_embedded(to_tensor(image, SIDE).permute(1, 2, 0).numpy()) for image in (pair.before, pair.after))
+    before, after = (jpeg_uri(to_tensor(image, SIDE).permute(1, 2, 0).numpy()) for image in (pair.before, pair.after))
     cells = explanation_cells(pair.before, pair.after, predictor.explain(pair.before, pair.after, decoding))[1:]
-    attention = [{"label": label, "before": _embedded(images[0]), "after": _embedded(images[1])} for label, images in cells]
+    attention = [{"label": label, "before": jpeg_uri(images[0]), "after": jpeg_uri(images[1])} for label, images in cells]
     return {**vars(pair), "before": before, "after": after, "attention": attention}
 
 
-def _embedded(image: np.ndarray) -> str:
-    """An RGB array as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _curves(history: Path) -> list[dict[str, Any]]:
-    """Loss and CIDEr by epoch from a run's history.csv, where it has two epochs at least."""
+def _curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Columns by epoch of a run's history.csv, where it has two epochs at least."""
     if not history.is_file():
         return []
     table = pd.read_csv(history)
     curves = []
-    for name in ("loss", "CIDEr"):
+    for name in names:
         if name not in table or len(table) < 2:
             continue
         values = table[name].to_numpy()
-        spread = (values.max() - values.min()) or 1.0
-        points = " ".join(f"{WIDTH * n / (len(values) - 1):.1f},{HEIGHT * (1 - (value - values.min()) / spread):.1f}"
+        reach = (values.max() - values.min()) or 1.0
+        points = " ".join(f"{WIDTH * n / (len(values) - 1):.1f},{HEIGHT * (1 - (value - values.min()) / reach):.1f}"
                           for n, value in enumerate(values))
         curves.append({"name": name, "points": points, "first": table["epoch"].iloc[0], "last": table["epoch"].iloc[-1],
                        "low": values.min(), "high": values.max()})

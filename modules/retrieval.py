@@ -32,10 +32,16 @@ def rank_metrics(ranks: Tensor, median: str) -> dict[str, float]:
 
 
 def retrieval_metrics(similarity: Tensor, sentences_per_pair: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Metrics both ways of a similarity (N_text, N_pair) whose texts stand pair by pair.
+    """Metrics both ways of a similarity (N_text, N_pair) whose texts stand pair by pair; ranks as in `retrieval_ranks`."""
+    ranks = retrieval_ranks(similarity, sentences_per_pair)
+    return {"text_to_pair": rank_metrics(ranks["text_to_pair"], median="lower"),
+            "pair_to_text": rank_metrics(ranks["pair_to_text"], median="usual")}
 
-    text→pair: every sentence is a query. pair→text: a pair's similarity to a caption set is the maximum over the set.
-    Raises ValueError where the counts do not fit the similarity.
+
+def retrieval_ranks(similarity: Tensor, sentences_per_pair: Sequence[int]) -> dict[str, Tensor]:
+    """The rank of each sentence's own pair, text_to_pair (N_text,), and of each pair's own sentences, pair_to_text (N_pair,).
+
+    A pair's similarity to another's sentences is the maximum over them. Raises ValueError where the counts do not fit.
     """
     counts = torch.as_tensor(sentences_per_pair)
     if similarity.shape != (int(counts.sum()), len(counts)) or (counts < 1).any():
@@ -44,14 +50,19 @@ def retrieval_metrics(similarity: Tensor, sentences_per_pair: Sequence[int]) -> 
     similarity = similarity.cpu()
     pair_of_text = torch.arange(len(counts)).repeat_interleave(counts)
     set_scores = torch.stack([texts.amax(dim=0) for texts in similarity.split(counts.tolist())])  # (caption sets, pairs)
-    return {"text_to_pair": rank_metrics(ranks_of(similarity, pair_of_text), median="lower"),
-            "pair_to_text": rank_metrics(ranks_of(set_scores.T, torch.arange(len(counts))), median="usual")}
+    return {"text_to_pair": ranks_of(similarity, pair_of_text),
+            "pair_to_text": ranks_of(set_scores.T, torch.arange(len(counts)))}
+
+
+def chance(num_pairs: int) -> dict[str, float]:
+    """What `rank_metrics` gives on average where each rank of num_pairs is as likely as any other."""
+    middle = (num_pairs + 1) / 2
+    return {**{f"R{k}": 100 * min(k / num_pairs, 1.0) for k in (1, 5, 10)}, "MedianR": middle, "MeanR": middle}
 
 
 @torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
-def evaluate_retrieval(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, max_words: int,
-                       runtime: Runtime) -> dict[str, dict[str, float]]:
-    """Metrics both ways of a split: every sentence a query, every pair encoded once, the work shared by all processes.
+def compare_split(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, max_words: int, runtime: Runtime) -> Tensor:
+    """The similarity (N_text, N_pair) of a split, on the CPU: every pair encoded once, the work shared by all processes.
 
     `loader` gives this process' share of the scenes' images in file order.
     """
@@ -68,7 +79,7 @@ def evaluate_retrieval(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches
         sentences = [model.encode_text(part.to(runtime.device)) for part in runtime.progress(parts, "texts")]
         pair, text = _everyones(pairs, tight, runtime), _everyones(sentences, tight, runtime, order=by_length.argsort())
         similarity = _compare_all(model, text, pair, runtime) if tight else model.compare(text, pair)
-    return retrieval_metrics(similarity.float(), [len(scene.captions) for scene in scenes])
+    return similarity.float().cpu()
 
 
 def _everyones(shares: list[Features], with_tokens: bool, runtime: Runtime, order: Tensor | slice = slice(None)) -> Features:

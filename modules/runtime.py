@@ -91,7 +91,7 @@ def open_runtime(options: Options) -> Iterator[Runtime]:
     """Join the launcher's process group, if any, choose device and precision, start logging, seed everything."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     with _logging(is_main=rank == 0, level=logging.WARNING if options.run.do_predict else logging.INFO):
-        device = _choose_device(options.run.local_rank)
+        device = choose_device(options.run.local_rank)
         precision = choose_precision("fp16" if options.run.fp16 else options.run.precision, device)
         if world_size > 1:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -157,7 +157,8 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def _choose_device(local_rank: int | None) -> torch.device:
+def choose_device(local_rank: int | None = None) -> torch.device:
+    """This process' GPU, else Apple's MPS, else the CPU. Raises ValueError where there are more processes than GPUs."""
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank or 0))
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():

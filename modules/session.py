@@ -1,102 +1,30 @@
 """What both entry scripts do around their stage: read the data, build the model, train or evaluate, report."""
 
 import logging
-import platform
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-import torch
 
 from dataloaders import load_scenes
 from dataloaders.image_cache import open_image_cache
 from dataloaders.images import ImageFiles
-from dataloaders.pairs import AdaptationSamples, Batches, EvaluationPairs, FinetuningSamples, ImageReader, Scene, build_loader
+from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, ImageReader, Scene, build_loader
 from modules.bert_config import load_cross_config, load_decoder_config
-from modules.captioning import CaptionJudge, generate_captions, write_hypotheses
+from modules.captioning import CaptionJudge
 from modules.checkpoint import Progress, load_for_resume, resume_files, weights_path, write_card
 from modules.clip4idc import CLIP4IDC
+from modules.evaluation import CaptionEvaluator, Evaluator, RetrievalEvaluator
 from modules.files import write_json
 from modules.options import Options
-from modules.predictor import Decoding, Predictor
 from modules.pretrained import load_weights, read_weights
-from modules.report import Shown, write_report
-from modules.retrieval import evaluate_retrieval
-from modules.runtime import Runtime, format_table, open_output_dir, open_runtime
+from modules.runtime import Runtime, open_output_dir, open_runtime
 from modules.scoring import ensure_java
+from modules.tensorboard import Board
 from modules.tokenizer import VOCAB_SIZE
 from modules.training import build_trainer, fit
 
 log = logging.getLogger(__name__)
 
 SAMPLES = {"retrieval": AdaptationSamples, "caption": FinetuningSamples}
-
-
-class Evaluator(Protocol):
-    """Evaluates one split, epoch after epoch."""
-
-    def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
-        """The score that chooses epochs, and all scores; `label` names the epoch in files."""
-
-
-@dataclass
-class RetrievalEvaluator:
-    """Stage 1: R@k both ways; text→pair R@1 chooses."""
-
-    scenes: Sequence[Scene]
-    loader: Batches
-    options: Options
-    runtime: Runtime
-
-    def __post_init__(self) -> None:
-        if len(self.scenes) < self.runtime.world_size:
-            raise ValueError(f"{len(self.scenes)} pairs to evaluate on are fewer than {self.runtime.world_size} processes")
-
-    def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
-        metrics = evaluate_retrieval(model, self.scenes, self.loader, self.options.data.max_words, self.runtime)
-        rows = [("text → pair", metrics["text_to_pair"]), ("pair → text", metrics["pair_to_text"])]
-        log.info("retrieval among %d pairs\n%s", len(self.scenes), format_table(rows, digits=1))
-        return metrics["text_to_pair"]["R1"], {f"{way}_{name}": v for way, scores in metrics.items() for name, v in scores.items()}
-
-
-@dataclass
-class CaptionEvaluator:
-    """Stage 2: captions to hyp_ep_<label>.json, scored on the main process; CIDEr chooses."""
-
-    scenes: Sequence[Scene]
-    loader: Batches
-    judge: CaptionJudge
-    options: Options
-    runtime: Runtime
-    captions: dict[str, str] = field(default_factory=dict)  # the latest, and on the main process their scores
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
-        self.captions = generate_captions(model, self.scenes, self.loader, self.options, self.runtime)
-        scores = None
-        if self.runtime.is_main:
-            log.info("captions in %s", write_hypotheses(folder, label, self.captions))
-            self.scores = self.judge.score(self.captions)
-            scores = self.scores["all"]
-        scores = self.runtime.from_main(scores)
-        return scores["CIDEr"], scores
-
-    def report(self, model: CLIP4IDC, checkpoint: str, split: str, folder: Path) -> None:
-        """report.html of the latest evaluation, on the main process."""
-        single = self.judge.cider_by_id(self.captions)
-        images = {scene.id: (scene.before, scene.after) for scene in self.scenes}
-        images |= {scene.distractor_id: (scene.before, scene.distractor) for scene in self.scenes if scene.distractor}
-        shown = {key: Shown(key, *images[key], text, self.judge.truth[key], single[key]) for key, text in self.captions.items()}
-        groups = {name: [shown[key] for key in ids] for name, ids in (self.judge.subsets or {"all": list(shown)}).items() if ids}
-        predictor = Predictor(model, self.options.data.max_words, self.runtime)
-        versions = [("checkpoint", checkpoint), ("torch", torch.__version__), ("Python", platform.python_version())]
-        counts = f"{len(self.scenes)} scenes of the {split} split, {len(self.captions)} captions. Best and worst go by CIDEr."
-        how = Decoding(self.options.caption.beam_size, self.options.caption.length_penalty)
-        write_report(folder / "report.html", counts, self.scores, self.judge.baselines, groups, predictor, how,
-                     folder / "history.csv", versions + [(f"--{name}", value) for name, value in self.options.items()])
-        log.info("report in %s", folder / "report.html")
 
 
 def run(options: Options) -> None:
@@ -182,8 +110,9 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader,
     folder = open_output_dir(options, runtime)
     if runtime.is_main:
         write_card(folder, model, data.max_words)
+        trainer.board = Board(folder, progress.trained_epochs * trainer.steps_per_epoch)
     log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")
-    fit(trainer, folder, progress, lambda model, epoch: chooser(model, str(epoch), folder))
+    fit(trainer, folder, progress, chooser)
     _report_best(model, progress, reporter, folder, options, runtime)
 
 
@@ -207,5 +136,4 @@ def _report(model: CLIP4IDC, evaluator: Evaluator, checkpoint: str, folder: Path
     _, scores = evaluator(model, "eval", folder)
     if runtime.is_main:
         write_json(folder / "metrics.json", {"stage": options.stage, "split": split, **scores})
-        if isinstance(evaluator, CaptionEvaluator):
-            evaluator.report(model, checkpoint, split, folder)
+        evaluator.report(model, checkpoint, split, folder)

@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +18,15 @@ from modules.checkpoint import Progress, save_epoch, save_progress, weights_path
 from modules.clip import MAX_LOG_SCALE
 from modules.clip4idc import CLIP4IDC
 from modules.decoder import CaptionEncoderLayer
+from modules.evaluation import Evaluator
 from modules.layers import ResidualAttentionBlock
 from modules.optimization import BertAdam, freeze, freeze_unused, parameter_groups
 from modules.options import Options
 from modules.runtime import Runtime
 from modules.stages import OPTIMIZER, PATIENCE, STEPS, WEIGHT_DECAY
+from modules.tensorboard import Board
 
 log = logging.getLogger(__name__)
-
-Evaluate = Callable[[CLIP4IDC, int], tuple[float, dict[str, float]]]  # (model, epoch) → score that chooses, all scores
 
 
 @dataclass
@@ -41,6 +40,12 @@ class Trainer:
     loader: Batches
     runtime: Runtime
     options: Options
+    board: Board | None = None  # on the main process, once the run has a folder
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps; an incomplete accumulation is none."""
+        return len(self.loader) // self.options.training.gradient_accumulation_steps
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -86,7 +91,7 @@ def compile_blocks(model: CLIP4IDC) -> None:
             part.compile()
 
 
-def fit(trainer: Trainer, folder: Path, progress: Progress, evaluate: Evaluate) -> None:
+def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator) -> None:
     """Train to the last epoch or until the patience ends; every epoch is saved, evaluated and judged. `progress` moves on."""
     options, runtime = trainer.options, trainer.runtime
     for epoch in range(progress.epoch, options.training.epochs):
@@ -97,11 +102,12 @@ def fit(trainer: Trainer, folder: Path, progress: Progress, evaluate: Evaluate) 
                 log.info("epoch %d: mean loss %.4f, saved %s", epoch, progress.unjudged_loss, weights_path(folder, epoch))
         loss = progress.unjudged_loss
         trainer.model.eval()
-        score, scores = evaluate(trainer.model, epoch)
+        score, scores = evaluator(trainer.model, str(epoch), folder)
         is_best = progress.judge(epoch, score)
         if runtime.is_main:
             save_progress(folder, progress)
             _append_history(folder / "history.csv", {"epoch": epoch, "loss": loss, **scores}, fresh=epoch == 0)
+            trainer.board.epoch({"loss": loss, **scores}, evaluator.samples(), (epoch + 1) * trainer.steps_per_epoch)
             log.info("epoch %d: %s", epoch, f"the best so far, {score:.4f}" if is_best else
                      f"{progress.epochs_without} epoch(s) in a row without a better score than {progress.best_score:.4f}")
         patience = PATIENCE[options.stage]
@@ -165,9 +171,12 @@ class _Meter:
         mean = (runtime.total(self.losses) / runtime.world_size / self.batches).item()
         seconds = time.perf_counter() - self.since
         pairs = self.batches * self.trainer.loader.loader.batch_size * runtime.world_size
+        rate = self.trainer.optimizer.learning_rate()
         log.info("epoch %d step %d/%d  loss %.4f  lr %.3e  %.3f s/step  %.1f pairs/s", self.epoch, steps,
-                 len(self.trainer.loader) // accumulation, mean, self.trainer.optimizer.learning_rate(),
-                 seconds * accumulation / self.batches, pairs / seconds)
+                 self.trainer.steps_per_epoch, mean, rate, seconds * accumulation / self.batches, pairs / seconds)
+        if self.trainer.board:
+            done = self.epoch * self.trainer.steps_per_epoch + steps
+            self.trainer.board.scalars("step", {"loss": mean, "learning_rate": rate, "pairs_per_second": pairs / seconds}, done)
         self.since, self.batches, self.losses = time.perf_counter(), 0, 0.0
 
 

@@ -1,5 +1,8 @@
-"""Pictures of what a model looked at."""
+"""Pictures: pairs with lines of text, and what a model looked at."""
 
+import base64
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +17,37 @@ if TYPE_CHECKING:
     from modules.predictor import Explanation, Picture
 
 SIDE, MARGIN, LABEL = 224, 8, 22  # pixels: a shown image, the space between, a line of text
+SMALL, LINE = 160, 56  # pixels of an image on a sheet of pairs, letters of a line below it
 COLUMNS = 3  # pairs of images beside each other
+
+
+def jpeg_uri(image: np.ndarray) -> str:
+    """An RGB array (H, W, 3) uint8 as a data URI, for a page that loads nothing from elsewhere."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """Numbers below `count` at even distances, the first and the last among them; all, where they are not more than wanted."""
+    if count <= wanted:
+        return list(range(count))
+    return [round(n * (count - 1) / (wanted - 1)) for n in range(wanted)]
+
+
+def draw_pairs(pairs: Sequence[tuple["Picture", "Picture", Sequence[str]]]) -> Image.Image:
+    """A sheet of pairs, before beside after, with two lines of text below each, the second one stronger."""
+    width, height = 2 * SMALL + 3 * MARGIN, SMALL + 2 * LABEL + MARGIN
+    sheet = Image.new("RGB", (COLUMNS * width + MARGIN, -(-len(pairs) // COLUMNS) * height + MARGIN), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for place, (before, after, lines) in enumerate(pairs):
+        x, y = MARGIN + place % COLUMNS * width, MARGIN + place // COLUMNS * height
+        for side, picture in enumerate((before, after)):
+            shown = Image.fromarray(to_tensor(picture, SMALL).permute(1, 2, 0).numpy())
+            sheet.paste(shown, (x + side * (SMALL + MARGIN // 2), y))
+        for number, (line, color) in enumerate(zip(lines, ("dimgrey", "black"), strict=True)):
+            draw.text((x, y + SMALL + 2 + number * (LABEL - 5)), line[:LINE], color, font)
+    return sheet
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, strongest: float) -> np.ndarray:

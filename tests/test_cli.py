@@ -2,6 +2,7 @@
 
 import csv
 import html
+import io
 import json
 import os
 import re
@@ -10,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import CLIP4IDCinference
 import main_task_retrieval
@@ -62,18 +65,38 @@ def test_train_then_evaluate(stage, dataset, tiny_sizes, tmp_path, request):
         assert [row["image_id"] for row in captions] == expected
         assert captions == json.loads((tmp_path / "eval" / "hyp_ep_eval.json").read_text())
         assert log.count("best constant (all") == log.count("random training caption (all") == 1
-        check_report(run / "report.html", captions, curves=2)
-        check_report(tmp_path / "eval" / "report.html", captions, curves=0)
+        assert any(html.escape(row["caption"]) in (run / "report.html").read_text() for row in captions)
+    needed = {"caption": ("best constant (all", ": the best", ": the worst", "class token of after"),
+              "retrieval": ("chance", "Sentence → pairs", "Pair → sentences", "found at rank", 'class="right"')}[stage]
+    check_report(run / "report.html", needed, curves={"caption": 2, "retrieval": 3}[stage])
+    check_report(tmp_path / "eval" / "report.html", needed, curves=0)
+    check_board(run, epochs=2, score={"caption": "CIDEr", "retrieval": "text_to_pair_R1"}[stage])
 
 
-def check_report(path: Path, captions: list[dict], curves: int) -> None:
-    """One file that loads nothing from elsewhere, with a pair's sentence, the baselines, attention and the options in it."""
+def check_report(path: Path, needed: tuple[str, ...], curves: int) -> None:
+    """One file that loads nothing from elsewhere, with what its stage shows and the options in it."""
     page = path.read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', page)
-    assert any(html.escape(row["caption"]) in page for row in captions)
-    for needed in ("best constant (all", ": the best", ": the worst", "class token of after", "--max_words", "square"):
-        assert needed in page
+    for text in (*needed, "--max_words", "square"):
+        assert text in page
     assert page.count("<polyline") == curves
+
+
+def check_board(run: Path, epochs: int, score: str) -> None:
+    """TensorBoard reads what history.csv says, a picture for each epoch, and the losses of steps that come one after another."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    history = pd.read_csv(run / "history.csv")
+    for name in ("loss", score):
+        assert [event.value for event in board.Scalars(f"epoch/{name}")] == pytest.approx(history[name].tolist())
+    pictures = board.Images("samples")
+    assert [event.step for event in pictures] == [event.step for event in board.Scalars("epoch/loss")]
+    assert Image.open(io.BytesIO(pictures[0].encoded_image_string)).size[0] > 900
+    steps = [event.step for event in board.Scalars("step/loss")]
+    assert len(pictures) == epochs
+    assert steps == list(range(1, len(steps) + 1))
+    assert steps[-1] == pictures[-1].step
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
@@ -151,6 +174,8 @@ def test_resumed_equals_uninterrupted(stage, killed_in, clevr, tiny_sizes, tmp_p
     whole, resumed = (torch.load(tmp_path / run / "pytorch_model.bin.2", weights_only=True) for run in ("whole", "cut"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert (tmp_path / "whole" / "history.csv").read_text() == (tmp_path / "cut" / "history.csv").read_text()
+    for run in ("whole", "cut"):
+        check_board(tmp_path / run, epochs=3, score={"caption": "CIDEr", "retrieval": "text_to_pair_R1"}[stage])
 
 
 def test_what_cannot_be_continued_is_refused_before_anything_is_written(spot, tiny_sizes, tmp_path, capsys):
