@@ -1,9 +1,7 @@
 """A web page that captions two images: python app.py, then open the address that it prints. A thin caller of the Predictor."""
 
 import argparse
-import base64
 import html
-import io
 import json
 import sys
 from pathlib import Path
@@ -12,15 +10,15 @@ from modules.options import OneLineParser, run_and_report
 
 ROOT = Path(__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
-MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload
+MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload, in 2**20 bytes and millions
 KEPT_SECONDS = 60  # that Gradio's copies of uploads live
 MOST_CAPTIONS = 10
+MOST_WAITING = 32  # requests; more are told to come back later
 
 STYLE = """
 .words { display: flex; flex-wrap: wrap; gap: 10px; }
 .words figure { margin: 0; width: 228px; max-width: 100%; }
 .words img { width: 49%; display: inline-block; border-radius: 4px; }
-footer { display: none !important; }
 """
 # The result goes from the page into a file of the visitor's own; the server writes none.
 DOWNLOAD = """(text) => {
@@ -35,43 +33,46 @@ DOWNLOAD = """(text) => {
 
 def open_upload(path: str | None, which: str):
     """An uploaded file as a PIL image, its size looked at before it is decoded. Raises ValueError, for the visitor to read."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
+
+    from dataloaders.images import read_image
 
     if path is None:
         raise ValueError(f"The {which} image is missing.")
-    if Path(path).stat().st_size > MAX_MEGABYTES * 1_000_000:
+    if Path(path).stat().st_size > MAX_MEGABYTES * 2**20:
         raise ValueError(f"The {which} image is larger than {MAX_MEGABYTES} MB.")
     try:
         with Image.open(path) as image:
-            if image.width * image.height > MAX_MEGAPIXELS * 1_000_000:
-                raise ValueError(f"The {which} image has more than {MAX_MEGAPIXELS} million pixels.")
-            return ImageOps.exif_transpose(image).convert("RGB")
+            too_many = image.width * image.height > MAX_MEGAPIXELS * 1_000_000
     except Image.DecompressionBombError:
-        raise ValueError(f"The {which} image has more than {MAX_MEGAPIXELS} million pixels.") from None
-    except (OSError, SyntaxError, UnidentifiedImageError):
+        too_many = True
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError):
+        raise ValueError(f"The {which} file is not an image that can be read.") from None
+    if too_many:
+        raise ValueError(f"The {which} image has more than {MAX_MEGAPIXELS} million pixels.")
+    try:
+        return read_image(path)
+    except ValueError:  # whose text names a path of the server
         raise ValueError(f"The {which} file is not an image that can be read.") from None
 
 
-def attention_html(before, after, explanation) -> str:
-    """The pictures of an explanation, inside the page itself."""
-    from PIL import Image
+def attention_html(before, after, explanations) -> str:
+    """The pictures of one or several explanations of a pair, inside the page itself; several stand under their captions."""
+    from modules.visualization import explanation_cells, jpeg_uri
 
-    from modules.visualization import explanation_cells
-
-    def source(array) -> str:
-        buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, "JPEG", quality=85)
-        return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-    figures = [f"<figure><figcaption>{html.escape(label)}</figcaption>"
-               + "".join(f'<img alt="{html.escape(label)}, {side}" src="{source(image)}">'
-                         for side, image in zip(("before", "after"), images, strict=True)) + "</figure>"
-               for label, images in explanation_cells(before, after, explanation)]
-    return f'<div class="words">{"".join(figures)}</div>'
+    parts = []
+    for explanation in explanations:
+        figures = [f"<figure><figcaption>{html.escape(label)}</figcaption>"
+                   + "".join(f'<img alt="{html.escape(label)}, {side}" src="{jpeg_uri(image)}">'
+                             for side, image in zip(("before", "after"), images, strict=True)) + "</figure>"
+                   for label, images in explanation_cells(before, after, explanation)]
+        heading = f"<h3>{html.escape(explanation.caption.text)}</h3>" if len(explanations) > 1 else ""
+        parts.append(f'{heading}<div class="words">{"".join(figures)}</div>')
+    return "".join(parts)
 
 
-def build_page(predictor):
-    """The Gradio page around a predictor."""
+def build_page(predictor, model_name: str):
+    """The Gradio page around a predictor, the model's name shown on it."""
     import gradio as gr
 
     from modules.predictor import Decoding
@@ -85,22 +86,22 @@ def build_page(predictor):
     def caption(before_path, after_path, beam_size, length_penalty, num_captions, temperature, top_p, seed):
         try:
             before, after = open_upload(before_path, "before"), open_upload(after_path, "after")
-            if num_captions > 1 and beam_size > 1:
-                raise ValueError("Beams search, several captions are drawn: set one of the two back to 1.")
+            drawn = {"num_captions": int(num_captions), "temperature": temperature, "top_p": top_p} if num_captions > 1 else {}
+            decoding = Decoding(int(beam_size), float(length_penalty), seed=int(seed or 0), **drawn)
         except ValueError as error:
             raise gr.Error(str(error), duration=8, print_exception=False) from None
-        drawn = {"num_captions": int(num_captions), "temperature": temperature, "top_p": top_p} if num_captions > 1 else {}
-        decoding = Decoding(int(beam_size), float(length_penalty), seed=int(seed), **drawn)
-        captions = predictor.captions([(before, after)], decoding)[0]
-        rows = [{"caption": one.text, "score": round(one.score, 4)} for one in captions]
+        explanations = predictor.explanations([(before, after)], decoding)[0]
+        rows = [{"caption": one.caption.text, "score": round(one.caption.score, 4)} for one in explanations]
         shown = "\n".join(row["caption"] for row in rows)
         result = json.dumps({"captions": rows, "decoding": vars(decoding)}, indent=2)
         table = [[row["caption"], row["score"]] for row in rows]
-        return shown, table, attention_html(before, after, predictor.explain(before, after, decoding)), result
+        return shown, table, attention_html(before, after, explanations), result
 
     kept = (KEPT_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title="CLIP4IDC: what changed?", delete_cache=kept, analytics_enabled=False) as page:
-        gr.Markdown("# What changed?\nTwo pictures of nearly the same scene go in, a sentence that says what changed comes out.")
+        gr.Markdown("# What changed?\nTwo pictures of nearly the same scene go in, a sentence that says what changed comes out. "
+                    f"Each may have up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels; none is kept.\n\n"
+                    f"Model: {model_name}")
         with gr.Row():
             before, after = upload("Before"), upload("After")
         with gr.Row():
@@ -144,8 +145,11 @@ def serve(args: argparse.Namespace) -> None:
     predictor = Predictor.load(args.init_model)
     keep_freed_memory()
     Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 500_000  # Pillow refuses twice as many
-    page = build_page(predictor).queue(default_concurrency_limit=1, max_size=32)
-    page.launch(server_name=args.host, server_port=args.port, css=STYLE, max_file_size=MAX_MEGABYTES * 1_000_000, show_error=False,
+    name = Path(args.init_model).name if args.init_model else "the small one that ships"
+    if predictor.trained_on:
+        name += f", trained on {predictor.trained_on}"
+    page = build_page(predictor, name).queue(default_concurrency_limit=1, max_size=MOST_WAITING)
+    page.launch(server_name=args.host, server_port=args.port, css=STYLE, max_file_size=MAX_MEGABYTES * 2**20, show_error=False,
                 allowed_paths=[], share=False, footer_links=[])
 
 

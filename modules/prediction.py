@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from modules.visualization import draw_explanation
 log = logging.getLogger(__name__)
 
 COLUMNS = ("id", "caption", "score", "before", "after")
-AT_ONCE = 32  # pairs in a batch
+AT_ONCE, EXPLAINED_AT_ONCE = 32, 8  # pairs in a batch; fewer where all attention is kept
 Captioned = tuple[OwnPair, list[Caption]]
 
 
@@ -35,32 +36,43 @@ def predict(options: Options) -> None:
         predictor = Predictor.load(source.init_model, runtime.device, runtime.precision, source.intra_num_hidden_layers,
                                    source.linear_patch, config, options.data.max_words, source.pretrained_clip_name,
                                    source.cache_dir)
-        rounds = _rounds(predictor, pairs, done, decoding, runtime)
+        rounds = _rounds(predictor, pairs, done, decoding, wanted.save_attention, runtime)
         if path:
             _into_file(rounds, path, done, kept_bytes, runtime)
         else:
             _onto_terminal(rounds, alone=len(pairs) == 1)
         if wanted.save_attention:
-            folder = Path(wanted.save_attention)
-            for number in range(runtime.rank, len(pairs), runtime.world_size):
-                pair = pairs[number]
-                draw_explanation(folder / f"{number:05d}.png", pair.before, pair.after,
-                                 predictor.explain(pair.before, pair.after, decoding, number))
-            log.warning("attention of %d pairs in %s", len(pairs), folder)
+            log.warning("attention of %d pairs in %s", len(pairs) - done, wanted.save_attention)
 
 
-def _rounds(predictor: Predictor, pairs: Sequence[OwnPair], done: int, decoding: Decoding,
+def _rounds(predictor: Predictor, pairs: Sequence[OwnPair], done: int, decoding: Decoding, attention_folder: str | None,
             runtime: Runtime) -> Iterator[list[Captioned]]:
     """The pairs from number `done` on, in their order. In each round every process captions a batch, and all get all of them."""
-    step = AT_ONCE * runtime.world_size
+    step = (EXPLAINED_AT_ONCE if attention_folder else AT_ONCE) * runtime.world_size
     for start in runtime.progress(range(done, len(pairs), step), "captions"):
         numbers = range(start, min(start + step, len(pairs)))
         own = numbers[runtime.rank :: runtime.world_size]
-        captions = predictor.captions([(pairs[n].before, pairs[n].after) for n in own], decoding, own) if own else []
         merged: list = [None] * len(numbers)
-        for rank, share in enumerate(runtime.gather_objects(captions)):
+        for rank, share in enumerate(runtime.gather_objects(_caption(predictor, pairs, own, decoding, attention_folder))):
             merged[rank :: runtime.world_size] = share
         yield list(zip(pairs[start : numbers.stop], merged, strict=True))
+
+
+def _caption(predictor: Predictor, pairs: Sequence[OwnPair], numbers: Sequence[int], decoding: Decoding,
+             attention_folder: str | None) -> list[list[Caption]]:
+    """The captions of the pairs with these numbers, and where a folder is given, a picture of each caption's attention in it."""
+    if not numbers:
+        return []
+    images = [(pairs[n].before, pairs[n].after) for n in numbers]
+    if not attention_folder:
+        return predictor.captions(images, decoding, numbers)
+    explained = predictor.explanations(images, decoding, numbers)
+    for number, explanations in zip(numbers, explained, strict=True):
+        pair = pairs[number]
+        for place, explanation in enumerate(explanations):
+            name = "-".join([f"{number:05d}", re.sub(r"[^\w.]+", "_", pair.id)[:80], *([str(place)] if decoding.draws else [])])
+            draw_explanation(Path(attention_folder, f"{name}.png"), pair.before, pair.after, explanation)
+    return [[explanation.caption for explanation in explanations] for explanations in explained]
 
 
 def _onto_terminal(rounds: Iterator[list[Captioned]], alone: bool) -> None:

@@ -10,7 +10,8 @@ Letters: B pairs, n captions of each, L words, T tokens per image, S = 2T.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from modules.clip4idc import CLIP4IDC
 from modules.generation import PAD, beam_search, greedy_search, sample
 from modules.layers import kept_weights
 from modules.pretrained import ROOT, find_checkpoint, load_weights
-from modules.runtime import Runtime, choose_precision, fast_products
+from modules.runtime import Runtime, choose_device, choose_precision, fast_products
 from modules.tokenizer import decode
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,16 @@ class Decoding:
     temperature: float | None = None
     top_p: float | None = None
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1 or self.num_captions < 1 or self.seed < 0:
+            raise ValueError("beam_size and num_captions are expected to be at least 1, seed at least 0")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}, expected a number above 0")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected a number in (0, 1]")
+        if self.draws and self.beam_size > 1:
+            raise ValueError("beams search, num_captions, temperature and top_p draw: give one kind")
 
     @property
     def draws(self) -> bool:
@@ -77,9 +88,9 @@ class Explanation:
 class Predictor:
     """A captioning model that is ready to use. Build it with `load`."""
 
-    def __init__(self, model: CLIP4IDC, max_words: int = 20, runtime: Runtime | None = None) -> None:
+    def __init__(self, model: CLIP4IDC, max_words: int = 20, runtime: Runtime | None = None, trained_on: str | None = None) -> None:
         self.runtime = runtime or Runtime()
-        self.model, self.max_words = model.to(self.runtime.device).eval(), max_words
+        self.model, self.max_words, self.trained_on = model.to(self.runtime.device).eval(), max_words, trained_on
 
     @classmethod
     def load(cls, checkpoint: str | Path | None = None, device: str | torch.device | None = None, precision: str = "auto",
@@ -90,20 +101,22 @@ class Predictor:
         What shapes cannot say (intra_layers, linear_patch, decoder_config, max_words) comes from `model.json` beside the file,
         where there is one. Raises ValueError or OSError for what cannot be found, read or used.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(device) if device else choose_device()
         path = find_checkpoint(str(checkpoint or DEMO), cache_dir)
         settings = {"intra_num_hidden_layers": intra_layers, "linear_patch": linear_patch, "max_words": max_words,
                     "decoder_config": decoder_config}
         card = read_card(path)
         settings.update({name: card[name] for name in settings if name in card})
         if checkpoint is None:
-            log.warning("no --init_model: the small one in %s is used, %s", path.parent.relative_to(ROOT), card["trained_on"])
+            log.warning("no --init_model: the small one in %s is used, trained on %s", path.parent.relative_to(ROOT),
+                        card["trained_on"])
         weights = load_weights(str(path), clip_name, cache_dir)
         if not any(key.startswith("decoder.") for key in weights):
             raise ValueError(f"{path} has no captioner (decoder.*): give the result of finetuning")
         config = None if settings["decoder_config"] is None else load_decoder_config(settings["decoder_config"])
         model = CLIP4IDC.from_weights(weights, "caption", settings["intra_num_hidden_layers"], settings["linear_patch"], config)
-        return cls(model, settings["max_words"], Runtime(device=device, precision=choose_precision(precision, device)))
+        return cls(model, settings["max_words"], Runtime(device=device, precision=choose_precision(precision, device)),
+                   card.get("trained_on"))
 
     def caption(self, before: Picture, after: Picture, decoding: Decoding = Decoding()) -> str:
         """The sentence for one pair: paths, PIL images, or uint8 arrays (H, W, 3) in RGB."""
@@ -112,48 +125,60 @@ class Predictor:
     def captions(self, pairs: Sequence[tuple[Picture, Picture]], decoding: Decoding = Decoding(),
                  numbers: Sequence[int] | None = None) -> list[list[Caption]]:
         """For each pair its captions, all pairs in one batch. `numbers` tell drawn captions of pairs apart (default: 0, 1, …)."""
-        with fast_products(self.runtime.device, self.runtime.precision), torch.no_grad(), self.runtime.autocast():
+        with self._computing():
             tokens = self._encode(pairs)
-            ids = self._decode(tokens, decoding, range(len(pairs)) if numbers is None else numbers)
+            ids = self._decode(tokens, decoding, numbers)
             scores = torch.stack([self._scores(tokens, ids[:, n]) for n in range(ids.shape[1])], dim=1)
         return [[Caption(decode(words), score) for words, score in zip(*both, strict=True)]
                 for both in zip(ids.tolist(), scores.tolist(), strict=True)]
 
-    def explain(self, before: Picture, after: Picture, decoding: Decoding = Decoding(), number: int = 0) -> Explanation:
-        """A caption (the first, where several are drawn) and the attention behind it, from the passes that made and scored it.
+    def explain(self, before: Picture, after: Picture, decoding: Decoding = Decoding()) -> Explanation:
+        """The caption of one pair (the first, where several are drawn) and the attention behind it."""
+        return self.explanations([(before, after)], decoding)[0][0]
+
+    def explanations(self, pairs: Sequence[tuple[Picture, Picture]], decoding: Decoding = Decoding(),
+                     numbers: Sequence[int] | None = None) -> list[list[Explanation]]:
+        """What `captions` gives, and the attention behind each caption, from the very passes that made and scored it.
 
         A layer's attention, averaged over heads, is carried through the layers below by rollout (Abnar and Zuidema 2020): each
         layer passes on half of what stands at a place and half of what it attends to.
         """
         joint, encoder, decoder = self.model.attention_modules
+        explained = []
+        with self._computing():
+            with kept_weights(joint) as seen:
+                tokens = self._encode(pairs)
+            through = _rollout([_heads_mean(calls) for calls in seen], tokens)  # (B, S, S)
+            classes = through[:, [0, tokens.shape[1] // 2]]  # (B, 2, S)
+            ids = self._decode(tokens, decoding, numbers)
+            for caption_ids in ids.unbind(dim=1):
+                with kept_weights([*encoder, *decoder]) as seen:
+                    scores = self._scores(tokens, caption_ids)
+                looks, below = [], None
+                for encoded, decoded in zip(seen[: len(encoder)], seen[len(encoder) :], strict=True):
+                    below = _rollout([_heads_mean(encoded)], tokens, below)
+                    looks.append(_heads_mean(decoded) @ below @ through)
+                parts = caption_ids, scores, classes, torch.stack(looks).mean(dim=0)  # the last: (B, L, S)
+                explained.append([_explanation(*of_pair) for of_pair in zip(*parts, strict=True)])
+        return [list(captions) for captions in zip(*explained, strict=True)]
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
         with fast_products(self.runtime.device, self.runtime.precision), torch.no_grad(), self.runtime.autocast():
-            with kept_weights(joint) as seen_jointly:
-                tokens = self._encode([(before, after)])
-            ids = self._decode(tokens, decoding, [number])[:, 0]
-            with kept_weights([*encoder, *decoder]) as seen:
-                score = self._scores(tokens, ids).item()
-        through = _rollout([_heads_mean(calls) for calls in seen_jointly])
-        looks, below = [], torch.eye(len(through), device=through.device)
-        for encoded, decoded in zip(seen[: len(encoder)], seen[len(encoder) :], strict=True):
-            below = _rollout([_heads_mean(encoded)], below)
-            looks.append(_heads_mean(decoded) @ below @ through)  # (L, S)
-        num_tokens = len(through) // 2
-        row = [token for token in ids[0].tolist() if token != PAD]
-        pieces = tuple(decode([token]) or "(end)" for token in row)
-        return Explanation(Caption(decode(row), score), pieces, _patch_maps(through[[0, num_tokens]]),
-                           _patch_maps(torch.stack(looks).mean(dim=0)[: len(row)]))
+            yield
 
     def _encode(self, pairs: Sequence[tuple[Picture, Picture]]) -> Tensor:
         side = self.model.clip.visual.image_resolution
         images = torch.stack([torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs])
         return self.model.encode_pairs(normalize(images.to(self.runtime.device))).tokens
 
-    def _decode(self, tokens: Tensor, how: Decoding, numbers: Sequence[int]) -> Tensor:
+    def _decode(self, tokens: Tensor, how: Decoding, numbers: Sequence[int] | None) -> Tensor:
         """(B, S, E) → ids (B, n, L), 0 after EOT."""
         if how.draws:
-            generators = (torch.Generator().manual_seed(how.seed + (number << 32)) for number in numbers)
-            draws = torch.stack([torch.rand(how.num_captions, self.max_words, generator=one) for one in generators])
-            return sample(self.model, tokens, draws, how.temperature or 1.0, how.top_p or 1.0)
+            numbers = range(len(tokens)) if numbers is None else numbers
+            shape = how.num_captions, self.max_words
+            draws = np.stack([np.random.default_rng([how.seed, number]).random(shape, dtype=np.float32) for number in numbers])
+            return sample(self.model, tokens, torch.from_numpy(draws), how.temperature or 1.0, how.top_p or 1.0)
         if how.beam_size > 1:
             return beam_search(self.model, tokens, self.max_words, how.beam_size, how.length_penalty)[:, None]
         return greedy_search(self.model, tokens, self.max_words)[:, None]
@@ -167,17 +192,25 @@ class Predictor:
         return (log_probs * mask).sum(dim=1) / mask.sum(dim=1)
 
 
+def _explanation(ids: Tensor, score: Tensor, classes: Tensor, looks: Tensor) -> Explanation:
+    """Of one caption: ids (L,), score (), shares of the pair's tokens from the class tokens (2, S) and from each word (L, S)."""
+    row = [token for token in ids.tolist() if token != PAD]
+    pieces = tuple(decode([token]) or "(end)" for token in row)
+    return Explanation(Caption(decode(row), score.item()), pieces, _patch_maps(classes), _patch_maps(looks[: len(row)]))
+
+
 def _heads_mean(calls: list[Tensor]) -> Tensor:
-    """The weights of a module that was called once for one pair, (1, H, S, K) → (S, K)."""
+    """The weights of a module that was called once, (B, H, S, K) → (B, S, K)."""
     (weights,) = calls
-    return weights[0].mean(dim=0)
+    return weights.mean(dim=1)
 
 
-def _rollout(layers: Sequence[Tensor], below: Tensor | None = None) -> Tensor:
-    """What each place has of the places below the layers, (S, S) each, first layer first."""
+def _rollout(layers: Sequence[Tensor], tokens: Tensor, below: Tensor | None = None) -> Tensor:
+    """What each place has of the places below the layers, (B, S, S) each, first layer first; `tokens` (B, S, E) are the places."""
+    here = torch.eye(tokens.shape[1], device=tokens.device).expand(len(tokens), -1, -1)
+    below = here if below is None else below
     for weights in layers:
-        here = torch.eye(len(weights), device=weights.device)
-        below = (weights + here) / 2 @ (here if below is None else below)
+        below = (weights + here) / 2 @ below
     return below
 
 

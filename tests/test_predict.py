@@ -210,6 +210,20 @@ def test_wrong_tables_are_one_line(name, content, message, tmp_path, capsys):
     assert message in refused(capsys, "--pairs", tmp_path / name)
 
 
+def test_no_image_of_a_folder_is_passed_over(folder, capsys):
+    draw(folder / "p7.png", RED)
+    assert "p7 has no other image" in refused(capsys, "--before", folder)
+    (folder / "p7.png").unlink()
+    draw(folder / "p0.jpg", RED)
+    assert "differ by their ending alone" in refused(capsys, "--before", folder)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_p": 2.0}, {"num_captions": 0}, {"num_captions": 2, "beam_size": 2}])
+def test_decoding_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected|one kind"):
+        Decoding(**wrong)
+
+
 def test_a_broken_image_leaves_no_file(folder, tmp_path, capsys):
     (folder / "p0.png").write_bytes(b"no image at all")
     assert "cannot read the image" in refused(capsys, "--before", folder, "--predictions", tmp_path / "out.csv")
@@ -231,7 +245,7 @@ def test_rotation_sizes_and_modes(tmp_path):
     turned = tmp_path / "turned.png"
     upright.rotate(90, expand=True).save(turned, exif=exif)
     assert torch.equal(to_tensor(turned), to_tensor(upright))
-    assert not torch.equal(load_image(turned), to_tensor(upright)), "datasets' images are read as published, unturned"
+    assert torch.equal(load_image(turned), to_tensor(upright))
     deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
     deep.save(tmp_path / "deep.png")
     assert to_tensor(tmp_path / "deep.png").float().std() > 50
@@ -263,6 +277,28 @@ def test_attention_is_shares_of_patches_and_finds_what_was_drawn(demo, tmp_path)
     assert all(module.kept is None for modules in demo.model.attention_modules for module in modules)
     draw_explanation(tmp_path / "a.png", before, after, found)
     assert Image.open(tmp_path / "a.png").size[0] > 1000
+
+
+def test_pairs_explained_together_are_explained_as_alone(folder, demo, tmp_path, capsys):
+    """And --save_attention draws one picture a caption beside results that are those without it."""
+    pairs = [(folder / f"p{n}.png", folder / f"p{n}_2.png") for n in (0, 1, 2)]
+    how = Decoding(num_captions=2, top_p=0.8)
+    together = demo.explanations(pairs, how)
+    for n, (pair, captions) in enumerate(zip(pairs, demo.captions(pairs, how), strict=True)):
+        (alone,) = demo.explanations([pair], how, [n])
+        assert [one.caption.text for one in together[n]] == [one.text for one in captions] == [one.caption.text for one in alone]
+        for one, other in zip(together[n], alone, strict=True):
+            assert one.pieces == other.pieces
+            np.testing.assert_allclose(one.classes, other.classes, atol=1e-5)
+            np.testing.assert_allclose(one.words, other.words, atol=1e-5)
+    assert not np.allclose(together[0][0].classes, together[1][0].classes, atol=1e-3)
+    outs = []
+    for more in ([], ["--save_attention", tmp_path / "seen"]):
+        capsys.readouterr()
+        assert run("--before", folder, "--num_captions", 2, "--top_p", 0.8, *more) == 0
+        outs.append([(row["id"], row["caption"]) for row in csv.DictReader(capsys.readouterr().out.splitlines())])
+    assert outs[0] == outs[1]
+    assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == [f"{n:05d}-p{n}-{k}.png" for n in range(7) for k in range(2)]
 
 
 def test_the_shipped_model_sees_the_changes_of_the_shipped_examples(demo):
