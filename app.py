@@ -17,7 +17,7 @@ MOST_WAITING = 32  # requests; more are told to come back later
 
 STYLE = """
 .words { display: flex; flex-wrap: wrap; gap: 10px; }
-.words figure { margin: 0; width: 228px; max-width: 100%; }
+.words figure { margin: 0; width: 250px; max-width: 100%; }
 .words img { width: 49%; display: inline-block; border-radius: 4px; }
 """
 # The result goes from the page into a file of the visitor's own; the server writes none.

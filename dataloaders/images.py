@@ -12,6 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 RESOLUTION = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+Picture = str | Path | Image.Image | np.ndarray
 
 
 def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
@@ -22,20 +23,25 @@ def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
     return _resized(read_image(path), resolution)
 
 
-def to_tensor(picture: str | Path | Image.Image | np.ndarray, resolution: int = RESOLUTION) -> Tensor:
-    """A user's picture → (3, resolution, resolution) uint8, as `load_image`.
+def to_tensor(picture: Picture, resolution: int = RESOLUTION) -> Tensor:
+    """A user's picture → (3, resolution, resolution) uint8, as `load_image`; errors as in `to_image`."""
+    return _resized(to_image(picture), resolution)
 
-    Takes a path, a PIL image or a uint8 array (H, W, 3) in RGB. Raises ValueError or FileNotFoundError for anything else.
+
+def to_image(picture: Picture) -> Image.Image:
+    """A path, a PIL image or a uint8 array (H, W, 3) in RGB → a PIL image in RGB, turned as its EXIF data say.
+
+    Raises ValueError or FileNotFoundError for anything else.
     """
     if isinstance(picture, str | Path):
-        return load_image(picture, resolution)
+        return read_image(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
             raise ValueError(f"an array of {picture.dtype} {picture.shape}, expected uint8 (height, width, 3)")
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
         raise ValueError(f"a {type(picture).__name__}, expected a path, a PIL image or an array")
-    return _resized(_rgb(ImageOps.exif_transpose(picture)), resolution)
+    return _rgb(ImageOps.exif_transpose(picture))
 
 
 def read_image(path: str | Path) -> Image.Image:

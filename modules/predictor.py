@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dataloaders.images import normalize, to_tensor
+from dataloaders.images import Picture, normalize, to_tensor
 from modules.bert_config import load_decoder_config
 from modules.checkpoint import read_card
 from modules.clip4idc import CLIP4IDC
@@ -28,11 +27,10 @@ from modules.generation import PAD, beam_search, greedy_search, sample
 from modules.layers import kept_weights
 from modules.pretrained import ROOT, find_checkpoint, load_weights
 from modules.runtime import Runtime, choose_device, choose_precision, fast_products
-from modules.tokenizer import decode
+from modules.tokenizer import decode, split_words
 
 log = logging.getLogger(__name__)
 
-Picture = str | Path | Image.Image | np.ndarray
 DEMO = ROOT / "ckpts" / "demo" / "model.safetensors"
 
 
@@ -75,14 +73,14 @@ class Caption:
 class Explanation:
     """A caption and where the model looked. A map's shares sum to 1 at most, over before and after together.
 
-    `classes` (2, 2, grid, grid): from the class token of before, of after. `words` (L, 2, grid, grid): for each of `pieces`, the
-    tokens of the caption with its end. The second axis is before, after.
+    `words` are the caption's and its end; `word_maps` (words, 2, grid, grid) are theirs, `class_maps` (2, 2, grid, grid) the class
+    tokens' of before and of after. The second axis is before, after.
     """
 
     caption: Caption
-    pieces: tuple[str, ...]
-    classes: np.ndarray
-    words: np.ndarray
+    words: tuple[str, ...]
+    class_maps: np.ndarray
+    word_maps: np.ndarray
 
 
 class Predictor:
@@ -195,8 +193,10 @@ class Predictor:
 def _explanation(ids: Tensor, score: Tensor, classes: Tensor, looks: Tensor) -> Explanation:
     """Of one caption: ids (L,), score (), shares of the pair's tokens from the class tokens (2, S) and from each word (L, S)."""
     row = [token for token in ids.tolist() if token != PAD]
-    pieces = tuple(decode([token]) or "(end)" for token in row)
-    return Explanation(Caption(decode(row), score.item()), pieces, _patch_maps(classes), _patch_maps(looks[: len(row)]))
+    words = split_words(row)
+    of_words = torch.stack([looks[places].mean(dim=0) for _, places in words])
+    return Explanation(Caption(decode(row), score.item()), tuple(word for word, _ in words), _patch_maps(classes),
+                       _patch_maps(of_words))
 
 
 def _heads_mean(calls: list[Tensor]) -> Tensor:

@@ -9,12 +9,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from torch import Tensor
 
-from dataloaders.images import to_tensor
 from dataloaders.pairs import Scene
 from modules.files import written_at_once
 from modules.predictor import Decoding, Predictor
 from modules.retrieval import retrieval_ranks
-from modules.visualization import SIDE, explanation_cells, jpeg_uri, spread
+from modules.visualization import explanation_cells, fitted, jpeg_uri, spread
 
 SHOWN = 2  # pairs that did best, and that did worst, in each group
 QUERIES, NEAREST = 5, 5  # of retrieval, each way; what is shown for each
@@ -101,12 +100,12 @@ def _spread(ranks: Tensor) -> list[int]:
 
 
 def _images(scene: Scene) -> dict[str, str]:
-    before, after = (jpeg_uri(to_tensor(image, SIDE).permute(1, 2, 0).numpy()) for image in (scene.before, scene.after))
+    before, after = (jpeg_uri(fitted(image)) for image in (scene.before, scene.after))
     return {"id": scene.id, "before": before, "after": after}
 
 
 def _pair(pair: Shown, predictor: Predictor, decoding: Decoding) -> dict[str, Any]:
-    before, after = (jpeg_uri(to_tensor(image, SIDE).permute(1, 2, 0).numpy()) for image in (pair.before, pair.after))
+    before, after = (jpeg_uri(fitted(image)) for image in (pair.before, pair.after))
     cells = explanation_cells(pair.before, pair.after, predictor.explain(pair.before, pair.after, decoding))[1:]
     attention = [{"label": label, "before": jpeg_uri(images[0]), "after": jpeg_uri(images[1])} for label, images in cells]
     return {**vars(pair), "before": before, "after": after, "attention": attention}

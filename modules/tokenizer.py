@@ -56,6 +56,23 @@ def decode(ids: Sequence[int]) -> str:
     return clip_tokenizer().decode([i for i in ids if i != SOT]).split("!")[0].strip()
 
 
+def split_words(ids: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """Each word of generated ids with the places of its tokens; EOT is a word of its own, `(end)`, and the last."""
+    pieces = clip_tokenizer().decoder
+    words: list[tuple[str, list[int]]] = []
+    places: list[int] = []
+    for place, token in enumerate(ids):
+        if token == EOT:
+            break
+        places.append(place)
+        if pieces[token].endswith("</w>"):
+            words.append((decode([ids[n] for n in places]), places))
+            places = []
+    if places:  # cut off within a word
+        words.append((decode([ids[n] for n in places]), places))
+    return words + ([("(end)", [ids.index(EOT)])] if EOT in ids else [])
+
+
 def _fill(ids: list[int], length: int) -> np.ndarray:
     filled = np.full(length, PAD, dtype=np.int64)
     filled[: len(ids)] = ids

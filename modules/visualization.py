@@ -10,14 +10,15 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataloaders.images import to_tensor
+from dataloaders.images import Picture, to_image
 from modules.files import written_at_once
 
 if TYPE_CHECKING:
-    from modules.predictor import Explanation, Picture
+    from modules.predictor import Explanation
 
-SIDE, MARGIN, LABEL = 224, 8, 22  # pixels: a shown image, the space between, a line of text
-SMALL, LINE = 160, 56  # pixels of an image on a sheet of pairs, letters of a line below it
+BOX, SMALL_BOX = (336, 224), (210, 140)  # pixels that a shown image has to fit into, width and height
+MARGIN, LABEL = 8, 22  # pixels: the space between images, a line of text
+LINE = 72  # letters of a line below a pair
 COLUMNS = 3  # pairs of images beside each other
 
 
@@ -35,18 +36,26 @@ def spread(count: int, wanted: int) -> list[int]:
     return [round(n * (count - 1) / (wanted - 1)) for n in range(wanted)]
 
 
-def draw_pairs(pairs: Sequence[tuple["Picture", "Picture", Sequence[str]]]) -> Image.Image:
+def fitted(picture: Picture, box: tuple[int, int] = BOX) -> np.ndarray:
+    """A picture as large as fits into the box, its proportions kept → (h, w, 3) uint8 RGB."""
+    image = to_image(picture)
+    scale = min(box[0] / image.width, box[1] / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+
+
+def draw_pairs(pairs: Sequence[tuple[Picture, Picture, Sequence[str]]]) -> Image.Image:
     """A sheet of pairs, before beside after, with two lines of text below each, the second one stronger."""
-    width, height = 2 * SMALL + 3 * MARGIN, SMALL + 2 * LABEL + MARGIN
-    sheet = Image.new("RGB", (COLUMNS * width + MARGIN, -(-len(pairs) // COLUMNS) * height + MARGIN), "white")
+    (box_width, box_height), columns = SMALL_BOX, min(COLUMNS, len(pairs))
+    width, height = 2 * box_width + 3 * MARGIN, box_height + 2 * LABEL + MARGIN
+    sheet = Image.new("RGB", (columns * width + MARGIN, -(-len(pairs) // columns) * height + MARGIN), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for place, (before, after, lines) in enumerate(pairs):
-        x, y = MARGIN + place % COLUMNS * width, MARGIN + place // COLUMNS * height
+        x, y = MARGIN + place % columns * width, MARGIN + place // columns * height
         for side, picture in enumerate((before, after)):
-            shown = Image.fromarray(to_tensor(picture, SMALL).permute(1, 2, 0).numpy())
-            sheet.paste(shown, (x + side * (SMALL + MARGIN // 2), y))
+            sheet.paste(Image.fromarray(fitted(picture, SMALL_BOX)), (x + side * (box_width + MARGIN // 2), y))
         for number, (line, color) in enumerate(zip(lines, ("dimgrey", "black"), strict=True)):
-            draw.text((x, y + SMALL + 2 + number * (LABEL - 5)), line[:LINE], color, font)
+            draw.text((x, y + box_height + 2 + number * (LABEL - 5)), line[:LINE], color, font)
     return sheet
 
 
@@ -59,23 +68,24 @@ def overlay(image: np.ndarray, heat: np.ndarray, strongest: float) -> np.ndarray
     return (grey * (1 - 0.7 * smooth) + colored * 0.7 * smooth).astype(np.uint8)
 
 
-def explanation_cells(before: "Picture", after: "Picture", explanation: "Explanation") -> list[tuple[str, list[np.ndarray]]]:
-    """A label and two RGB arrays (SIDE, SIDE, 3), before's and after's: the pair, each class token's map, each word's.
+def explanation_cells(before: Picture, after: Picture, explanation: "Explanation") -> list[tuple[str, list[np.ndarray]]]:
+    """A label and two RGB arrays (h, w, 3), before's and after's: the pair, each class token's map, each word's.
 
     Each map is scaled by its own highest share, over both images together.
     """
-    pair = [to_tensor(picture, SIDE).permute(1, 2, 0).numpy() for picture in (before, after)]
-    maps = [("class token of before", explanation.classes[0]), ("class token of after", explanation.classes[1])]
-    maps += [(f"“{piece}”", heat) for piece, heat in zip(explanation.pieces, explanation.words, strict=True)]
+    pair = [fitted(picture) for picture in (before, after)]
+    maps = [("class token of before", explanation.class_maps[0]), ("class token of after", explanation.class_maps[1])]
+    maps += [(f"“{word}”", heat) for word, heat in zip(explanation.words, explanation.word_maps, strict=True)]
     return [("before, after", pair)] + [
         (label, [overlay(image, one, heat.max()) for image, one in zip(pair, heat, strict=True)]) for label, heat in maps]
 
 
-def draw_explanation(path: Path, before: "Picture", after: "Picture", explanation: "Explanation") -> None:
+def draw_explanation(path: Path, before: Picture, after: Picture, explanation: "Explanation") -> None:
     """All of `explanation_cells` in one PNG under the caption."""
     cells = explanation_cells(before, after, explanation)
     rows = -(-len(cells) // COLUMNS)
-    cell_width, cell_height = 2 * SIDE + 3 * MARGIN, SIDE + LABEL + MARGIN
+    widths, heights = [image.shape[1] for image in cells[0][1]], [image.shape[0] for image in cells[0][1]]
+    cell_width, cell_height = sum(widths) + 3 * MARGIN, max(heights) + LABEL + MARGIN
     sheet = Image.new("RGB", (COLUMNS * cell_width + MARGIN, rows * cell_height + LABEL + 2 * MARGIN), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     caption = explanation.caption
@@ -84,6 +94,6 @@ def draw_explanation(path: Path, before: "Picture", after: "Picture", explanatio
         x, y = MARGIN + number % COLUMNS * cell_width, LABEL + 2 * MARGIN + number // COLUMNS * cell_height
         draw.text((x, y), label, "black", font)
         for place, image in enumerate(images):
-            sheet.paste(Image.fromarray(image), (x + place * (SIDE + MARGIN // 2), y + LABEL))
+            sheet.paste(Image.fromarray(image), (x + place * (widths[0] + MARGIN // 2), y + LABEL))
     with written_at_once(path) as temporary:
         sheet.save(temporary, "PNG")

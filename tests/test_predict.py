@@ -17,6 +17,7 @@ from dataloaders.images import load_image, to_tensor
 from modules import predictor as predictor_module
 from modules.generation import PAD, sample
 from modules.predictor import Decoding, Predictor
+from modules.tokenizer import EOT, clip_tokenizer, decode, split_words
 from modules.visualization import draw_explanation
 from tests.conftest import ROOT
 from tests.test_generation import Markov
@@ -262,16 +263,16 @@ def test_attention_is_shares_of_patches_and_finds_what_was_drawn(demo, tmp_path)
     before, after = (ROOT / "docs" / "examples" / f"removed_{name}.png" for name in ("before", "after"))
     found = demo.explain(before, after)
     assert found.caption.text == demo.caption(before, after)
-    assert found.pieces[-1] == "(end)"
-    assert " ".join(found.pieces[:-1]) == found.caption.text
-    assert found.classes.shape == (2, 2, 6, 6)
-    assert found.words.shape == (len(found.pieces), 2, 6, 6)
-    for maps in (found.classes, found.words):
+    assert found.words[-1] == "(end)"
+    assert " ".join(found.words[:-1]) == found.caption.text
+    assert found.class_maps.shape == (2, 2, 6, 6)
+    assert found.word_maps.shape == (len(found.words), 2, 6, 6)
+    for maps in (found.class_maps, found.word_maps):
         assert (maps >= 0).all()
         assert (maps.sum(axis=(1, 2, 3)) <= 1 + 1e-5).all()
     changed = (to_tensor(before, 96).int() - to_tensor(after, 96).int()).abs().sum(dim=0)
     patches = changed.unflatten(1, (6, 16)).unflatten(0, (6, 16)).float().mean(dim=(1, 3)).numpy()
-    brightest = np.unravel_index(found.classes[1, 1].argmax(), (6, 6))
+    brightest = np.unravel_index(found.class_maps[1, 1].argmax(), (6, 6))
     there = np.unravel_index(patches.argmax(), (6, 6))
     assert max(abs(a - b) for a, b in zip(brightest, there, strict=True)) <= 1, f"looks at {brightest}, the change is at {there}"
     assert all(module.kept is None for modules in demo.model.attention_modules for module in modules)
@@ -288,10 +289,10 @@ def test_pairs_explained_together_are_explained_as_alone(folder, demo, tmp_path,
         (alone,) = demo.explanations([pair], how, [n])
         assert [one.caption.text for one in together[n]] == [one.text for one in captions] == [one.caption.text for one in alone]
         for one, other in zip(together[n], alone, strict=True):
-            assert one.pieces == other.pieces
-            np.testing.assert_allclose(one.classes, other.classes, atol=1e-5)
-            np.testing.assert_allclose(one.words, other.words, atol=1e-5)
-    assert not np.allclose(together[0][0].classes, together[1][0].classes, atol=1e-3)
+            assert one.words == other.words
+            np.testing.assert_allclose(one.class_maps, other.class_maps, atol=1e-5)
+            np.testing.assert_allclose(one.word_maps, other.word_maps, atol=1e-5)
+    assert not np.allclose(together[0][0].class_maps, together[1][0].class_maps, atol=1e-3)
     outs = []
     for more in ([], ["--save_attention", tmp_path / "seen"]):
         capsys.readouterr()
@@ -299,6 +300,15 @@ def test_pairs_explained_together_are_explained_as_alone(folder, demo, tmp_path,
         outs.append([(row["id"], row["caption"]) for row in csv.DictReader(capsys.readouterr().out.splitlines())])
     assert outs[0] == outs[1]
     assert sorted(path.name for path in (tmp_path / "seen").iterdir()) == [f"{n:05d}-p{n}-{k}.png" for n in range(7) for k in range(2)]
+
+
+def test_tokens_of_one_word_are_one_word():
+    ids = [*clip_tokenizer().encode("the cyan zebra-like thing"), EOT]
+    words = split_words(ids)
+    assert [word for word, _ in words] == ["the", "cyan", "zebra", "-", "like", "thing", "(end)"]
+    assert [place for _, places in words for place in places] == list(range(len(ids)))
+    assert max(len(places) for _, places in words) > 1
+    assert split_words(ids[:2]) == [("the", [0]), (decode(ids[1:2]), [1])]
 
 
 def test_the_shipped_model_sees_the_changes_of_the_shipped_examples(demo):
