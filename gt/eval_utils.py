@@ -1,4 +1,5 @@
-"""Ground truth in COCO's form for the caption scores (SPEC §6), and with `score` as first word the scores of result files.
+"""Ground truth in COCO's form for the caption scores (SPEC §6); with `score` as first word the scores of result files, with
+`changes` whether captions of drawn scenes are right.
 
 Run bare inside Spot-the-Diff's annotation folder, it reads test.json and writes total_change_captions_reformat.json.
 """
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.clevr_change import CAPTION_FILES, read_captions  # noqa: E402
 from dataloaders.own_pairs import load_own_pairs  # noqa: E402
 from dataloaders.spot_the_diff import read_annotations  # noqa: E402
-from gt import score_files  # noqa: E402
+from gt import said_changes, score_files  # noqa: E402
 from modules.files import write_json  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
 from modules.scoring import coco_ground_truth  # noqa: E402
@@ -47,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["score"]:
         return score_files.main(words[1:])
-    parser = OneLineParser(description=__doc__.splitlines()[0], epilog="score --help: scores of result files")
+    if words[:1] == ["changes"]:
+        return said_changes.main(words[1:])
+    parser = OneLineParser(description="Ground truth in COCO's form for the caption scores.", epilog="score --help: scores of "
+                           "result files; changes --help: whether captions of drawn scenes are right")
     parser.add_argument("--datatype", choices=("spot", "clevr", "pairs"), default="spot", help="dataset (default: spot)")
     parser.add_argument("--data_path", type=Path, default=Path("."), help="folder of the annotations, or the table of pairs "
                         "(default: this folder)")

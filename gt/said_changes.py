@@ -1,0 +1,128 @@
+"""Whether captions of CLEVR-Change's kind say what really changed: seen or not, its type, the object's looks, the new value.
+
+    python gt/eval_utils.py changes --changed_object data/changed_object.json --results hyp_ep_eval.json
+
+Word overlap (BLEU, CIDEr) is one thing, being right another: here a caption is parsed and held against what was drawn.
+"""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modules.files import read_json, write_json
+from modules.options import OneLineParser, run_and_report
+from preprocess.scene_captions import ATTRIBUTES, CHANGE_PHRASES, WORDS
+from preprocess.scene_geometry import COLORS, MATERIALS, RADII, SHAPES
+
+MEANING = {word: value for value, words in WORDS.items() for word in words}
+KINDS = {"size": tuple(RADII), "color": tuple(COLORS), "material": MATERIALS, "shape": SHAPES}
+PHRASES = sorted({(phrase.replace("{}", "").strip(), kind) for kind, phrases in CHANGE_PHRASES.items() for phrase in phrases},
+                 key=lambda pair: -len(pair[0]))
+Z = 1.96  # of 95 per cent
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a caption says: the change's type (None: nothing changed), the object's looks as far as named, its new value."""
+
+    type: str | None
+    looks: Mapping[str, str]
+    value: str | None
+
+
+def parse(caption: str) -> Said:
+    """Read a sentence of CLEVR-Change's grammar (preprocess/scene_captions.py). What names no change says that there is none."""
+    found = [(match, kind) for phrase, kind in PHRASES if (match := re.search(rf"\b{phrase}\b", caption))]
+    if not found:
+        return Said(None, {}, None)
+    match, kind = found[0]
+    subject = caption[match.end() :] if match.group().startswith("someone") else caption[: match.start()]
+    looks, value = _values(subject.split(" that ")[0]), None
+    if kind in ("color", "material"):  # the same verbs: what it became tells them apart
+        new = _values(caption[match.end() :])
+        kind = next(iter(new), "color")
+        value = new.get(kind)
+    return Said(kind, looks, value)
+
+
+def _values(words: str) -> dict[str, str]:
+    """The first value of each attribute that is named; all things that are shown differ in them alone."""
+    meant = [MEANING.get(word, word) for word in words.split()]
+    named = {name: next((word for word in meant if word in KINDS[name]), None) for name in ATTRIBUTES}
+    return {name: value for name, value in named.items() if value}
+
+
+def judge(captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]]) -> dict[str, list[bool]]:
+    """For each question the answers, right or wrong, of the captions that it is asked of. Ids that end in `_n` are distractors.
+
+    What a caption leaves out counts as wrong. ValueError for a change that `changed` does not tell.
+    """
+    rows: dict[str, list[bool]] = {}
+    for key, caption in captions.items():
+        said = parse(caption)
+        if key.endswith("_n"):
+            rows.setdefault("no change recognised", []).append(said.type is None)
+            continue
+        if key not in changed:
+            raise ValueError(f"what changed in {key} is not told")
+        true = changed[key]
+        kind = _type_of(true)
+        new = true.get(f"new_{kind}")
+        answers = {"change recognised": said.type is not None, "type": said.type == kind, f"type: {kind}": said.type == kind}
+        answers |= {name: said.looks.get(name) == true[name] for name in ATTRIBUTES}
+        answers["color and shape"] = answers["color"] and answers["shape"]
+        if new:
+            answers[f"new {kind}"] = said.type == kind and said.value == new
+        for name, right in answers.items():
+            rows.setdefault(name, []).append(right)
+    return rows
+
+
+def _type_of(true: Mapping[str, str]) -> str:
+    """The type, where it is not told by a new value's name."""
+    return true.get("type") or next(name.removeprefix("new_") for name in true if name.startswith("new_"))
+
+
+def share(answers: Sequence[bool]) -> dict[str, float]:
+    """Share of right answers, their number, and Wilson's 95 % interval."""
+    count, mean = len(answers), sum(answers) / len(answers)
+    middle = (mean + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z / (1 + Z**2 / count) * math.sqrt(mean * (1 - mean) / count + Z**2 / (4 * count**2))
+    return {"share": mean, "count": count, "low": middle - half, "high": middle + half}
+
+
+def as_table(shares: Mapping[str, Mapping[str, float]]) -> str:
+    """Rows in per cent."""
+    width = max(map(len, shares))
+    return "\n".join(f"{name:<{width}}  {100 * row['share']:5.1f}  [{100 * row['low']:5.1f}, {100 * row['high']:5.1f}]  "
+                     f"of {row['count']}" for name, row in shares.items())
+
+
+def main(argv: list[str]) -> int:
+    """Command line; see --help."""
+    parser = OneLineParser(prog="eval_utils.py changes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--changed_object", type=Path, required=True, help="what changed, by image name: type, size, color, "
+                        "material, shape, new_color or new_material")
+    parser.add_argument("--results", type=Path, required=True, help="captions, [{image_id, caption}]")
+    parser.add_argument("--output", type=Path, help="also write the shares as JSON")
+    args = parser.parse_args(argv)
+
+    def job() -> None:
+        from modules.scoring import read_results
+
+        changed = read_json(args.changed_object, dict)
+        for name, true in changed.items():
+            if not (isinstance(true, dict) and all(true.get(look) in KINDS[look] for look in ATTRIBUTES) and (
+                    "type" in true or any(key.startswith("new_") for key in true))):
+                raise ValueError(f"{args.changed_object}: {name} is {json.dumps(true)[:200]}, expected size, color, material, "
+                                 "shape, and type or a new value")
+        shares = {name: share(answers) for name, answers in sorted(judge(read_results(args.results), changed).items())}
+        if args.output:
+            write_json(args.output, shares)
+        print(as_table(shares))
+
+    return run_and_report(parser.prog, job)
