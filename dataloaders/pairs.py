@@ -56,10 +56,16 @@ class SceneDataset(Dataset):
 
 
 class AdaptationSamples(SceneDataset):
-    """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time."""
+    """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time.
 
-    def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0) -> None:
+    With `both`, the one of before and distractor that is not the first image comes third.
+    """
+
+    def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0, both: bool = False) -> None:
         super().__init__(scenes, images, max_words, seed)
+        if both and any(scene.distractor is None for scene in scenes):
+            raise ValueError("--distractor_negatives needs scenes with distractors, which CLEVR-Change has")
+        self.both = both
         self.index = torch.tensor([(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))])
 
     def __len__(self) -> int:
@@ -70,7 +76,8 @@ class AdaptationSamples(SceneDataset):
         scene = self.scenes[scene_index]
         swap = scene.distractor is not None and self.draw(key).random() < 0.5
         arrays = tokenize_caption(scene.captions[caption_index], self.max_words)
-        return {"images": self.images([scene.distractor if swap else scene.before, scene.after]), "id": scene.id,
+        first, other = (scene.distractor, scene.before) if swap else (scene.before, scene.distractor)
+        return {"images": self.images([first, scene.after, *([other] if self.both else [])]), "id": scene.id,
                 "text_ids": torch.from_numpy(arrays["retrieval_text_ids"])}
 
 

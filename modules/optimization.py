@@ -43,12 +43,13 @@ class BertAdam(torch.optim.Optimizer):
 
     `lr` is the peak rate (groups may bring their own), `warmup` a share of `t_total` steps (−1: none), `betas` and `eps` as in
     Adam. `max_total_norm` first scales all gradients down to that common norm; both clips change the gradients in place.
+    With `bias_correction`, and `max_grad_norm` 0, it is AdamW.
     Parameters without a gradient are left alone, decay included. Raises ValueError for settings out of range.
     """
 
     def __init__(self, params: Iterable, lr: float, warmup: float = -1, t_total: int = -1, schedule: str = "linear",
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.01,
-                 max_grad_norm: float = 1.0, max_total_norm: float | None = None) -> None:
+                 max_grad_norm: float = 1.0, max_total_norm: float | None = None, bias_correction: bool = False) -> None:
         if lr < 0:
             raise ValueError(f"lr is {lr}, expected at least 0")
         if schedule not in SCHEDULES:
@@ -59,7 +60,7 @@ class BertAdam(torch.optim.Optimizer):
             raise ValueError(f"betas are {betas}, expected two numbers in [0, 1)")
         super().__init__(params, {"lr": lr, "warmup": warmup, "t_total": t_total, "schedule": schedule, "betas": tuple(betas),
                                   "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm})
-        self.max_total_norm = max_total_norm
+        self.max_total_norm, self.bias_correction = max_total_norm, bias_correction
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -94,8 +95,9 @@ class BertAdam(torch.optim.Optimizer):
     def _update(self, group: dict, params: list[Tensor], rate: float) -> None:
         states = [self.state[p] for p in params]
         # torch's fused AdamW is BertAdam once the bias correction is gone, and at step ∞ it is: 1 − β^∞ = 1.
-        no_correction = [torch.full((), math.inf, device=p.device) for p in params]
-        adamw(params, [p.grad for p in params], [s["moment"] for s in states], [s["square"] for s in states], [], no_correction,
+        steps = [torch.full((), float(s["step"]) if self.bias_correction else math.inf, device=p.device)
+                 for s, p in zip(states, params, strict=True)]
+        adamw(params, [p.grad for p in params], [s["moment"] for s in states], [s["square"] for s in states], [], steps,
               fused=True, amsgrad=False, maximize=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=rate,
               weight_decay=group["weight_decay"], eps=group["eps"])
         for state in states:

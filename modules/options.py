@@ -85,6 +85,12 @@ class TrainingOptions:
     gradient_accumulation_steps: int = flag(1, "parts that a batch is worked off in", int)
     freeze_layer_num: int = flag(0, "freeze CLIP below this block; -1 freezes nothing", int)
     freeze_vision: bool = flag(False, "leave the whole vision tower as the adaptation made it", bool, stage="caption")
+    optimizer: str = flag("bertadam", "bertadam, as published, or adamw: bias correction, and no clip of each parameter's gradient",
+                          choices=("bertadam", "adamw"))
+    drop_path: float = flag(0.0, "probability of leaving out a branch of the last vision block, less in those before it", float)
+    distractor_negatives: bool = flag(False, "each sentence is also told apart from its scene's pair without a change", bool,
+                                      stage="retrieval")
+    label_smoothing: float = flag(0.0, "share of each target that is spread over all words", float, stage="caption")
     compile: bool = flag(False, "torch.compile the transformer blocks; gains little on CPUs (benchmarks/README.md)", bool)
 
 
@@ -251,6 +257,8 @@ def _check_ranges(options: Options) -> list[str]:
         problems.append(f"--lr is {training.lr}, expected a number above 0")
     if training.warmup_proportion != -1 and not 0 <= training.warmup_proportion < 1:
         problems.append(f"--warmup_proportion is {training.warmup_proportion}, expected a share in [0, 1), or -1 for none")
+    problems += [f"--{name} is {value}, expected 0 or more and less than 1" for name, value in (
+        ("drop_path", training.drop_path), ("label_smoothing", training.label_smoothing)) if not 0 <= value < 1]
     if training.freeze_layer_num < -1:
         problems.append(f"--freeze_layer_num is {training.freeze_layer_num}, expected -1 or more")
     return problems

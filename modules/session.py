@@ -24,8 +24,6 @@ from modules.training import build_trainer, fit
 
 log = logging.getLogger(__name__)
 
-SAMPLES = {"retrieval": AdaptationSamples, "caption": FinetuningSamples}
-
 
 def run(options: Options) -> None:
     """A whole run of either script. What the user can mend is a ValueError or OSError, mostly before anything is written."""
@@ -98,7 +96,9 @@ def _build_evaluator(splits: dict[str, list[Scene]], images: ImageReader, split:
 
 def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader, options: Options, runtime: Runtime) -> None:
     data, select_on = options.data, options.data.select_on
-    samples = SAMPLES[options.stage](splits["train"], images, data.max_words, options.run.seed)
+    common = splits["train"], images, data.max_words, options.run.seed
+    samples = (AdaptationSamples(*common, both=options.training.distractor_negatives) if options.stage == "retrieval" else
+               FinetuningSamples(*common))
     per_process = data.batch_size // options.training.gradient_accumulation_steps // runtime.world_size
     loader = build_loader(samples, per_process, True, data.num_thread_reader, runtime.rank, runtime.world_size, options.run.seed)
     chooser = _build_evaluator(splits, images, select_on, options, runtime)

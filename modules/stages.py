@@ -42,18 +42,22 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 class AdaptationStep(nn.Module):
-    """Stage 1: images (B, 2, 3, H, W) uint8 and text_ids (B, L) → contrastive loss over the global batch."""
+    """Stage 1: images (B, 2|3, 3, H, W) uint8 and text_ids (B, L) → contrastive loss over the global batch.
+
+    A third image makes a pair with the first in which nothing changed: a negative for every sentence.
+    """
 
     def __init__(self, model: CLIP4IDC) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        pair = self.model.encode_pairs(normalize(batch["images"]))
+        pairs = self.model.encode_against_first(normalize(batch["images"]))
         text = self.model.encode_text(batch["text_ids"])
         needs_tokens = hasattr(self.model, "cross")
-        everyone = Features(gather_rows(pair.tokens) if needs_tokens else pair.tokens, gather_rows(pair.pooled))
-        return contrastive_loss(gather_rows(self.model.compare(text, everyone)))
+        kinds = [Features(gather_rows(tokens) if needs_tokens else tokens, gather_rows(pooled)) for tokens, pooled in zip(
+            *(part.split(len(batch["images"])) for part in (pairs.tokens, pairs.pooled)), strict=True)]
+        return contrastive_loss(torch.cat([gather_rows(self.model.compare(text, everyone)) for everyone in kinds], dim=1))
 
 
 class FinetuningStep(nn.Module):
@@ -62,9 +66,9 @@ class FinetuningStep(nn.Module):
     With a distractor the losses of the two pairs are added, each a mean over its own tokens of all processes.
     """
 
-    def __init__(self, model: CLIP4IDC) -> None:
+    def __init__(self, model: CLIP4IDC, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.label_smoothing = model, label_smoothing
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pairs = self.model.encode_against_first(normalize(batch["images"]))
@@ -76,7 +80,5 @@ class FinetuningStep(nn.Module):
             dist.all_reduce(counts)
             scale = dist.get_world_size()  # undone by DistributedDataParallel's mean
         weights = (scale / counts.clamp(min=1))[:, None, None].expand_as(target)
-        return self.model.caption_loss(pairs.tokens, *(part.flatten(0, 1) for part in (ids, mask, target, weights)))
-
-
-STEPS = {"retrieval": AdaptationStep, "caption": FinetuningStep}
+        return self.model.caption_loss(pairs.tokens, *(part.flatten(0, 1) for part in (ids, mask, target, weights)),
+                                       self.label_smoothing)

@@ -23,7 +23,7 @@ from modules.layers import ResidualAttentionBlock
 from modules.optimization import BertAdam, freeze, freeze_unused, parameter_groups
 from modules.options import Options
 from modules.runtime import Runtime
-from modules.stages import OPTIMIZER, PATIENCE, STEPS, WEIGHT_DECAY
+from modules.stages import OPTIMIZER, PATIENCE, WEIGHT_DECAY, AdaptationStep, FinetuningStep
 from modules.tensorboard import Board
 
 log = logging.getLogger(__name__)
@@ -66,12 +66,16 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     if t_total == 0:
         raise ValueError(f"an epoch has {len(loader)} batches, fewer than --gradient_accumulation_steps "
                          f"{training.gradient_accumulation_steps}: no step would ever be taken")
+    adamw = {"bias_correction": True, "max_grad_norm": 0.0} if training.optimizer == "adamw" else {}
     optimizer = BertAdam(groups, lr=training.lr, warmup=training.warmup_proportion, t_total=t_total, max_total_norm=1.0,
-                         **OPTIMIZER[stage])
+                         **OPTIMIZER[stage], **adamw)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
     if training.compile:
         compile_blocks(model)
-    step = STEPS[stage](model)
+    blocks = model.clip.visual.transformer.resblocks
+    for number, block in enumerate(blocks, 1):
+        block.drop_path = training.drop_path * number / len(blocks)
+    step = AdaptationStep(model) if stage == "retrieval" else FinetuningStep(model, training.label_smoothing)
     if runtime.world_size > 1:
         step = DistributedDataParallel(step, device_ids=[runtime.device] if runtime.device.type == "cuda" else None)
     learning = sum(p.numel() for group in groups for p in group["params"])

@@ -37,6 +37,21 @@ def test_bert_adam_equals_a_plain_loop_and_leaves_parameters_without_gradient():
     assert torch.equal(idle.detach(), torch.ones(2))
 
 
+def test_with_bias_correction_and_no_clip_of_its_own_it_is_adamw():
+    torch.manual_seed(2)
+    start, gradients = torch.randn(4, 3), [torch.randn(4, 3) * scale for scale in (0.01, 5.0, 1.0)]
+    outcomes = []
+    for optimizer in (lambda p: BertAdam([p], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, max_grad_norm=0, bias_correction=True),
+                      lambda p: torch.optim.AdamW([p], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)):
+        parameter = torch.nn.Parameter(start.clone())
+        moving = optimizer(parameter)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            moving.step()
+        outcomes.append(parameter.detach())
+    torch.testing.assert_close(*outcomes)
+
+
 def test_the_common_clip_comes_before_each_parameters_own():
     """The same as clip_grad_norm_ over all, then BertAdam alone; one group has no limit of its own, and one gradient is zero."""
     torch.manual_seed(1)
