@@ -3,7 +3,10 @@
 import argparse
 import html
 import json
+import os
+import socket
 import sys
+import tempfile
 from pathlib import Path
 
 from modules.options import OneLineParser, run_and_report
@@ -11,7 +14,7 @@ from modules.options import OneLineParser, run_and_report
 ROOT = Path(__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
 MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload, in 2**20 bytes and millions
-KEPT_SECONDS = 60  # that Gradio's copies of uploads live
+KEPT_SECONDS = 3600  # that the server's copies of uploads live at most
 MOST_CAPTIONS = 10
 MOST_WAITING = 32  # requests; more are told to come back later
 
@@ -39,6 +42,8 @@ def open_upload(path: str | None, which: str):
 
     if path is None:
         raise ValueError(f"The {which} image is missing.")
+    if not Path(path).is_file():
+        raise ValueError(f"The {which} image is no longer on the server: upload it again.")
     if Path(path).stat().st_size > MAX_MEGABYTES * 2**20:
         raise ValueError(f"The {which} image is larger than {MAX_MEGABYTES} MB.")
     try:
@@ -86,6 +91,8 @@ def build_page(predictor, model_name: str):
     def caption(before_path, after_path, beam_size, length_penalty, num_captions, temperature, top_p, seed):
         try:
             before, after = open_upload(before_path, "before"), open_upload(after_path, "after")
+            if num_captions > 1 and beam_size > 1:
+                raise ValueError("Beams and several captions do not go together: set one of them to 1.")
             drawn = {"num_captions": int(num_captions), "temperature": temperature, "top_p": top_p} if num_captions > 1 else {}
             decoding = Decoding(int(beam_size), float(length_penalty), seed=int(seed or 0), **drawn)
         except ValueError as error:
@@ -95,15 +102,19 @@ def build_page(predictor, model_name: str):
         shown = "\n".join(row["caption"] for row in rows)
         result = json.dumps({"captions": rows, "decoding": vars(decoding)}, indent=2)
         table = [[row["caption"], row["score"]] for row in rows]
-        return shown, table, attention_html(before, after, explanations), result
+        return shown, table, attention_html(before, after, explanations), result, gr.Column(visible=True)
 
     kept = (KEPT_SECONDS, KEPT_SECONDS)
     with gr.Blocks(title="CLIP4IDC: what changed?", delete_cache=kept, analytics_enabled=False) as page:
         gr.Markdown("# What changed?\nTwo pictures of nearly the same scene go in, a sentence that says what changed comes out. "
-                    f"Each may have up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels; none is kept.\n\n"
+                    f"Each may have up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels; none is kept longer than an "
+                    "hour.\n\n"
                     f"Model: {model_name}")
         with gr.Row():
             before, after = upload("Before"), upload("After")
+        names = json.loads((EXAMPLES / "captions.json").read_text(encoding="utf-8"))
+        pairs = [[str(EXAMPLES / f"{name}_{side}.png") for side in ("before", "after")] for name in names]
+        gr.Examples(pairs, [before, after], label="Examples", example_labels=list(names))
         with gr.Row():
             go = gr.Button("Caption", variant="primary", elem_id="caption")
             swap = gr.Button("Swap before and after", elem_id="swap")
@@ -114,18 +125,18 @@ def build_page(predictor, model_name: str):
             num_captions = gr.Slider(1, MOST_CAPTIONS, 1, step=1, label="Captions (more than 1: words are drawn)")
             temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature of drawing")
             top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Share of probability to draw from")
-            seed = gr.Number(42, label="Seed of drawing", precision=0, minimum=0)
-        scores = gr.Dataframe(headers=["caption", "mean log-probability"], label="Scores", interactive=False, wrap=True)
-        gr.Markdown("Where the model looked: from each class token in the joint layers, and for each word.")
-        attention = gr.HTML(elem_id="attention")
+            seed = gr.Number(42, label="Seed of drawing", precision=0)
+        with gr.Column(visible=False) as found:
+            scores = gr.Dataframe(headers=["caption", "score"], label="Scores: mean log-probability of a caption's words",
+                                  interactive=False, wrap=True, column_widths=["75%", "25%"])
+            gr.Markdown("Where the model looked: from each class token in the joint layers, and for each word.")
+            attention = gr.HTML(elem_id="attention")
+            download = gr.Button("Download the result", elem_id="download")
         result = gr.Textbox(visible=False)
-        download = gr.Button("Download the result", elem_id="download")
-        names = json.loads((EXAMPLES / "captions.json").read_text(encoding="utf-8"))
-        pairs = [[str(EXAMPLES / f"{name}_{side}.png") for side in ("before", "after")] for name in names]
-        gr.Examples(pairs, [before, after], label="Examples")
         settings = [beam_size, length_penalty, num_captions, temperature, top_p, seed]
-        shown = [sentence, scores, attention, result]
-        go.click(caption, [before, after, *settings], shown, concurrency_limit=1, api_name="caption")
+        shown = [sentence, scores, attention, result, found]
+        go.click(lambda: ("", gr.Column(visible=False)), None, [sentence, found], api_name=False, queue=False).then(
+            caption, [before, after, *settings], shown, concurrency_limit=1, api_name="caption")
         swap.click(lambda one, other: (other, one), [before, after], [before, after], api_name=False)
         download.click(None, result, js=DOWNLOAD)
     return page
@@ -142,15 +153,24 @@ def serve(args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise OSError("the page needs Gradio: pip install -r requirements-app.txt") from None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((args.host, args.port))
+        except OSError as error:
+            raise OSError(f"cannot listen on {args.host}, port {args.port}: {error.strerror}") from None
     predictor = Predictor.load(args.init_model)
     keep_freed_memory()
     Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 500_000  # Pillow refuses twice as many
     name = Path(args.init_model).name if args.init_model else "the small one that ships"
     if predictor.trained_on:
         name += f", trained on {predictor.trained_on}"
-    page = build_page(predictor, name).queue(default_concurrency_limit=1, max_size=MOST_WAITING)
-    page.launch(server_name=args.host, server_port=args.port, css=STYLE, max_file_size=MAX_MEGABYTES * 2**20, show_error=False,
-                allowed_paths=[], share=False, footer_links=[])
+    with tempfile.TemporaryDirectory(prefix="clip4idc-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # gone with the server
+        page = build_page(predictor, name).queue(default_concurrency_limit=1, max_size=MOST_WAITING)
+        print(f"The page: http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
+        page.launch(server_name=args.host, server_port=args.port, css=STYLE, max_file_size=MAX_MEGABYTES * 2**20, show_error=False,
+                    allowed_paths=[], share=False, footer_links=["api"], quiet=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """Image files to tensors: decode, resize, normalise (SPEC §3, Images)."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 RESOLUTION = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # at half of what Pillow refuses
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -53,6 +55,8 @@ def read_image(path: str | Path) -> Image.Image:
         raise FileNotFoundError(f"no image {path}") from None
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        if isinstance(error, Image.DecompressionBombError):
+            reason = f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
         raise ValueError(f"cannot read the image {path}: {reason}") from None
 
 

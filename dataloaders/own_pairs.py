@@ -32,6 +32,8 @@ def list_pairs(before: str | None, after: str | None, table: str | None) -> list
     if table:
         pairs = list(_read_table(Path(table)))
         source = table
+    elif before and after and Path(before).is_dir() != Path(after).is_dir():
+        raise ValueError(f"one of {before} and {after} is a folder, the other is not")
     elif before and Path(before).is_dir():
         pairs, source = _from_folders(Path(before), Path(after) if after else None), before
     else:
@@ -43,7 +45,7 @@ def list_pairs(before: str | None, after: str | None, table: str | None) -> list
     seen: set[str] = set()
     for pair in pairs:
         if pair.id in seen:
-            raise ValueError(f"{source}: the id {pair.id} stands there twice")
+            raise ValueError(f"{source}: the id {pair.id} occurs twice")
         seen.add(pair.id)
         if len(f"{pair.id}{pair.before}{pair.after}".splitlines()) > 1:
             raise ValueError(f"{source}: the pair {pair.id!r} has a line break in its id or paths")
@@ -94,11 +96,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
     if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            yield from ((reader.line_num, row) for row in reader)
-        except csv.Error as error:
-            raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from None
+        yield from _csv_rows(path, text)
         return
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -110,6 +108,22 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
         if not isinstance(row, dict):
             raise ValueError(f"{path} line {number} is not a JSON object")
         yield number, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    try:
+        names = reader.fieldnames or []
+        if names and not {"before", "after"} <= set(names):
+            raise ValueError(f"{path} has the columns {', '.join(names)}; expected before, after and others, apart by commas")
+        for row in reader:
+            if None in row:
+                count = len(names) + len(row[None])
+                raise ValueError(f"{path} line {reader.line_num} has {count} fields, the header {len(names)}: put values with "
+                                 "commas into double quotes")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from None
 
 
 def _paths(path: Path, number: int, row: dict) -> tuple[Path, Path]:
@@ -151,12 +165,13 @@ def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> l
     for number, row in read_rows(path):
         images, part = _paths(path, number, row), row.get("split")
         if part not in SPLITS:
-            raise ValueError(f"{path} line {number}: the split is {part!r}, expected one of {', '.join(SPLITS)}")
+            raise ValueError(f"{path} line {number}: {f'the split is {part!r}' if part else 'no split'}, expected one of "
+                             f"{', '.join(SPLITS)}")
         if part != split:
             continue
         sentences = row.get("captions") if row.get("caption") in (None, "") else [row["caption"]]
         if not (isinstance(sentences, list) and sentences and all(isinstance(s, str) and s.strip() for s in sentences)):
-            raise ValueError(f"{path} line {number}: no caption")
+            raise ValueError(f"{path} line {number}: no caption; expected caption, a text, or in JSON captions, a list of texts")
         change_type = row.get("type") or None
         if change_type is not None and (not isinstance(change_type, str) or change_type == "all"):
             raise ValueError(f"{path} line {number}: the type is {change_type!r}, expected text other than 'all'")

@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         return score_files.main(words[1:])
     if words[:1] == ["changes"]:
         return said_changes.main(words[1:])
+    if words and not words[0].startswith("-"):
+        OneLineParser().error(f"{words[0]!r} is no task: expected score, changes, or options alone for ground truth")
     parser = OneLineParser(description="Ground truth in COCO's form for the caption scores.", epilog="score --help: scores of "
                            "result files; changes --help: whether captions of drawn scenes are right")
     parser.add_argument("--datatype", choices=("spot", "clevr", "pairs"), default="spot", help="dataset (default: spot)")

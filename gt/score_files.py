@@ -6,6 +6,7 @@
 import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from dataloaders.clevr_change import read_type_mapping
 from modules.files import write_json
 from modules.options import OneLineParser, run_and_report
 
+MIN_DRAWS, FEW_PAIRS = 100, 30
 FORMATS = ("table", "json", "latex")
 REFERENCES = {"each": "every sentence of a pair is a reference", "joined": "the sentences of a pair are joined to one reference"}
 HEADINGS = {"Bleu_1": "B-1", "Bleu_2": "B-2", "Bleu_3": "B-3", "Bleu_4": "B-4", "METEOR": "M", "ROUGE_L": "R", "CIDEr": "C"}
@@ -28,7 +30,13 @@ def score_files(args: argparse.Namespace) -> dict:
     for name, captions in list(systems.items())[1:]:
         if captions.keys() != first.keys():
             raise ValueError(f"{name} captions other ids than {args.results[0]}: {sorted(captions.keys() ^ first.keys())[0]}")
-    truth = read_ground_truth(args.gt, list(first))
+    truth = read_ground_truth(args.gt)
+    unknown = [key for key in first if key not in truth]
+    if unknown:
+        raise ValueError(f"{args.results[0]} captions {unknown[0]}, which {args.gt} does not hold")
+    if len(first) < len(truth):
+        print(f"{len(first)} of the {len(truth)} ids of {args.gt} are captioned and scored", file=sys.stderr)
+    truth = {key: truth[key] for key in first}
     if args.references == "joined":
         truth = {key: [" ".join(sentences)] for key, sentences in truth.items()}
     subsets = read_subsets(args.type_mapping, list(first))
@@ -89,6 +97,9 @@ def as_table(report: dict) -> str:
             lines.append(f"{group}: difference to {next(iter(report['systems']))}, 95 % interval and p")
             lines.append(" " * width + "".join(f"{_span(found[name]['interval']):>16}" for name in HEADINGS))
             lines.append(" " * width + "".join(f"{'p ' + format(found[name]['p'], '.3f'):>16}" for name in HEADINGS))
+    few = [name for name, count in report["ids"].items() if count < FEW_PAIRS]
+    if few and "bootstrap" in report:
+        lines += ["", f"fewer than {FEW_PAIRS} pairs, whose intervals say little: {', '.join(few)}"]
     return "\n".join(lines)
 
 
@@ -97,7 +108,7 @@ def _span(bounds: Sequence[float]) -> str:
 
 
 def as_latex(report: dict) -> str:
-    """A booktabs table, scores times 100, intervals as half widths."""
+    """A booktabs table, scores times 100, after ± half the width of the interval, which need not be symmetric."""
     lines = [r"\begin{tabular}{ll" + "r" * len(HEADINGS) + "}", r"\toprule",
              " & ".join(["system", "pairs", *HEADINGS.values()]) + r" \\", r"\midrule"]
     for system, values in report["systems"].items():
@@ -116,7 +127,7 @@ def main(argv: list[str]) -> int:
     parser = OneLineParser(prog="eval_utils.py score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gt", type=Path, required=True, help="ground truth in COCO's form, as eval_utils.py makes it")
     parser.add_argument("--results", type=Path, required=True, nargs="+", help="result files; all are compared with the first")
-    parser.add_argument("--type_mapping", type=Path, help="CLEVR-Change's type_mapping.json: scores by change type")
+    parser.add_argument("--type_mapping", type=Path, help="type_mapping.json, CLEVR-Change's or a run's own: scores by change type")
     parser.add_argument("--references", choices=REFERENCES, default="each",
                         help="; ".join(f"{name}: {text}" for name, text in REFERENCES.items()) + " (default: each)")
     parser.add_argument("--bootstrap", type=int, default=0, help="draws for 95 %% intervals and paired comparisons, such as 1000")
@@ -124,8 +135,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--format", choices=FORMATS, default="table", help="what is printed (default: table)")
     parser.add_argument("--output", type=Path, help="also write all of it as JSON")
     args = parser.parse_args(argv)
-    if args.bootstrap < 0 or args.seed < 0:
-        parser.error("--bootstrap and --seed are expected to be at least 0")
+    if args.seed < 0 or 0 < args.bootstrap < MIN_DRAWS or args.bootstrap < 0:
+        parser.error(f"--bootstrap is expected to be 0 (none) or at least {MIN_DRAWS}, --seed at least 0")
 
     def job() -> None:
         report = score_files(args)

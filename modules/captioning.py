@@ -61,7 +61,12 @@ def references_of(scenes: Sequence[Scene], options: Options, split: str) -> dict
     if not path.is_file():
         raise FileNotFoundError(f"no ground truth {path}: make it with python gt/eval_utils.py --datatype {options.data.datatype} "
                                 f"--data_path {options.data.data_path} --output {path}")
-    return read_ground_truth(path, _ids(scenes))
+    truth, ids = read_ground_truth(path), _ids(scenes)
+    missing = [key for key in ids if key not in truth]
+    if missing:
+        more = f" and {len(missing) - 1} more ids" if len(missing) > 1 else ""
+        raise ValueError(f"{path} has no captions of {missing[0]}{more} to be evaluated; make it anew with gt/eval_utils.py")
+    return {key: truth[key] for key in ids}
 
 
 def _ids(scenes: Sequence[Scene]) -> list[str]:

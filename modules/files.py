@@ -13,7 +13,7 @@ def read_json(path: str | Path, kind: type | None = None) -> Any:
     """The JSON value in a UTF-8 file. Raises FileNotFoundError, or ValueError for what is no JSON or not of `kind`."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+        raise FileNotFoundError(f"{path} is a folder, expected a file" if path.is_dir() else f"no file {path}")
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are one
@@ -28,8 +28,13 @@ def read_json(path: str | Path, kind: type | None = None) -> Any:
 def written_at_once(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that is synced and takes its name when the block ends well, and is gone when it does not."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from None
     os.close(handle)
     temporary = Path(name)
     try:

@@ -14,6 +14,7 @@ IGNORED_FLAGS = ("do_pretrain", "do_lower_case", "lr_decay", "margin", "hard_neg
                  "use_mil", "sampled_use_mil", "feature_framerate", "fp16_opt_level", "n_gpu", "world_size", "rank",
                  "text_num_hidden_layers", "visual_num_hidden_layers")
 CONTEXT_LENGTH = 77
+MAX_AT_ONCE = 100  # beams, or captions drawn, of a pair: memory grows with them
 STAGES = ("retrieval", "caption")
 
 
@@ -211,7 +212,9 @@ def check_options(options: Options, num_processes: int) -> list[str]:
         problems.append("--resume_model continues training; to evaluate a file give --init_model")
     if model.resume_model and run.output_dir:
         folder = Path(model.resume_model).parent
-        if folder.resolve() != Path(run.output_dir).resolve():
+        if not Path(model.resume_model).is_file():
+            problems.append(f"--resume_model: no file {model.resume_model}")
+        elif folder.resolve() != Path(run.output_dir).resolve():
             problems.append(f"--resume_model {model.resume_model} continues the run in its folder: give --output_dir {folder}")
     return problems + _check_ranges(options) + _check_batch(data, training, num_processes)
 
@@ -257,6 +260,8 @@ def _check_ranges(options: Options) -> list[str]:
         problems.append(f"--lr is {training.lr}, expected a number above 0")
     if training.warmup_proportion != -1 and not 0 <= training.warmup_proportion < 1:
         problems.append(f"--warmup_proportion is {training.warmup_proportion}, expected a share in [0, 1), or -1 for none")
+    problems += [f"--{name} is {value}, expected at most {MAX_AT_ONCE}" for name, value in (
+        ("beam_size", options.caption.beam_size), ("num_captions", options.predict.num_captions)) if value > MAX_AT_ONCE]
     problems += [f"--{name} is {value}, expected 0 or more and less than 1" for name, value in (
         ("drop_path", training.drop_path), ("label_smoothing", training.label_smoothing)) if not 0 <= value < 1]
     if training.freeze_layer_num < -1:
@@ -273,9 +278,15 @@ def _check_batch(data: DataOptions, training: TrainingOptions, num_processes: in
 
 
 def run_and_report(script: str, job: Any) -> int:
-    """Run `job()`; what a user can cause (ValueError, OSError) becomes one line on stderr and exit code 2."""
+    """Run `job()`; what a user can cause (ValueError, OSError) becomes one line on stderr and exit code 2, Ctrl-C 130."""
     try:
         job()
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # who reads our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, OSError) as error:
         rank = os.environ.get("RANK", "0")
         where = script if rank == "0" else f"{script} (process {rank})"

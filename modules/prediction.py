@@ -8,11 +8,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from dataloaders.own_pairs import OwnPair, list_pairs
 from modules.bert_config import load_decoder_config
+from modules.files import read_json, write_json
 from modules.options import Options
-from modules.predictor import Caption, Decoding, Predictor
+from modules.predictor import DEMO, Caption, Decoding, Predictor
+from modules.pretrained import file_sha256, find_checkpoint
 from modules.runtime import Runtime, open_runtime
 from modules.visualization import draw_explanation
 
@@ -32,17 +35,22 @@ def predict(options: Options) -> None:
                             wanted.top_p, options.run.seed)
         path = Path(wanted.predictions) if wanted.predictions else None
         done, kept_bytes = _finished(path, pairs, decoding.num_captions) if path else (0, 0)
+        if wanted.save_attention:
+            Path(wanted.save_attention).mkdir(parents=True, exist_ok=True)
         config = load_decoder_config(source.decoder_model).with_layers(source.decoder_num_hidden_layers)
         predictor = Predictor.load(source.init_model, runtime.device, runtime.precision, source.intra_num_hidden_layers,
                                    source.linear_patch, config, options.data.max_words, source.pretrained_clip_name,
                                    source.cache_dir)
+        origin = _origin(options, decoding) if path else {}
+        if done:
+            _check_origin(path, origin)
         rounds = _rounds(predictor, pairs, done, decoding, wanted.save_attention, runtime)
         if path:
-            _into_file(rounds, path, done, kept_bytes, runtime)
+            _into_file(rounds, path, done, kept_bytes, origin, runtime)
         else:
-            _onto_terminal(rounds, alone=len(pairs) == 1)
+            _onto_terminal(rounds, alone=not wanted.pairs and Path(wanted.before).is_file())
         if wanted.save_attention:
-            log.warning("attention of %d pairs in %s", len(pairs) - done, wanted.save_attention)
+            log.warning("where the model looked: %d pair(s) in %s", len(pairs) - done, wanted.save_attention)
 
 
 def _rounds(predictor: Predictor, pairs: Sequence[OwnPair], done: int, decoding: Decoding, attention_folder: str | None,
@@ -86,14 +94,17 @@ def _onto_terminal(rounds: Iterator[list[Captioned]], alone: bool) -> None:
             print(_lines(captioned, ".csv"), end="", flush=True)
 
 
-def _into_file(rounds: Iterator[list[Captioned]], path: Path, done: int, kept_bytes: int, runtime: Runtime) -> None:
-    """Append each round and sync it; what stood behind the last whole pair goes first."""
+def _into_file(rounds: Iterator[list[Captioned]], path: Path, done: int, kept_bytes: int, origin: dict[str, Any],
+               runtime: Runtime) -> None:
+    """Append each round and sync it; what stood behind the last whole pair goes first. Beside a new file stands its origin."""
     if done:
         log.warning("%s holds %d pairs already: going on behind them", path, done)
     for number, captioned in enumerate(rounds):
         if not runtime.is_main:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
+        if number == 0 and not done:
+            write_json(_beside(path), origin)
         with open(path, "ab") as file:
             if number == 0:
                 file.truncate(kept_bytes)
@@ -102,6 +113,27 @@ def _into_file(rounds: Iterator[list[Captioned]], path: Path, done: int, kept_by
             file.write(_lines(captioned, path.suffix).encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def _origin(options: Options, decoding: Decoding) -> dict[str, Any]:
+    """What results depend on beside the images."""
+    source = options.model
+    return {"checkpoint_sha256": file_sha256(find_checkpoint(source.init_model or str(DEMO), source.cache_dir)),
+            "max_words": options.data.max_words, "decoder_model": source.decoder_model, "linear_patch": source.linear_patch,
+            "intra_num_hidden_layers": source.intra_num_hidden_layers, **vars(decoding)}
+
+
+def _check_origin(path: Path, origin: dict[str, Any]) -> None:
+    """ValueError where the results in the file come from something else, by what stands beside them."""
+    before = read_json(_beside(path), dict)
+    differing = [f"{name} {before.get(name)}" for name, value in origin.items() if before.get(name) != value]
+    if differing:
+        raise ValueError(f"{path} was made with {', '.join(differing)} ({_beside(path)}): give --predictions another file, or "
+                         "remove this one")
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.origin.json")
 
 
 def _lines(captioned: Sequence[Captioned], kind: str) -> str:

@@ -25,6 +25,7 @@ from modules.checkpoint import read_card
 from modules.clip4idc import CLIP4IDC
 from modules.generation import PAD, beam_search, greedy_search, sample
 from modules.layers import kept_weights
+from modules.options import MAX_AT_ONCE
 from modules.pretrained import ROOT, find_checkpoint, load_weights
 from modules.runtime import Runtime, choose_device, choose_precision, fast_products
 from modules.tokenizer import decode, split_words
@@ -46,8 +47,8 @@ class Decoding:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if self.beam_size < 1 or self.num_captions < 1 or self.seed < 0:
-            raise ValueError("beam_size and num_captions are expected to be at least 1, seed at least 0")
+        if not (1 <= self.beam_size <= MAX_AT_ONCE and 1 <= self.num_captions <= MAX_AT_ONCE and self.seed >= 0):
+            raise ValueError(f"beam_size and num_captions are expected to be 1 to {MAX_AT_ONCE}, seed at least 0")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0")
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -123,6 +124,8 @@ class Predictor:
     def captions(self, pairs: Sequence[tuple[Picture, Picture]], decoding: Decoding = Decoding(),
                  numbers: Sequence[int] | None = None) -> list[list[Caption]]:
         """For each pair its captions, all pairs in one batch. `numbers` tell drawn captions of pairs apart (default: 0, 1, …)."""
+        if not pairs:
+            return []
         with self._computing():
             tokens = self._encode(pairs)
             ids = self._decode(tokens, decoding, numbers)

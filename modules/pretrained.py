@@ -33,6 +33,8 @@ CLIP_SHA256 = {
 }
 BLOCK = 1 << 20
 
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin.best")  # what a folder in the place of a file means
+
 
 def load_weights(init_model: str | None, clip_name: str, cache_dir: str | None = None) -> dict[str, Tensor]:
     """Tensors under the released names: init_model's, else the CLIP's. CLIP is not touched where init_model holds all of it.
@@ -47,14 +49,17 @@ def load_weights(init_model: str | None, clip_name: str, cache_dir: str | None =
 
 
 def find_checkpoint(name: str, cache_dir: str | None = None) -> Path:
-    """A checkpoint as given, below ckpts/, or behind a URL."""
+    """A checkpoint as given, below ckpts/, or behind a URL; of a folder its model or its run's best weights."""
     if urlparse(name).scheme in ("https", "http", "s3"):
         return fetch(name, cache_dir)
     tried = [Path(name), ROOT / "ckpts" / name]
     for path in tried:
-        if path.is_file():
-            log.info("weights from %s", path)
-            return path
+        found = [path] if path.is_file() else [path / file for file in IN_FOLDERS if (path / file).is_file()]
+        if found:
+            log.info("weights from %s", found[0])
+            return found[0]
+        if path.is_dir():
+            raise FileNotFoundError(f"{path} is a folder without {' or '.join(IN_FOLDERS)}: name the file of weights")
     raise FileNotFoundError(f"no checkpoint {name}: tried {' and '.join(map(str, tried))}")
 
 
@@ -208,7 +213,7 @@ def fetch(url: str, cache_dir: str | None = None, sha256: str | None = None) -> 
     log.info("downloading %s to %s", url, target)
     with written_at_once(target) as temporary:
         (_fetch_s3 if url.startswith("s3:") else _fetch_https)(url, temporary)
-        if sha256 and _sha256(temporary) != sha256:
+        if sha256 and file_sha256(temporary) != sha256:
             raise OSError(f"{url} does not have the SHA-256 {sha256}: the download is damaged, try again")
     return target
 
@@ -243,7 +248,7 @@ def _cache(cache_dir: str | None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip4idc"
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):

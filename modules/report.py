@@ -124,6 +124,7 @@ def _curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
         reach = (values.max() - values.min()) or 1.0
         points = " ".join(f"{WIDTH * n / (len(values) - 1):.1f},{HEIGHT * (1 - (value - values.min()) / reach):.1f}"
                           for n, value in enumerate(values))
-        curves.append({"name": name, "points": points, "first": table["epoch"].iloc[0], "last": table["epoch"].iloc[-1],
-                       "low": values.min(), "high": values.max()})
+        epochs = table["epoch"].to_numpy()
+        curves.append({"name": name, "points": points, "low": values.min(), "high": values.max(),
+                       "first": (epochs[0], values[0]), "last": (epochs[-1], values[-1])})
     return curves

@@ -93,19 +93,15 @@ def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict:
     return {"info": dummy, "licenses": dict(dummy), "type": "captions", "images": images, "annotations": annotations}
 
 
-def read_ground_truth(path: str | Path, ids: Sequence[str]) -> dict[str, list[str]]:
-    """The captions of the given ids in a COCO ground-truth file; ValueError where one is missing or the schema is another."""
+def read_ground_truth(path: str | Path) -> dict[str, list[str]]:
+    """The captions by id of a COCO ground-truth file; ValueError for another schema."""
     values = read_json(path, dict)
     captions: dict[str, list[str]] = {}
     for number, row in enumerate(values.get("annotations", [])):
         if not (isinstance(row, dict) and isinstance(row.get("image_id"), str) and isinstance(row.get("caption"), str)):
             raise ValueError(f'{path}: annotation {number} is not {{"image_id": "…", "caption": "…"}}')
         captions.setdefault(row["image_id"], []).append(row["caption"])
-    missing = [key for key in ids if key not in captions]
-    if missing:
-        more = f" and {len(missing) - 1} more ids" if len(missing) > 1 else ""
-        raise ValueError(f"{path} has no captions of {missing[0]}{more} to be evaluated; make it anew with gt/eval_utils.py")
-    return {key: captions[key] for key in ids}
+    return captions
 
 
 def read_results(path: str | Path) -> dict[str, str]:

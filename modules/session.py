@@ -46,7 +46,8 @@ def build_model(options: Options) -> CLIP4IDC:
     """The stage's model from --init_model, --pretrained_clip_name or nothing, tensor by tensor (SPEC §2, Weights)."""
     source = options.model
     if source.resume_model:
-        log.info("--resume_model is given: --init_model %s is not used", source.init_model)
+        if source.init_model:
+            log.info("--resume_model is given: --init_model %s is not used", source.init_model)
         weights = read_weights(resume_files(source.resume_model)[0])
     else:
         weights = load_weights(source.init_model, source.pretrained_clip_name, source.cache_dir)
@@ -107,7 +108,10 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader,
     progress = Progress()
     if options.model.resume_model:
         progress = load_for_resume(options.model.resume_model, model, trainer.optimizer, trainer.scaler)
+    replaced = not options.model.resume_model and weights_path(Path(options.run.output_dir), "best").exists()
     folder = open_output_dir(options, runtime)
+    if replaced:
+        log.warning("%s holds an earlier run, whose files of the same names are replaced; --resume_model would continue it", folder)
     if runtime.is_main:
         write_card(folder, model, data.max_words)
         trainer.board = Board(folder, progress.trained_epochs * trainer.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Look a dataset over before training on it: counts, missing and broken images, captions, pairs that are no pairs; a contact sheet.
+"""Check a dataset before training on it: counts, missing and broken images, captions, pairs that are no pairs; a contact sheet.
 
     python preprocess/check_dataset.py --datatype pairs --data_path pairs.csv --contact_sheet sheet.png
 
@@ -35,6 +35,7 @@ class Findings:
     missing: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     identical: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)  # pairs that an earlier split has too
     empty: int = 0
     repeated: int = 0  # beyond the first of each
     longest: int = 0  # tokens, the end's included
@@ -42,8 +43,8 @@ class Findings:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether training would stop at it."""
-        return bool(self.unreadable or self.missing or self.broken)
+        """Whether training would stop at it, or its scores would lie."""
+        return bool(self.unreadable or self.missing or self.broken or self.shared)
 
 
 def look_at(paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -94,6 +95,7 @@ def describe(split: str, found: Findings, max_words: int) -> str:
     said = ((found.empty, "empty"), (found.repeated, "repeats of others"))
     lines += [f"  {count} captions are {what}" for count, what in said if count]
     for names, what in ((found.missing, "WRONG: {} images are missing"), (found.broken, "WRONG: {} images are broken"),
+                        (found.shared, "WRONG: {} pairs stand in another split too"),
                         (found.identical, "{} images equal their pair's first, pixel by pixel, at 224 × 224")):
         if names:
             lines.append("  " + what.format(len(names)))
@@ -117,12 +119,14 @@ def check(args: argparse.Namespace) -> bool:
     from dataloaders import load_scenes
     from dataloaders.own_pairs import splits_of
 
-    wrong = False
+    wrong, seen = False, set()
     splits = args.splits or (splits_of(args.data_path) if args.datatype == "pairs" else list(SPLITS))
     for split in splits:
         try:
             scenes = load_scenes(args.datatype, args.data_path, args.features_path, split, need_images=False)
             found = check_split(scenes, args.max_words, args.workers, split)
+            found.shared = [scene.id for scene in scenes if (scene.before, scene.after) in seen]
+            seen.update((scene.before, scene.after) for scene in scenes)
         except (ValueError, OSError) as error:
             scenes, found = [], Findings(unreadable=" ".join(str(error).split()))
         print(describe(split, found, args.max_words), flush=True)
@@ -130,7 +134,11 @@ def check(args: argparse.Namespace) -> bool:
         if args.contact_sheet and split == splits[0] and not found.is_wrong:
             draw_contact_sheet(args.contact_sheet, scenes, args.seed)
             print(f"  {args.contact_sheet}: pairs drawn at random")
-    print("something is WRONG, see above" if wrong else "nothing is wrong")
+    lacking = [split for split in ("train", "test") if split not in splits and not args.splits]
+    if lacking:
+        print(f"WRONG: no {' and no '.join(lacking)} split, which training needs")
+        wrong = True
+    print("something is WRONG, see above" if wrong else "nothing that would stop a training")
     return wrong
 
 
@@ -141,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_path", type=Path, required=True, help="as in training")
     parser.add_argument("--features_path", type=Path, help="Spot-the-Diff's images")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: all; of a table of pairs, those that it names")
-    parser.add_argument("--max_words", type=int, default=32, help="captions' limit in training (default: 32)")
+    parser.add_argument("--max_words", type=int, default=32, help="captions' limit, as training will be told (default: 32)")
     parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
     parser.add_argument("--contact_sheet", type=Path, help="PNG to draw pairs of the first split into")
     parser.add_argument("--seed", type=int, default=0, help="of the contact sheet's draw")

@@ -20,7 +20,11 @@ def export(checkpoint: Path, folder: Path, trained_on: str) -> None:
     from modules.clip4idc import TIED_KEYS
     from modules.files import written_at_once
     from modules.predictor import Predictor
+    from modules.pretrained import find_checkpoint
 
+    if not trained_on.strip():
+        raise ValueError("--trained_on is empty: say what the model has seen")
+    checkpoint = find_checkpoint(str(checkpoint))
     if not read_card(checkpoint):
         raise ValueError(f"no {CARD} beside {checkpoint}: export from the folder of a run")
     predictor = Predictor.load(checkpoint, "cpu", "fp32")

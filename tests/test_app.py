@@ -73,7 +73,7 @@ def served(files: Path, **changed: int):
         port = probe.getsockname()[1]
     program = "import sys, app\n" + "".join(f"app.{name} = {value}\n" for name, value in changed.items()) + "sys.exit(app.main())"
     server = subprocess.Popen([sys.executable, "-c", program, "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, env={**os.environ, "GRADIO_TEMP_DIR": str(files)})
+                              stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(files)})
     url = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(SECONDS):
@@ -174,7 +174,7 @@ def test_drop_and_paste(page):
 
 
 def test_an_example_that_ships_and_several_captions_of_it(page):
-    page.click(".gallery-item >> nth=0") if page.locator(".gallery-item").count() else page.click("table tbody tr >> nth=0")
+    page.click(".gallery-item >> nth=0")
     page.wait_for_selector("#after img")
     page.click("#caption")
     wait_for_sentence(page, next(iter(CAPTIONS.values())))
@@ -194,6 +194,21 @@ def test_an_upload_over_the_stated_size_is_a_message(page, tmp_path):
     upload(page, "before", large)
     assert f"exceed the maximum allowed size of {app.MAX_MEGABYTES}.0" in page.inner_text(".toast-message-text")
     assert page.locator("#before img").count() == 0
+
+
+def test_an_upload_that_is_gone_is_a_message(page, tmp_path):
+    with pytest.raises(ValueError, match="no longer on the server"):
+        app.open_upload(str(tmp_path / "gone.png"), "before")
+    fill(page, "removed")
+    page.click("#caption")
+    page.wait_for_selector("#attention img")
+    page.get_by_text("How words are chosen").click()
+    for label in ("Captions (more", "Beams"):
+        page.fill(f"input[type=number][aria-label*='{label}']", "3")
+        page.keyboard.press("Tab")
+    page.click("#caption")
+    assert "do not go together" in page.inner_text(".toast-message-text")
+    assert page.locator("#attention img").count() == 0 or not page.is_visible("#attention"), "what was found before is gone"
 
 
 def test_a_broken_file_is_a_message_and_the_page_goes_on(page, tmp_path):

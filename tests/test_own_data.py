@@ -80,7 +80,8 @@ def test_rows_of_one_pair_are_one_and_json_says_the_same(table, tmp_path):
 @pytest.mark.parametrize(("row", "message"), [
     ("img/0a.png,img/0b.jpg,dev,x,,", "line 2: the split is 'dev'"), ("img/0a.png,img/0b.jpg,train,,,", "line 2: no caption"),
     ("img/0a.png,,train,x,,", "line 2: no after"), ("img/0a.png,none.png,train,x,,", "no image"),
-    ("img/0a.png,img/0b.jpg,train,x,,all", "other than 'all'"),
+    ("img/0a.png,img/0b.jpg,train,x,,all", "other than 'all'"), ("img/0a.png,img/0b.jpg,,x,,", "line 2: no split"),
+    ("img/0a.png,img/0b.jpg,train,the ball, which was red, is gone,,", "line 2 has 8 fields, the header 6"),
     ("img/0a.png,img/0b.jpg,train,x,7,\nimg/1a.png,img/1b.jpg,train,x,7,", "line 3: the id 7 belongs to another"),
     ("img/0a.png,img/0b.jpg,train,x,7,\nimg/0a.png,img/0b.jpg,train,y,8,", "line 3: the id is '8', but '7' in line 2"),
     ("img/0a.png,img/0b.jpg,train,x,,add\nimg/0a.png,img/0b.jpg,train,y,,drop", "line 3: the type is 'drop', but 'add' in line 2")])
@@ -97,7 +98,7 @@ def test_a_look_over_the_table(table, tmp_path, capsys):
     assert "train: 8 pairs, 9 captions" in out
     assert "6 captions are repeats of others" in out
     assert "8 captions are longer than --max_words 5" in out
-    assert "nothing is wrong" in out
+    assert "nothing that would stop a training" in out
     assert Image.open(tmp_path / "sheet.png").size[0] > 900
     (table.parent / "img" / "8a.png").write_bytes((table.parent / "img" / "8a.png").read_bytes()[:200])
     (table.parent / "img" / "9b.jpg").unlink()
@@ -109,6 +110,17 @@ def test_a_look_over_the_table(table, tmp_path, capsys):
     assert "WRONG: 1 images are broken" in out
     assert "8a.png" in out
     assert "1 images equal their pair's first" in out
+
+
+def test_splits_that_overlap_or_lack_are_wrong(table, capsys):
+    text = table.read_text()
+    table.write_text(text + "img/0a.png,img/0b.jpg,test,once more,,\n")
+    words = ["--datatype", "pairs", "--data_path", str(table)]
+    assert check_dataset.main(words) == 1
+    assert "WRONG: 1 pairs stand in another split too" in capsys.readouterr().out
+    table.write_text(text.replace(",test,", ",val,"))
+    assert check_dataset.main(words) == 1
+    assert "WRONG: no test split" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dataset", ["spot", "clevr"])

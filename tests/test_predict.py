@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import CLIP4IDCinference
 from dataloaders.images import load_image, to_tensor
 from modules import predictor as predictor_module
 from modules.generation import PAD, sample
+from modules.options import run_and_report
 from modules.predictor import Decoding, Predictor
 from modules.tokenizer import EOT, clip_tokenizer, decode, split_words
 from modules.visualization import draw_explanation
+from preprocess import export_model
 from tests.conftest import ROOT
 from tests.test_generation import Markov
 
@@ -77,6 +80,7 @@ def test_paths_images_and_arrays_give_the_same_captions(folder, demo):
     images = [tuple(Image.open(path) for path in pair) for pair in paths]
     arrays = [tuple(np.asarray(image) for image in pair) for pair in images]
     together = demo.captions(paths)
+    assert demo.captions([]) == []
     assert together == demo.captions(images) == demo.captions(arrays)
     for pair, captions in zip(paths, together, strict=True):
         (alone,) = demo.captions([pair])
@@ -138,10 +142,45 @@ def test_a_broken_run_goes_on_without_losing_or_doubling(kind, num_captions, fol
     for cut in (0, 5, 40, len(content) // 3, len(content) // 2, len(content) - 1, len(content)):
         part = tmp_path / f"part{cut}.{kind}"
         part.write_bytes(content[:cut])
+        (tmp_path / f"{part.name}.origin.json").write_bytes((tmp_path / f"{whole.name}.origin.json").read_bytes())
         assert run(*words, "--predictions", part) == 0
         for ours, theirs in zip(read_results(part), expected, strict=True):
             assert ours[:2] == theirs[:2], f"cut at {cut} of {len(content)} bytes"
             assert ours[2] == pytest.approx(theirs[2], abs=2e-4)
+
+
+def test_results_of_other_settings_are_not_gone_on_with(folder, tmp_path, capsys):
+    path = tmp_path / "out.csv"
+    assert run("--before", folder, "--predictions", path) == 0
+    content = path.read_bytes()
+    assert "was made with beam_size 1" in refused(capsys, "--before", folder, "--predictions", path, "--beam_size", "2")
+    other = tmp_path / "other"
+    assert export_model.main([str(ROOT / "ckpts" / "demo"), str(other), "--trained_on", "the same"]) == 0
+    capsys.readouterr()
+    assert run("--before", folder, "--predictions", path, "--init_model", ROOT / "ckpts" / "demo") == 0, "a folder is its model"
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value + 1 if name.endswith("predictions.bias") else value for name, value in weights.items()}, other / "model.safetensors")
+    assert "checkpoint_sha256" in refused(capsys, "--before", folder, "--predictions", path, "--init_model", other)
+    (tmp_path / "out.csv.origin.json").unlink()
+    assert "no file" in refused(capsys, "--before", folder, "--predictions", path)
+    assert path.read_bytes() == content
+
+
+def test_a_table_of_one_pair_is_a_table(folder, tmp_path, capsys):
+    (tmp_path / "one.csv").write_text("before,after\nown/p0.png,own/p0_2.png\n")
+    assert run("--pairs", tmp_path / "one.csv") == 0
+    assert capsys.readouterr().out.startswith("id,caption,score,before,after\n0,")
+
+
+def test_who_reads_no_further_and_who_interrupts_hear_no_traceback(folder):
+    command = f"{sys.executable} CLIP4IDCinference.py --do_predict --before {folder}"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | head -c 1"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
+    def stop() -> None:
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit, match="130"):
+        run_and_report("x.py", stop)
 
 
 def read_results(path: Path) -> list[tuple[str, str, float]]:
@@ -194,6 +233,9 @@ def test_tables_and_parallel_folders_are_the_same_pairs(folder, tmp_path, capsys
     (["--before", "{own}", "--num_captions", "0"], "--num_captions"),
     (["--before", "{own}", "--num_captions", "2", "--beam_size", "2"], "one kind"),
     (["--before", "{own}", "--do_train"], "exactly one"),
+    (["--before", "{own}", "--after", "{own}/p0.png"], "is a folder, the other is not"),
+    (["--before", "{own}", "--beam_size", "101"], "at most 100"),
+    (["--before", "{own}", "--init_model", "{own}"], "is a folder without"),
     (["--before", "{own}", "--init_model", "none.bin"], "no checkpoint"),
 ])
 def test_wrong_input_is_one_line(words, message, folder, capsys):
@@ -201,9 +243,10 @@ def test_wrong_input_is_one_line(words, message, folder, capsys):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("t.csv", "before,after\na.png\n", "line 2: no after"), ("t.csv", "x,y\n1,2\n", "line 2: no before"), ("t.csv", "", "no pairs"),
+    ("t.csv", "before,after\na.png\n", "line 2: no after"), ("t.csv", "x,y\n1,2\n", "has the columns x, y; expected before, after"),
+    ("t.csv", "before,after\na.png,b, c.png\n", "line 2 has 3 fields, the header 2"), ("t.csv", "", "no pairs"),
     ("t.jsonl", "{]\n", "line 1 is not JSON"), ("t.jsonl", "[1]\n", "not a JSON object"), ("t.jsonl", '{"before": 3}', "no before"),
-    ("t.csv", "before,after,id\na.png,b.png,x\na.png,b.png,x\n", "stands there twice"), ("t.csv", "before,after\na.png,c.png\n", "no image")])
+    ("t.csv", "before,after,id\na.png,b.png,x\na.png,b.png,x\n", "occurs twice"), ("t.csv", "before,after\na.png,c.png\n", "no image")])
 def test_wrong_tables_are_one_line(name, content, message, tmp_path, capsys):
     draw(tmp_path / "a.png", RED)
     draw(tmp_path / "b.png", BLUE)

@@ -83,9 +83,10 @@ def score(files, *words: str) -> int:
 
 
 def test_table_json_and_latex_say_the_same(files, capfd):
-    words = ["--results", files / "good.json", files / "poor.json", "--type_mapping", files / "types.json", "--bootstrap", "50"]
+    words = ["--results", files / "good.json", files / "poor.json", "--type_mapping", files / "types.json", "--bootstrap", "100"]
     assert score(files, *words, "--format", "json", "--output", files / "out.json") == 0
     report = json.loads((files / "out.json").read_text())
+    assert "24 of the 24" not in capfd.readouterr().err
     assert report["ids"] == {"all": 24, "change": 12, "distractor": 12, "add": 6, "drop": 6}
     good, poor = report["systems"].values()
     assert list(good["scores"]) == list(report["ids"])
@@ -101,9 +102,24 @@ def test_table_json_and_latex_say_the_same(files, capfd):
     capfd.readouterr()
     assert score(files, *words) == 0
     table = capfd.readouterr().out
+    assert "fewer than 30 pairs, whose intervals say little: all, change, distractor, add, drop" in table
     assert f"{good['scores']['add']['CIDEr']:.4f}" in table
     assert score(files, *words, "--format", "latex") == 0
     assert f"{100 * good['scores']['add']['CIDEr']:.1f}" in capfd.readouterr().out
+
+
+def test_pairs_without_a_caption_are_told(files, capfd):
+    rows = json.loads((files / "good.json").read_text())
+    (files / "fewer.json").write_text(json.dumps(rows[:-2]))
+    assert score(files, "--results", files / "fewer.json") == 0
+    assert f"22 of the 24 ids of {files / 'gt.json'} are captioned and scored" in capfd.readouterr().err
+    for draws in ("1", "-1"):
+        with pytest.raises(SystemExit, match="2"):
+            score(files, "--results", files / "good.json", "--bootstrap", draws)
+
+
+def test_differences_in_the_last_digits_are_none():
+    assert p_value(np.full(100, 1e-17)) == 1
 
 
 def test_joined_references_are_one_sentence(files, capfd):
