@@ -72,8 +72,8 @@ class RetrievalEvaluator:
     def report(self, model: CLIP4IDC, checkpoint: str, split: str, folder: Path) -> None:
         counts = (f"{len(self.similarity)} sentences and {len(self.scenes)} pairs of the {split} split. R1, R5, R10: per cent of "
                   "the queries whose own is among the first 1, 5, 10 found.")
-        page = Page(counts, self._rows(), [("chance", chance(len(self.scenes)))], folder / "history.csv",
-                    _facts(checkpoint, self.options))
+        page = Page(f"Retrieval: {self.options.data.data_path}", counts, self._rows(), [("chance", chance(len(self.scenes)))],
+                    folder / "history.csv", **_origin(checkpoint, self.options))
         write_retrieval_report(folder / REPORT, page, self.scenes, self.similarity)
         log.info("report in %s", folder / REPORT)
 
@@ -115,7 +115,8 @@ class CaptionEvaluator:
         shown = {key: Shown(key, *images[key], text, self.judge.truth[key], single[key]) for key, text in self.captions.items()}
         groups = {name: [shown[key] for key in ids] for name, ids in (self.judge.subsets or {"all": list(shown)}).items() if ids}
         counts = f"{len(self.scenes)} scenes of the {split} split, {len(self.captions)} captions. Best and worst go by CIDEr."
-        page = Page(counts, self.scores, self.judge.baselines, folder / "history.csv", _facts(checkpoint, self.options))
+        page = Page(f"Captions: {self.options.data.data_path}", counts, self.scores, self.judge.baselines, folder / "history.csv",
+                    **_origin(checkpoint, self.options))
         predictor = Predictor(model, self.options.data.max_words, self.runtime)
         how = Decoding(self.options.caption.beam_size, self.options.caption.length_penalty)
         write_caption_report(folder / REPORT, page, groups, predictor, how)
@@ -127,6 +128,8 @@ class CaptionEvaluator:
         return images | {scene.distractor_id: (scene.before, scene.distractor) for scene in self.scenes if scene.distractor}
 
 
-def _facts(checkpoint: str, options: Options) -> list[tuple[str, Any]]:
-    versions = [("checkpoint", checkpoint), ("torch", torch.__version__), ("Python", platform.python_version())]
-    return versions + [(f"--{name}", value) for name, value in options.items()]
+def _origin(checkpoint: str, options: Options) -> dict[str, Mapping[str, Any]]:
+    """What made the evaluated weights and scores: `facts`, and options left at their `defaults`."""
+    versions = {"checkpoint": checkpoint, "torch": torch.__version__, "Python": platform.python_version()}
+    given, defaults = ({f"--{name}": value for name, value in options.items(changed)} for changed in (True, False))
+    return {"facts": {**versions, **given}, "defaults": defaults}

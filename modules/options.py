@@ -131,10 +131,11 @@ class Options:
     predict: PredictOptions
     ignored: tuple[str, ...] = ()
 
-    def items(self) -> list[tuple[str, Any]]:
-        """Name and value of every option of this stage and task."""
+    def items(self, changed: bool | None = None) -> list[tuple[str, Any]]:
+        """Name and value of every option of this stage and task; of those alone that are changed, or are not, from the default."""
         parts = (getattr(self, name) for name in GROUPS if name != "predict" or self.run.do_predict)
-        return [(f.name, getattr(part, f.name)) for part in parts for f in fields(part) if _belongs(f, self.stage)]
+        found = [(f, getattr(part, f.name)) for part in parts for f in fields(part) if _belongs(f, self.stage)]
+        return [(f.name, value) for f, value in found if changed is None or (value != f.default) == changed]
 
 
 GROUPS: dict[str, type] = {"run": RunOptions, "data": DataOptions, "model": ModelOptions, "training": TrainingOptions,

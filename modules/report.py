@@ -41,23 +41,25 @@ def best_and_worst(pairs: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
 
 @dataclass(frozen=True)
 class Page:
-    """What both stages' pages have: what was evaluated, scores by label, what they have to beat, history.csv, name and value of all
-    that made it."""
+    """What both stages' pages have: what was evaluated, scores by label, what they have to beat, history.csv, and name and value of
+    all that made it, defaults apart."""
 
+    title: str
     counts: str
     scores: Mapping[str, Mapping[str, float]]
     baselines: Sequence[tuple[str, Mapping[str, float]]]
     history: Path
-    facts: Sequence[tuple[str, Any]]
+    facts: Mapping[str, Any]
+    defaults: Mapping[str, Any]
 
-    def write(self, path: Path, template: str, title: str, digits: str, curves: Sequence[str], **more: Any) -> None:
+    def write(self, path: Path, template: str, digits: str, curves: Sequence[str], **more: Any) -> None:
         """Fill a template; `digits` formats scores, `curves` names columns of the history, `more` is the stage's own."""
         rows = [{"label": label, "scores": row, "baseline": False} for label, row in self.scores.items()]
         rows += [{"label": label, "scores": row, "baseline": True} for label, row in self.baselines]
         environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
         text = environment.get_template(template).render(
-            title=title, digits=digits, counts=self.counts, metrics=list(next(iter(self.scores.values()))), rows=rows,
-            curves=_curves(self.history, curves), facts=self.facts, **more)
+            title=self.title, digits=digits, counts=self.counts, metrics=list(next(iter(self.scores.values()))), rows=rows,
+            curves=_curves(self.history, curves), facts=self.facts, defaults=self.defaults, **more)
         with written_at_once(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -67,7 +69,7 @@ def write_caption_report(path: Path, page: Page, groups: Mapping[str, Sequence[S
     """Stage 2's page: of each group the pairs that did best and worst, with what the model looked at."""
     sections = [{"title": f"{name}: the {kind}", "pairs": [_pair(pair, predictor, decoding) for pair in chosen]}
                 for name, pairs in groups.items() for kind, chosen in best_and_worst(pairs) if chosen]
-    page.write(path, "captioning.html", "Image difference captions", "%.4f", ("loss", "CIDEr"), sections=sections)
+    page.write(path, "captioning.html", "%.4f", ("loss", "CIDEr"), sections=sections)
 
 
 def write_retrieval_report(path: Path, page: Page, scenes: Sequence[Scene], similarity: Tensor) -> None:
@@ -89,7 +91,7 @@ def write_retrieval_report(path: Path, page: Page, scenes: Sequence[Scene], simi
                  for value, n in zip(*(column.tolist() for column in near), strict=True)]
         pairs.append({**_images(scenes[query]), "sentence": scenes[query].captions[0],
                       "rank": f"{ranks['pair_to_text'][query]:g}", "found": found})
-    page.write(path, "retrieval.html", "Retrieval of image pairs", "%.1f", ("loss", "text_to_pair_R1", "pair_to_text_R1"),
+    page.write(path, "retrieval.html", "%.1f", ("loss", "text_to_pair_R1", "pair_to_text_R1"),
                sentences=sentences, pairs=pairs)
 
 

@@ -78,10 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset drawn there before")
     args = parser.parse_args(argv)
-    try:
-        return run_and_report(parser.prog, lambda: synthesize(args))
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted, nothing was written\n")
+    return run_and_report(parser.prog, lambda: synthesize(args))
 
 
 def synthesize(args: Namespace) -> None:

@@ -68,6 +68,7 @@ def test_wrong_options_are_one_line(words, message, capsys):
 def served(files: Path, **changed: int):
     """The page's address, served on a free port by `python app.py` with constants of it changed; its copies of uploads go to `files`."""
     pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
+    files.mkdir(exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -178,6 +179,7 @@ def test_an_example_that_ships_and_several_captions_of_it(page):
     page.wait_for_selector("#after img")
     page.click("#caption")
     wait_for_sentence(page, next(iter(CAPTIONS.values())))
+    page.wait_for_selector("#attention img")
     page.get_by_text("How words are chosen").click()
     page.fill("input[type=number][aria-label*='Captions (more']", "3")
     page.keyboard.press("Tab")
