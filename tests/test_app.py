@@ -133,6 +133,15 @@ def fill(page, name: str) -> None:
         page.wait_for_selector(f"#{side} img")
 
 
+def choose(page, label: str, value: int) -> None:
+    """Move a slider by its number field, and wait until the page has taken it."""
+    page.wait_for_selector(f"input[type=number][aria-label*='{label}']")
+    page.fill(f"input[type=number][aria-label*='{label}']", str(value))
+    page.keyboard.press("Tab")
+    page.wait_for_function(f"() => document.querySelector(\"input[type=range][aria-label*='{label}']\").value === '{value}'")
+    page.wait_for_timeout(500)
+
+
 def test_upload_caption_swap_and_download(page, tmp_path):
     fill(page, "removed")
     page.click("#caption")
@@ -181,8 +190,7 @@ def test_an_example_that_ships_and_several_captions_of_it(page):
     wait_for_sentence(page, next(iter(CAPTIONS.values())))
     page.wait_for_selector("#attention img")
     page.get_by_text("How words are chosen").click()
-    page.fill("input[type=number][aria-label*='Captions (more']", "3")
-    page.keyboard.press("Tab")
+    choose(page, "Captions (more", 3)
     page.click("#caption")
     page.wait_for_function("() => document.querySelector('#sentence textarea').value.split('\\n').length === 3")
     page.wait_for_selector("#attention h3")
@@ -206,8 +214,7 @@ def test_an_upload_that_is_gone_is_a_message(page, tmp_path):
     page.wait_for_selector("#attention img")
     page.get_by_text("How words are chosen").click()
     for label in ("Captions (more", "Beams"):
-        page.fill(f"input[type=number][aria-label*='{label}']", "3")
-        page.keyboard.press("Tab")
+        choose(page, label, 3)
     page.click("#caption")
     assert "do not go together" in page.inner_text(".toast-message-text")
     assert page.locator("#attention img").count() == 0 or not page.is_visible("#attention"), "what was found before is gone"
