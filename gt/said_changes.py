@@ -22,12 +22,14 @@ MEANING = {word: value for value, words in WORDS.items() for word in words}
 KINDS = {"size": tuple(RADII), "color": tuple(COLORS), "material": MATERIALS, "shape": SHAPES}
 PHRASES = sorted({(phrase.replace("{}", "").strip(), kind) for kind, phrases in CHANGE_PHRASES.items() for phrase in phrases},
                  key=lambda pair: -len(pair[0]))
+NONE, NOTHING = "none", re.compile(r"\b(?:no change|no difference|nothing|same as before|remains the same|identical)\b")
 Z = 1.96  # of 95 per cent
 
 
 @dataclass(frozen=True)
 class Said:
-    """What a caption says: the change's type (None: nothing changed), the object's looks as far as named, its new value."""
+    """What a caption says: the change's type (NONE: nothing changed; None: neither), the object's looks as far as named, its new
+    value."""
 
     type: str | None
     looks: Mapping[str, str]
@@ -35,10 +37,10 @@ class Said:
 
 
 def parse(caption: str) -> Said:
-    """Read a sentence of CLEVR-Change's grammar (preprocess/scene_captions.py). What names no change says that there is none."""
+    """Read a sentence of CLEVR-Change's grammar (preprocess/scene_captions.py)."""
     found = [(match, kind) for phrase, kind in PHRASES if (match := re.search(rf"\b{phrase}\b", caption))]
     if not found:
-        return Said(None, {}, None)
+        return Said(NONE if NOTHING.search(caption) else None, {}, None)
     match, kind = found[0]
     subject = caption[match.end() :] if match.group().startswith("someone") else caption[: match.start()]
     looks, value = _values(subject.split(" that ")[0]), None
@@ -65,14 +67,14 @@ def judge(captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]])
     for key, caption in captions.items():
         said = parse(caption)
         if key.endswith("_n"):
-            rows.setdefault("no change recognised", []).append(said.type is None)
+            rows.setdefault("no change recognised", []).append(said.type == NONE)
             continue
         if key not in changed:
             raise ValueError(f"what changed in {key} is not told")
         true = changed[key]
         kind = _type_of(true)
         new = true.get(f"new_{kind}")
-        answers = {"change recognised": said.type is not None, "type": said.type == kind, f"type: {kind}": said.type == kind}
+        answers = {"change recognised": said.type in CHANGE_PHRASES, "type": said.type == kind, f"type: {kind}": said.type == kind}
         answers |= {name: said.looks.get(name) == true[name] for name in ATTRIBUTES}
         answers["color and shape"] = answers["color"] and answers["shape"]
         if new:
@@ -92,7 +94,7 @@ def share(answers: Sequence[bool]) -> dict[str, float]:
     count, mean = len(answers), sum(answers) / len(answers)
     middle = (mean + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(mean * (1 - mean) / count + Z**2 / (4 * count**2))
-    return {"share": mean, "count": count, "low": middle - half, "high": middle + half}
+    return {"share": mean, "count": count, "low": max(middle - half, 0.0), "high": min(middle + half, 1.0)}
 
 
 def as_table(shares: Mapping[str, Mapping[str, float]]) -> str:

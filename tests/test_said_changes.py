@@ -25,7 +25,8 @@ def test_all_that_is_drawn_is_read_as_it_was_meant():
             assert all(value == getattr(thing, name) for name, value in said.looks.items()), sentence
             named += set(said.looks) == set(ATTRIBUTES)
     assert named > 150
-    assert all(parse(sentence) == Said(None, {}, None) for sentence in NO_CHANGE_SENTENCES)
+    assert all(parse(sentence) == Said("none", {}, None) for sentence in NO_CHANGE_SENTENCES)
+    assert all(parse(sentence) == Said(None, {}, None) for sentence in ("", "the cube is the same size as the ball", "brown brown"))
 
 
 def test_what_is_wrong_or_left_out_counts_as_wrong():
