@@ -104,11 +104,11 @@ def build_page(predictor, model_name: str):
         table = [[row["caption"], row["score"]] for row in rows]
         return shown, table, attention_html(before, after, explanations), result, gr.Column(visible=True)
 
-    kept = (KEPT_SECONDS, KEPT_SECONDS)
+    kept = (min(60, KEPT_SECONDS), KEPT_SECONDS)  # how often the server looks, and what is then too old
     with gr.Blocks(title="CLIP4IDC: what changed?", delete_cache=kept, analytics_enabled=False) as page:
         gr.Markdown("# What changed?\nTwo pictures of nearly the same scene go in, a sentence that says what changed comes out. "
-                    f"Each may have up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels; none is kept longer than an "
-                    "hour.\n\n"
+                    f"Each may have up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels; none is kept longer than "
+                    "about an hour.\n\n"
                     f"Model: {model_name}")
         with gr.Row():
             before, after = upload("Before"), upload("After")
@@ -153,7 +153,7 @@ def serve(args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError:
         raise OSError("the page needs Gradio: pip install -r requirements-app.txt") from None
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((args.host, args.port))

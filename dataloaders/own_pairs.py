@@ -149,7 +149,7 @@ def _read_table(path: Path) -> Iterator[OwnPair]:
 
 def splits_of(table: str | Path) -> list[str]:
     """The splits that occur in a table, in SPLITS' order; what else stands there is `load_own_pairs`' to refuse."""
-    named = {row.get("split") for _, row in read_rows(Path(table))}
+    named = [row.get("split") for _, row in read_rows(Path(table))]
     return [split for split in SPLITS if split in named] or list(SPLITS)
 
 

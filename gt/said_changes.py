@@ -52,7 +52,7 @@ def parse(caption: str) -> Said:
 
 
 def _values(words: str) -> dict[str, str]:
-    """The first value of each attribute that is named; all things that are shown differ in them alone."""
+    """The first value that is named of each attribute."""
     meant = [MEANING.get(word, word) for word in words.split()]
     named = {name: next((word for word in meant if word in KINDS[name]), None) for name in ATTRIBUTES}
     return {name: value for name, value in named.items() if value}

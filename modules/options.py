@@ -230,13 +230,6 @@ def _check_predict(options: Options, num_processes: int) -> list[str]:
         problems.append(f"--predictions {wanted.predictions}: expected a name that ends in .csv or .jsonl")
     if num_processes > 1 and not wanted.predictions:
         problems.append("several processes need --predictions, a file to write into")
-    if wanted.temperature is not None and not 0 < wanted.temperature < float("inf"):
-        problems.append(f"--temperature is {wanted.temperature}, expected a number above 0")
-    if wanted.top_p is not None and not 0 < wanted.top_p <= 1:
-        problems.append(f"--top_p is {wanted.top_p}, expected a number in (0, 1]")
-    draws = wanted.num_captions > 1 or wanted.temperature is not None or wanted.top_p is not None
-    if draws and options.caption.beam_size > 1:
-        problems.append("--beam_size searches, --num_captions, --temperature and --top_p draw: give one kind")
     if wanted.save_attention and Path(wanted.save_attention).is_file():
         problems.append(f"--save_attention {wanted.save_attention} is a file, expected a folder")
     if options.model.resume_model:
@@ -244,9 +237,22 @@ def _check_predict(options: Options, num_processes: int) -> list[str]:
     return problems
 
 
+def decoding_problems(beam_size: int, num_captions: int, temperature: float | None, top_p: float | None) -> list[str]:
+    """What is wrong with the settings of decoding, each problem beginning with the setting's name."""
+    problems = [f"{name} is {value}, expected 1 to {MAX_AT_ONCE}" for name, value in (
+        ("beam_size", beam_size), ("num_captions", num_captions)) if not 1 <= value <= MAX_AT_ONCE]
+    if temperature is not None and not 0 < temperature < float("inf"):
+        problems.append(f"temperature is {temperature}, expected a number above 0")
+    if top_p is not None and not 0 < top_p <= 1:
+        problems.append(f"top_p is {top_p}, expected a number in (0, 1]")
+    if beam_size > 1 and (num_captions > 1 or temperature is not None or top_p is not None):
+        problems.append("beam_size above 1 searches, while num_captions, temperature and top_p draw: give one kind")
+    return problems
+
+
 def _check_ranges(options: Options) -> list[str]:
-    at_least_one = ("n_display", "batch_size", "batch_size_val", "epochs", "gradient_accumulation_steps", "beam_size",
-                    "num_captions", "decoder_num_hidden_layers", "cross_num_hidden_layers")
+    at_least_one = ("n_display", "batch_size", "batch_size_val", "epochs", "gradient_accumulation_steps",
+                    "decoder_num_hidden_layers", "cross_num_hidden_layers")
     at_least_zero = ("seed", "num_thread_reader", "intra_num_hidden_layers", "coef_lr", "length_penalty")
     problems = []
     for name, value in options.items():
@@ -261,8 +267,9 @@ def _check_ranges(options: Options) -> list[str]:
         problems.append(f"--lr is {training.lr}, expected a number above 0")
     if training.warmup_proportion != -1 and not 0 <= training.warmup_proportion < 1:
         problems.append(f"--warmup_proportion is {training.warmup_proportion}, expected a share in [0, 1), or -1 for none")
-    problems += [f"--{name} is {value}, expected at most {MAX_AT_ONCE}" for name, value in (
-        ("beam_size", options.caption.beam_size), ("num_captions", options.predict.num_captions)) if value > MAX_AT_ONCE]
+    wanted = options.predict
+    problems += [f"--{problem}" for problem in decoding_problems(options.caption.beam_size, wanted.num_captions, wanted.temperature,
+                                                                 wanted.top_p)]
     problems += [f"--{name} is {value}, expected 0 or more and less than 1" for name, value in (
         ("drop_path", training.drop_path), ("label_smoothing", training.label_smoothing)) if not 0 <= value < 1]
     if training.freeze_layer_num < -1:

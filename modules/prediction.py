@@ -125,6 +125,9 @@ def _origin(options: Options, decoding: Decoding) -> dict[str, Any]:
 
 def _check_origin(path: Path, origin: dict[str, Any]) -> None:
     """ValueError where the results in the file come from something else, by what stands beside them."""
+    if not _beside(path).is_file():
+        raise FileNotFoundError(f"{path} has no {_beside(path).name} beside it, which tells what made it: give --predictions "
+                                "another file, or remove this one")
     before = read_json(_beside(path), dict)
     differing = [f"{name} {before.get(name)}" for name, value in origin.items() if before.get(name) != value]
     if differing:

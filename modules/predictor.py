@@ -25,7 +25,7 @@ from modules.checkpoint import read_card
 from modules.clip4idc import CLIP4IDC
 from modules.generation import PAD, beam_search, greedy_search, sample
 from modules.layers import kept_weights
-from modules.options import MAX_AT_ONCE
+from modules.options import decoding_problems
 from modules.pretrained import ROOT, find_checkpoint, load_weights
 from modules.runtime import Runtime, choose_device, choose_precision, fast_products
 from modules.tokenizer import decode, split_words
@@ -47,14 +47,10 @@ class Decoding:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        if not (1 <= self.beam_size <= MAX_AT_ONCE and 1 <= self.num_captions <= MAX_AT_ONCE and self.seed >= 0):
-            raise ValueError(f"beam_size and num_captions are expected to be 1 to {MAX_AT_ONCE}, seed at least 0")
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}, expected a number above 0")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}, expected a number in (0, 1]")
-        if self.draws and self.beam_size > 1:
-            raise ValueError("beams search, num_captions, temperature and top_p draw: give one kind")
+        problems = decoding_problems(self.beam_size, self.num_captions, self.temperature, self.top_p)
+        problems += [f"seed is {self.seed}, expected at least 0"] if self.seed < 0 else []
+        if problems:
+            raise ValueError("; ".join(problems))
 
     @property
     def draws(self) -> bool:

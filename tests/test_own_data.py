@@ -118,6 +118,9 @@ def test_splits_that_overlap_or_lack_are_wrong(table, capsys):
     words = ["--datatype", "pairs", "--data_path", str(table)]
     assert check_dataset.main(words) == 1
     assert "WRONG: 1 pairs stand in another split too" in capsys.readouterr().out
+    (table.parent / "odd.jsonl").write_text('{"before": "img/0a.png", "after": "img/0b.jpg", "split": ["train"], "caption": "x"}')
+    assert check_dataset.main([*words[:3], str(table.parent / "odd.jsonl")]) == 1
+    assert "the split is ['train'], expected one of" in capsys.readouterr().out
     table.write_text(text.replace(",test,", ",val,"))
     assert check_dataset.main(words) == 1
     assert "WRONG: no test split" in capsys.readouterr().out

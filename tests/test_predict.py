@@ -162,7 +162,7 @@ def test_results_of_other_settings_are_not_gone_on_with(folder, tmp_path, capsys
     save_file({name: value + 1 if name.endswith("predictions.bias") else value for name, value in weights.items()}, other / "model.safetensors")
     assert "checkpoint_sha256" in refused(capsys, "--before", folder, "--predictions", path, "--init_model", other)
     (tmp_path / "out.csv.origin.json").unlink()
-    assert "no file" in refused(capsys, "--before", folder, "--predictions", path)
+    assert "has no out.csv.origin.json beside it" in refused(capsys, "--before", folder, "--predictions", path)
     assert path.read_bytes() == content
 
 
@@ -234,7 +234,7 @@ def test_tables_and_parallel_folders_are_the_same_pairs(folder, tmp_path, capsys
     (["--before", "{own}", "--num_captions", "2", "--beam_size", "2"], "one kind"),
     (["--before", "{own}", "--do_train"], "exactly one"),
     (["--before", "{own}", "--after", "{own}/p0.png"], "is a folder, the other is not"),
-    (["--before", "{own}", "--beam_size", "101"], "at most 100"),
+    (["--before", "{own}", "--beam_size", "101"], "expected 1 to 100"),
     (["--before", "{own}", "--init_model", "{own}"], "is a folder without"),
     (["--before", "{own}", "--init_model", "none.bin"], "no checkpoint"),
 ])
