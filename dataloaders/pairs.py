@@ -58,13 +58,11 @@ class SceneDataset(Dataset):
 class AdaptationSamples(SceneDataset):
     """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time.
 
-    With `both`, the one of before and distractor that is not the first image comes third.
+    With `both`, for scenes with distractors, the one of before and distractor that is not the first image comes third.
     """
 
     def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0, both: bool = False) -> None:
         super().__init__(scenes, images, max_words, seed)
-        if both and any(scene.distractor is None for scene in scenes):
-            raise ValueError("--distractor_negatives needs scenes with distractors, which CLEVR-Change has")
         self.both = both
         self.index = torch.tensor([(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))])
 

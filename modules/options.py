@@ -203,6 +203,8 @@ def check_options(options: Options, num_processes: int) -> list[str]:
         ("output_dir", run.output_dir), ("datatype", data.datatype), ("data_path", data.data_path)) if not value]
     if data.datatype == "spot" and not data.features_path:
         problems.append("--features_path is required: the folder of Spot-the-Diff's images")
+    if training.distractor_negatives and data.datatype != "clevr":
+        problems.append("--distractor_negatives needs scenes with distractors, which --datatype clevr alone has")
     if run.task_type not in (None, options.stage):
         problems.append(f"--task_type is {run.task_type}, but this script's stage is {options.stage}")
     if run.fp16 and run.precision not in ("auto", "fp16"):

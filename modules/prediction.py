@@ -69,8 +69,6 @@ def _rounds(predictor: Predictor, pairs: Sequence[OwnPair], done: int, decoding:
 def _caption(predictor: Predictor, pairs: Sequence[OwnPair], numbers: Sequence[int], decoding: Decoding,
              attention_folder: str | None) -> list[list[Caption]]:
     """The captions of the pairs with these numbers, and where a folder is given, a picture of each caption's attention in it."""
-    if not numbers:
-        return []
     images = [(pairs[n].before, pairs[n].after) for n in numbers]
     if not attention_folder:
         return predictor.captions(images, decoding, numbers)

@@ -140,6 +140,8 @@ class Predictor:
         A layer's attention, averaged over heads, is carried through the layers below by rollout (Abnar and Zuidema 2020): each
         layer passes on half of what stands at a place and half of what it attends to.
         """
+        if not pairs:
+            return []
         joint, encoder, decoder = self.model.attention_modules
         explained = []
         with self._computing():

@@ -101,16 +101,14 @@ def _spread(ranks: Tensor) -> list[int]:
     return [order[n] for n in spread(len(order), QUERIES)]
 
 
-def _images(scene: Scene) -> dict[str, str]:
-    before, after = (jpeg_uri(fitted(image)) for image in (scene.before, scene.after))
-    return {"id": scene.id, "before": before, "after": after}
+def _images(pair: Scene | Shown) -> dict[str, str]:
+    return {"id": pair.id, "before": jpeg_uri(fitted(pair.before)), "after": jpeg_uri(fitted(pair.after))}
 
 
 def _pair(pair: Shown, predictor: Predictor, decoding: Decoding) -> dict[str, Any]:
-    before, after = (jpeg_uri(fitted(image)) for image in (pair.before, pair.after))
     cells = explanation_cells(pair.before, pair.after, predictor.explain(pair.before, pair.after, decoding))[1:]
     attention = [{"label": label, "before": jpeg_uri(images[0]), "after": jpeg_uri(images[1])} for label, images in cells]
-    return {**vars(pair), "before": before, "after": after, "attention": attention}
+    return {**vars(pair), **_images(pair), "attention": attention}
 
 
 def _curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:

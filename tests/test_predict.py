@@ -80,7 +80,7 @@ def test_paths_images_and_arrays_give_the_same_captions(folder, demo):
     images = [tuple(Image.open(path) for path in pair) for pair in paths]
     arrays = [tuple(np.asarray(image) for image in pair) for pair in images]
     together = demo.captions(paths)
-    assert demo.captions([]) == []
+    assert demo.captions([]) == demo.explanations([]) == []
     assert together == demo.captions(images) == demo.captions(arrays)
     for pair, captions in zip(paths, together, strict=True):
         (alone,) = demo.captions([pair])
