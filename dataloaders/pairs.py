@@ -88,7 +88,7 @@ class FinetuningSamples(SceneDataset):
         arrays = [tokenize_caption(caption, self.max_words) for caption in captions]
         words = {name: torch.stack([torch.from_numpy(array[name]) for array in arrays])  # (captions, L)
                  for name in ("caption_input_ids", "caption_mask", "caption_target_ids")}
-        return {"images": self.images(scene.image_paths), "id": scene.id, **words}
+        return {"images": self.images(scene.image_paths), "id": scene.id, "scene": key[1], **words}
 
 
 class EvaluationPairs(SceneDataset):

@@ -1,19 +1,12 @@
 """What a score has to beat: the best constant caption (an oracle) and random training captions (docs/deviations.md)."""
 
-import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-MAX_NGRAM, SIGMA = 4, 6.0  # CIDEr-D's
-
-
-def ngrams(sentence: str) -> Counter:
-    """Counts of a tokenised sentence's 1- to 4-grams."""
-    words = sentence.split()
-    return Counter(tuple(words[i : i + n]) for n in range(1, MAX_NGRAM + 1) for i in range(len(words) - n + 1))
+from modules.cider import MAX_NGRAM, SIGMA, Idf, length_of, ngrams
 
 
 def constant_cider(candidates: Sequence[str], references: Mapping[str, list[str]]) -> np.ndarray:
@@ -22,53 +15,43 @@ def constant_cider(candidates: Sequence[str], references: Mapping[str, list[str]
     Exact: clipping min(h, r)·r depends on a candidate through the n-gram and its count alone, so that all references add up to
     one vector over lengths for each (n-gram, count), and a candidate's score is a sum of such vectors.
     """
-    document_frequency = Counter(gram for texts in references.values() for gram in set().union(*map(ngrams, texts)))
-    log_size = math.log(len(references))
-    idf = {gram: log_size - math.log(count) for gram, count in document_frequency.items()}
+    idf = Idf(references)
     prepared, max_length = [], 1
     for texts in references.values():
         for text in texts:
             counts = ngrams(text)
-            length = max(0, len(text.split()) - 1)  # CIDEr-D counts bigrams
+            length = length_of(counts)
             max_length = max(max_length, length)
-            prepared.append((counts, _norms(counts, idf, log_size), length, 1 / (len(texts) * len(references))))
+            prepared.append((counts, idf.norms(counts), length, 1 / (len(texts) * len(references))))
     tables: dict[int, dict[tuple, np.ndarray]] = {}
     grams_by_count: dict[int, set] = {}
     candidate_counts = [ngrams(candidate) for candidate in candidates]
     for counts in candidate_counts:
         for gram, count in counts.items():
-            if gram in idf:
+            if gram in idf.weights:
                 grams_by_count.setdefault(count, set()).add(gram)
     for count, wanted in grams_by_count.items():
         tables[count] = _reference_table(prepared, wanted, count, idf, max_length)
     lengths = np.arange(max_length + 1)
-    return np.array([_constant_score(counts, tables, idf, log_size, lengths) for counts in candidate_counts])
+    return np.array([_constant_score(counts, tables, idf, lengths) for counts in candidate_counts])
 
 
-def _norms(counts: Counter, idf: Mapping, log_size: float) -> list[float]:
-    squares = [0.0] * MAX_NGRAM
-    for gram, count in counts.items():
-        squares[len(gram) - 1] += (count * idf.get(gram, log_size)) ** 2
-    return [math.sqrt(square) for square in squares]
-
-
-def _reference_table(prepared: list, wanted: set, count: int, idf: Mapping, max_length: int) -> dict[tuple, np.ndarray]:
+def _reference_table(prepared: list, wanted: set, count: int, idf: Idf, max_length: int) -> dict[tuple, np.ndarray]:
     """For each n-gram: Σ over references of min(count, r)·r·idf²/|r|, sorted by the reference's length."""
     table = {gram: np.zeros(max_length + 1) for gram in wanted}
     for counts, norms, length, share in prepared:
         for gram, times in counts.items():
             norm = norms[len(gram) - 1]
             if gram in table and norm > 0:
-                table[gram][length] += share * min(count, times) * times * idf[gram] ** 2 / norm
+                table[gram][length] += share * min(count, times) * times * idf.weight(gram) ** 2 / norm
     return table
 
 
-def _constant_score(counts: Counter, tables: Mapping, idf: Mapping, log_size: float, lengths: np.ndarray) -> float:
-    norms = _norms(counts, idf, log_size)
-    length = sum(times for gram, times in counts.items() if len(gram) == 2)
+def _constant_score(counts: Counter, tables: Mapping, idf: Idf, lengths: np.ndarray) -> float:
+    norms, length = idf.norms(counts), length_of(counts)
     by_length = np.zeros(len(lengths))
     for gram, times in counts.items():
-        if gram in idf and norms[len(gram) - 1] > 0:
+        if gram in idf.weights and norms[len(gram) - 1] > 0:
             by_length += tables[times][gram] / norms[len(gram) - 1]
     penalty = np.exp(-((length - lengths) ** 2) / (2 * SIGMA**2))
     return 10 * float(by_length @ penalty) / MAX_NGRAM

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from modules.clip4idc import CLIP4IDC
 from modules.files import read_json, written_at_once
@@ -57,12 +58,16 @@ def weights_path(folder: Path, epoch: int | str) -> Path:
 
 
 def save_epoch(folder: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any,
-               progress: Progress) -> None:
-    """Weights under the released names, and beside them what else training needs; of the latter only the newest is kept."""
+               progress: Progress, learning: nn.Module | None = None) -> None:
+    """Weights under the released names, and beside them what else training needs; of the latter only the newest is kept.
+
+    Where `model` holds averages, `learning` is what they are of.
+    """
     with written_at_once(weights_path(folder, epoch)) as temporary:
         torch.save(model.state_dict(), temporary)
     with written_at_once(folder / f"{STATE}.{epoch}") as temporary:
-        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "progress": asdict(progress)}, temporary)
+        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "progress": asdict(progress),
+                    "learning": learning.state_dict() if learning else None}, temporary)
     for old in folder.glob(f"{STATE}.*"):
         if old.name != f"{STATE}.{epoch}":
             old.unlink()
@@ -119,12 +124,18 @@ def resume_files(weights: str) -> tuple[Path, Path]:
     return path, state_path
 
 
-def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any) -> Progress:
+def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any,
+                    averaged: AveragedModel | None = None) -> Progress:
     """Continue from `pytorch_model.bin.<epoch>` and its training state; ValueError or OSError where they do not fit."""
     path, state_path = resume_files(weights)
     try:
-        model.load_state_dict(read_weights(path))
         state = torch.load(state_path, map_location="cpu", weights_only=True)
+        if bool(state.get("learning")) != bool(averaged):
+            raise ValueError("--ema was " + ("not given" if averaged else "given"))
+        model.load_state_dict(state["learning"] if averaged else read_weights(path))
+        if averaged:
+            averaged.module.load_state_dict(read_weights(path))
+            averaged.n_averaged.fill_(1)  # any number but 0, at which the averages would begin anew
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         progress = Progress(**state["progress"])

@@ -114,17 +114,28 @@ def sample(model: StepModel, pair_tokens: Tensor, draws: Tensor, temperature: fl
     last = torch.full((num_pairs, per_pair), sot, device=pair_tokens.device)
     running = torch.ones_like(last, dtype=torch.bool)
     for position in range(max_words):
-        probs, words = (model.next_word_logits(last, state) / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-        reached = probs.cumsum(dim=-1)
-        allowed = reached - probs < top_p  # the likeliest always is
-        mass = (probs * allowed).sum(dim=-1, keepdim=True)
-        drawn = torch.searchsorted(reached, draws[..., position, None].to(reached) * mass, right=True)
-        last = words.gather(-1, drawn.minimum(allowed.sum(dim=-1, keepdim=True) - 1))[..., 0]
+        probs = (model.next_word_logits(last, state) / temperature).softmax(dim=-1)
+        last = _draw_words(probs, draws[..., position], top_p)
         ids[..., position] = last.where(running, PAD)
         running = running & (last != eot)
         if not running.any():
             return ids[..., : position + 1]
     return ids
+
+
+def _draw_words(probs: Tensor, numbers: Tensor, top_p: float) -> Tensor:
+    """probs (…, V) and numbers (…) in [0, 1) → words (…), of the likeliest that together reach top_p.
+
+    Sorted by likelihood only where it matters: sorting a vocabulary costs more than all else here.
+    """
+    if top_p < 1:
+        probs, words = probs.sort(dim=-1, descending=True)
+        probs = probs * (probs.cumsum(dim=-1) - probs < top_p)  # the likeliest always is allowed
+    reached = probs.cumsum(dim=-1)
+    all_of_it = reached[..., -1:]
+    drawn = torch.searchsorted(reached, numbers[..., None].to(reached) * all_of_it, right=True)
+    drawn = drawn.minimum((reached < all_of_it).sum(dim=-1, keepdim=True))  # a number may be rounded up to 1
+    return (drawn if top_p == 1 else words.gather(-1, drawn))[..., 0]
 
 
 def _row_of(rows: Tensor, which: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class DataOptions:
     features_path: str | None = flag(None, "folder of Spot-the-Diff's images")
     max_words: int = flag(20, "tokens of a caption, special ones included", int)
     image_cache: str | None = flag(None, "folder that keeps the resized images, so that they are decoded once and not every epoch")
-    num_thread_reader: int = flag(1, "worker processes that read images", int)
+    num_thread_reader: int = flag(1, "worker processes that read images, and with --scst as many that score", int)
     batch_size: int = flag(256, "global training batch, divided over the processes", int)
     batch_size_val: int = flag(3500, "evaluation batch of each process", int)
     eval_split: str = flag("test", "split that results are reported on", choices=("test", "val"))
@@ -92,6 +92,9 @@ class TrainingOptions:
     distractor_negatives: bool = flag(False, "each sentence is also told apart from its scene's pair without a change", bool,
                                       stage="retrieval")
     label_smoothing: float = flag(0.0, "share of each target that is spread over all words", float, stage="caption")
+    scst: bool = flag(False, "self-critical training: raise the CIDEr of a captioner that has learned already", bool,
+                       stage="caption")
+    ema: float = flag(0.0, "decay of averaged weights, which are then evaluated and saved; .999 for instance", float)
     compile: bool = flag(False, "torch.compile the transformer blocks; gains little on CPUs (benchmarks/README.md)", bool)
 
 
@@ -273,7 +276,10 @@ def _check_ranges(options: Options) -> list[str]:
     problems += [f"--{problem}" for problem in decoding_problems(options.caption.beam_size, wanted.num_captions, wanted.temperature,
                                                                  wanted.top_p)]
     problems += [f"--{name} is {value}, expected 0 or more and less than 1" for name, value in (
-        ("drop_path", training.drop_path), ("label_smoothing", training.label_smoothing)) if not 0 <= value < 1]
+        ("drop_path", training.drop_path), ("label_smoothing", training.label_smoothing), ("ema", training.ema))
+        if not 0 <= value < 1]
+    if training.scst and training.label_smoothing:
+        problems.append("--label_smoothing belongs to the cross-entropy, which --scst does not use")
     if training.freeze_layer_num < -1:
         problems.append(f"--freeze_layer_num is {training.freeze_layer_num}, expected -1 or more")
     return problems

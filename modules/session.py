@@ -11,6 +11,7 @@ from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamp
 from modules.bert_config import load_cross_config, load_decoder_config
 from modules.captioning import CaptionJudge
 from modules.checkpoint import Progress, load_for_resume, resume_files, weights_path, write_card
+from modules.cider import CiderReward
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import CaptionEvaluator, Evaluator, RetrievalEvaluator
 from modules.files import write_json
@@ -18,6 +19,7 @@ from modules.options import Options
 from modules.pretrained import load_weights, read_weights
 from modules.runtime import Runtime, open_output_dir, open_runtime
 from modules.scoring import ensure_java
+from modules.stages import SelfCriticalStep
 from modules.tensorboard import Board
 from modules.tokenizer import VOCAB_SIZE
 from modules.training import build_trainer, fit
@@ -51,8 +53,9 @@ def build_model(options: Options) -> CLIP4IDC:
         weights = read_weights(resume_files(source.resume_model)[0])
     else:
         weights = load_weights(source.init_model, source.pretrained_clip_name, source.cache_dir)
-    if options.run.do_eval and options.stage == "caption" and not any(key.startswith("decoder.") for key in weights):
-        raise ValueError(f"--do_eval needs the weights of a captioner (decoder.*): --init_model is {source.init_model}")
+    needy = "--do_eval" if options.run.do_eval else "--scst" if options.training.scst else None
+    if needy and options.stage == "caption" and not any(key.startswith("decoder.") for key in weights):
+        raise ValueError(f"{needy} needs the weights of a captioner (decoder.*): --init_model is {source.init_model}")
     decoder_config = cross_config = None
     if options.stage == "caption":
         decoder_config = load_decoder_config(source.decoder_model).with_layers(source.decoder_num_hidden_layers)
@@ -104,10 +107,11 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader,
     loader = build_loader(samples, per_process, True, data.num_thread_reader, runtime.rank, runtime.world_size, options.run.seed)
     chooser = _build_evaluator(splits, images, select_on, options, runtime)
     reporter = chooser if data.eval_split == select_on else _build_evaluator(splits, images, data.eval_split, options, runtime)
-    trainer = build_trainer(model, loader, options, runtime)
+    step = _self_critical_step(model, splits["train"], options) if options.training.scst else None
+    trainer = build_trainer(model, loader, options, runtime, step)
     progress = Progress()
     if options.model.resume_model:
-        progress = load_for_resume(options.model.resume_model, model, trainer.optimizer, trainer.scaler)
+        progress = load_for_resume(options.model.resume_model, model, trainer.optimizer, trainer.scaler, trainer.averaged)
     replaced = not options.model.resume_model and weights_path(Path(options.run.output_dir), "best").exists()
     folder = open_output_dir(options, runtime)
     if replaced:
@@ -118,6 +122,13 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader,
     log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")
     fit(trainer, folder, progress, chooser)
     _report_best(model, progress, reporter, folder, options, runtime)
+
+
+def _self_critical_step(model: CLIP4IDC, scenes: list[Scene], options: Options) -> SelfCriticalStep:
+    captions = {scene.id: scene.captions for scene in scenes}
+    captions |= {scene.distractor_id: scene.distractor_captions for scene in scenes if scene.distractor}
+    names = [[scene.id, scene.distractor_id] if scene.distractor else [scene.id] for scene in scenes]
+    return SelfCriticalStep(model, CiderReward(captions, options.data.num_thread_reader), names, options.data.max_words)
 
 
 def _report_best(model: CLIP4IDC, progress: Progress, reporter: Evaluator, folder: Path, options: Options,

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataloaders.pairs import Batches
 from modules.checkpoint import Progress, save_epoch, save_progress, weights_path
@@ -40,7 +41,13 @@ class Trainer:
     loader: Batches
     runtime: Runtime
     options: Options
+    averaged: AveragedModel | None = None  # of the weights after every step
     board: Board | None = None  # on the main process, once the run has a folder
+
+    @property
+    def result(self) -> CLIP4IDC:
+        """What is evaluated and saved."""
+        return self.averaged.module if self.averaged else self.model
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,8 +60,8 @@ class Trainer:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 
-def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: Runtime) -> Trainer:
-    """Freeze, group, wrap. t_total counts the optimizer steps that really happen."""
+def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: Runtime, step: nn.Module | None = None) -> Trainer:
+    """Freeze, group, wrap. t_total counts the optimizer steps that really happen. `step`: another loss than the stage's own."""
     training, stage = options.training, options.stage
     freeze(model, training.freeze_layer_num, train_token_embedding=stage == "caption" and options.data.datatype != "clevr")
     freeze_unused(model)
@@ -70,18 +77,20 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     optimizer = BertAdam(groups, lr=training.lr, warmup=training.warmup_proportion, t_total=t_total, max_total_norm=1.0,
                          **OPTIMIZER[stage], **adamw)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
     if training.compile:
         compile_blocks(model)
     blocks = model.clip.visual.transformer.resblocks
     for number, block in enumerate(blocks, 1):
         block.drop_path = training.drop_path * number / len(blocks)
-    step = AdaptationStep(model) if stage == "retrieval" else FinetuningStep(model, training.label_smoothing)
+    if step is None:
+        step = AdaptationStep(model) if stage == "retrieval" else FinetuningStep(model, training.label_smoothing)
     if runtime.world_size > 1:
         step = DistributedDataParallel(step, device_ids=[runtime.device] if runtime.device.type == "cuda" else None)
     learning = sum(p.numel() for group in groups for p in group["params"])
     log.info("%.1f M parameters, %.1f M of them learn; %d steps in %d epochs", sum(p.numel() for p in model.parameters()) / 1e6,
              learning / 1e6, t_total, training.epochs)
-    return Trainer(model, step, optimizer, scaler, loader, runtime, options)
+    return Trainer(model, step, optimizer, scaler, loader, runtime, options, averaged)
 
 
 def compile_blocks(model: CLIP4IDC) -> None:
@@ -102,11 +111,12 @@ def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator
         if progress.unjudged_loss is None:
             progress.unjudged_loss = train_epoch(trainer, epoch)
             if runtime.is_main:
-                save_epoch(folder, epoch, trainer.model, trainer.optimizer, trainer.scaler, progress)
+                save_epoch(folder, epoch, trainer.result, trainer.optimizer, trainer.scaler, progress,
+                           trainer.model if trainer.averaged else None)
                 log.info("epoch %d: mean loss %.4f, saved %s", epoch, progress.unjudged_loss, weights_path(folder, epoch))
         loss = progress.unjudged_loss
-        trainer.model.eval()
-        score, scores = evaluator(trainer.model, str(epoch), folder)
+        trainer.result.eval()
+        score, scores = evaluator(trainer.result, str(epoch), folder)
         is_best = progress.judge(epoch, score)
         if runtime.is_main:
             save_progress(folder, progress)
@@ -155,6 +165,8 @@ def _update(trainer: Trainer) -> None:
     trainer.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         trainer.model.clip.logit_scale.clamp_(max=MAX_LOG_SCALE)
+    if trainer.averaged:
+        trainer.averaged.update_parameters(trainer.model)
 
 
 class _Meter:

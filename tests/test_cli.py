@@ -150,12 +150,16 @@ def test_choosing_on_val_reports_on_test(spot, tiny_sizes, tmp_path):
     assert "epochs are chosen on the val split" in (run / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("killed_in", ["training", "evaluation"])
-@pytest.mark.parametrize("stage", ["retrieval", "caption"])
-def test_resumed_equals_uninterrupted(stage, killed_in, clevr, tiny_sizes, tmp_path):
-    plain = words(clevr, tmp_path / "whole", tiny_sizes, stage, "--do_train", "--epochs", "3")
+@pytest.mark.parametrize(("stage", "killed_in", "more"), [
+    ("retrieval", "training", []), ("retrieval", "evaluation", ["--ema", ".8"]),
+    ("caption", "training", ["--ema", ".8"]), ("caption", "evaluation", []), ("caption", "training", ["--scst"])])
+def test_resumed_equals_uninterrupted(stage, killed_in, more, clevr, tiny_sizes, tmp_path):
+    if "--scst" in more:
+        CLIP4IDCinference.main(words(clevr, tmp_path / "first", tiny_sizes, stage, "--do_train", "--epochs", "1"))
+        more = [*more, "--init_model", str(tmp_path / "first" / "pytorch_model.bin.0")]
+    plain = words(clevr, tmp_path / "whole", tiny_sizes, stage, "--do_train", "--epochs", "3", *more)
     assert SCRIPTS[stage].main(plain) == 0
-    cut = words(clevr, tmp_path / "cut", tiny_sizes, stage, "--do_train", "--epochs", "3")
+    cut = words(clevr, tmp_path / "cut", tiny_sizes, stage, "--do_train", "--epochs", "3", *more)
     trainer = sys.modules["modules.training"]
     name = "train_epoch" if killed_in == "training" else "save_progress"  # the latter is what ends an evaluation
     original, calls = getattr(trainer, name), []
@@ -178,6 +182,29 @@ def test_resumed_equals_uninterrupted(stage, killed_in, clevr, tiny_sizes, tmp_p
         check_board(tmp_path / run, epochs=3, score={"caption": "CIDEr", "retrieval": "text_to_pair_R1"}[stage])
 
 
+def test_averaged_weights_are_what_is_saved(clevr, tiny_sizes, tmp_path):
+    """At decay .5: half of the last step's and half of the first one's, of two steps."""
+    import main_task_retrieval as script
+    from modules import training
+
+    seen, update = [], training._update
+
+    def watched(trainer):
+        update(trainer)
+        seen.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_update", watched)
+        script.main(words(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train", "--epochs", "2", "--ema", ".5"))
+    saved = torch.load(tmp_path / "run" / "pytorch_model.bin.1", weights_only=True)
+    expected = dict(seen[0])
+    for weights in seen[1:]:
+        expected = {key: (value + weights[key]) / 2 for key, value in expected.items()}
+    assert len(seen) > 1
+    assert all(torch.allclose(saved[key], value, atol=1e-6) for key, value in expected.items())
+    assert not torch.equal(saved["clip.visual.proj"], seen[-1]["clip.visual.proj"])
+
+
 def test_what_cannot_be_continued_is_refused_before_anything_is_written(spot, tiny_sizes, tmp_path, capsys):
     run = tmp_path / "run"
     main_task_retrieval.main(words(spot, run, tiny_sizes, "retrieval", "--do_train"))
@@ -186,15 +213,17 @@ def test_what_cannot_be_continued_is_refused_before_anything_is_written(spot, ti
     for more, message in ((["--resume_model", str(run / "pytorch_model.bin.0")], "training_state.bin.1 is what this run continues from"),
                           (["--resume_model", str(run / "pytorch_model.bin.best")], "expected a file pytorch_model.bin.<epoch>"),
                           (["--resume_model", str(run / "pytorch_model.bin.1"), "--freeze_layer_num", "2"], "with these options"),
+                          (["--resume_model", str(run / "pytorch_model.bin.1"), "--ema", ".9"], "--ema was not given"),
                           (["--resume_model", str(run / "pytorch_model.bin.1"), "--output_dir", str(tmp_path / "other")], "give --output_dir")):
         assert message in refused("retrieval", [*options, *more], capsys)
     assert before == (sorted(file.name for file in run.iterdir()), (run / "log.txt").read_text())
     assert not (tmp_path / "other").exists()
 
 
-def test_evaluating_captions_needs_a_captioner(spot, tiny_sizes, tmp_path, capsys):
-    options = words(spot, tmp_path / "run", tiny_sizes, "caption", "--do_eval")
-    assert "needs the weights of a captioner" in refused("caption", options, capsys)
+@pytest.mark.parametrize("task", [["--do_eval"], ["--do_train", "--scst"]])
+def test_evaluating_and_self_critical_training_need_a_captioner(task, spot, tiny_sizes, tmp_path, capsys):
+    options = words(spot, tmp_path / "run", tiny_sizes, "caption", *task)
+    assert f"{task[-1]} needs the weights of a captioner" in refused("caption", options, capsys)
     assert not (tmp_path / "run").exists()
 
 
