@@ -21,6 +21,11 @@ from tqdm import tqdm
 
 from modules.options import Options
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -44,6 +49,15 @@ class Runtime:
     def autocast(self) -> torch.autocast:
         """The one way into lower precision; weights stay float32."""
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def peak_memory(self) -> str:
+        """The most memory that this process has held: of its GPU, or of the machine where the system tells."""
+        if self.device.type == "cuda":
+            return f"{torch.cuda.max_memory_allocated(self.device) / 1e9:.1f} GB"
+        if resource is None:
+            return "unknown"
+        unit = 1 if sys.platform == "darwin" else 1024
+        return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
 
     def seed(self, *parts: int) -> None:
         """Seed torch's draws (dropout) from numbers such as seed, epoch and step, and this process' rank."""

@@ -113,7 +113,8 @@ def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator
             if runtime.is_main:
                 save_epoch(folder, epoch, trainer.result, trainer.optimizer, trainer.scaler, progress,
                            trainer.model if trainer.averaged else None)
-                log.info("epoch %d: mean loss %.4f, saved %s", epoch, progress.unjudged_loss, weights_path(folder, epoch))
+                log.info("epoch %d: mean loss %.4f, at most %s of memory, saved %s", epoch, progress.unjudged_loss,
+                         runtime.peak_memory(), weights_path(folder, epoch))
         loss = progress.unjudged_loss
         trainer.result.eval()
         score, scores = evaluator(trainer.result, str(epoch), folder)
