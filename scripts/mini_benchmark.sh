@@ -22,12 +22,12 @@ $python gt/eval_utils.py --datatype clevr --data_path "$run/data" --output "$tru
 
 echo "== stage 1, adaptation: scenes that stand still, then the others"
 $adapt --data_path "$run/still" --eval_split val --output_dir "$run/still-retrieval" --epochs "${EPOCHS0:-1}" --lr 7e-4
-$adapt --data_path "$run/data" --output_dir "$run/retrieval" --epochs "${EPOCHS1:-4}" --lr 5e-4 \
+$adapt --data_path "$run/data" --output_dir "$run/retrieval" --epochs "${EPOCHS1:-3}" --lr 5e-4 \
   --init_model "$run/still-retrieval/pytorch_model.bin.best"
 
 echo "== stage 2, finetuning"
 $python CLIP4IDCinference.py --do_train $common --data_path "$run/data" --gt_dir "$run/gt" --decoder_model decoder-mini \
-  --output_dir "$run/caption" --epochs "${EPOCHS2:-20}" --batch_size 32 --lr 1e-3 --freeze_vision \
+  --output_dir "$run/caption" --epochs "${EPOCHS2:-14}" --batch_size 32 --lr 7e-4 \
   --init_model "$run/retrieval/pytorch_model.bin.best"
 
 echo "== scores of the best epoch on the test scenes"
