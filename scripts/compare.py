@@ -4,14 +4,15 @@
     python scripts/compare.py --seeds 2 --only base 2d        # some rows of one seed; such commands may run side by side
     python scripts/compare.py --table                         # the table of what is there
 
-A row is a small CLIP of random weights, adapted and finetuned, judged on val after its last epoch. Runs lie in --runs; rows share
-what they have in common, and what is there is not done again. The scenes are to be drawn before, into --data:
+A row is a small CLIP of random weights, adapted and finetuned, judged on val after its last epoch. Its scores go into --results;
+what stands there is not done again, nor are runs in --runs that rows share. The scenes are to be drawn before, into --data:
 python preprocess/synthesize.py --seed 0 --jitter 0 --train 10000 --val 500 --test 1000 --output runs/compare/data
 """
 
 import argparse
+import itertools
 import json
-import statistics
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,22 +21,25 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMON = """--do_train --datatype clevr --num_thread_reader 0 --max_words 24 --batch_size_val 100 --select_on val --eval_split val
+COMMON = """--datatype clevr --num_thread_reader 0 --max_words 24 --batch_size_val 100 --select_on val --eval_split val
   --pretrained_clip_name modules/clip-demo.json --precision bf16 --freeze_layer_num -1"""
 JOINT = "--intra_num_hidden_layers 0 --linear_patch 3d"
-ADAPT = "main_task_retrieval.py --batch_size 64 --lr 7e-4 --epochs 1"
-FINETUNE = "CLIP4IDCinference.py --decoder_model decoder-demo --batch_size 32 --lr 1e-3 --coef_lr 2"
+ADAPT = "main_task_retrieval.py --do_train --batch_size 64 --lr 7e-4 --epochs 1"
+CAPTION = "CLIP4IDCinference.py --decoder_model decoder-demo"
+FINETUNE = f"{CAPTION} --do_train --batch_size 32 --lr 1e-3 --coef_lr 2"
 MORE = "--epochs 1 --lr 1e-4"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Options beyond the base's; adapt=None leaves stage 1 out, `more` continues the captioner with options of its own."""
+    """Options beyond the base's; adapt=None leaves stage 1 out, `more` continues the captioner with options of its own, `decode`
+    captions again with others."""
 
     architecture: str = JOINT
     adapt: str | None = ""
     finetune: str = "--epochs 3"
     more: str | None = None
+    decode: str | None = None
 
 
 ROWS = {
@@ -55,40 +59,54 @@ ROWS = {
     "averaged weights, decay .99": Row(finetune="--epochs 3 --ema .99"),
     "base, then an epoch of cross-entropy": Row(more=MORE),
     "base, then an epoch of --scst": Row(more=MORE + " --scst"),
+    "base, 5 beams": Row(decode="--beam_size 5"),
+    "base, 5 beams, length penalty .7": Row(decode="--beam_size 5 --length_penalty .7"),
+    "base, 5 beams, length penalty 1": Row(decode="--beam_size 5 --length_penalty 1"),
 }
 SCORES = {"text_to_pair_R10": "R@10", "CIDEr": "CIDEr", "no change recognised": "no change", "change recognised": "change",
           "type": "type", "color and shape": "colour and shape"}
 
 
-def run_row(row: Row, seed: int, data: Path, runs: Path) -> None:
-    """All stages of a row, each left out where its result is there."""
+def run_row(row: Row, seed: int, data: Path, runs: Path) -> dict[str, float]:
+    """All stages of a row, each left out where its result is there; its scores by their short names, shares in per cent."""
     common = [*COMMON.split(), *row.architecture.split(), "--seed", str(seed), "--data_path", str(data), "--image_cache",
               str(runs / "cache")]
     before: Path | None = None
+    values: dict[str, float] = {}
     for folder, command in _stages(row, runs / str(seed)):
         if not (folder / "metrics.json").is_file():
             truth = ["--gt_dir", str(runs / "gt")] if command.startswith("CLIP4IDC") else []
             start = ["--init_model", str(_last_weights(before))] if before else []
             _call([*command.split(), *common, *truth, *start, "--output_dir", str(folder)], folder)
-        before = folder
-    if not (before / "changes.json").is_file():
-        captions = max(before.glob("hyp_ep_[0-9]*.json"), key=lambda path: int(path.stem.split("_")[-1]))
+        values |= _scores(folder)
+        before = folder if (folder / "history.csv").is_file() else before
+    captions = max(folder.glob("hyp_ep_[0-9]*.json"), key=_number, default=folder / "hyp_ep_eval.json")
+    if not (folder / "changes.json").is_file():
         _call(["gt/eval_utils.py", "changes", "--changed_object", str(data / "changed_object.json"), "--results", str(captions),
-               "--output", str(before / "changes.json")], before)
+               "--output", str(folder / "changes.json")], folder)
+    shares = json.loads((folder / "changes.json").read_text())
+    values |= {name: 100 * share["share"] for name, share in shares.items()}
+    return {short: values[name] for name, short in SCORES.items() if name in values}
 
 
 def _stages(row: Row, runs: Path) -> list[tuple[Path, str]]:
     """Folder and command of each stage; a folder's name tells all that led to it."""
     commands = [] if row.adapt is None else [f"{ADAPT} {row.adapt}"]
     commands += [f"{FINETUNE} {row.finetune}"] + ([f"{FINETUNE} {row.more}"] if row.more else [])
-    options = [row.architecture, "no-adaptation" if row.adapt is None else f"adapt {row.adapt}", row.finetune, row.more or ""]
+    commands += [f"{CAPTION} --do_eval {row.decode}"] if row.decode else []
+    options = [row.architecture, "no-adaptation" if row.adapt is None else f"adapt {row.adapt}", row.finetune]
     first = 2 if row.adapt is not None else 3
-    words = ["".join(part.replace("--", " ").split()) for part in options]
+    words = ["".join(part.replace("--", " ").split()) for part in [*options, *filter(None, (row.more, row.decode))]]
     return [(runs / "_".join(words[: first + number]), command) for number, command in enumerate(commands)]
 
 
 def _last_weights(folder: Path) -> Path:
-    return max(folder.glob("pytorch_model.bin.[0-9]*"), key=lambda path: int(path.suffix[1:]))
+    return max(folder.glob("pytorch_model.bin.[0-9]*"), key=_number)
+
+
+def _number(path: Path) -> int:
+    """The epoch in a file's name."""
+    return int(re.findall(r"\d+", path.name)[-1])
 
 
 def _call(command: list[str], folder: Path) -> None:
@@ -99,35 +117,37 @@ def _call(command: list[str], folder: Path) -> None:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: see {folder / 'terminal.log'}")
 
 
-def read_row(row: Row, runs: Path) -> dict[str, float] | None:
-    """The scores of a finished run by their short names, shares in per cent; None where it is not finished."""
-    folders = [folder for folder, _ in _stages(row, runs)]
-    if not (folders[-1] / "changes.json").is_file():
-        return None
-    values = {name: value for folder in folders for name, value in pd.read_csv(folder / "history.csv").iloc[-1].items()}
-    values |= {name: 100 * share["share"] for name, share in json.loads((folders[-1] / "changes.json").read_text()).items()}
-    return {short: values[name] for name, short in SCORES.items() if name in values}
+def _scores(folder: Path) -> dict[str, float]:
+    """The last epoch's scores of a training, those of an evaluation."""
+    if (folder / "history.csv").is_file():
+        return dict(pd.read_csv(folder / "history.csv").iloc[-1])
+    return json.loads((folder / "metrics.json").read_text())["all"]
 
 
-def table(runs: Path, seeds: list[int]) -> str:
+def table(results: pd.DataFrame) -> str:
     """Markdown: mean ± standard deviation over the seeds, and the same of the difference from base's CIDEr of the same seed."""
     lines = ["| row | seeds | " + " | ".join(SCORES.values()) + " | CIDEr − base's |", "|" + "---|" * (len(SCORES) + 3)]
-    found = {name: {seed: scores for seed in seeds if (scores := read_row(row, runs / str(seed)))} for name, row in ROWS.items()}
-    for name, by_seed in found.items():
-        if by_seed:
-            cells = [_spread([scores[short] for scores in by_seed.values() if short in scores]) for short in SCORES.values()]
-            gains = [scores["CIDEr"] - found["base"][seed]["CIDEr"] for seed, scores in by_seed.items() if seed in found["base"]]
-            cells = [name, ", ".join(map(str, by_seed)), *cells, _spread(gains) if name != "base" else ""]
-            lines.append(f"| {' | '.join(cells)} |")
+    base = results[results["row"] == "base"].set_index("seed")["CIDEr"]
+    for name in filter(set(results["row"]).__contains__, ROWS):
+        found = results[results["row"] == name].sort_values("seed")
+        gains = (found.set_index("seed")["CIDEr"] - base).dropna()
+        cells = [name, ", ".join(map(str, found["seed"])), *(_spread(found[short].dropna()) for short in SCORES.values()),
+                 _spread(gains) if name != "base" else ""]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
-    if not values:
+def _spread(values: pd.Series) -> str:
+    if values.empty:
         return "–"
-    digits = 1 if max(map(abs, values)) > 10 else 3
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
+    digits = 1 if values.abs().max() > 10 else 3
+    deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{deviation}"
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """A line for each row and seed that has been run."""
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["row", "seed", *SCORES.values()])
 
 
 def main() -> None:
@@ -135,19 +155,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT / "runs/compare/data")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/compare")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/compare.csv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
     args = parser.parse_args()
-    if not args.table:
-        truth = args.runs / "gt" / "clevr_total_change_captions_reformat.json"
+    truth = args.runs / "gt" / "clevr_total_change_captions_reformat.json"
+    for seed, name in [] if args.table else itertools.product(args.seeds, args.only):
+        done = read_results(args.results)
+        if ((done["row"] == name) & (done["seed"] == seed)).any():
+            continue
         if not truth.is_file():
             _call(["gt/eval_utils.py", "--datatype", "clevr", "--data_path", str(args.data), "--output", str(truth)], truth.parent)
-        for seed in args.seeds:
-            for name in args.only:
-                run_row(ROWS[name], seed, args.data, args.runs)
-                print(f"seed {seed}: {name}", flush=True)
-    print(table(args.runs, args.seeds))
+        scores = {"row": name, "seed": seed, **run_row(ROWS[name], seed, args.data, args.runs)}
+        line = pd.DataFrame([scores], columns=list(done.columns))
+        line.to_csv(args.results, mode="a", header=done.empty, index=False, float_format="%.6g")
+        print(f"seed {seed}: {name}", flush=True)
+    print(table(read_results(args.results)))
 
 
 if __name__ == "__main__":
