@@ -7,12 +7,14 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
+from modules.stopping import leave_signals_to_parent
 from modules.tokenizer import tokenize_caption
 
 log = logging.getLogger(__name__)
@@ -104,10 +106,12 @@ class EvaluationPairs(SceneDataset):
 
 
 class _TrainingOrder(DistributedSampler):
-    """DistributedSampler's shuffled, padded share of this process, as (epoch, index) keys."""
+    """DistributedSampler's shuffled, padded share of this process, from number `start` on, as (epoch, index) keys."""
+
+    start = 0
 
     def __iter__(self) -> Iterator[Key]:
-        return ((self.epoch, index) for index in super().__iter__())
+        return ((self.epoch, index) for index in islice(super().__iter__(), self.start, None))
 
 
 class _FileOrder(Sampler):
@@ -160,9 +164,10 @@ class Batches:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order and draws the next iteration gives."""
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Choose the epoch whose order and draws the next iteration gives, and how many of its batches are left out, being done."""
         self.loader.sampler.set_epoch(epoch)
+        self.loader.sampler.start = done * self.loader.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
@@ -184,7 +189,7 @@ def build_loader(dataset: SceneDataset, batch_size: int, training: bool, num_wor
                else _FileOrder(len(dataset), rank, world_size))
     return Batches(DataLoader(_Fallible(dataset), batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_collate,
                               drop_last=training, pin_memory=torch.cuda.is_available(),
-                              persistent_workers=training and num_workers > 0))
+                              persistent_workers=training and num_workers > 0, worker_init_fn=leave_signals_to_parent))
 
 
 def check_scenes(scenes: Sequence[Scene], source: str, need_captions: bool = True) -> None:

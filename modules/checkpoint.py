@@ -1,32 +1,47 @@
-"""A run's files of weights and training state: saved at once, found again, the best one marked (SPEC §6, Best epoch)."""
+"""A run's files of weights and training state: saved at once, checked, found again, the best one marked (SPEC §6, Best epoch).
+
+`training_state.bin.<epoch>` holds all that is needed to go on after an epoch, `training_state.bin.<epoch>.<steps>` the same from
+inside one. Beside each lies a JSON sidecar with its SHA-256, the run's standing and options; a state without one that fits does
+not count. Random states are not saved: every draw is made from (seed, epoch, place, process), so that the place says all.
+"""
 
 import json
 import logging
 import re
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from modules.clip4idc import CLIP4IDC
-from modules.files import read_json, written_at_once
-from modules.pretrained import read_weights
+from modules.files import file_sha256, read_json, write_json, written_at_once
 
 log = logging.getLogger(__name__)
 
 WEIGHTS, STATE = "pytorch_model.bin", "training_state.bin"
 CARD = "model.json"  # beside weights: what their shapes cannot say
 NO_SCORE_YET = 1e-5  # what the first epoch's score has to reach
+END = 10**12  # stands for the steps of a whole epoch where places are compared
+# Options that do not change what comes out: where things lie, how they are read, what is told and kept. Whether the data are the
+# same is told by their fingerprint.
+WITHOUT_EFFECT = frozenset({
+    "output_dir", "data_path", "features_path", "gt_dir", "cache_dir", "image_cache", "resume", "resume_model", "resume_force",
+    "init_model", "pretrained_clip_name", "n_display", "num_thread_reader", "batch_size_val", "local_rank", "task_type",
+    "eval_split", "save_every_steps", "keep_checkpoints", "on_bad_image"})
 
 
 @dataclass
 class Progress:
     """How far a run is, and how well it has done."""
 
-    epoch: int = 0  # the next one to train
+    epoch: int = 0  # the next one to train, or to go on with
+    batches: int = 0  # of `epoch`, taken before this place
+    losses: list[list[float]] = field(default_factory=list)  # for each process, the sum of the finite ones and their count
+    skipped: int = 0  # steps without finite gradients, in all
     best_score: float = NO_SCORE_YET
     best_epoch: int = -1
     epochs_without: int = 0  # in a row, since the best
@@ -42,6 +57,16 @@ class Progress:
         """Epochs whose steps have all been taken."""
         return self.epoch + (self.unjudged_loss is not None)
 
+    def losses_of(self, rank: int, world_size: int) -> list[float]:
+        """What a process goes on adding to: its own where there are as many as before, else the first takes all."""
+        if len(self.losses) == world_size:
+            return self.losses[rank]
+        return [float(sum(column)) for column in zip(*self.losses, strict=True)] if rank == 0 and self.losses else [0.0, 0.0]
+
+    def end_epoch(self, loss: float) -> None:
+        """All steps of `epoch` are taken."""
+        self.batches, self.losses, self.unjudged_loss = 0, [], loss
+
     def judge(self, epoch: int, score: float) -> bool:
         """Take in an epoch's score, an equal one counting as better; returns whether it is the best so far."""
         self.epoch, self.unjudged_loss = epoch + 1, None
@@ -52,37 +77,177 @@ class Progress:
         return False
 
 
+@dataclass(frozen=True)
+class ResumePoint:
+    """A state that has been found and checked."""
+
+    path: Path
+    progress: Progress
+    options: dict[str, Any]
+    data: str  # fingerprint of what was trained on
+
+    def tensors(self) -> dict[str, Any]:
+        """What `Trainer.tensors` gave."""
+        return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+
+    def differences(self, options: Mapping[str, Any], data: str) -> tuple[list[str], list[str]]:
+        """Options that are not what they were: those that change what comes out, and the others."""
+        changed = [name for name, value in options.items() if name in self.options and self.options[name] != _plain(value)]
+        texts = {name: f"--{name} is {options[name]}, was {self.options[name]}" for name in changed}
+        serious = [text for name, text in texts.items() if name not in WITHOUT_EFFECT]
+        serious += ["the training pairs, or those that choose the epoch, are others"] if data != self.data else []
+        return serious, [text for name, text in texts.items() if name in WITHOUT_EFFECT]
+
+
+class RunFiles:
+    """The files of one run: what its main process writes, and which of them it keeps."""
+
+    def __init__(self, folder: Path, keep: int, options: Mapping[str, Any], data: str) -> None:
+        self.folder, self.keep, self.data = folder, keep, data
+        self.options = {name: _plain(value) for name, value in options.items()}
+
+    def save_weights(self, model: CLIP4IDC, epoch: int) -> None:
+        """`pytorch_model.bin.<epoch>`, under the released names."""
+        self._save(weights_path(self.folder, epoch), model.state_dict())
+
+    def save_state(self, tensors: Mapping[str, Any], progress: Progress, steps: int | None = None) -> Path:
+        """The state after `steps` of an epoch, or after all of it; older ones go. OSError for a full disk."""
+        path = self.folder / f"{STATE}.{progress.epoch}{'' if steps is None else f'.{steps}'}"
+        self._save(path, tensors)
+        self._write_sidecar(path, progress, file_sha256(path))
+        if self.keep >= 0:
+            self._remove(_states(self.folder)[self.keep :])
+        return path
+
+    def save_progress(self, progress: Progress) -> None:
+        """Put the standing after an evaluation beside the epoch's state, point `pytorch_model.bin.best` at the chosen epoch, and
+        let go of weights that are neither the best nor among the last."""
+        path = self.folder / f"{STATE}.{progress.epoch - 1}"
+        self._write_sidecar(path, progress, read_json(_sidecar(path), dict)["sha256"])
+        link = self.folder / f".{WEIGHTS}.best"
+        link.unlink(missing_ok=True)
+        link.symlink_to(weights_path(self.folder, progress.chosen_epoch).name)
+        link.replace(weights_path(self.folder, "best"))
+        if self.keep >= 0:
+            saved = sorted((epoch for epoch in _epochs_of(self.folder) if epoch < progress.epoch), reverse=True)
+            self._remove(weights_path(self.folder, epoch) for epoch in saved[self.keep :] if epoch != progress.chosen_epoch)
+
+    def forget_earlier_run(self) -> None:
+        """Remove the states of a run that began here before, which are not this one's."""
+        self._remove(_states(self.folder), "an earlier run's")
+
+    def _save(self, path: Path, tensors: Mapping[str, Any]) -> None:
+        needed = _bytes(tensors)
+        self._check_space(path, needed)
+        try:
+            with written_at_once(path) as temporary:
+                torch.save(tensors, temporary)
+        except (RuntimeError, OSError) as error:  # RuntimeError is what torch makes of a full disk
+            self._check_space(path, needed)
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+            raise OSError(f"cannot write {path}: {reason}{self._way_out()}") from None
+
+    def _check_space(self, path: Path, needed: int) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(f"cannot write {path}: it takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free, "
+                          f"{(needed - free) / 1e9:.3f} GB are missing{self._way_out()}")
+
+    def _way_out(self) -> str:
+        return "; make room, and --resume auto continues from the last state" if _states(self.folder) else "; make room"
+
+    def _write_sidecar(self, path: Path, progress: Progress, sha256: str) -> None:
+        write_json(_sidecar(path), {"sha256": sha256, "progress": asdict(progress), "options": self.options, "data": self.data})
+
+    def _remove(self, paths: Iterable[Path], reason: str = "") -> None:
+        for path in paths:
+            path.unlink()
+            _sidecar(path).unlink(missing_ok=True)
+            log.info("removed %s (%s)", path, reason or f"--keep_checkpoints {self.keep}")
+
+
 def weights_path(folder: Path, epoch: int | str) -> Path:
     """`pytorch_model.bin.<epoch>`."""
     return folder / f"{WEIGHTS}.{epoch}"
 
 
-def save_epoch(folder: Path, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any,
-               progress: Progress, learning: nn.Module | None = None) -> None:
-    """Weights under the released names, and beside them what else training needs; of the latter only the newest is kept.
+def newest_state(folder: Path) -> ResumePoint | None:
+    """The newest state whose checksum is right, each damaged one told; None where the folder has no state at all.
 
-    Where `model` holds averages, `learning` is what they are of.
+    Raises ValueError where it has some and none is sound.
     """
-    with written_at_once(weights_path(folder, epoch)) as temporary:
-        torch.save(model.state_dict(), temporary)
-    with written_at_once(folder / f"{STATE}.{epoch}") as temporary:
-        torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "progress": asdict(progress),
-                    "learning": learning.state_dict() if learning else None}, temporary)
-    for old in folder.glob(f"{STATE}.*"):
-        if old.name != f"{STATE}.{epoch}":
-            old.unlink()
+    states = _states(folder)
+    for path in states:
+        try:
+            return _verified(path)
+        except (ValueError, OSError) as error:
+            log.warning("%s: trying an older state", error)
+    if states:
+        raise ValueError(f"no state in {folder} can be used; to start afresh leave --resume auto out")
+    return None
 
 
-def save_progress(folder: Path, progress: Progress) -> None:
-    """Put the run's standing into the newest training state, and point `pytorch_model.bin.best` at the chosen epoch."""
-    path = folder / f"{STATE}.{progress.epoch - 1}"
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    with written_at_once(path) as temporary:
-        torch.save({**state, "progress": asdict(progress)}, temporary)
-    link = folder / f".{WEIGHTS}.best"
-    link.unlink(missing_ok=True)
-    link.symlink_to(weights_path(folder, progress.chosen_epoch).name)
-    link.replace(weights_path(folder, "best"))
+def named_state(name: str) -> ResumePoint:
+    """The state that belongs to `pytorch_model.bin.<epoch>`, or `training_state.bin.…` itself; ValueError or OSError where it
+    cannot be used."""
+    path = Path(name)
+    match = re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)|{re.escape(STATE)}\.\d+(?:\.\d+)?", path.name)
+    if match is None:
+        raise ValueError(f"--resume_model {path}: expected a file {WEIGHTS}.<epoch> or {STATE}.<epoch>[.<steps>] of a run")
+    state = path.with_name(f"{STATE}.{match.group(1)}") if match.group(1) else path
+    if not state.is_file():
+        newest = next(iter(_states(path.parent)), None)
+        raise FileNotFoundError(f"no file {state}, which --resume_model needs" + (
+            f"; {newest} is what this run continues from" if newest else "; to start afresh from weights give --init_model"))
+    return _verified(state)
+
+
+def _verified(path: Path) -> ResumePoint:
+    """ValueError or OSError where state and sidecar do not fit."""
+    found = read_json(_sidecar(path), dict)
+    kinds = {"sha256": str, "progress": dict, "options": dict, "data": str}
+    try:
+        if any(type(found.get(name)) is not kind for name, kind in kinds.items()):
+            raise ValueError("a value is missing or of the wrong kind")
+        progress = Progress(**found["progress"])
+        progress.losses = [[float(total), float(count)] for total, count in progress.losses]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_sidecar(path)} is no sidecar of a training state: {error}") from None
+    if file_sha256(path) != found["sha256"]:
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path).name}")
+    return ResumePoint(path, progress, found["options"], found["data"])
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _states(folder: Path) -> list[Path]:
+    """The run's states, the newest place first."""
+    places = {}
+    for path in folder.glob(f"{STATE}.*"):
+        if match := re.fullmatch(rf"{re.escape(STATE)}\.(\d+)(?:\.(\d+))?", path.name):
+            places[path] = int(match.group(1)), int(match.group(2) or END)
+    return sorted(places, key=places.get, reverse=True)
+
+
+def _epochs_of(folder: Path) -> list[int]:
+    """The epochs whose weights are there."""
+    names = (re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)", path.name) for path in folder.glob(f"{WEIGHTS}.*"))
+    return [int(match.group(1)) for match in names if match]
+
+
+def _bytes(value: Any) -> int:
+    """What the tensors in nested dicts and lists take."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, parts))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def write_card(folder: Path, model: CLIP4IDC, max_words: int, **more: Any) -> None:
@@ -107,41 +272,3 @@ def read_card(weights: Path) -> dict[str, Any]:
         if name in card and type(card[name]) is not kind:
             raise ValueError(f"{path}: {name} is {card[name]!r}, expected {kind.__name__}")
     return card
-
-
-def resume_files(weights: str) -> tuple[Path, Path]:
-    """`pytorch_model.bin.<epoch>` and the training state beside it; ValueError or OSError where they are not both there."""
-    path = Path(weights)
-    match = re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)", path.name)
-    if match is None:
-        raise ValueError(f"--resume_model {path}: expected a file {WEIGHTS}.<epoch> of a run")
-    state_path = path.with_name(f"{STATE}.{match.group(1)}")
-    for needed in (path, state_path):
-        if not needed.is_file():
-            newest = max(path.parent.glob(f"{STATE}.*"), default=None)
-            raise FileNotFoundError(f"no file {needed}, which --resume_model needs" + (
-                f"; {newest} is what this run continues from" if newest else "; to start afresh from weights give --init_model"))
-    return path, state_path
-
-
-def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any,
-                    averaged: AveragedModel | None = None) -> Progress:
-    """Continue from `pytorch_model.bin.<epoch>` and its training state; ValueError or OSError where they do not fit."""
-    path, state_path = resume_files(weights)
-    try:
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
-        if bool(state.get("learning")) != bool(averaged):
-            raise ValueError("--ema was " + ("not given" if averaged else "given"))
-        model.load_state_dict(state["learning"] if averaged else read_weights(path))
-        if averaged:
-            averaged.module.load_state_dict(read_weights(path))
-            averaged.n_averaged.fill_(1)  # any number but 0, at which the averages would begin anew
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        progress = Progress(**state["progress"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"cannot continue from {path} and {state_path} with these options: {reason}") from None
-    log.info("continuing %s at epoch %d%s; --init_model and --pretrained_clip_name give no weights", path, progress.epoch,
-             "" if progress.unjudged_loss is None else ", which is trained but not evaluated")
-    return progress

@@ -6,10 +6,11 @@ Equal to pycocoevalcap's on sentences that are tokenised alike (`tests/test_cide
 import math
 import multiprocessing
 import re
-import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+
+from modules.stopping import leave_signals_to_parent
 
 MAX_NGRAM, SIGMA = 4, 6.0
 WORD = re.compile(r"'?\w+(?:-\w+)*")
@@ -99,7 +100,7 @@ class CiderReward:
 
 def _open_worker(references: Mapping[str, Sequence[str]]) -> None:
     global _worker_scorer  # a process has one for its life
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which then ends this one
+    leave_signals_to_parent()
     _worker_scorer = CiderD(references)
 
 

@@ -90,18 +90,15 @@ class CaptionEvaluator:
     judge: CaptionJudge
     options: Options
     runtime: Runtime
-    captions: dict[str, str] = field(default_factory=dict)  # the latest, and on the main process their scores
+    captions: dict[str, str] = field(default_factory=dict)  # the latest, and their scores
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
         self.captions = generate_captions(model, self.scenes, self.loader, self.options, self.runtime)
-        scores = None
         if self.runtime.is_main:
             log.info("captions in %s", write_hypotheses(folder, label, self.captions))
-            self.scores = self.judge.score(self.captions)
-            scores = self.scores["all"]
-        scores = self.runtime.from_main(scores)
-        return scores["CIDEr"], scores
+        self.scores = self.runtime.from_main(lambda: self.judge.score(self.captions))
+        return self.scores["all"]["CIDEr"], self.scores["all"]
 
     def samples(self) -> Image.Image:
         names, images = list(self.captions), self._images()

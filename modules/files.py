@@ -1,5 +1,6 @@
 """Reading and writing small files: JSON with errors that name the file, writes that leave nothing half-done."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -7,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+BLOCK = 1 << 20  # bytes read at once
 
 
 def read_json(path: str | Path, kind: type | None = None) -> Any:
@@ -51,6 +54,22 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file at once, in the compact form of `json.dump`."""
     with written_at_once(path) as temporary:
         temporary.write_text(json.dumps(value), encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """--cache_dir, else the user's."""
+    if cache_dir:
+        return Path(cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip4idc"
 
 
 def _umask() -> int:

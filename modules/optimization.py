@@ -42,7 +42,8 @@ class BertAdam(torch.optim.Optimizer):
     """Adam as BERT trained with it: no bias correction, decay added to the update, each parameter's gradient norm clipped.
 
     `lr` is the peak rate (groups may bring their own), `warmup` a share of `t_total` steps (−1: none), `betas` and `eps` as in
-    Adam. `max_total_norm` first scales all gradients down to that common norm; both clips change the gradients in place.
+    Adam. `max_total_norm` first scales all gradients down to that common norm; both clips change the gradients in place. Where that
+    norm is not finite nothing moves, and `skipped` counts one more.
     With `bias_correction`, and `max_grad_norm` 0, it is AdamW.
     Parameters without a gradient are left alone, decay included. Raises ValueError for settings out of range.
     """
@@ -61,6 +62,7 @@ class BertAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "warmup": warmup, "t_total": t_total, "schedule": schedule, "betas": tuple(betas),
                                   "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm})
         self.max_total_norm, self.bias_correction = max_total_norm, bias_correction
+        self.skipped = 0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -70,8 +72,10 @@ class BertAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         moving = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        self._clip([p.grad for params in moving for p in params],
-                   [group["max_grad_norm"] for group, params in zip(self.param_groups, moving, strict=True) for _ in params])
+        limits = [group["max_grad_norm"] for group, params in zip(self.param_groups, moving, strict=True) for _ in params]
+        if not self._clip([p.grad for params in moving for p in params], limits):
+            self.skipped += 1
+            return loss
         for group, params in zip(self.param_groups, moving, strict=True):
             by_step: dict[int, list[Tensor]] = {}
             for p in params:
@@ -80,17 +84,22 @@ class BertAdam(torch.optim.Optimizer):
                 self._update(group, alike, self._rate(group, step))
         return loss
 
-    def _clip(self, gradients: list[Tensor], limits: list[float]) -> None:
-        """To the common norm, then each to its own limit (0: none), in one pass over the gradients."""
+    def _clip(self, gradients: list[Tensor], limits: list[float]) -> bool:
+        """To the common norm, then each to its own limit (0: none), in one pass over the gradients. False, and nothing changed,
+        where the common norm is not finite."""
         if not gradients or not (self.max_total_norm or any(limits)):
-            return
+            return True
         norms = torch.stack(torch._foreach_norm(gradients))
         factors = torch.ones_like(norms)
         if self.max_total_norm:
-            factors = factors * (self.max_total_norm / (norms.norm() + 1e-6)).clamp(max=1.0)
+            total = norms.norm()
+            if not total.isfinite():
+                return False
+            factors = factors * (self.max_total_norm / (total + 1e-6)).clamp(max=1.0)
         limits = norms.new_tensor([limit or math.inf for limit in limits])
         factors = factors * (limits / (norms * factors + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, list(factors.unbind()))
+        return True
 
     def _update(self, group: dict, params: list[Tensor], rate: float) -> None:
         states = [self.state[p] for p in params]

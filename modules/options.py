@@ -5,10 +5,13 @@ Imports nothing heavy, so that `--help` and wrong options answer at once. Each d
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
+
+from modules.stopping import TRY_AGAIN, StopRequested
 
 IGNORED_FLAGS = ("do_pretrain", "do_lower_case", "lr_decay", "margin", "hard_negative_rate", "negative_weighting", "n_pair",
                  "use_mil", "sampled_use_mil", "feature_framerate", "fp16_opt_level", "n_gpu", "world_size", "rank",
@@ -16,6 +19,7 @@ IGNORED_FLAGS = ("do_pretrain", "do_lower_case", "lr_decay", "margin", "hard_neg
 CONTEXT_LENGTH = 77
 MAX_AT_ONCE = 100  # beams, or captions drawn, of a pair: memory grows with them
 STAGES = ("retrieval", "caption")
+LOST_PEER = re.compile(r"Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|Socket closed|NCCL")
 
 
 def flag(default: Any, text: str, kind: type = str, stage: str | None = None, **more: Any) -> Any:
@@ -38,6 +42,7 @@ class RunOptions:
     fp16: bool = flag(False, "old name of --precision fp16", bool)
     local_rank: int | None = flag(None, "set by old launchers; torchrun sets the environment instead", int)
     n_display: int = flag(100, "steps between two lines of the log", int)
+    deterministic: bool = flag(False, "refuse computations that come out a little differently each time (GPUs have such)", bool)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class DataOptions:
     features_path: str | None = flag(None, "folder of Spot-the-Diff's images")
     max_words: int = flag(20, "tokens of a caption, special ones included", int)
     image_cache: str | None = flag(None, "folder that keeps the resized images, so that they are decoded once and not every epoch")
+    on_bad_image: str = flag("error", "an image that is missing or cannot be decoded ends the run, or its pair is left out",
+                             choices=("error", "skip"))
     num_thread_reader: int = flag(1, "worker processes that read images, and with --scst as many that score", int)
     batch_size: int = flag(256, "global training batch, divided over the processes", int)
     batch_size_val: int = flag(3500, "evaluation batch of each process", int)
@@ -62,7 +69,10 @@ class ModelOptions:
     """Where the weights come from, and what their shapes cannot say."""
 
     init_model: str | None = flag(None, "weights to start from: a file, as given or below ckpts/, or a URL")
-    resume_model: str | None = flag(None, "continue the run that wrote this pytorch_model.bin.<epoch>")
+    resume: str | None = flag(None, "auto: continue the run in --output_dir from its newest sound state, or begin it",
+                              choices=("auto",))
+    resume_model: str | None = flag(None, "continue from this pytorch_model.bin.<epoch>, or training_state.bin.<epoch>.<steps>")
+    resume_force: bool = flag(False, "continue although options have changed that change what comes out", bool)
     pretrained_clip_name: str = flag("ViT-B/32", "CLIP: a name, a file, or a .json of sizes for random weights")
     cache_dir: str | None = flag(None, "folder for downloads (default: the user's cache folder)")
     intra_num_hidden_layers: int = flag(9, "vision blocks that see each image alone", int)
@@ -95,6 +105,8 @@ class TrainingOptions:
     scst: bool = flag(False, "self-critical training: raise the CIDEr of a captioner that has learned already", bool,
                        stage="caption")
     ema: float = flag(0.0, "decay of averaged weights, which are then evaluated and saved; .999 for instance", float)
+    save_every_steps: int = flag(0, "steps after which to save also within an epoch; 0: at its end alone", int)
+    keep_checkpoints: int = flag(2, "newest states and weights kept, beside the best weights; -1 keeps all", int)
     compile: bool = flag(False, "torch.compile the transformer blocks; gains little on CPUs (benchmarks/README.md)", bool)
 
 
@@ -214,8 +226,12 @@ def check_options(options: Options, num_processes: int) -> list[str]:
         problems.append(f"--fp16 contradicts --precision {run.precision}")
     problems += [f"--{name} {value} is a file, expected a folder" for name, value in (
         ("output_dir", run.output_dir), ("image_cache", data.image_cache)) if value and Path(value).is_file()]
-    if model.resume_model and run.do_eval:
-        problems.append("--resume_model continues training; to evaluate a file give --init_model")
+    if run.do_eval and (model.resume_model or model.resume):
+        problems.append("--resume and --resume_model continue training; to evaluate a file give --init_model")
+    if model.resume_model and model.resume:
+        problems.append("give either --resume auto or --resume_model")
+    if model.resume_force and not (model.resume_model or model.resume):
+        problems.append("--resume_force belongs to --resume auto or --resume_model")
     if model.resume_model and run.output_dir:
         folder = Path(model.resume_model).parent
         if not Path(model.resume_model).is_file():
@@ -237,8 +253,8 @@ def _check_predict(options: Options, num_processes: int) -> list[str]:
         problems.append("several processes need --predictions, a file to write into")
     if wanted.save_attention and Path(wanted.save_attention).is_file():
         problems.append(f"--save_attention {wanted.save_attention} is a file, expected a folder")
-    if options.model.resume_model:
-        problems.append("--resume_model continues training; to caption with a file give --init_model")
+    if options.model.resume_model or options.model.resume:
+        problems.append("--resume and --resume_model continue training; to caption with a file give --init_model")
     return problems
 
 
@@ -258,7 +274,7 @@ def decoding_problems(beam_size: int, num_captions: int, temperature: float | No
 def _check_ranges(options: Options) -> list[str]:
     at_least_one = ("n_display", "batch_size", "batch_size_val", "epochs", "gradient_accumulation_steps",
                     "decoder_num_hidden_layers", "cross_num_hidden_layers")
-    at_least_zero = ("seed", "num_thread_reader", "intra_num_hidden_layers", "coef_lr", "length_penalty")
+    at_least_zero = ("seed", "num_thread_reader", "intra_num_hidden_layers", "coef_lr", "length_penalty", "save_every_steps")
     problems = []
     for name, value in options.items():
         if name in at_least_one and value is not None and value < 1:
@@ -280,6 +296,8 @@ def _check_ranges(options: Options) -> list[str]:
         if not 0 <= value < 1]
     if training.scst and training.label_smoothing:
         problems.append("--label_smoothing belongs to the cross-entropy, which --scst does not use")
+    if training.keep_checkpoints < -1 or training.keep_checkpoints == 0:
+        problems.append(f"--keep_checkpoints is {training.keep_checkpoints}, expected at least 1, or -1 for all")
     if training.freeze_layer_num < -1:
         problems.append(f"--freeze_layer_num is {training.freeze_layer_num}, expected -1 or more")
     return problems
@@ -294,9 +312,13 @@ def _check_batch(data: DataOptions, training: TrainingOptions, num_processes: in
 
 
 def run_and_report(script: str, job: Any) -> int:
-    """Run `job()`; what a user can cause (ValueError, OSError) becomes one line on stderr and exit code 2, Ctrl-C 130."""
+    """Run `job()`; what a user can cause (ValueError, OSError) becomes one line on stderr and exit code 2, Ctrl-C 130, a training
+    that was asked to stop 75, and the loss of another process 1."""
     try:
         job()
+    except StopRequested:
+        print(f"{script}: stopped as asked; the same command with --resume auto goes on", file=sys.stderr)
+        raise SystemExit(TRY_AGAIN) from None
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
@@ -304,8 +326,16 @@ def run_and_report(script: str, job: Any) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except (ValueError, OSError) as error:
-        rank = os.environ.get("RANK", "0")
-        where = script if rank == "0" else f"{script} (process {rank})"
-        print(f"{where}: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(script, str(error))
         raise SystemExit(2) from None
+    except RuntimeError as error:
+        if not LOST_PEER.search(str(error)):
+            raise
+        _complain(script, f"another process is gone or hangs; its own lines say why ({str(error)[:100]})")
+        raise SystemExit(1) from None
     return 0
+
+
+def _complain(script: str, text: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    print(f"{script if rank == '0' else f'{script} (process {rank})'}: {' '.join(text.split())}", file=sys.stderr)

@@ -12,10 +12,10 @@ from typing import Any
 
 from dataloaders.own_pairs import OwnPair, list_pairs
 from modules.bert_config import load_decoder_config
-from modules.files import read_json, write_json
+from modules.files import file_sha256, read_json, write_json
 from modules.options import Options
 from modules.predictor import DEMO, Caption, Decoding, Predictor
-from modules.pretrained import file_sha256, find_checkpoint
+from modules.pretrained import find_checkpoint
 from modules.runtime import Runtime, open_runtime
 from modules.visualization import draw_explanation
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import PAIR_KEYS, holds_all_of_clip, released_names
-from modules.files import read_json, written_at_once
+from modules.files import BLOCK, cache_folder, file_sha256, read_json, written_at_once
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,6 @@ CLIP_SHA256 = {
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
     "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
 }
-BLOCK = 1 << 20
 
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin.best")  # what a folder in the place of a file means
 
@@ -80,7 +78,7 @@ def _find_clip(name: str, cache_dir: str | None) -> Path:
             return Path(name)
         raise FileNotFoundError(f"unknown CLIP {name!r}: neither a file nor one of {', '.join(CLIP_SHA256)}")
     file = name.replace("/", "-").replace("@", "-") + ".pt"
-    for folder in (ROOT / "modules", ROOT / "ckpts", _cache(cache_dir)):
+    for folder in (ROOT / "modules", ROOT / "ckpts", cache_folder(cache_dir)):
         if (folder / file).is_file():
             return folder / file
     url = f"{OPENAI}/{CLIP_SHA256[name]}/{file}"
@@ -207,7 +205,7 @@ def _tensors_below(module: _ScriptedModule, prefix: str) -> Iterator[tuple[str, 
 def fetch(url: str, cache_dir: str | None = None, sha256: str | None = None) -> Path:
     """Download https://… or s3://bucket/key into the cache, once; checked by SHA-256 where one is known."""
     name = Path(urlparse(url).path).name or "weights"
-    target = _cache(cache_dir) / (name if sha256 else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
+    target = cache_folder(cache_dir) / (name if sha256 else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
     if target.is_file():
         return target
     log.info("downloading %s to %s", url, target)
@@ -240,20 +238,6 @@ def _fetch_s3(url: str, target: Path) -> None:
         boto3.client("s3").download_file(place.netloc, place.path.lstrip("/"), str(target))
     except (BotoCoreError, ClientError) as error:
         raise OSError(f"cannot get {url}: {_short(error)}") from None
-
-
-def _cache(cache_dir: str | None) -> Path:
-    if cache_dir:
-        return Path(cache_dir)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip4idc"
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _short(error: Exception) -> str:

@@ -6,16 +6,18 @@ import logging.handlers
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,6 +32,10 @@ log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HANG = timedelta(minutes=10)  # so long a process waits for the others' part of common work, then ends the job
+PATIENCE = timedelta(hours=6)  # and so long for what the main process does alone, such as scoring
+LOCK_PATIENCE = 60  # seconds in which an earlier attempt of a job of several processes must have let go of its folder
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Runtime:
     world_size: int = 1
     device: torch.device = torch.device("cpu")
     precision: str = "fp32"
+    patient: dist.ProcessGroup | None = None  # the group, on the CPU, that waits for the main process
 
     @property
     def is_main(self) -> bool:
@@ -84,13 +91,28 @@ class Runtime:
             merged[rank :: self.world_size] = part
         return merged
 
-    def from_main(self, value: Any) -> Any:
-        """The main process' value, on every process."""
+    def from_main(self, job: Callable[[], Value]) -> Value:
+        """What `job` gives on the main process, which alone runs it, on every process; its ValueError or OSError likewise."""
+        if self.world_size == 1:
+            return job()
+        box: list[Any] = [None]
+        if self.is_main:
+            try:
+                box = [job()]
+            except (ValueError, OSError) as error:
+                box = [error]
+        dist.broadcast_object_list(box, src=0, group=self.patient)
+        if isinstance(box[0], ValueError | OSError):
+            raise box[0]
+        return box[0]
+
+    def any(self, value: bool) -> bool:
+        """Whether it holds on any process."""
         if self.world_size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
-        return box[0]
+        flag = torch.tensor(int(value), device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a detached tensor over the processes."""
@@ -107,19 +129,34 @@ def open_runtime(options: Options) -> Iterator[Runtime]:
     with _logging(is_main=rank == 0, level=logging.WARNING if options.run.do_predict else logging.INFO):
         device = choose_device(options.run.local_rank)
         precision = choose_precision("fp16" if options.run.fp16 else options.run.precision, device)
+        patient = None
         if world_size > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        runtime = Runtime(rank, world_size, device, precision)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=HANG)
+            patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        runtime = Runtime(rank, world_size, device, precision, patient)
         if device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(options.run.seed)  # the same on all processes: they must initialise alike
-        with fast_products(device, precision):
+        with fast_products(device, precision), _deterministic(options.run.deterministic):
             _log_start(options, runtime)
             if torch.get_float32_matmul_precision() == "medium":
                 log.info("float32 matrix products by oneDNN")
             yield runtime
         if world_size > 1:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, torch takes none of the ways that add up in another order each time, and refuses what has no other."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager
@@ -226,20 +263,41 @@ class _LogFile(logging.FileHandler):
     """log.txt of a run."""
 
 
-def open_output_dir(options: Options, runtime: Runtime) -> Path:
-    """Make the run's folder and, on the main process, write all log lines so far and from now on to its log.txt."""
+@contextmanager
+def open_output_dir(options: Options, runtime: Runtime) -> Iterator[Path]:
+    """Make the run's folder and, on the main process, write all log lines so far and from now on to its log.txt.
+
+    Raises ValueError, on every process, where another run works in it.
+    """
     folder = Path(options.run.output_dir)
-    if runtime.is_main:
+    lock = FileLock(folder / ".lock")
+
+    def take() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        file = _LogFile(folder / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        root = logging.getLogger()
-        for early in [h for h in root.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
-            early.setTarget(file)
-            early.flush()
-            root.removeHandler(early)
-        root.addHandler(file)
-    return folder
+        try:
+            lock.acquire(timeout=LOCK_PATIENCE if runtime.world_size > 1 else 0)
+        except Timeout:
+            raise ValueError(f"another run works in {folder}: wait for its end, or give another --output_dir") from None
+
+    runtime.from_main(take)
+    try:
+        if runtime.is_main:
+            _log_into(folder)
+        yield folder
+    finally:
+        lock.release()
+
+
+def _log_into(folder: Path) -> None:
+    """Write all log lines so far, and from now on, to the folder's log.txt."""
+    file = _LogFile(folder / "log.txt", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    for early in [h for h in root.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
+        early.setTarget(file)
+        early.flush()
+        root.removeHandler(early)
+    root.addHandler(file)
 
 
 def _log_start(options: Options, runtime: Runtime) -> None:

@@ -1,16 +1,24 @@
 """What both entry scripts do around their stage: read the data, build the model, train or evaluate, report."""
 
+import hashlib
 import logging
 import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from dataloaders import load_scenes
 from dataloaders.image_cache import open_image_cache
+from dataloaders.image_check import unreadable_images
 from dataloaders.images import ImageFiles
+from dataloaders.packed import PackedList
 from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, ImageReader, Scene, build_loader
 from modules.bert_config import load_cross_config, load_decoder_config
 from modules.captioning import CaptionJudge
-from modules.checkpoint import Progress, load_for_resume, resume_files, weights_path, write_card
+from modules.checkpoint import Progress, ResumePoint, RunFiles, named_state, newest_state, weights_path, write_card
 from modules.cider import CiderReward
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import CaptionEvaluator, Evaluator, RetrievalEvaluator
@@ -20,9 +28,10 @@ from modules.pretrained import load_weights, read_weights
 from modules.runtime import Runtime, open_output_dir, open_runtime
 from modules.scoring import ensure_java
 from modules.stages import SelfCriticalStep
+from modules.stopping import StopSignals
 from modules.tensorboard import Board
 from modules.tokenizer import VOCAB_SIZE
-from modules.training import build_trainer, fit
+from modules.training import Trainer, build_trainer, fit
 
 log = logging.getLogger(__name__)
 
@@ -30,28 +39,27 @@ log = logging.getLogger(__name__)
 def run(options: Options) -> None:
     """A whole run of either script. What the user can mend is a ValueError or OSError, mostly before anything is written."""
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
-    with open_runtime(options) as runtime:
+    with StopSignals() if options.run.do_train else nullcontext() as stop, open_runtime(options) as runtime:
         if options.stage == "caption" and runtime.is_main:
             ensure_java()
-        splits = _read_splits(options)
-        model = build_model(options)
+        splits = _read_splits(options, runtime)
+        point = _find_state(options, splits, runtime)
+        tensors = point.tensors() if point else None
+        model = build_model(options, tensors["model"] if tensors else None)
         images = _open_images(model.clip.visual.image_resolution, splits, options, runtime)
         if options.run.do_train:
-            _train(model, splits, images, options, runtime)
+            _train(model, splits, images, options, runtime, stop, point, tensors)
         else:
             evaluator = _build_evaluator(splits, images, options.data.eval_split, options, runtime)
-            folder = open_output_dir(options, runtime)
-            _report(model, evaluator, str(options.model.init_model), folder, options, runtime)
+            with open_output_dir(options, runtime) as folder:
+                _report(model, evaluator, str(options.model.init_model), folder, options, runtime)
 
 
-def build_model(options: Options) -> CLIP4IDC:
-    """The stage's model from --init_model, --pretrained_clip_name or nothing, tensor by tensor (SPEC §2, Weights)."""
+def build_model(options: Options, weights: dict[str, Tensor] | None = None) -> CLIP4IDC:
+    """The stage's model of these weights, else from --init_model, --pretrained_clip_name or nothing, tensor by tensor (SPEC §2,
+    Weights)."""
     source = options.model
-    if source.resume_model:
-        if source.init_model:
-            log.info("--resume_model is given: --init_model %s is not used", source.init_model)
-        weights = read_weights(resume_files(source.resume_model)[0])
-    else:
+    if weights is None:
         weights = load_weights(source.init_model, source.pretrained_clip_name, source.cache_dir)
     needy = "--do_eval" if options.run.do_eval else "--scst" if options.training.scst else None
     if needy and options.stage == "caption" and not any(key.startswith("decoder.") for key in weights):
@@ -71,16 +79,73 @@ def build_model(options: Options) -> CLIP4IDC:
     return model
 
 
-def _read_splits(options: Options) -> dict[str, list[Scene]]:
-    """The splits that this run needs; captioning's baselines need the training captions even in an evaluation."""
-    data = options.data
-    wanted = ["train"] if options.run.do_train or options.stage == "caption" else []
-    wanted += [data.select_on] if options.run.do_train else []
-    return {split: load_scenes(data.datatype, data.data_path, data.features_path, split)
-            for split in dict.fromkeys([*wanted, data.eval_split])}
+def _read_splits(options: Options, runtime: Runtime) -> dict[str, Sequence[Scene]]:
+    """The splits that this run needs; captioning's baselines need the training captions even in an evaluation.
+
+    The images of those that are read must be sound, or with --on_bad_image skip their pairs are left out.
+    """
+    data, training = options.data, options.run.do_train
+    wanted = ["train"] if training or options.stage == "caption" else []
+    wanted += [data.select_on] if training else []
+    skip = data.on_bad_image == "skip"
+    splits = {split: load_scenes(data.datatype, data.data_path, data.features_path, split, need_images=not skip)
+              for split in dict.fromkeys([*wanted, data.eval_split])}
+    used = splits if training else {data.eval_split: splits[data.eval_split]}
+    if data.image_cache and not skip:  # building it reads them all
+        return splits
+    paths = dict.fromkeys(path for scenes in used.values() for scene in scenes for path in scene.image_paths)
+    bad = runtime.from_main(lambda: unreadable_images(paths, options.model.cache_dir, runtime.progress))
+    if bad and not skip:
+        more = f"; {len(bad) - 1} more of {len(paths)} images cannot be read either" if len(bad) > 1 else ""
+        raise ValueError(f"{next(iter(bad.values()))}{more} (--on_bad_image skip would leave their pairs out)")
+    return splits | {split: _without(bad, split, scenes) for split, scenes in used.items()}
 
 
-def _open_images(resolution: int, splits: dict[str, list[Scene]], options: Options, runtime: Runtime) -> ImageReader:
+def _without(bad: Mapping[str, str], split: str, scenes: Sequence[Scene]) -> Sequence[Scene]:
+    """The scenes all of whose images can be read; the others are told."""
+    sound = [scene for scene in scenes if not any(path in bad for path in scene.image_paths)]
+    if len(sound) == len(scenes):
+        return scenes
+    for path in (path for scene in scenes for path in scene.image_paths if path in bad):
+        log.warning("%s", bad[path])
+    log.warning("the %s split goes without %d of its %d pairs, whose images cannot be read (--on_bad_image skip)", split,
+                len(scenes) - len(sound), len(scenes))
+    if not sound:
+        raise ValueError(f"no pair of the {split} split has images that can be read")
+    return PackedList(sound)
+
+
+def _find_state(options: Options, splits: Mapping[str, Sequence[Scene]], runtime: Runtime) -> ResumePoint | None:
+    """What --resume_model names, or --resume auto finds; ValueError where it is another run's than these options'."""
+    source, folder = options.model, Path(options.run.output_dir)
+    if not (source.resume_model or source.resume):
+        return None
+    point = runtime.from_main(lambda: named_state(source.resume_model) if source.resume_model else newest_state(folder))
+    if point is None:
+        log.info("--resume auto: no state in %s, this run starts afresh", folder)
+        return None
+    if not point.path.is_file():
+        raise FileNotFoundError(f"process {runtime.rank} does not see {point.path}: all machines must share --output_dir")
+    serious, others = point.differences(dict(options.items()), _fingerprint(options, splits))
+    if serious and not source.resume_force:
+        raise ValueError(f"{point.path} is of another run: {'; '.join(serious)}. Give these as they were, or --resume_force to go "
+                         "on all the same")
+    for text in serious + others:
+        log.warning("continuing although %s", text)
+    log.info("continuing from %s; --init_model and --pretrained_clip_name give no weights", point.path)
+    return point
+
+
+def _fingerprint(options: Options, splits: Mapping[str, Sequence[Scene]]) -> str:
+    """Of the ids and captions that training reads: where they lie, and what their images show, is not in it."""
+    digest = hashlib.sha256()
+    for split in ("train", options.data.select_on):
+        for scene in splits[split]:
+            digest.update(repr((scene.id, scene.captions, scene.distractor_captions)).encode())
+    return digest.hexdigest()
+
+
+def _open_images(resolution: int, splits: Mapping[str, Sequence[Scene]], options: Options, runtime: Runtime) -> ImageReader:
     if not options.data.image_cache:
         return ImageFiles(resolution)
     used = splits if options.run.do_train else {options.data.eval_split: splits[options.data.eval_split]}
@@ -88,7 +153,7 @@ def _open_images(resolution: int, splits: dict[str, list[Scene]], options: Optio
     return open_image_cache(options.data.image_cache, paths, resolution, runtime.progress)
 
 
-def _build_evaluator(splits: dict[str, list[Scene]], images: ImageReader, split: str, options: Options,
+def _build_evaluator(splits: Mapping[str, Sequence[Scene]], images: ImageReader, split: str, options: Options,
                      runtime: Runtime) -> Evaluator:
     scenes, data = splits[split], options.data
     pairs = EvaluationPairs(scenes, images, distractors=options.stage == "caption")
@@ -98,7 +163,8 @@ def _build_evaluator(splits: dict[str, list[Scene]], images: ImageReader, split:
     return CaptionEvaluator(scenes, loader, CaptionJudge.build(scenes, splits["train"], options, split), options, runtime)
 
 
-def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader, options: Options, runtime: Runtime) -> None:
+def _train(model: CLIP4IDC, splits: dict[str, Sequence[Scene]], images: ImageReader, options: Options, runtime: Runtime,
+           stop: StopSignals, point: ResumePoint | None, tensors: dict[str, Any] | None) -> None:
     data, select_on = options.data, options.data.select_on
     common = splits["train"], images, data.max_words, options.run.seed
     samples = (AdaptationSamples(*common, both=options.training.distractor_negatives) if options.stage == "retrieval" else
@@ -108,23 +174,32 @@ def _train(model: CLIP4IDC, splits: dict[str, list[Scene]], images: ImageReader,
     chooser = _build_evaluator(splits, images, select_on, options, runtime)
     reporter = chooser if data.eval_split == select_on else _build_evaluator(splits, images, data.eval_split, options, runtime)
     step = _self_critical_step(model, splits["train"], options) if options.training.scst else None
-    trainer = build_trainer(model, loader, options, runtime, step)
-    progress = Progress()
-    if options.model.resume_model:
-        progress = load_for_resume(options.model.resume_model, model, trainer.optimizer, trainer.scaler, trainer.averaged)
-    replaced = not options.model.resume_model and weights_path(Path(options.run.output_dir), "best").exists()
-    folder = open_output_dir(options, runtime)
-    if replaced:
-        log.warning("%s holds an earlier run, whose files of the same names are replaced; --resume_model would continue it", folder)
-    if runtime.is_main:
-        write_card(folder, model, data.max_words)
-        trainer.board = Board(folder, progress.trained_epochs * trainer.steps_per_epoch)
-    log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")
-    fit(trainer, folder, progress, chooser)
-    _report_best(model, progress, reporter, folder, options, runtime)
+    trainer = build_trainer(model, loader, options, runtime, step, stop)
+    if point:
+        trainer.restore(tensors, point.path)
+    progress = point.progress if point else Progress()
+    with open_output_dir(options, runtime) as folder:
+        if runtime.is_main:
+            _open_files(trainer, folder, progress, _fingerprint(options, splits), afresh=point is None)
+        log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")
+        fit(trainer, folder, progress, chooser)
+        _report_best(model, progress, reporter, folder, options, runtime)
 
 
-def _self_critical_step(model: CLIP4IDC, scenes: list[Scene], options: Options) -> SelfCriticalStep:
+def _open_files(trainer: Trainer, folder: Path, progress: Progress, data: str, afresh: bool) -> None:
+    """Everything that the main process writes into."""
+    options = trainer.options
+    trainer.files = RunFiles(folder, options.training.keep_checkpoints, dict(options.items()), data)
+    if afresh and weights_path(folder, "best").exists():
+        log.warning("%s holds an earlier run, whose files of the same names are replaced; --resume auto would continue it", folder)
+    if afresh:
+        trainer.files.forget_earlier_run()
+    write_card(folder, trainer.model, options.data.max_words)
+    done = progress.trained_epochs * trainer.steps_per_epoch + progress.batches // options.training.gradient_accumulation_steps
+    trainer.board = Board(folder, done)
+
+
+def _self_critical_step(model: CLIP4IDC, scenes: Sequence[Scene], options: Options) -> SelfCriticalStep:
     captions = {scene.id: scene.captions for scene in scenes}
     captions |= {scene.distractor_id: scene.distractor_captions for scene in scenes if scene.distractor}
     names = [[scene.id, scene.distractor_id] if scene.distractor else [scene.id] for scene in scenes]
@@ -139,7 +214,7 @@ def _report_best(model: CLIP4IDC, progress: Progress, reporter: Evaluator, folde
     else:
         log.info("best epoch: %d with %.4f on the %s split, %s", progress.best_epoch, progress.best_score, options.data.select_on,
                  chosen)
-    runtime.from_main(None)  # the main process has written the weights that all now read
+    runtime.from_main(lambda: None)  # the main process has written the weights that all now read
     model.load_state_dict(read_weights(chosen))
     _report(model, reporter, str(chosen), folder, options, runtime)
 

@@ -5,8 +5,10 @@ import logging
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,19 +17,24 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataloaders.pairs import Batches
-from modules.checkpoint import Progress, save_epoch, save_progress, weights_path
+from modules.checkpoint import Progress, RunFiles, weights_path
 from modules.clip import MAX_LOG_SCALE
 from modules.clip4idc import CLIP4IDC
 from modules.decoder import CaptionEncoderLayer
 from modules.evaluation import Evaluator
+from modules.files import written_at_once
 from modules.layers import ResidualAttentionBlock
 from modules.optimization import BertAdam, freeze, freeze_unused, parameter_groups
 from modules.options import Options
 from modules.runtime import Runtime
 from modules.stages import OPTIMIZER, PATIENCE, WEIGHT_DECAY, AdaptationStep, FinetuningStep
+from modules.stopping import StopRequested, StopSignals
 from modules.tensorboard import Board
 
 log = logging.getLogger(__name__)
+
+MAX_SKIPPED = 25  # steps in a row without finite gradients, after which training ends
+IDS_SHOWN = 8  # of a batch in such a step's line
 
 
 @dataclass
@@ -42,7 +49,9 @@ class Trainer:
     runtime: Runtime
     options: Options
     averaged: AveragedModel | None = None  # of the weights after every step
-    board: Board | None = None  # on the main process, once the run has a folder
+    stop: StopSignals = field(default_factory=StopSignals)
+    files: RunFiles | None = None  # on the main process, once the run has a folder, like the board
+    board: Board | None = None
 
     @property
     def result(self) -> CLIP4IDC:
@@ -59,8 +68,27 @@ class Trainer:
         """What learns."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def tensors(self) -> dict[str, Any]:
+        """All that training moves."""
+        return {"model": self.model.state_dict(), "averaged": self.averaged.state_dict() if self.averaged else None,
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
-def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: Runtime, step: nn.Module | None = None) -> Trainer:
+    def restore(self, tensors: Mapping[str, Any], source: Path) -> None:
+        """Take over what `tensors` gave. ValueError where it does not fit these options."""
+        try:
+            if bool(tensors["averaged"]) != bool(self.averaged):
+                raise ValueError("--ema was " + ("not given" if self.averaged else "given"))
+            self.model.load_state_dict(tensors["model"])
+            if self.averaged:
+                self.averaged.load_state_dict(tensors["averaged"])
+            self.optimizer.load_state_dict(tensors["optimizer"])
+            self.scaler.load_state_dict(tensors["scaler"])
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"cannot continue from {source} with these options: {' '.join(str(error).split())[:200]}") from None
+
+
+def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: Runtime, step: nn.Module | None = None,
+                  stop: StopSignals | None = None) -> Trainer:
     """Freeze, group, wrap. t_total counts the optimizer steps that really happen. `step`: another loss than the stage's own."""
     training, stage = options.training, options.stage
     freeze(model, training.freeze_layer_num, train_token_embedding=stage == "caption" and options.data.datatype != "clevr")
@@ -90,7 +118,7 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     learning = sum(p.numel() for group in groups for p in group["params"])
     log.info("%.1f M parameters, %.1f M of them learn; %d steps in %d epochs", sum(p.numel() for p in model.parameters()) / 1e6,
              learning / 1e6, t_total, training.epochs)
-    return Trainer(model, step, optimizer, scaler, loader, runtime, options, averaged)
+    return Trainer(model, step, optimizer, scaler, loader, runtime, options, averaged, stop or StopSignals())
 
 
 def compile_blocks(model: CLIP4IDC) -> None:
@@ -105,50 +133,70 @@ def compile_blocks(model: CLIP4IDC) -> None:
 
 
 def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator) -> None:
-    """Train to the last epoch or until the patience ends; every epoch is saved, evaluated and judged. `progress` moves on."""
+    """Train to the last epoch or until the patience ends; every epoch is saved, evaluated and judged. `progress` moves on.
+
+    Raises StopRequested once all is saved that a signal asked to save.
+    """
     options, runtime = trainer.options, trainer.runtime
+    patience = PATIENCE[options.stage]
     for epoch in range(progress.epoch, options.training.epochs):
-        if progress.unjudged_loss is None:
-            progress.unjudged_loss = train_epoch(trainer, epoch)
-            if runtime.is_main:
-                save_epoch(folder, epoch, trainer.result, trainer.optimizer, trainer.scaler, progress,
-                           trainer.model if trainer.averaged else None)
-                log.info("epoch %d: mean loss %.4f, at most %s of memory, saved %s", epoch, progress.unjudged_loss,
-                         runtime.peak_memory(), weights_path(folder, epoch))
-        loss = progress.unjudged_loss
-        trainer.result.eval()
-        score, scores = evaluator(trainer.result, str(epoch), folder)
-        is_best = progress.judge(epoch, score)
-        if runtime.is_main:
-            save_progress(folder, progress)
-            _append_history(folder / "history.csv", {"epoch": epoch, "loss": loss, **scores}, fresh=epoch == 0)
-            trainer.board.epoch({"loss": loss, **scores}, evaluator.samples(), (epoch + 1) * trainer.steps_per_epoch)
-            log.info("epoch %d: %s", epoch, f"the best so far, {score:.4f}" if is_best else
-                     f"{progress.epochs_without} epoch(s) in a row without a better score than {progress.best_score:.4f}")
-        patience = PATIENCE[options.stage]
         if patience is not None and progress.epochs_without >= patience:
             log.info("stopping: %d epochs in a row brought nothing better", patience)
             break
+        if progress.unjudged_loss is None:
+            with trainer.stop.finishing():
+                progress.end_epoch(train_epoch(trainer, progress))
+                if runtime.is_main:
+                    trainer.files.save_weights(trainer.result, epoch)
+                    trainer.files.save_state(trainer.tensors(), progress)
+                    log.info("epoch %d: mean loss %.4f, at most %s of memory, saved %s", epoch, progress.unjudged_loss,
+                             runtime.peak_memory(), weights_path(folder, epoch))
+        loss = progress.unjudged_loss
+        trainer.result.eval()
+        score, scores = evaluator(trainer.result, str(epoch), folder)
+        with trainer.stop.finishing():
+            is_best = progress.judge(epoch, score)
+            if runtime.is_main:
+                _append_history(folder / "history.csv", {"epoch": epoch, "loss": loss, **scores}, fresh=epoch == 0)
+                trainer.files.save_progress(progress)
+                trainer.board.epoch({"loss": loss, **scores}, evaluator.samples(), (epoch + 1) * trainer.steps_per_epoch)
+                log.info("epoch %d: %s", epoch, f"the best so far, {score:.4f}" if is_best else
+                         f"{progress.epochs_without} epoch(s) in a row without a better score than {progress.best_score:.4f}")
 
 
-def train_epoch(trainer: Trainer, epoch: int) -> float:
-    """One pass over the training split; returns the mean loss of its batches, over all processes."""
+def train_epoch(trainer: Trainer, progress: Progress) -> float:
+    """What is left of `progress.epoch`; returns the mean of its finite losses, over all batches and processes."""
+    runtime, training = trainer.runtime, trainer.options.training
+    accumulation, every = training.gradient_accumulation_steps, training.save_every_steps
     trainer.step.train()
-    trainer.loader.set_epoch(epoch)
-    accumulation, runtime = trainer.options.training.gradient_accumulation_steps, trainer.runtime
-    meter = _Meter(trainer, epoch)
-    losses = torch.zeros((), device=runtime.device)
-    for number, batch in enumerate(runtime.progress(trainer.loader, f"epoch {epoch}")):
-        runtime.seed(trainer.options.run.seed, epoch, number)  # dropout depends on the place in the run alone
+    trainer.loader.set_epoch(progress.epoch, progress.batches)
+    meter, watch = _Meter(trainer, progress.epoch), _NumbersWatch(progress, runtime)
+    losses = torch.tensor(progress.losses_of(runtime.rank, runtime.world_size), device=runtime.device)  # sum and count
+    for number, batch in enumerate(runtime.progress(trainer.loader, f"epoch {progress.epoch}"), progress.batches):
+        runtime.seed(trainer.options.run.seed, progress.epoch, number)  # dropout depends on the place in the run alone
+        watch.ids += batch["id"]
         batch = {name: value.to(runtime.device, non_blocking=True) for name, value in batch.items() if isinstance(value, Tensor)}
         complete = (number + 1) % accumulation == 0
         loss = _backward(trainer, batch, accumulation, complete)
+        losses += torch.stack([loss.nan_to_num(0, 0, 0), loss.isfinite()])
         if complete:
-            _update(trainer)
-        losses += loss
+            watch.after_step(_update(trainer), loss)
         meter.after_batch(number, loss, complete)
+        steps = (number + 1) // accumulation
+        if complete and steps < trainer.steps_per_epoch:
+            stop = runtime.any(trainer.stop.requested)
+            if stop or (every and steps % every == 0):
+                progress.batches = number + 1
+                progress.losses = runtime.gather_objects(losses.tolist())
+                if runtime.is_main:
+                    log.info("saved %s", trainer.files.save_state(trainer.tensors(), progress, steps))
+            if stop:
+                raise StopRequested
     trainer.optimizer.zero_grad(set_to_none=True)  # an incomplete accumulation is discarded
-    return (runtime.total(losses) / runtime.world_size / len(trainer.loader)).item()
+    total, count = runtime.total(losses).tolist()
+    if not count:
+        raise ValueError(f"no batch of epoch {progress.epoch} had a finite loss: try a lower --lr, or --precision fp32")
+    return total / count
 
 
 def _backward(trainer: Trainer, batch: dict[str, Tensor], accumulation: int, complete: bool) -> Tensor:
@@ -160,14 +208,43 @@ def _backward(trainer: Trainer, batch: dict[str, Tensor], accumulation: int, com
     return loss.detach()
 
 
-def _update(trainer: Trainer) -> None:
+def _update(trainer: Trainer) -> bool:
+    """One step; False where the gradients are not finite and nothing has moved."""
+    scale, skipped = trainer.scaler.get_scale(), trainer.optimizer.skipped
     trainer.scaler.step(trainer.optimizer)
     trainer.scaler.update()
     trainer.optimizer.zero_grad(set_to_none=True)
+    if trainer.scaler.get_scale() < scale or trainer.optimizer.skipped > skipped:
+        return False
     with torch.no_grad():
         trainer.model.clip.logit_scale.clamp_(max=MAX_LOG_SCALE)
     if trainer.averaged:
         trainer.averaged.update_parameters(trainer.model)
+    return True
+
+
+class _NumbersWatch:
+    """Counts steps that were skipped since their gradients were not finite, and ends a training that has no others."""
+
+    def __init__(self, progress: Progress, runtime: Runtime) -> None:
+        self.progress, self.runtime, self.in_a_row = progress, runtime, 0
+        self.ids: list[str] = []  # of the step's batches, on this process
+
+    def after_step(self, taken: bool, loss: Tensor) -> None:
+        """ValueError after MAX_SKIPPED in a row."""
+        own, self.ids = self.ids, []
+        if taken:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.progress.skipped += 1
+        ids = sum(self.runtime.gather_objects(own), [])
+        more = f" and {len(ids) - IDS_SHOWN} more" if len(ids) > IDS_SHOWN else ""
+        log.warning("epoch %d: a step is skipped, its gradients are not finite (loss %s; %d in a row, %d in all): %s%s",
+                    self.progress.epoch, loss.item(), self.in_a_row, self.progress.skipped, ", ".join(ids[:IDS_SHOWN]), more)
+        if self.in_a_row >= MAX_SKIPPED:
+            raise ValueError(f"{MAX_SKIPPED} steps in a row had no finite gradients; the weights stand as they were before: look "
+                             "at the pairs named above, or try a lower --lr, or --precision fp32")
 
 
 class _Meter:
@@ -200,4 +277,5 @@ class _Meter:
 def _append_history(path: Path, row: dict[str, float], fresh: bool) -> None:
     rows = [] if fresh or not path.is_file() else pd.read_csv(path).to_dict("records")
     rows = [old for old in rows if old["epoch"] < row["epoch"]] + [row]
-    pd.DataFrame(rows).to_csv(path, index=False)
+    with written_at_once(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)

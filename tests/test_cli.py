@@ -2,26 +2,20 @@
 
 import csv
 import html
-import io
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 import CLIP4IDCinference
 import main_task_retrieval
 from tests.conftest import ROOT, make_clevr, make_spot
-
-SCRIPTS = {"retrieval": main_task_retrieval, "caption": CLIP4IDCinference}
-SIZES = {"train": 8, "val": 3, "test": 5}
+from tests.runs import FILES, SCRIPTS, SIZES, check_board, finish, refused, start, words
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +26,6 @@ def clevr(tmp_path_factory):
 @pytest.fixture(scope="module")
 def spot(tmp_path_factory):
     return make_spot(tmp_path_factory.mktemp("spot"), SIZES)
-
-
-def words(data: Path, output: Path, sizes: Path, stage: str, *more: str) -> list[str]:
-    datatype = "clevr" if (data / "splits.json").exists() else "spot"
-    return ["--data_path", str(data), "--features_path", str(data / "images_test"), "--output_dir", str(output), "--datatype", datatype,
-            "--batch_size", "4", "--batch_size_val", "2", "--max_words", "12", "--epochs", "2", "--n_display", "1", "--num_thread_reader", "0",
-            "--intra_num_hidden_layers", "1", "--pretrained_clip_name", str(sizes), "--lr", "1e-3",
-            *(["--gt_dir", str(data / "gt"), "--decoder_num_hidden_layers", "1"] if stage == "caption" else []), *more]
 
 
 @pytest.mark.parametrize("stage", ["retrieval", "caption"])
@@ -80,23 +66,6 @@ def check_report(path: Path, needed: tuple[str, ...], curves: int) -> None:
     for text in (*needed, "--max_words", "square"):
         assert text in page
     assert page.count("<polyline") == curves
-
-
-def check_board(run: Path, epochs: int, score: str) -> None:
-    """TensorBoard reads what history.csv says, a picture for each epoch, and the losses of steps that come one after another."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(run / "tensorboard")).Reload()
-    history = pd.read_csv(run / "history.csv")
-    for name in ("loss", score):
-        assert [event.value for event in board.Scalars(f"epoch/{name}")] == pytest.approx(history[name].tolist())
-    pictures = board.Images("samples")
-    assert [event.step for event in pictures] == [event.step for event in board.Scalars("epoch/loss")]
-    assert Image.open(io.BytesIO(pictures[0].encoded_image_string)).size[0] > 900
-    steps = [event.step for event in board.Scalars("step/loss")]
-    assert len(pictures) == epochs
-    assert steps == list(range(1, len(steps) + 1))
-    assert steps[-1] == pictures[-1].step
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
@@ -150,38 +119,6 @@ def test_choosing_on_val_reports_on_test(spot, tiny_sizes, tmp_path):
     assert "epochs are chosen on the val split" in (run / "log.txt").read_text()
 
 
-@pytest.mark.parametrize(("stage", "killed_in", "more"), [
-    ("retrieval", "training", []), ("retrieval", "evaluation", ["--ema", ".8"]),
-    ("caption", "training", ["--ema", ".8"]), ("caption", "evaluation", []), ("caption", "training", ["--scst"])])
-def test_resumed_equals_uninterrupted(stage, killed_in, more, clevr, tiny_sizes, tmp_path):
-    if "--scst" in more:
-        CLIP4IDCinference.main(words(clevr, tmp_path / "first", tiny_sizes, stage, "--do_train", "--epochs", "1"))
-        more = [*more, "--init_model", str(tmp_path / "first" / "pytorch_model.bin.0")]
-    plain = words(clevr, tmp_path / "whole", tiny_sizes, stage, "--do_train", "--epochs", "3", *more)
-    assert SCRIPTS[stage].main(plain) == 0
-    cut = words(clevr, tmp_path / "cut", tiny_sizes, stage, "--do_train", "--epochs", "3", *more)
-    trainer = sys.modules["modules.training"]
-    name = "train_epoch" if killed_in == "training" else "save_progress"  # the latter is what ends an evaluation
-    original, calls = getattr(trainer, name), []
-
-    def killed(*args):
-        calls.append(args)
-        if len(calls) == 3 - (killed_in == "evaluation"):
-            raise KeyboardInterrupt
-        return original(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, name, killed)
-        with pytest.raises(SystemExit, match="130"):
-            SCRIPTS[stage].main(cut)
-    assert SCRIPTS[stage].main([*cut, "--resume_model", str(tmp_path / "cut" / "pytorch_model.bin.1")]) == 0
-    whole, resumed = (torch.load(tmp_path / run / "pytorch_model.bin.2", weights_only=True) for run in ("whole", "cut"))
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    assert (tmp_path / "whole" / "history.csv").read_text() == (tmp_path / "cut" / "history.csv").read_text()
-    for run in ("whole", "cut"):
-        check_board(tmp_path / run, epochs=3, score={"caption": "CIDEr", "retrieval": "text_to_pair_R1"}[stage])
-
-
 def test_averaged_weights_are_what_is_saved(clevr, tiny_sizes, tmp_path):
     """At decay .5: half of the last step's and half of the first one's, of two steps."""
     import main_task_retrieval as script
@@ -190,8 +127,9 @@ def test_averaged_weights_are_what_is_saved(clevr, tiny_sizes, tmp_path):
     seen, update = [], training._update
 
     def watched(trainer):
-        update(trainer)
+        taken = update(trainer)
         seen.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
+        return taken
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_update", watched)
@@ -203,21 +141,6 @@ def test_averaged_weights_are_what_is_saved(clevr, tiny_sizes, tmp_path):
     assert len(seen) > 1
     assert all(torch.allclose(saved[key], value, atol=1e-6) for key, value in expected.items())
     assert not torch.equal(saved["clip.visual.proj"], seen[-1]["clip.visual.proj"])
-
-
-def test_what_cannot_be_continued_is_refused_before_anything_is_written(spot, tiny_sizes, tmp_path, capsys):
-    run = tmp_path / "run"
-    main_task_retrieval.main(words(spot, run, tiny_sizes, "retrieval", "--do_train"))
-    options = words(spot, run, tiny_sizes, "retrieval", "--do_train")
-    before = sorted(file.name for file in run.iterdir()), (run / "log.txt").read_text()
-    for more, message in ((["--resume_model", str(run / "pytorch_model.bin.0")], "training_state.bin.1 is what this run continues from"),
-                          (["--resume_model", str(run / "pytorch_model.bin.best")], "expected a file pytorch_model.bin.<epoch>"),
-                          (["--resume_model", str(run / "pytorch_model.bin.1"), "--freeze_layer_num", "2"], "with these options"),
-                          (["--resume_model", str(run / "pytorch_model.bin.1"), "--ema", ".9"], "--ema was not given"),
-                          (["--resume_model", str(run / "pytorch_model.bin.1"), "--output_dir", str(tmp_path / "other")], "give --output_dir")):
-        assert message in refused("retrieval", [*options, *more], capsys)
-    assert before == (sorted(file.name for file in run.iterdir()), (run / "log.txt").read_text())
-    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("task", [["--do_eval"], ["--do_train", "--scst"]])
@@ -251,16 +174,11 @@ def test_accumulation_equals_one_batch_and_drops_the_incomplete(spot, tiny_sizes
                                      "--gradient_accumulation_steps", "5"))
 
 
-def torchrun(script: str, options: list[str], processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone", script, *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-@pytest.mark.parametrize(("stage", "script"), [("retrieval", "main_task_retrieval.py"), ("caption", "CLIP4IDCinference.py")])
-def test_two_processes_under_torchrun(stage, script, clevr, tiny_sizes, tmp_path):
+@pytest.mark.parametrize("stage", ["retrieval", "caption"])
+def test_two_processes_under_torchrun(stage, clevr, tiny_sizes, tmp_path):
     cache = tmp_path / "cache"  # two processes want to build it at once; one process then evaluates without it
-    done = torchrun(script, words(clevr, tmp_path / "two", tiny_sizes, stage, "--do_train", "--image_cache", str(cache)))
-    assert done.returncode == 0, done.stderr[-3000:]
+    code, errors = finish(start([FILES[stage], *words(clevr, tmp_path / "two", tiny_sizes, stage, "--do_train", "--image_cache", str(cache))], 2))
+    assert code == 0, errors[-3000:]
     assert len(json.loads((cache / "images-64.json").read_text())["images"]) == 3 * (8 + 5)
     best = str(tmp_path / "two" / "pytorch_model.bin.best")
     two = json.loads((tmp_path / "two" / "metrics.json").read_text())
@@ -283,14 +201,6 @@ def test_real_scenes(stage, real_data, tiny_sizes, tmp_path):
     more += ["--gt_dir", str(tmp_path / "gt")] if stage == "caption" else []
     assert SCRIPTS[stage].main([*words(root, tmp_path / "run", tiny_sizes, stage, "--do_train"), *more]) == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["split"] == "test"
-
-
-def refused(stage: str, options: list[str], capsys: pytest.CaptureFixture) -> str:
-    with pytest.raises(SystemExit) as stop:
-        SCRIPTS[stage].main(options)
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    return lines[-1]
 
 
 @pytest.mark.parametrize(("more", "message"), [

@@ -7,6 +7,7 @@ from dataloaders import load_scenes
 from dataloaders.images import ImageFiles, load_image, normalize
 from dataloaders.pairs import AdaptationSamples, FinetuningSamples, build_loader
 from modules import decoder
+from modules.checkpoint import Progress
 from modules.clip import CLIP, ClipSizes, Features
 from modules.clip4idc import CLIP4IDC
 from modules.generation import greedy_search
@@ -45,7 +46,7 @@ def train(model: CLIP4IDC, scenes, stage: str) -> float:
         scenes, lambda paths: torch.stack([kept[path] for path in paths]), WORDS)
     loader = build_loader(samples, SCENES, True, 0, 0, 1, 0)
     trainer = build_trainer(model, loader, options, Runtime())
-    return [train_epoch(trainer, epoch) for epoch in range(STEPS[stage])][-1]
+    return [train_epoch(trainer, Progress(epoch)) for epoch in range(STEPS[stage])][-1]
 
 
 def learn(scenes, stage: str) -> tuple[float, int]:
