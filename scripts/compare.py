@@ -169,7 +169,7 @@ def main() -> None:
             _call(["gt/eval_utils.py", "--datatype", "clevr", "--data_path", str(args.data), "--output", str(truth)], truth.parent)
         scores = {"row": name, "seed": seed, **run_row(ROWS[name], seed, args.data, args.runs)}
         line = pd.DataFrame([scores], columns=list(done.columns))
-        line.to_csv(args.results, mode="a", header=done.empty, index=False, float_format="%.6g")
+        line.to_csv(args.results, mode="a", header=not args.results.is_file(), index=False, float_format="%.6g")
         print(f"seed {seed}: {name}", flush=True)
     print(table(read_results(args.results)))
 
