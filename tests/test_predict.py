@@ -369,3 +369,20 @@ def test_cards_of_the_wrong_kind_and_models_without_a_captioner_are_refused(tmp_
     monkeypatch.setattr(predictor_module, "load_weights", lambda *_: {"clip.x": torch.ones(1)})
     with pytest.raises(ValueError, match="no captioner"):
         Predictor.load(weights)
+
+
+def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_data):
+    """A little less than what docs/experiments.md reports of the 48."""
+    from dataloaders import load_scenes
+    from gt.said_changes import judge, share
+
+    root = real_data / "clevr-change" / "real48"
+    scenes = [scene for split in ("train", "val", "test") for scene in load_scenes("clevr", root, None, split)]
+    assert len(scenes) == 48
+    pairs = {scene.id: (scene.before, scene.after) for scene in scenes} | {
+        scene.distractor_id: (scene.before, scene.distractor) for scene in scenes}
+    captions = {key: found[0].text for key, found in zip(pairs, demo.captions(list(pairs.values())), strict=True)}
+    changed = json.loads((root / "changed_object.json").read_text())
+    shares = {name: share(answers)["share"] for name, answers in judge(captions, changed).items()}
+    for name, least in (("change recognised", 0.8), ("no change recognised", 0.6), ("type", 0.8), ("new color", 0.7), ("color", 0.7)):
+        assert shares[name] >= least, f"{name}: {shares[name]}"
