@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,8 +44,10 @@ class Progress:
         return self.epoch + (self.unjudged_loss is not None)
 
     def judge(self, epoch: int, score: float) -> bool:
-        """Take in an epoch's score, an equal one counting as better; returns whether it is the best so far."""
+        """Take in an epoch's score, an equal one counting as better, NaN as none; returns whether it is the best so far."""
         self.epoch, self.unjudged_loss = epoch + 1, None
+        if math.isnan(score):
+            return False
         if score >= self.best_score:
             self.best_score, self.best_epoch, self.epochs_without = score, epoch, 0
             return True

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import time
@@ -124,6 +125,7 @@ def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator
             _append_history(folder / "history.csv", {"epoch": epoch, "loss": loss, **scores}, fresh=epoch == 0)
             trainer.board.epoch({"loss": loss, **scores}, evaluator.samples(), (epoch + 1) * trainer.steps_per_epoch)
             log.info("epoch %d: %s", epoch, f"the best so far, {score:.4f}" if is_best else
+                     "not judged, the score that chooses is missing" if math.isnan(score) else
                      f"{progress.epochs_without} epoch(s) in a row without a better score than {progress.best_score:.4f}")
         patience = PATIENCE[options.stage]
         if patience is not None and progress.epochs_without >= patience:
