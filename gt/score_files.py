@@ -4,15 +4,16 @@
 """
 
 import argparse
-import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataloaders.clevr_change import read_type_mapping
-from modules.files import write_json
+from modules.files import to_json, write_json
 from modules.options import OneLineParser, run_and_report
+from modules.tables import MISSING, format_score
 
 MIN_DRAWS, FEW_PAIRS = 100, 30
 FORMATS = ("table", "json", "latex")
@@ -22,7 +23,8 @@ HEADINGS = {"Bleu_1": "B-1", "Bleu_2": "B-2", "Bleu_3": "B-3", "Bleu_4": "B-4", 
 
 def score_files(args: argparse.Namespace) -> dict:
     """Everything that is printed, as one object. The files' captions must be of the same ids, all of them in the ground truth."""
-    from modules.scoring import References, ensure_java, read_ground_truth, read_results, tokenize
+    from modules.java import ensure_java
+    from modules.scoring import References, read_ground_truth, read_results, tokenize
 
     ensure_java()
     systems = {str(path): read_results(path) for path in args.results}
@@ -90,13 +92,13 @@ def as_table(report: dict) -> str:
     for system, values in report["systems"].items():
         lines += ["", system, " " * width + "".join(f"{name:>16}" for name in HEADINGS)]
         for group, scores in values["scores"].items():
-            lines.append(f"{group:<{width}}" + "".join(f"{scores[name]:>16.4f}" for name in HEADINGS))
+            lines.append(f"{group:<{width}}" + "".join(f"{format_score(scores[name]):>16}" for name in HEADINGS))
             if "intervals" in values:
                 lines.append(" " * width + "".join(f"{_span(values['intervals'][group][name]):>16}" for name in HEADINGS))
         for group, found in values.get("against_first", {}).items():
             lines.append(f"{group}: difference to {next(iter(report['systems']))}, 95 % interval and p")
             lines.append(" " * width + "".join(f"{_span(found[name]['interval']):>16}" for name in HEADINGS))
-            lines.append(" " * width + "".join(f"{'p ' + format(found[name]['p'], '.3f'):>16}" for name in HEADINGS))
+            lines.append(" " * width + "".join(f"{'p ' + format_score(found[name]['p'], 3):>16}" for name in HEADINGS))
     few = [name for name, count in report["ids"].items() if count < FEW_PAIRS]
     if few and "bootstrap" in report:
         lines += ["", f"fewer than {FEW_PAIRS} pairs, whose intervals say little: {', '.join(few)}"]
@@ -104,7 +106,7 @@ def as_table(report: dict) -> str:
 
 
 def _span(bounds: Sequence[float]) -> str:
-    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+    return MISSING if math.isnan(bounds[0]) else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
 def as_latex(report: dict) -> str:
@@ -115,9 +117,9 @@ def as_latex(report: dict) -> str:
         for group, scores in values["scores"].items():
             cells = []
             for name in HEADINGS:
-                low, high = values["intervals"][group][name] if "intervals" in values else (0, 0)
-                spread = rf" {{\scriptsize $\pm${50 * (high - low):.1f}}}" if "intervals" in values else ""
-                cells.append(f"{100 * scores[name]:.1f}{spread}")
+                low, high = values["intervals"][group][name] if "intervals" in values else (math.nan, math.nan)
+                spread = "" if math.isnan(low) else rf" {{\scriptsize $\pm${50 * (high - low):.1f}}}"
+                cells.append(f"{format_score(100 * scores[name], 1)}{spread}")
             lines.append(" & ".join([re.sub(r"([_&%#$])", r"\\\1", Path(system).stem), group, *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
@@ -142,7 +144,7 @@ def main(argv: list[str]) -> int:
         report = score_files(args)
         if args.output:
             write_json(args.output, report)
-        formats = {"table": as_table, "json": lambda found: json.dumps(found, indent=2), "latex": as_latex}
+        formats = {"table": as_table, "json": lambda found: to_json(found, indent=2), "latex": as_latex}
         print(formats[args.format](report))
 
     return run_and_report(parser.prog, job)

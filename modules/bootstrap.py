@@ -5,12 +5,18 @@ corpus: BLEU from its n-gram counts and lengths, METEOR from its alignment stati
 frequencies stay those of the whole group that is drawn from.
 """
 
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from modules.java import JavaError
+from modules.meteor import STATISTICS
 from modules.scoring import SCORE_NAMES, References
+
+log = logging.getLogger(__name__)
 
 MAX_NGRAM = 4
 SMALL, TINY = 1e-9, 1e-15  # BLEU's guards against division by zero, pycocoevalcap's own
@@ -24,7 +30,7 @@ class Statistics:
 
     ids: list[str]
     bleu: np.ndarray  # (N, 10): correct and guessed 1- to 4-grams, length, closest reference's length
-    meteor: np.ndarray  # (N, 23): METEOR's own
+    meteor: np.ndarray  # (N, STATISTICS): METEOR's own, NaN where it failed
     means: np.ndarray  # (N, 2): ROUGE-L, CIDEr
     references: References
 
@@ -40,10 +46,13 @@ class Statistics:
             cooked = cook_test(caption, cook_refs(truth[key]))
             closest = min((abs(length - cooked["testlen"]), length) for length in cooked["reflen"])[1]
             bleu.append([*cooked["correct"], *cooked["guess"], cooked["testlen"], closest])
-        meteor, rouge, cider = references.others
-        alignment = np.array([meteor._stat(caption, truth[key]).split() for key, caption in tokens.items()], dtype=float)
+        try:
+            alignment = np.array(references.meteor.statistics(truth, tokens))
+        except JavaError as error:
+            log.warning("METEOR is missing: %s", error)
+            alignment = np.full((len(tokens), STATISTICS), np.nan)
         alignment[_matched_whole(alignment), CHUNKS] = 0  # as METEOR does before it adds up a corpus
-        means = [scorer.compute_score(truth, captions)[1] for scorer in (rouge, cider)]
+        means = [scorer.compute_score(truth, captions)[1] for scorer in (references.rouge, references.cider)]
         return cls(list(tokens), np.array(bleu, dtype=float), alignment, np.stack(means, axis=1), references)
 
     def scores(self, counts: np.ndarray) -> dict[str, float]:
@@ -56,12 +65,15 @@ class Statistics:
         return dict(zip(SCORE_NAMES, map(float, (*bleu, self._meteor(counts @ self.meteor), rouge, cider)), strict=True))
 
     def _meteor(self, sums: np.ndarray) -> float:
-        """METEOR of summed statistics, by METEOR itself."""
-        process = self.references.others[0].meteor_p
-        process.stdin.write(f"EVAL ||| {' '.join(f'{value:.1f}' for value in sums)}\n".encode())
-        process.stdin.flush()
-        process.stdout.readline()  # of the segment, which is all there is
-        return float(process.stdout.readline())
+        """METEOR of summed statistics, by METEOR itself; once it has failed, missing for good."""
+        if np.isnan(sums).any():
+            return math.nan
+        try:
+            return self.references.meteor.score_of(sums)
+        except JavaError as error:
+            log.warning("METEOR is missing: %s", error)
+            self.meteor[:] = np.nan
+            return math.nan
 
 
 def _matched_whole(alignment: np.ndarray) -> np.ndarray:
@@ -84,13 +96,16 @@ def bootstrap(systems: Sequence[Statistics], draws: int, seed: int) -> list[dict
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 per cent."""
+    """The middle 95 per cent; NaN where a value is missing."""
     low, high = np.percentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def p_value(differences: np.ndarray) -> float:
-    """Two-sided: twice the smaller share of draws on either side of 0, the observed data counting as one more on each."""
+    """Two-sided: twice the smaller share of draws on either side of 0, the observed data counting as one more on each; NaN where a
+    draw's is missing."""
+    if np.isnan(differences).any():
+        return math.nan
     differences = np.round(differences, 9)  # BLEU's guards make zeros that differ in their last digits
     beyond = min((differences <= 0).sum(), (differences >= 0).sum())
     return min(1.0, 2 * (float(beyond) + 1) / (len(differences) + 1))

@@ -1,6 +1,7 @@
 """Stage-2 evaluation: pairs → captions → hyp_ep_*.json → COCO scores beside two baselines (SPEC §6, Captions)."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,11 @@ from modules.baselines import best_constant, random_captions
 from modules.clip4idc import CLIP4IDC
 from modules.files import write_json
 from modules.generation import beam_search, greedy_search
+from modules.java import JavaError
 from modules.options import Options
-from modules.runtime import Runtime, format_table
+from modules.runtime import Runtime
 from modules.scoring import References, coco_ground_truth, read_ground_truth, tokenize
+from modules.tables import format_table
 from modules.tokenizer import decode
 
 log = logging.getLogger(__name__)
@@ -77,7 +80,8 @@ def _ids(scenes: Sequence[Scene]) -> list[str]:
 class CaptionJudge:
     """Scores a split's captions, epoch after epoch, against references tokenised once and two baselines scored once.
 
-    Build it before training: ground truth that does not fit is found then.
+    Of either, what is missing is tried again in the next epoch. Build it before training: ground truth that does not fit is found
+    then.
     """
 
     truth: Mapping[str, Sequence[str]]
@@ -99,9 +103,10 @@ class CaptionJudge:
         return cls(references_of(scenes, options, split), captions, subsets)
 
     def score(self, captions: Mapping[str, str]) -> dict[str, dict[str, float]]:
-        """Scores of `all` and of each subset; the first call logs the baselines'."""
+        """Scores of `all` and of each subset, NaN where they are missing; the first call logs the baselines'."""
         if self._references is None:
             self._references = References(self.truth)
+        if not self.baselines or any(math.isnan(value) for _, scores in self.baselines for value in scores.values()):
             self._score_baselines()
         scores = self._references.score(captions, self.subsets)
         log.info("caption scores\n%s", format_table(list(scores.items())))
@@ -114,6 +119,15 @@ class CaptionJudge:
         return self._references.cider_by_id(captions)
 
     def _score_baselines(self) -> None:
+        """Score them, or say why that has to wait for the next evaluation."""
+        try:
+            self.baselines = self._baselines()
+            log.info("baselines\n%s", format_table(self.baselines))
+        except JavaError as error:
+            log.warning("the baselines are missing: %s", error)
+
+    def _baselines(self) -> list[tuple[str, dict[str, float]]]:
+        baselines = []
         tokens = [texts[0] for texts in tokenize({str(n): [c] for n, c in enumerate(self.training_captions)}).values()]
         drawn = random_captions(tokens, list(self.truth))
         apart = {name: ids for name, ids in self.subsets.items() if name in ("change", "distractor")}
@@ -121,9 +135,9 @@ class CaptionJudge:
         for name, ids in {"all": list(self.truth), **apart}.items():
             constant = best_constant(tokens, {key: self._references.tokens[key] for key in ids})
             constant_scores = self._references.score_tokens(dict.fromkeys(ids, constant))["all"]
-            self.baselines.append((f"best constant ({name}: “{constant}”)", constant_scores))
-            self.baselines.append((f"random training caption ({name})", random_scores[name]))
-        log.info("baselines\n%s", format_table(self.baselines))
+            baselines.append((f"best constant ({name}: “{constant}”)", constant_scores))
+            baselines.append((f"random training caption ({name})", random_scores[name]))
+        return baselines
 
 
 def write_hypotheses(folder: Path, label: str, captions: Mapping[str, str]) -> Path:

@@ -7,6 +7,7 @@ not count. Random states are not saved: every draw is made from (seed, epoch, pl
 
 import json
 import logging
+import math
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -68,8 +69,10 @@ class Progress:
         self.batches, self.losses, self.unjudged_loss = 0, [], loss
 
     def judge(self, epoch: int, score: float) -> bool:
-        """Take in an epoch's score, an equal one counting as better; returns whether it is the best so far."""
+        """Take in an epoch's score, an equal one counting as better, NaN as none; returns whether it is the best so far."""
         self.epoch, self.unjudged_loss = epoch + 1, None
+        if math.isnan(score):
+            return False
         if score >= self.best_score:
             self.best_score, self.best_epoch, self.epochs_without = score, epoch, 0
             return True

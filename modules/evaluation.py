@@ -18,7 +18,8 @@ from modules.options import Options
 from modules.predictor import Decoding, Predictor
 from modules.report import Page, Shown, write_caption_report, write_retrieval_report
 from modules.retrieval import chance, compare_split, retrieval_metrics
-from modules.runtime import Runtime, format_table
+from modules.runtime import Runtime
+from modules.tables import format_table
 from modules.visualization import draw_pairs, spread
 
 log = logging.getLogger(__name__)

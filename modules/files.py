@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,20 @@ def written_at_once(path: str | Path) -> Iterator[Path]:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file at once, in the compact form of `json.dump`."""
     with written_at_once(path) as temporary:
-        temporary.write_text(json.dumps(value), encoding="utf-8")
+        temporary.write_text(to_json(value), encoding="utf-8")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, which has no NaN: a missing score is null."""
+    return json.dumps(_nan_to_none(value), indent=indent)
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _nan_to_none(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_nan_to_none(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def file_sha256(path: Path) -> str:

@@ -1,5 +1,6 @@
 """report.html of an evaluation, one file with everything in it: scores, curves, pairs, options; a page for each stage."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from dataloaders.pairs import Scene
 from modules.files import written_at_once
 from modules.predictor import Decoding, Predictor
 from modules.retrieval import retrieval_ranks
+from modules.tables import format_score
 from modules.visualization import explanation_cells, fitted, jpeg_uri, spread
 
 SHOWN = 2  # pairs that did best, and that did worst, in each group
@@ -33,7 +35,9 @@ class Shown:
 
 
 def best_and_worst(pairs: Sequence[Shown]) -> list[tuple[str, list[Shown]]]:
-    """("best", …) and ("worst", …), no pair in both."""
+    """("best", …) and ("worst", …), no pair in both; ("first", …) where scores are missing."""
+    if any(math.isnan(pair.score) for pair in pairs):
+        return [("first", pairs[: 2 * SHOWN])]
     ranked = sorted(pairs, key=lambda pair: -pair.score)
     best = ranked[:SHOWN]
     return [("best", best), ("worst", [pair for pair in ranked[::-1][:SHOWN] if pair not in best])]
@@ -52,11 +56,12 @@ class Page:
     facts: Mapping[str, Any]
     defaults: Mapping[str, Any]
 
-    def write(self, path: Path, template: str, digits: str, curves: Sequence[str], **more: Any) -> None:
-        """Fill a template; `digits` formats scores, `curves` names columns of the history, `more` is the stage's own."""
+    def write(self, path: Path, template: str, digits: int, curves: Sequence[str], **more: Any) -> None:
+        """Fill a template: scores with `digits` decimals, `curves` by their columns of the history, `more` of the stage's own."""
         rows = [{"label": label, "scores": row, "baseline": False} for label, row in self.scores.items()]
         rows += [{"label": label, "scores": row, "baseline": True} for label, row in self.baselines]
         environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+        environment.filters["score"] = format_score
         text = environment.get_template(template).render(
             title=self.title, digits=digits, counts=self.counts, metrics=list(next(iter(self.scores.values()))), rows=rows,
             curves=_curves(self.history, curves), facts=self.facts, defaults=self.defaults, **more)
@@ -69,7 +74,7 @@ def write_caption_report(path: Path, page: Page, groups: Mapping[str, Sequence[S
     """Stage 2's page: of each group the pairs that did best and worst, with what the model looked at."""
     sections = [{"title": f"{name}: the {kind}", "pairs": [_pair(pair, predictor, decoding) for pair in chosen]}
                 for name, pairs in groups.items() for kind, chosen in best_and_worst(pairs) if chosen]
-    page.write(path, "captioning.html", "%.4f", ("loss", "CIDEr"), sections=sections)
+    page.write(path, "captioning.html", 4, ("loss", "CIDEr"), sections=sections)
 
 
 def write_retrieval_report(path: Path, page: Page, scenes: Sequence[Scene], similarity: Tensor) -> None:
@@ -91,7 +96,7 @@ def write_retrieval_report(path: Path, page: Page, scenes: Sequence[Scene], simi
                  for value, n in zip(*(column.tolist() for column in near), strict=True)]
         pairs.append({**_images(scenes[query]), "sentence": scenes[query].captions[0],
                       "rank": f"{ranks['pair_to_text'][query]:g}", "found": found})
-    page.write(path, "retrieval.html", "%.1f", ("loss", "text_to_pair_R1", "pair_to_text_R1"),
+    page.write(path, "retrieval.html", 1, ("loss", "text_to_pair_R1", "pair_to_text_R1"),
                sentences=sentences, pairs=pairs)
 
 
@@ -112,19 +117,19 @@ def _pair(pair: Shown, predictor: Predictor, decoding: Decoding) -> dict[str, An
 
 
 def _curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Columns by epoch of a run's history.csv, where it has two epochs at least."""
+    """Columns by epoch of a run's history.csv, where it has two epochs at least; a missing score is passed over."""
     if not history.is_file():
         return []
     table = pd.read_csv(history)
     curves = []
     for name in names:
-        if name not in table or len(table) < 2:
+        known = table.dropna(subset=name) if name in table else table[:0]
+        if len(known) < 2:
             continue
-        values = table[name].to_numpy()
+        values, epochs = known[name].to_numpy(), known["epoch"].to_numpy()
         reach = (values.max() - values.min()) or 1.0
-        points = " ".join(f"{WIDTH * n / (len(values) - 1):.1f},{HEIGHT * (1 - (value - values.min()) / reach):.1f}"
-                          for n, value in enumerate(values))
-        epochs = table["epoch"].to_numpy()
+        points = " ".join(f"{WIDTH * n / (len(table) - 1):.1f},{HEIGHT * (1 - (value - values.min()) / reach):.1f}"
+                          for n, value in zip(known.index, values, strict=True))
         curves.append({"name": name, "points": points, "low": values.min(), "high": values.max(),
                        "first": (epochs[0], values[0]), "last": (epochs[-1], values[-1])})
     return curves

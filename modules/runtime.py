@@ -6,7 +6,7 @@ import logging.handlers
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -308,17 +308,3 @@ def _log_start(options: Options, runtime: Runtime) -> None:
         log.info("  --%s = %s", option, value)
     if options.ignored:
         log.warning("accepted but without effect, as in the published code: %s", ", ".join(options.ignored))
-
-
-def format_scores(scores: dict[str, float], digits: int = 4) -> str:
-    """`name value` pairs in one line."""
-    return "  ".join(f"{name} {value:.{digits}f}" for name, value in scores.items())
-
-
-def format_table(rows: Sequence[tuple[str, dict[str, float]]], digits: int = 4) -> str:
-    """Rows of (label, scores) with the same score names, as aligned text."""
-    names = list(rows[0][1])
-    width = max(len(label) for label, _ in rows)
-    lines = [" " * width + "".join(f"{name:>10}" for name in names)]
-    lines += [f"{label:<{width}}" + "".join(f"{scores[name]:>10.{digits}f}" for name in names) for label, scores in rows]
-    return "\n".join(lines)

@@ -23,10 +23,10 @@ from modules.cider import CiderReward
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import CaptionEvaluator, Evaluator, RetrievalEvaluator
 from modules.files import write_json
+from modules.java import ensure_java
 from modules.options import Options
 from modules.pretrained import load_weights, read_weights
 from modules.runtime import Runtime, open_output_dir, open_runtime
-from modules.scoring import ensure_java
 from modules.stages import SelfCriticalStep
 from modules.stopping import StopSignals
 from modules.tensorboard import Board

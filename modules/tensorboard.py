@@ -1,5 +1,6 @@
 """What TensorBoard shows of a run: losses and rates by step, scores and sample pictures by epoch."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Board:
             self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def epoch(self, values: Mapping[str, float], samples: Image.Image, step: int) -> None:
-        """An epoch's values and picture, onto the disk at once."""
-        self.scalars("epoch", values, step)
+        """An epoch's values, missing ones (NaN) left out, and picture, onto the disk at once."""
+        self.scalars("epoch", {name: value for name, value in values.items() if not math.isnan(value)}, step)
         self.writer.add_image("samples", np.asarray(samples), step, dataformats="HWC")
         self.writer.flush()

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import time
@@ -161,6 +162,7 @@ def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator
                 trainer.files.save_progress(progress)
                 trainer.board.epoch({"loss": loss, **scores}, evaluator.samples(), (epoch + 1) * trainer.steps_per_epoch)
                 log.info("epoch %d: %s", epoch, f"the best so far, {score:.4f}" if is_best else
+                         "not judged, the score that chooses is missing" if math.isnan(score) else
                          f"{progress.epochs_without} epoch(s) in a row without a better score than {progress.best_score:.4f}")
 
 

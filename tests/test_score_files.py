@@ -9,7 +9,8 @@ import pytest
 from gt import eval_utils
 from gt.score_files import read_subsets
 from modules.bootstrap import Statistics, bootstrap, interval, p_value
-from modules.scoring import SCORE_NAMES, References, coco_ground_truth, ensure_java, tokenize
+from modules.java import ensure_java
+from modules.scoring import SCORE_NAMES, References, coco_ground_truth, tokenize
 from tests.test_scoring import sentences
 
 

@@ -11,8 +11,10 @@ import torch
 from pycocoevalcap.cider.cider import Cider
 
 from modules.baselines import best_constant, constant_cider, random_captions
+from modules.java import ensure_java
+from modules.meteor import WatchedMeteor
 from modules.retrieval import rank_metrics, ranks_of, retrieval_metrics
-from modules.scoring import SCORE_NAMES, References, ensure_java, read_ground_truth, tokenize
+from modules.scoring import SCORE_NAMES, References, read_ground_truth, tokenize
 from tests.conftest import ROOT
 
 WORDS = ["the", "a", "small", "big", "red", "blue", "cube", "ball", "is", "gone", "moved", "has", "appeared", "no", "change"]
@@ -42,7 +44,7 @@ def test_random_captions_are_seeded():
 
 def test_scores_with_the_java_that_pip_brings():
     """In a process whose PATH has no java and JAVA_HOME is unset."""
-    code = ("from modules.scoring import References, ensure_java; ensure_java();"
+    code = ("from modules.java import ensure_java; from modules.scoring import References; ensure_java();"
             "print(References({'x': ['a cat sat down', 'the cat sat'], 'y': ['a dog ran']}).score({'x': 'a cat sat', 'y': ''})['all'])")
     environment = {key: value for key, value in os.environ.items() if key != "JAVA_HOME"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
@@ -61,10 +63,17 @@ def test_no_java_at_all_is_said(monkeypatch):
         ensure_java()
 
 
-def test_perfect_captions_and_subsets():
+@pytest.fixture(scope="module")
+def meteor() -> WatchedMeteor:
+    """One process for all tests that need no other: it takes seconds to start."""
     ensure_java()
+    return WatchedMeteor()
+
+
+def test_perfect_captions_and_subsets(meteor):
     truth = {"1": ["the red cube has gone", "the cube is missing"], "2": ["a blue ball appeared near it"], "3": ["no change was made"]}
     references = References(truth)
+    references.meteor = meteor
     scores = references.score({"1": "The red cube has gone.", "2": "a blue ball appeared near it", "3": "odd\nwords"},
                               {"right": ["1", "2"], "wrong": ["3"], "absent": ["9"]})
     assert set(scores) == {"all", "right", "wrong"}
@@ -80,6 +89,68 @@ def test_captions_with_line_breaks_keep_their_ids():
     ensure_java()
     tokens = tokenize({"a": ["one\ntwo", "three\r\nfour"], "b": ["", "five"]})
     assert tokens == {"a": ["one two", "three four"], "b": ["", "five"]}
+
+
+# What a captioner or a file may bring, and the same in plain words.
+ODD = {"a line\nbreak\r\nor two": "a line break or two", "the\tred\x0bcube\u2028is\x85gone": "the red cube is gone", "": "", "\n": "",
+       " ! ... -- ": "", "the cube \U0001f600 has \U0001d54f gone": "the cube has gone", "\ud83d the ball is red": "? the ball is red",
+       "a cube ||| is red": "a cube | | | is red", "|||": "| | |", "EVAL ||| 1": "eval | | | 1", "Caf\xe9 RED": "caf\xe9 red",
+       "a red cube" + " quux" * 10_000: "a red cube" + " quux" * 10_000}
+
+
+def test_odd_captions_are_scored_as_plain_ones_and_shift_no_others(meteor):
+    """As captions and as references, each with a sound pair behind it; each pair also alone."""
+    truth, plain_truth, captions, plain = {}, {}, {}, {}
+    for number, (text, words) in enumerate(ODD.items()):
+        sound = f"the {WORDS[number]} cube number {number} has moved"
+        for key, reference, caption in ((f"{number} odd", ["the red cube is gone", "a line"], text), (f"{number} next", [sound], sound)):
+            truth[key], plain_truth[key], captions[key], plain[key] = reference, reference, caption, caption
+        plain[f"{number} odd"] = words
+        truth[f"{number} of odd"], plain_truth[f"{number} of odd"] = [text, "a cube"], [words, "a cube"]
+        captions[f"{number} of odd"] = plain[f"{number} of odd"] = "the red cube is gone"
+    references, wanted = References(truth), References(plain_truth)
+    references.meteor = wanted.meteor = meteor
+    each = {key: [key] for key in truth}
+    scores = references.score(captions, each)
+    assert scores == wanted.score(plain, each)
+    assert all(scores[key]["Bleu_4"] == pytest.approx(1, abs=1e-6) for key in each if key.endswith("next"))
+    assert references.cider_by_id(captions) == wanted.cider_by_id(plain)
+    tokens = {key: texts[0] for key, texts in tokenize({key: [captions[key]] for key in each}).items()}
+    _, together = meteor.compute_score({key: references.tokens[key] for key in each}, {key: [tokens[key]] for key in each})
+    assert together == [scores[key]["METEOR"] for key in each]
+    # METEOR's own separator, should other tokens than PTB's hold it
+    odd, plain = meteor.compute_score({"x": ["a ||| red cube"]}, {"x": ["a red ||| cube"]}), meteor.compute_score({"x": ["a red cube"]}, {"x": ["a red cube"]})
+    assert odd == plain
+
+
+def test_tokens_are_pycocoevalcaps_own():
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    ensure_java()
+    captions = [*sentences(random.Random(5), 20), "The man's T-shirt, (now) RED!", "it isn't 1 1/2 m; call 555 123-4567", "“quoted” – gone…"]
+    wanted = PTBTokenizer().tokenize({str(n): [{"caption": caption}] for n, caption in enumerate(captions)})
+    assert tokenize({str(n): [caption] for n, caption in enumerate(captions)}) == wanted
+
+
+def test_the_tokeniser_writes_to_no_folder_and_no_terminal(monkeypatch, capfd):
+    """Where pycocoevalcap is installed may be read-only."""
+    ensure_java()
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", None)
+    assert tokenize({"a": ["one, two"]}) == {"a": ["one two"]}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_scores_are_the_same_in_another_language(monkeypatch):
+    """German writes decimals with a comma, which METEOR would then expect; Turkish has another small I."""
+    tokens = []
+    for language in ("tr -Duser.country=TR", "de -Duser.country=DE"):
+        monkeypatch.setenv("JAVA_TOOL_OPTIONS", f"-Duser.language={language} -Duser.language.format={language[:2]}")
+        monkeypatch.setenv("_JAVA_OPTIONS", f"-Duser.language={language}")
+        ensure_java()
+        tokens.append(tokenize({"a": ["IT IS"]}))
+    assert tokens == [{"a": ["it is"]}] * 2
+    german = References({"x": ["a cat sat down", "the cat sat"], "y": ["a dog ran fast"]}).score({"x": "a cat sat", "y": "the dog ran"})
+    assert german["all"]["METEOR"] == pytest.approx(0.3463465827352209)
 
 
 def test_ground_truth_of_another_schema(tmp_path):
