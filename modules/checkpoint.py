@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import reprlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from modules.bert_config import load_decoder_config
 from modules.clip4idc import CLIP4IDC
-from modules.files import read_json, written_at_once
-from modules.pretrained import read_weights
+from modules.files import read_json, short, written_at_once
+from modules.weight_files import UNREADABLE, read_saved, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def save_epoch(folder: Path, epoch: int, model: nn.Module, optimizer: torch.opti
 def save_progress(folder: Path, progress: Progress) -> None:
     """Put the run's standing into the newest training state, and point `pytorch_model.bin.best` at the chosen epoch."""
     path = folder / f"{STATE}.{progress.epoch - 1}"
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_saved(path)
     with written_at_once(path) as temporary:
         torch.save({**state, "progress": asdict(progress)}, temporary)
     link = folder / f".{WEIGHTS}.best"
@@ -105,7 +107,12 @@ def read_card(weights: Path) -> dict[str, Any]:
     kinds = {"intra_num_hidden_layers": int, "linear_patch": str, "max_words": int, "decoder_config": dict, "trained_on": str}
     for name, kind in kinds.items():
         if name in card and type(card[name]) is not kind:
-            raise ValueError(f"{path}: {name} is {card[name]!r}, expected {kind.__name__}")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(card[name])}, expected {kind.__name__}")
+    if "decoder_config" in card:
+        try:
+            load_decoder_config(card["decoder_config"])
+        except ValueError as error:
+            raise ValueError(f"{path}: decoder_config: {error}") from None
     return card
 
 
@@ -129,7 +136,7 @@ def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optim
     """Continue from `pytorch_model.bin.<epoch>` and its training state; ValueError or OSError where they do not fit."""
     path, state_path = resume_files(weights)
     try:
-        state = torch.load(state_path, map_location="cpu", weights_only=True)
+        state = read_saved(state_path)
         if bool(state.get("learning")) != bool(averaged):
             raise ValueError("--ema was " + ("not given" if averaged else "given"))
         model.load_state_dict(state["learning"] if averaged else read_weights(path))
@@ -139,9 +146,8 @@ def load_for_resume(weights: str, model: nn.Module, optimizer: torch.optim.Optim
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         progress = Progress(**state["progress"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"cannot continue from {path} and {state_path} with these options: {reason}") from None
+    except UNREADABLE as error:
+        raise ValueError(f"cannot continue from {path} and {state_path} with these options: {short(error)}") from None
     log.info("continuing %s at epoch %d%s; --init_model and --pretrained_clip_name give no weights", path, progress.epoch,
              "" if progress.unjudged_loss is None else ", which is trained but not evaluated")
     return progress
