@@ -1,10 +1,11 @@
 """CLEVR-Change's files: splits, captions of changes and of none, three folders of images (SPEC §3)."""
 
 import os
+import reprlib
 from pathlib import Path
 
 from dataloaders.pairs import Scene, check_scenes
-from modules.files import read_json
+from modules.files import is_plain_name, read_json
 
 FOLDERS = {"images": "CLEVR_default_", "sc_images": "CLEVR_semantic_", "nsc_images": "CLEVR_nonsemantic_"}
 CAPTION_FILES = ("change_captions.json", "no_change_captions.json")
@@ -14,9 +15,10 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
     """Sentences by image name (`000000.png`), in file order. Raises ValueError for another schema."""
     captions = {}
     for key, sentences in read_json(path, dict).items():
-        if not (key.startswith("CLEVR_default_") and isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)):
-            raise ValueError(f'{path}: entry {key!r} is not "CLEVR_default_000000.png": ["…", …]')
-        captions[key.removeprefix("CLEVR_default_")] = sentences
+        name = key.removeprefix("CLEVR_default_")
+        if name == key or not (is_plain_name(name) and isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)):
+            raise ValueError(f'{path}: entry {reprlib.repr(key)} is not "CLEVR_default_000000.png": ["…", …]')
+        captions[name] = sentences
     return captions
 
 
@@ -42,7 +44,9 @@ def read_type_mapping(path: Path) -> dict[str, list[str]]:
     types = read_json(path, dict)
     for change_type, names in types.items():
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise ValueError(f'{path}: "{change_type}" is not a list of image names')
+            raise ValueError(f'{path}: {reprlib.repr(change_type)} is not a list of image names')
+    if "all" in types:
+        raise ValueError(f"{path}: a type is called 'all', which the scores of all pairs are")
     return types
 
 

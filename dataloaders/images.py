@@ -10,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from modules.files import DAMAGED, short
+
 RESOLUTION = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -50,11 +52,13 @@ def read_image(path: str | Path) -> Image.Image:
     """An image file in RGB, turned as its EXIF data say; errors as in `load_image`."""
     try:
         with Image.open(path) as image:
+            if image.format == "EPS":
+                raise ValueError("a PostScript file, which a program would have to run")
             return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}") from None
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    except (OSError, SyntaxError, Image.DecompressionBombError, *DAMAGED) as error:
+        reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else short(error)
         if isinstance(error, Image.DecompressionBombError):
             reason = f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
         raise ValueError(f"cannot read the image {path}: {reason}") from None

@@ -2,7 +2,8 @@
 
 import csv
 import io
-import json
+import os
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from dataloaders.pairs import Scene, check_scenes
+from modules.files import parse_json, short
 
 SPLITS = ("train", "val", "test")
+COLUMNS = ("before", "after", "split", "caption", "id", "type")
 AFTER_ENDING = "_2"  # Spot-the-Diff's: x.png is before, x_2.png after
 
 
@@ -50,8 +53,8 @@ def list_pairs(before: str | None, after: str | None, table: str | None) -> list
         if len(f"{pair.id}{pair.before}{pair.after}".splitlines()) > 1:
             raise ValueError(f"{source}: the pair {pair.id!r} has a line break in its id or paths")
         for path in (pair.before, pair.after):
-            if not path.is_file():
-                raise FileNotFoundError(f"no image {path} (pair {pair.id})")
+            if not os.path.isfile(path):
+                raise FileNotFoundError(f"no image {path} (pair {pair.id}, {source})")
     return pairs
 
 
@@ -62,6 +65,8 @@ def _images(folder: Path) -> dict[str, Path]:
     known = Image.registered_extensions()
     images: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file()):
+        if any("\ud800" <= letter <= "\udfff" for letter in path.name):
+            raise ValueError(f"{folder}: the name {path.name!r} is not UTF-8: rename the file")
         if path.stem in images:
             raise ValueError(f"{images[path.stem]} and {path.name} differ by their ending alone: which belongs to the pair?")
         images[path.stem] = path
@@ -98,13 +103,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
     if path.suffix == ".csv":
         yield from _csv_rows(path, text)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # other breaks of lines may stand in JSON's texts
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
-            raise ValueError(f"{path} line {number} is not JSON: {error}") from None
+            raise ValueError(f"{path} line {number} is not JSON: {short(error)}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path} line {number} is not a JSON object")
         yield number, row
@@ -116,6 +121,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
         names = reader.fieldnames or []
         if names and not {"before", "after"} <= set(names):
             raise ValueError(f"{path} has the columns {', '.join(names)}; expected before, after and others, apart by commas")
+        twice = [name for name in COLUMNS if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{path} has two columns {twice[0]}")
         for row in reader:
             if None in row:
                 count = len(names) + len(row[None])
@@ -130,6 +138,8 @@ def _paths(path: Path, number: int, row: dict) -> tuple[Path, Path]:
     for name in ("before", "after"):
         if not (isinstance(row.get(name), str) and row[name].strip()):
             raise ValueError(f"{path} line {number}: no {name}")
+        if "\0" in row[name]:
+            raise ValueError(f"{path} line {number}: {name} is {reprlib.repr(row[name])}, in which a NUL is no letter of a path")
     return path.parent / row["before"].strip(), path.parent / row["after"].strip()
 
 
@@ -138,7 +148,7 @@ def _identity(path: Path, number: int, row: dict) -> str | None:
     if identity in (None, ""):
         return None
     if type(identity) not in (str, int):
-        raise ValueError(f"{path} line {number}: the id is {identity!r}, expected text")
+        raise ValueError(f"{path} line {number}: the id is {reprlib.repr(identity)}, expected text")
     return str(identity)
 
 
@@ -165,8 +175,8 @@ def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> l
     for number, row in read_rows(path):
         images, part = _paths(path, number, row), row.get("split")
         if part not in SPLITS:
-            raise ValueError(f"{path} line {number}: {f'the split is {part!r}' if part else 'no split'}, expected one of "
-                             f"{', '.join(SPLITS)}")
+            found_part = f"the split is {reprlib.repr(part)}" if part else "no split"
+            raise ValueError(f"{path} line {number}: {found_part}, expected one of {', '.join(SPLITS)}")
         if part != split:
             continue
         sentences = row.get("captions") if row.get("caption") in (None, "") else [row["caption"]]
@@ -174,7 +184,7 @@ def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> l
             raise ValueError(f"{path} line {number}: no caption; expected caption, a text, or in JSON captions, a list of texts")
         change_type = row.get("type") or None
         if change_type is not None and (not isinstance(change_type, str) or change_type == "all"):
-            raise ValueError(f"{path} line {number}: the type is {change_type!r}, expected text other than 'all'")
+            raise ValueError(f"{path} line {number}: the type is {reprlib.repr(change_type)}, expected text other than 'all'")
         entry = found.setdefault((*images, part), {"id": None, "type": None, "captions": [], "line": number})
         for name, value in (("id", _identity(path, number, row)), ("type", change_type)):
             if value is not None and entry[name] not in (None, value):
@@ -183,7 +193,7 @@ def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> l
             entry[name] = value if value is not None else entry[name]
         entry["captions"] += sentences
         for image in images:
-            if need_images and not image.is_file():
+            if need_images and not os.path.isfile(image):
                 raise FileNotFoundError(f"no image {image} ({path} line {number})")
     scenes, seen = [], set()
     for count, ((before, after, _), entry) in enumerate(found.items()):

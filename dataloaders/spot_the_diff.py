@@ -1,10 +1,11 @@
 """Spot-the-Diff's files: `reformat_{split}.json`, images `<id>.png` and `<id>_2.png` (SPEC §3)."""
 
 import os
+import reprlib
 from pathlib import Path
 
 from dataloaders.pairs import Scene, check_scenes
-from modules.files import read_json
+from modules.files import is_plain_name, read_json
 
 
 def read_annotations(path: str | Path) -> list[tuple[str, list[str]]]:
@@ -15,8 +16,8 @@ def read_annotations(path: str | Path) -> list[tuple[str, list[str]]]:
                 and isinstance(entry.get("sentences"), list) and all(isinstance(s, str) for s in entry["sentences"])):
             raise ValueError(f'{path}: entry {number} is not {{"img_id": "…", "sentences": ["…", …]}}')
         image_id = str(entry["img_id"])
-        if image_id in ("", ".", "..") or Path(image_id).name != image_id or "\\" in image_id:
-            raise ValueError(f"{path}: entry {number} has the img_id {image_id!r}, which is no plain file name")
+        if not is_plain_name(image_id):
+            raise ValueError(f"{path}: entry {number} has the img_id {reprlib.repr(image_id)}, which is no plain file name")
         entries.append((image_id, entry["sentences"]))
     return entries
 

@@ -6,9 +6,9 @@ Word overlap (BLEU, CIDEr) is one thing, being right another: here a caption is 
 """
 
 import argparse
-import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,17 @@ def _type_of(true: Mapping[str, str]) -> str:
     return true.get("type") or next(name.removeprefix("new_") for name in true if name.startswith("new_"))
 
 
+def read_changes(path: Path) -> dict[str, dict[str, str]]:
+    """What changed, by image name. Raises ValueError for another schema."""
+    changed = read_json(path, dict)
+    for name, true in changed.items():
+        if not (isinstance(true, dict) and all(true.get(look) in KINDS[look] for look in ATTRIBUTES) and (
+                true["type"] in tuple(CHANGE_PHRASES) if "type" in true else any(key.startswith("new_") for key in true))):
+            raise ValueError(f"{path}: {name} is {reprlib.repr(true)}, expected size, color, material, shape, and "
+                             "type or a new value")
+    return changed
+
+
 def share(answers: Sequence[bool]) -> dict[str, float]:
     """Share of right answers, their number, and Wilson's 95 % interval."""
     count, mean = len(answers), sum(answers) / len(answers)
@@ -116,12 +127,7 @@ def main(argv: list[str]) -> int:
     def job() -> None:
         from modules.scoring import read_results
 
-        changed = read_json(args.changed_object, dict)
-        for name, true in changed.items():
-            if not (isinstance(true, dict) and all(true.get(look) in KINDS[look] for look in ATTRIBUTES) and (
-                    "type" in true or any(key.startswith("new_") for key in true))):
-                raise ValueError(f"{args.changed_object}: {name} is {json.dumps(true)[:200]}, expected size, color, material, "
-                                 "shape, and type or a new value")
+        changed = read_changes(args.changed_object)
         shares = {name: share(answers) for name, answers in sorted(judge(read_results(args.results), changed).items())}
         if args.output:
             write_json(args.output, shares)

@@ -1,9 +1,13 @@
 """The JSON configs of the captioner and the cross encoder: where they are found, what is read of them, what is refused."""
 
-import json
+import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
+from modules.files import read_json
+from modules.layers import MAX_LAYERS, MAX_PARAMETERS, MAX_SIZE
 
 MODULES = Path(__file__).parent
 
@@ -28,12 +32,16 @@ class BertConfig:
                 ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
                 expected = "a number in [0, 1)"
             else:
-                ok, expected = type(value) is int and value >= 1, "a whole number of at least 1"
+                most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
+                ok, expected = type(value) is int and 1 <= value <= most, f"a whole number of at least 1 and at most {most}"
             if not ok:
-                raise ValueError(f"config value {name} is {value!r}, expected {expected}")
+                raise ValueError(f"config value {name} is {reprlib.repr(value)}, expected {expected}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"config hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                              f"{self.num_attention_heads}")
+        if self.num_layers * (12 * self.hidden_size + 4 * self.intermediate_size) * self.hidden_size > MAX_PARAMETERS:
+            raise ValueError(f"config hidden_size {self.hidden_size}, intermediate_size {self.intermediate_size} and "
+                             f"{self.num_layers} layers ask for more than {MAX_PARAMETERS / 1e9:.1f} billion parameters")
 
     @classmethod
     def load(cls, source: "str | Path | Mapping | BertConfig", file_name: str, layers_key: str) -> "BertConfig":
@@ -42,7 +50,7 @@ class BertConfig:
             return source
         values, origin = (source, "the config") if isinstance(source, Mapping) else read_config(source, file_name)
         if values.get("hidden_act", "gelu") != "gelu":
-            raise ValueError(f"{origin}: hidden_act is {values['hidden_act']!r}, only 'gelu' is built")
+            raise ValueError(f"{origin}: hidden_act is {reprlib.repr(values['hidden_act'])}, only 'gelu' is built")
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values and f.name != "num_layers"}
         needed = ("hidden_size", "num_attention_heads", "intermediate_size", layers_key)
         absent = [name for name in needed if name not in values]
@@ -68,16 +76,10 @@ class BertConfig:
 def read_config(source: str | Path, file_name: str) -> tuple[dict, str]:
     """The JSON object behind a config's name, folder or file, and where it was found. Raises ValueError or OSError."""
     tried = [MODULES / source / file_name, Path(source) / file_name, Path(source)]
-    path = next((place for place in tried if place.is_file()), None)
+    path = next((place for place in tried if os.path.isfile(place)), None)
     if path is None:
         raise FileNotFoundError(f"no config {str(source)!r}: tried {', '.join(map(str, tried))}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, expected a JSON object")
-    return values, str(path)
+    return read_json(path, dict), str(path)
 
 
 def load_decoder_config(source: str | Path | Mapping | BertConfig) -> BertConfig:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import re
+import reprlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modules.bert_config import load_decoder_config
 from modules.clip4idc import CLIP4IDC
-from modules.files import file_sha256, read_json, write_json, written_at_once
+from modules.files import file_sha256, read_json, short, write_json, written_at_once
+from modules.weight_files import read_saved
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +94,7 @@ class ResumePoint:
 
     def tensors(self) -> dict[str, Any]:
         """What `Trainer.tensors` gave."""
-        return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        return read_saved(self.path)
 
     def differences(self, options: Mapping[str, Any], data: str) -> tuple[list[str], list[str]]:
         """Options that are not what they were: those that change what comes out, and the others."""
@@ -147,7 +150,7 @@ class RunFiles:
                 torch.save(tensors, temporary)
         except (RuntimeError, OSError) as error:  # RuntimeError is what torch makes of a full disk
             self._check_space(path, needed)
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
+            reason = getattr(error, "strerror", None) or short(error)
             raise OSError(f"cannot write {path}: {reason}{self._way_out()}") from None
 
     def _check_space(self, path: Path, needed: int) -> None:
@@ -273,5 +276,10 @@ def read_card(weights: Path) -> dict[str, Any]:
     kinds = {"intra_num_hidden_layers": int, "linear_patch": str, "max_words": int, "decoder_config": dict, "trained_on": str}
     for name, kind in kinds.items():
         if name in card and type(card[name]) is not kind:
-            raise ValueError(f"{path}: {name} is {card[name]!r}, expected {kind.__name__}")
+            raise ValueError(f"{path}: {name} is {reprlib.repr(card[name])}, expected {kind.__name__}")
+    if "decoder_config" in card:
+        try:
+            load_decoder_config(card["decoder_config"])
+        except ValueError as error:
+            raise ValueError(f"{path}: decoder_config: {error}") from None
     return card

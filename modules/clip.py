@@ -5,6 +5,7 @@ Letters: B pairs, N images, T tokens per image (1 + grid²), D vision width, E e
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.layers import LayerNorm, Transformer
+from modules.layers import MAX_LAYERS, MAX_PARAMETERS, MAX_SIZE, LayerNorm, Transformer
 
 HEAD_WIDTH = 64  # OpenAI's CLIPs all have heads of 64
 MAX_LOG_SCALE = math.log(100)
@@ -47,14 +48,26 @@ class ClipSizes:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if type(value) is not int or value < 1:
-                raise ValueError(f"CLIP size {name} is {value!r}, expected a whole number of at least 1")
+            most = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"CLIP size {name} is {reprlib.repr(value)}, expected a whole number of at least 1 and at most "
+                                 f"{most}")
         for name in ("vision_width", "transformer_width"):
             if getattr(self, name) % HEAD_WIDTH:
                 raise ValueError(f"CLIP size {name} is {getattr(self, name)}, expected a multiple of {HEAD_WIDTH}")
         if self.image_resolution % self.vision_patch_size:
             raise ValueError(f"CLIP image_resolution {self.image_resolution} is not a multiple of vision_patch_size "
                              f"{self.vision_patch_size}")
+        if self.num_parameters > MAX_PARAMETERS:
+            raise ValueError(f"these CLIP sizes ask for {self.num_parameters / 1e9:.1f} billion parameters, expected at most "
+                             f"{MAX_PARAMETERS / 1e9:.1f}")
+
+    @property
+    def num_parameters(self) -> int:
+        """About as many as the model has: those of matrices and embeddings, the pair's own included."""
+        vision, text = self.vision_width, self.transformer_width
+        return (vision * (3 * self.vision_patch_size**2 + 3 * self.num_tokens + 12 * self.vision_layers * vision + self.embed_dim)
+                + text * (self.vocab_size + self.context_length + 12 * self.transformer_layers * text + self.embed_dim))
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +88,7 @@ class ClipSizes:
         patches, positions, projection, context, vocabulary = shapes.values()
         if [len(shape) for shape in shapes.values()] != [4, 2, 2, 2, 2]:
             raise ValueError(f"no CLIP ViT weights: {shapes}")
-        grid = math.isqrt(positions[0] - 1)
+        grid = math.isqrt(max(positions[0] - 1, 0))
         return cls(embed_dim=projection[1], image_resolution=grid * patches[-1],
                    vision_layers=_count_blocks(weights, "visual."), vision_width=patches[0], vision_patch_size=patches[-1],
                    context_length=context[0], vocab_size=vocabulary[0], transformer_width=vocabulary[1],
@@ -83,7 +96,7 @@ class ClipSizes:
 
 
 def _count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
-    numbers = (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d+)\.", key) for key in weights)
+    numbers = (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d{{1,9}})\.", key) for key in weights)
     return 1 + max((int(match.group(1)) for match in numbers if match), default=-1)
 
 

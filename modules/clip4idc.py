@@ -83,12 +83,17 @@ class CLIP4IDC(nn.Module):
 
         with torch.device("meta"):  # names and shapes alone: drawing weights that are overwritten takes seconds
             model = build()
-        if _absent_groups(model.state_dict(), weights):
+        absent = _absent_groups(model.state_dict(), weights)
+        for group in absent:
+            log.info("initialised anew, as the weights hold none of them: %s", _summary(group))
+        if absent:
+            model._completed(weights)  # shapes that do not fit are found before any memory is taken for them
             model = build()
-        model._load(weights)
+        model._load(model._completed(weights))
         return model
 
-    def _load(self, weights: dict[str, Tensor]) -> None:
+    def _completed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights and whatever of this model's they may lack; ValueError where they do not fit."""
         expected = self.state_dict()
         _check_tied(weights)
         weights = dict(weights)
@@ -98,12 +103,14 @@ class CLIP4IDC(nn.Module):
         if "clip.visual.conv2.weight" in expected and "clip.visual.conv2.weight" not in weights:
             weights["clip.visual.conv2.weight"] = inflate_patches(weights["clip.visual.conv1.weight"])
         for group in _absent_groups(expected, weights):
-            log.info("initialised anew, as the weights hold none of them: %s", _summary(group))
             weights.update({key: expected[key] for key in group})
         problems = _misfits(expected, weights)
         if problems:
             raise ValueError("the weights do not fit this model: " + problems[0]
                              + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+        return weights
+
+    def _load(self, weights: dict[str, Tensor]) -> None:
         self.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
         if self.task == "caption":
             self.decoder.tie(self.clip.token_embedding, self.clip.positional_embedding)

@@ -4,28 +4,73 @@ import hashlib
 import json
 import math
 import os
+import re
+import reprlib
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 20  # bytes read at once
+DAMAGED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error,
+           zlib.error)  # what readers of binary files, others' and ours, raise over bytes that make no sense
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value in a text. Raises ValueError also for what Python lets pass: numbers that are none, keys given twice, and
+    halves of letters; and for nesting without end."""
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if re.search(r"\\u[dD]", text):
+        json.dumps(value, ensure_ascii=False).encode()  # an escaped half of a surrogate pair cannot be encoded
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {reprlib.repr(twice)} occurs twice in an object")
+    return value
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number[:20]} is no number of JSON's, or too large a one")
+    return value
 
 
 def read_json(path: str | Path, kind: type | None = None) -> Any:
     """The JSON value in a UTF-8 file. Raises FileNotFoundError, or ValueError for what is no JSON or not of `kind`."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is a folder, expected a file" if path.is_dir() else f"no file {path}")
+    if not os.path.isfile(path):  # pathlib's raises where a name is too long
+        raise FileNotFoundError(f"{path} is a folder, expected a file" if os.path.isdir(path) else f"no file {path}")
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are one
-        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from None
+        raise ValueError(f"{path} is not JSON in UTF-8: {short(error)}") from None
     if kind is not None and not isinstance(value, kind):
         names = {list: "a list", dict: "an object"}
         raise ValueError(f"{path} holds {names.get(type(value), type(value).__name__)}, expected {names[kind]}")
     return value
+
+
+def short(error: Exception) -> str:
+    """An error's words in one line of at most 160 letters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name is a file's in its folder, and leads nowhere else."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
 
 
 @contextmanager

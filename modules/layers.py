@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MAX_SIZE, MAX_LAYERS, MAX_PARAMETERS = 2**20, 2**10, 2**32  # what a config may ask for: beyond, it is a mistake or an attack
 FEW_KEYS = 200  # up to here two plain products train faster than SDPA on CPUs (benchmarks/attention.py)
 QUICK = 1.702  # quick GELU's constant
 MASKED = -10000.0  # additive mask of BERT's family; finite, so that a row with nothing to attend to stays a number

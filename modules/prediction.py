@@ -12,7 +12,7 @@ from typing import Any
 
 from dataloaders.own_pairs import OwnPair, list_pairs
 from modules.bert_config import load_decoder_config
-from modules.files import file_sha256, read_json, write_json
+from modules.files import file_sha256, parse_json, read_json, write_json
 from modules.options import Options
 from modules.predictor import DEMO, Caption, Decoding, Predictor
 from modules.pretrained import find_checkpoint
@@ -76,9 +76,15 @@ def _caption(predictor: Predictor, pairs: Sequence[OwnPair], numbers: Sequence[i
     for number, explanations in zip(numbers, explained, strict=True):
         pair = pairs[number]
         for place, explanation in enumerate(explanations):
-            name = "-".join([f"{number:05d}", re.sub(r"[^\w.]+", "_", pair.id)[:80], *([str(place)] if decoding.draws else [])])
-            draw_explanation(Path(attention_folder, f"{name}.png"), pair.before, pair.after, explanation)
+            path = Path(attention_folder, picture_name(number, pair.id, place if decoding.draws else None))
+            draw_explanation(path, pair.before, pair.after, explanation)
     return [[explanation.caption for explanation in explanations] for explanations in explained]
+
+
+def picture_name(number: int, identity: str, place: int | None = None) -> str:
+    """The name of a file for a pair's attention, or for that of one of its captions: 80 bytes of its id, made plain."""
+    plain = re.sub(r"[^\w.]+", "_", identity).encode()[:80].decode(errors="ignore")
+    return "-".join([f"{number:05d}", plain, *([] if place is None else [str(place)])]) + ".png"
 
 
 def _onto_terminal(rounds: Iterator[list[Captioned]], alone: bool) -> None:
@@ -164,7 +170,7 @@ def _finished(path: Path, pairs: Sequence[OwnPair], num_captions: int) -> tuple[
         if lines[:head] != [_csv_lines([COLUMNS]).encode()][: len(lines[:head])]:
             raise other
         ids = [row[0] for row in csv.reader(line.decode() for line in lines[head:])] if head else [
-            json.loads(line)["id"] for line in lines]
+            parse_json(line.decode())["id"] for line in lines]
     except (ValueError, KeyError, TypeError, IndexError, csv.Error):
         raise other from None
     if len(ids) > len(pairs) * per_pair or any(pairs[n // per_pair].id != identity for n, identity in enumerate(ids)):

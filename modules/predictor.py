@@ -110,6 +110,9 @@ class Predictor:
             raise ValueError(f"{path} has no captioner (decoder.*): give the result of finetuning")
         config = None if settings["decoder_config"] is None else load_decoder_config(settings["decoder_config"])
         model = CLIP4IDC.from_weights(weights, "caption", settings["intra_num_hidden_layers"], settings["linear_patch"], config)
+        if not 1 <= settings["max_words"] <= model.clip.sizes.context_length:
+            raise ValueError(f"{path}: max_words is {settings['max_words']}, expected 1 to {model.clip.sizes.context_length}, its "
+                             "CLIP's context length")
         return cls(model, settings["max_words"], Runtime(device=device, precision=choose_precision(precision, device)),
                    card.get("trained_on"))
 

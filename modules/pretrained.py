@@ -1,24 +1,17 @@
-"""Where weights come from, and how they are read without running code: CLIP's names, files, URLs (SPEC §2, Weights)."""
+"""Where weights come from: CLIP's names, files, URLs (SPEC §2, Weights). How they are read: weight_files.py."""
 
 import hashlib
-import io
-import json
 import logging
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import PAIR_KEYS, holds_all_of_clip, released_names
-from modules.files import BLOCK, cache_folder, file_sha256, read_json, written_at_once
+from modules.files import BLOCK, cache_folder, file_sha256, read_json, short, written_at_once
+from modules.weight_files import read_weights
 
 log = logging.getLogger(__name__)
 
@@ -85,121 +78,26 @@ def _find_clip(name: str, cache_dir: str | None) -> Path:
     try:
         return fetch(url, cache_dir, sha256=CLIP_SHA256[name])
     except OSError as error:
-        raise OSError(f"{name} is not here and cannot be downloaded ({_short(error)}): put {url} (SHA-256 {CLIP_SHA256[name]}) "
+        raise OSError(f"{name} is not here and cannot be downloaded ({short(error)}): put {url} (SHA-256 {CLIP_SHA256[name]}) "
                       f"into {ROOT / 'modules'}") from None
 
 
 def random_clip(path: str | Path) -> dict[str, Tensor]:
     """Random weights, initialised as OpenAI's, of the sizes in a JSON file; OpenAI's names."""
-    values = read_json(path, dict)
-    try:
-        sizes = ClipSizes(**values)
-    except TypeError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix('ClipSizes.__init__() ')}; expected exactly the sizes "
-                         f"{', '.join(ClipSizes.__dataclass_fields__)}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    state = CLIP(sizes, intra_layers=0, linear_patch="2d").state_dict()
+    state = CLIP(read_sizes(path), intra_layers=0, linear_patch="2d").state_dict()
     return {key: value for key, value in state.items() if key.removeprefix("visual.") not in PAIR_KEYS}
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a state-dict pickle, a safetensors file or an OpenAI TorchScript archive; no code of the file runs."""
-    path = Path(path)
+def read_sizes(path: str | Path) -> ClipSizes:
+    """The sizes of a CLIP in a JSON file. Raises ValueError for others than exactly these."""
+    values = read_json(path, dict)
     try:
-        weights = _reader_of(path)(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError,
-            ImportError, IndexError, json.JSONDecodeError) as error:
-        raise ValueError(f"cannot read weights from {path}: {_short(error)}") from None
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
-    if not (isinstance(weights, dict) and weights and all(isinstance(v, Tensor) for v in weights.values())):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    return weights
-
-
-def _reader_of(path: Path) -> Callable[[Path], Any]:
-    with open(path, "rb") as file:
-        head = file.read(64)
-    if not head:
-        raise ValueError(f"{path} is empty")
-    if head.lstrip()[:1] == b"<":
-        raise ValueError(f"{path} is a web page, no weights: the download was refused; get the file again")
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return _read_safetensors
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                return _read_torchscript
-    return lambda file: torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"cannot read weights from {path}: {_short(error)}") from None
-
-
-class _Storage:
-    """Stands for torch's storage classes while an archive is read."""
-
-    dtypes = {"HalfStorage": torch.float16, "FloatStorage": torch.float32, "DoubleStorage": torch.float64,
-              "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "BoolStorage": torch.bool}
-
-
-class _ScriptedModule:
-    """Stands for any scripted class while an archive is read: keeps its attributes, has none of its code."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-
-class _ArchiveUnpickler(pickle.Unpickler):
-    """Rebuilds the tensors of a TorchScript archive; knows no class that could run anything."""
-
-    def __init__(self, file: io.BytesIO, archive: zipfile.ZipFile, prefix: str) -> None:
-        super().__init__(file)
-        self.archive, self.prefix = archive, prefix
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("__torch__"):
-            return type(name, (_ScriptedModule,), {})
-        if module == "torch" and name in _Storage.dtypes:
-            return _Storage.dtypes[name]
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._rebuild
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if module == "torch.jit._pickle" and name.startswith("build_"):
-            return list
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong into weights")
-
-    def persistent_load(self, pid: tuple) -> Tensor:
-        _, dtype, key, _, _ = pid
-        return torch.frombuffer(bytearray(self.archive.read(f"{self.prefix}/data/{key}")), dtype=dtype)
-
-    @staticmethod
-    def _rebuild(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-        return torch.as_strided(storage, size, stride, offset).clone()
-
-
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    with zipfile.ZipFile(path) as archive:
-        data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-        model = _ArchiveUnpickler(io.BytesIO(archive.read(data)), archive, data.removesuffix("/data.pkl")).load()
-    return dict(_tensors_below(model, ""))
-
-
-def _tensors_below(module: _ScriptedModule, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor):
-            yield prefix + name, value
-        elif isinstance(value, _ScriptedModule):
-            yield from _tensors_below(value, f"{prefix}{name}.")
+        return ClipSizes(**values)
+    except TypeError as error:
+        raise ValueError(f"{path}: {short(error).removeprefix('ClipSizes.__init__() ')}; expected exactly the sizes "
+                         f"{', '.join(ClipSizes.__dataclass_fields__)}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def fetch(url: str, cache_dir: str | None = None, sha256: str | None = None) -> Path:
@@ -237,9 +135,4 @@ def _fetch_s3(url: str, target: Path) -> None:
     try:
         boto3.client("s3").download_file(place.netloc, place.path.lstrip("/"), str(target))
     except (BotoCoreError, ClientError) as error:
-        raise OSError(f"cannot get {url}: {_short(error)}") from None
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+        raise OSError(f"cannot get {url}: {short(error)}") from None

@@ -128,9 +128,11 @@ def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict:
 
 def read_ground_truth(path: str | Path) -> dict[str, list[str]]:
     """The captions by id of a COCO ground-truth file; ValueError for another schema."""
-    values = read_json(path, dict)
+    rows = read_json(path, dict).get("annotations", [])
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: annotations is no list")
     captions: dict[str, list[str]] = {}
-    for number, row in enumerate(values.get("annotations", [])):
+    for number, row in enumerate(rows):
         if not (isinstance(row, dict) and isinstance(row.get("image_id"), str) and isinstance(row.get("caption"), str)):
             raise ValueError(f'{path}: annotation {number} is not {{"image_id": "…", "caption": "…"}}')
         captions.setdefault(row["image_id"], []).append(row["caption"])

@@ -25,13 +25,14 @@ from modules.evaluation import CaptionEvaluator, Evaluator, RetrievalEvaluator
 from modules.files import write_json
 from modules.java import ensure_java
 from modules.options import Options
-from modules.pretrained import load_weights, read_weights
+from modules.pretrained import load_weights
 from modules.runtime import Runtime, open_output_dir, open_runtime
 from modules.stages import SelfCriticalStep
 from modules.stopping import StopSignals
 from modules.tensorboard import Board
 from modules.tokenizer import VOCAB_SIZE
 from modules.training import Trainer, build_trainer, fit
+from modules.weight_files import read_weights
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from modules.clip import MAX_LOG_SCALE
 from modules.clip4idc import CLIP4IDC
 from modules.decoder import CaptionEncoderLayer
 from modules.evaluation import Evaluator
-from modules.files import written_at_once
+from modules.files import DAMAGED, short, written_at_once
 from modules.layers import ResidualAttentionBlock
 from modules.optimization import BertAdam, freeze, freeze_unused, parameter_groups
 from modules.options import Options
@@ -84,8 +84,8 @@ class Trainer:
                 self.averaged.load_state_dict(tensors["averaged"])
             self.optimizer.load_state_dict(tensors["optimizer"])
             self.scaler.load_state_dict(tensors["scaler"])
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"cannot continue from {source} with these options: {' '.join(str(error).split())[:200]}") from None
+        except DAMAGED as error:
+            raise ValueError(f"cannot continue from {source} with these options: {short(error)}") from None
 
 
 def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: Runtime, step: nn.Module | None = None,

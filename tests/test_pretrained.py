@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from modules import pretrained
 from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import CLIP4IDC
-from modules.pretrained import fetch, find_checkpoint, load_weights, random_clip, read_weights
+from modules.pretrained import fetch, find_checkpoint, load_weights, random_clip
+from modules.weight_files import read_weights
 from tests.conftest import TINY, tiny_weights
 
 
