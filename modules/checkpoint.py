@@ -12,7 +12,7 @@ import re
 import reprlib
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,12 @@ class ResumePoint:
     data: str  # fingerprint of what was trained on
 
     def tensors(self) -> dict[str, Any]:
-        """What `Trainer.tensors` gave."""
-        return read_saved(self.path)
+        """What `Trainer.tensors` gave. ValueError where the file holds something else."""
+        found = read_saved(self.path)
+        weights = found.get("model") if isinstance(found, dict) else None
+        if not (isinstance(weights, dict) and weights and all(isinstance(value, Tensor) for value in weights.values())):
+            raise ValueError(f"{self.path} holds no training state")
+        return found
 
     def differences(self, options: Mapping[str, Any], data: str) -> tuple[list[str], list[str]]:
         """Options that are not what they were: those that change what comes out, and the others."""
@@ -212,16 +216,23 @@ def _verified(path: Path) -> ResumePoint:
     """ValueError or OSError where state and sidecar do not fit."""
     found = read_json(_sidecar(path), dict)
     kinds = {"sha256": str, "progress": dict, "options": dict, "data": str}
-    try:
-        if any(type(found.get(name)) is not kind for name, kind in kinds.items()):
-            raise ValueError("a value is missing or of the wrong kind")
-        progress = Progress(**found["progress"])
-        progress.losses = [[float(total), float(count)] for total, count in progress.losses]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{_sidecar(path)} is no sidecar of a training state: {error}") from None
+    if not (all(isinstance(found.get(name), kind) for name, kind in kinds.items()) and _is_progress(found["progress"])):
+        raise ValueError(f"{_sidecar(path)} is no sidecar of a training state")
     if file_sha256(path) != found["sha256"]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path).name}")
-    return ResumePoint(path, progress, found["options"], found["data"])
+    return ResumePoint(path, Progress(**found["progress"]), found["options"], found["data"])
+
+
+def _is_progress(values: dict[str, Any]) -> bool:
+    """Whether these are all of a Progress' values, each of its kind."""
+    if values.keys() != {one.name for one in fields(Progress)}:
+        return False
+    counts = [values[name] for name in ("epoch", "batches", "skipped", "epochs_without")]
+    numbers = [values["best_score"], 0.0 if values["unjudged_loss"] is None else values["unjudged_loss"]]
+    lists = values["losses"] if isinstance(values["losses"], list) else [None]
+    return (all(type(count) is int and count >= 0 for count in counts) and all(type(number) is float for number in numbers)
+            and type(values["best_epoch"]) is int and -1 <= values["best_epoch"] < max(counts[0], 1)
+            and all(isinstance(one, list) and len(one) == 2 and all(type(number) is float for number in one) for one in lists))
 
 
 def _sidecar(path: Path) -> Path:

@@ -22,7 +22,7 @@ from modules.checkpoint import Progress
 from modules.java import JavaError
 from modules.scoring import SCORE_NAMES, References, coco_ground_truth, tokenize
 from tests.conftest import make_spot
-from tests.test_cli import words
+from tests.runs import words
 
 # Both programs in their protocols; METEOR is .5. The file `fault` says what goes wrong at the next question, `starts` who started.
 FAKE = '''#!{python} -S

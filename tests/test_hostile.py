@@ -16,7 +16,9 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,15 +37,16 @@ from dataloaders.own_pairs import COLUMNS, list_pairs, load_own_pairs
 from dataloaders.spot_the_diff import read_annotations
 from gt.said_changes import read_changes
 from modules.bert_config import load_cross_config, load_decoder_config
-from modules.checkpoint import load_for_resume, read_card
+from modules.checkpoint import Progress, RunFiles, named_state, read_card
 from modules.clip import ClipSizes
 from modules.clip4idc import CLIP4IDC, PAIR_KEYS
-from modules.files import parse_json, read_json
+from modules.files import file_sha256, parse_json, read_json
 from modules.layers import MAX_PARAMETERS
 from modules.prediction import _finished, picture_name
 from modules.predictor import Predictor
 from modules.pretrained import read_sizes
 from modules.scoring import read_ground_truth, read_results
+from modules.training import Trainer
 from modules.weight_files import MAGIC, PROTOCOL, _Unpickler, read_weights
 from tests.conftest import ROOT, TINY, make_clevr, make_spot, tiny_weights
 
@@ -203,6 +206,25 @@ def test_any_json_is_read_or_refused_by_its_name(name, count, tmp_path):
     if name != "results to continue":  # which no pairs have
         path.write_bytes(b"\xef\xbb\xbf" + written(valid))
         read(path)
+    holds(check, contents(valid), count)
+
+
+@tiers
+def test_any_sidecar_of_a_training_state_is_used_or_refused(count, tmp_path):
+    files = RunFiles(tmp_path, 2, {"lr": 0.1, "epochs": 3}, "data")
+    path = files.save_state({"model": {}}, Progress(epoch=2, losses=[[1.5, 2.0]], batches=2), steps=2)
+    sidecar = path.with_name(f"{path.name}.json")
+    valid = json.loads(sidecar.read_text())
+
+    def check(content):
+        sidecar.write_bytes(content)
+        with only_our_error(sidecar):
+            point = named_state(str(path))
+            point.differences({"lr": 0.2, "epochs": 3}, "data")
+            assert range(point.progress.epoch, 9)[: point.progress.batches] is not None
+            assert len(point.progress.losses_of(0, 1)) == 2
+
+    assert named_state(str(path)).progress == Progress(epoch=2, losses=[[1.5, 2.0]], batches=2)
     holds(check, contents(valid), count)
 
 
@@ -730,13 +752,18 @@ def test_what_was_read_is_what_was_saved(tmp_path):
             assert all(torch.equal(read[key], expected[key]) and read[key].dtype == expected[key].dtype for key in expected)
 
 
-@pytest.mark.parametrize("state", [b"", b"garbage", saved([1]), saved({"learning": None}), saved({"learning": {1: 2}}),
-                                   saved({"learning": None, "optimizer": [], "scaler": {}, "progress": {}}),
+@pytest.mark.parametrize("state", [b"", b"garbage", saved([1]), saved({"model": None}), saved({"model": {1: 2}}), saved({"model": {}}),
+                                   saved({"model": torch.nn.Linear(2, 3).state_dict()}),
+                                   saved({"model": torch.nn.Linear(3, 2).state_dict(), "averaged": None, "optimizer": [], "scaler": {}}),
+                                   saved({"model": torch.nn.Linear(2, 3).state_dict(), "averaged": None, "optimizer": [], "scaler": {}}),
                                    b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."])
 def test_a_training_state_that_makes_no_sense_is_refused(state, tmp_path):
     model = torch.nn.Linear(2, 3)
-    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin.0")
-    (tmp_path / "training_state.bin.0").write_bytes(state)
-    optimizer = torch.optim.AdamW(model.parameters())
-    with pytest.raises(ValueError, match=r"cannot continue from .*training_state\.bin\.0"):
-        load_for_resume(str(tmp_path / "pytorch_model.bin.0"), model, optimizer, torch.amp.GradScaler("cpu"))
+    trainer = SimpleNamespace(model=model, averaged=None, optimizer=torch.optim.AdamW(model.parameters()), scaler=torch.amp.GradScaler("cpu"))
+    path = tmp_path / "training_state.bin.0"
+    path.write_bytes(state)
+    sidecar = {"sha256": file_sha256(path), "progress": asdict(Progress(epoch=1)), "options": {}, "data": ""}
+    path.with_name("training_state.bin.0.json").write_text(json.dumps(sidecar))
+    point = named_state(str(tmp_path / "pytorch_model.bin.0"))
+    with pytest.raises(ValueError, match=r"training_state\.bin\.0"):
+        Trainer.restore(trainer, point.tensors(), point.path)
