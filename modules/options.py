@@ -19,7 +19,14 @@ IGNORED_FLAGS = ("do_pretrain", "do_lower_case", "lr_decay", "margin", "hard_neg
 CONTEXT_LENGTH = 77
 MAX_AT_ONCE = 100  # beams, or captions drawn, of a pair: memory grows with them
 STAGES = ("retrieval", "caption")
-LOST_PEER = re.compile(r"Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|Socket closed|NCCL")
+# Of what torch raises as RuntimeError, what is no bug of ours: a pattern, the exit code and what to say.
+FAILURES = (
+    (re.compile(r"out of memory|can't allocate memory"), 2, "out of memory: a smaller --batch_size or --batch_size_val, or more "
+     "--gradient_accumulation_steps, need less"),
+    (re.compile(r"DataLoader worker .* (?:killed|exited)"), 1, "a worker that reads images was ended from outside, mostly for want "
+     "of memory: fewer --num_thread_reader need less"),
+    (re.compile(r"Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe|Socket closed|NCCL"), 1,
+     "another process is gone or hangs; its own lines say why"))
 
 
 def flag(default: Any, text: str, kind: type = str, stage: str | None = None, **more: Any) -> Any:
@@ -312,8 +319,8 @@ def _check_batch(data: DataOptions, training: TrainingOptions, num_processes: in
 
 
 def run_and_report(script: str, job: Any) -> int:
-    """Run `job()`; what a user can cause (ValueError, OSError) becomes one line on stderr and exit code 2, Ctrl-C 130, a training
-    that was asked to stop 75, and the loss of another process 1."""
+    """Run `job()`; what a user can cause (ValueError, OSError, want of memory) becomes one line on stderr and exit code 2, Ctrl-C
+    130, a training that was asked to stop 75, and the loss of another process 1."""
     try:
         job()
     except StopRequested:
@@ -328,11 +335,15 @@ def run_and_report(script: str, job: Any) -> int:
     except (ValueError, OSError) as error:
         _complain(script, str(error))
         raise SystemExit(2) from None
+    except MemoryError:
+        _complain(script, FAILURES[0][2])
+        raise SystemExit(2) from None
     except RuntimeError as error:
-        if not LOST_PEER.search(str(error)):
-            raise
-        _complain(script, f"another process is gone or hangs; its own lines say why ({str(error)[:100]})")
-        raise SystemExit(1) from None
+        for pattern, code, text in FAILURES:
+            if pattern.search(str(error)):
+                _complain(script, f"{text} ({str(error)[:100]})")
+                raise SystemExit(code) from None
+        raise
     return 0
 
 

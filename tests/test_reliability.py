@@ -418,6 +418,22 @@ def test_deterministic_runs_give_the_same_weights(clevr, sizes, tmp_path, monkey
     assert same_weights(tmp_path / "one" / "pytorch_model.bin.1", tmp_path / "two" / "pytorch_model.bin.1")
 
 
+@pytest.mark.parametrize(("error", "code", "said"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory: a smaller --batch_size"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"), 2, "out of memory: a smaller --batch_size"),
+    (MemoryError(), 2, "out of memory: a smaller --batch_size"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "fewer --num_thread_reader need less")])
+def test_want_of_memory_is_one_line(error, code, said, clevr, sizes, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(stages.AdaptationStep, "forward", fail)
+    with pytest.raises(SystemExit) as stop:
+        main_task_retrieval.main(options_of(clevr, tmp_path / "run", sizes, "retrieval"))
+    assert stop.value.code == code
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def spoil(images: Path) -> None:
     """Of the first four training pairs one image each: empty, cut off, text, a folder; a fifth one's is missing."""
     names = [f"{number}_2.png" for number in range(5)]
