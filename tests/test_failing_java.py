@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +176,16 @@ def test_meteors_process_ends_with_its_references(fake):
     process = references.meteor.meteor_p
     del references
     assert process.poll() is not None
+
+
+def test_a_failure_leaves_no_lock_that_the_end_would_wait_for(fake):
+    references = References(TRUTH)
+    fake.fault("meteor dies")
+    references.score(CAPTIONS)
+    end = threading.Thread(target=references.meteor.__del__, daemon=True)
+    end.start()
+    end.join(10)
+    assert not end.is_alive()
 
 
 def test_a_tokeniser_that_dies_once_is_run_again(fake, capfd):
