@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from benchmarks import flops  # noqa: E402
 from benchmarks.machine import description, gemm_rate, seconds_of  # noqa: E402
 from dataloaders.images import normalize  # noqa: E402
 from dataloaders.pairs import trim_padding  # noqa: E402
+from modules.checkpoint import Progress  # noqa: E402
 from modules.clip import CLIP, ClipSizes  # noqa: E402
 from modules.clip4idc import CLIP4IDC, PAIR_KEYS  # noqa: E402
 from modules.generation import beam_search, greedy_search  # noqa: E402
@@ -51,7 +53,7 @@ class SameBatch:
     def __len__(self) -> int:
         return self.steps
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
         """Nothing changes."""
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -65,7 +67,7 @@ def random_model(task: str) -> CLIP4IDC:
     return CLIP4IDC.from_weights({k: v for k, v in clip.items() if k.removeprefix("visual.") not in PAIR_KEYS}, task)
 
 
-def random_batch(stage: str, pairs: int) -> dict[str, torch.Tensor]:
+def random_batch(stage: str, pairs: int) -> dict[str, Any]:
     """Images of noise with real sentences, as the loaders give them."""
     arrays = [tokenize_caption(SENTENCES[n % len(SENTENCES)], MAX_WORDS) for n in range(pairs)]
 
@@ -74,10 +76,11 @@ def random_batch(stage: str, pairs: int) -> dict[str, torch.Tensor]:
 
     side = VIT_B_32.image_resolution
     images = torch.randint(0, 256, (pairs, 2, 3, side, side), dtype=torch.uint8)
+    common = {"images": images, "id": [str(n) for n in range(pairs)]}
     if stage == "retrieval":
-        return trim_padding({"images": images, "text_ids": stacked("retrieval_text_ids")})
+        return trim_padding({**common, "text_ids": stacked("retrieval_text_ids")})
     names = ("caption_input_ids", "caption_mask", "caption_target_ids")
-    return trim_padding({"images": images, **{name: stacked(name)[:, None] for name in names}})
+    return trim_padding({**common, **{name: stacked(name)[:, None] for name in names}})
 
 
 def training_step(stage: str, pairs: int, runtime: Runtime, repeats: int, *more: str) -> tuple[list[float], float]:
@@ -87,7 +90,7 @@ def training_step(stage: str, pairs: int, runtime: Runtime, repeats: int, *more:
     places = "--output_dir unused --data_path unused --features_path unused"
     options = parse_options([*flags.split(), *places.split(), *more], stage, "a benchmark", num_processes=1)
     trainer = build_trainer(model, SameBatch(batch, 1), options, runtime)
-    times = seconds_of(lambda: train_epoch(trainer, 0), runtime.device, repeats)
+    times = seconds_of(lambda: train_epoch(trainer, Progress()), runtime.device, repeats)
     forward = flops.pair_encoder(VIT_B_32, 9)
     if stage == "retrieval":
         forward += flops.text_encoder(VIT_B_32, batch["text_ids"].shape[-1])
@@ -136,7 +139,7 @@ def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int, compil
         """Of the whole machine: by all cores, however few of them the launcher leaves each process."""
         threads = torch.get_num_threads()
         torch.set_num_threads(threads if device.type != "cpu" else len(os.sched_getaffinity(0)))
-        found = runtime.from_main(gemm_rate(dtype, device) if runtime.is_main else None)
+        found = runtime.from_main(lambda: gemm_rate(dtype, device))
         torch.set_num_threads(threads)
         return found
 
