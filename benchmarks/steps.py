@@ -163,8 +163,10 @@ def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int, compil
 def quiet() -> Iterator[None]:
     """No log lines of the parts that are measured."""
     logging.disable(logging.INFO)
-    yield
-    logging.disable(logging.NOTSET)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def main() -> None:

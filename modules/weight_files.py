@@ -64,7 +64,7 @@ def read_saved(path: Path) -> Any:
     try:
         value = (_read_archive if is_archive else _read_older)(path)
         return _tensors_below(value) if isinstance(value, _ScriptedModule) else value
-    except UNREADABLE as error:
+    except (OSError, *UNREADABLE) as error:  # OSError: an archive's directory can name places before the file's beginning
         reason = short(error) if isinstance(error, REFUSED) else f"it is damaged ({type(error).__name__}: {short(error)})"
         raise ValueError(f"cannot read weights from {path}: {reason}") from None
 

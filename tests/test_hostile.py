@@ -33,7 +33,7 @@ from dataloaders import load_scenes
 from dataloaders.clevr_change import read_captions, read_split, read_type_mapping
 from dataloaders.image_cache import open_image_cache
 from dataloaders.images import load_image, read_image
-from dataloaders.own_pairs import COLUMNS, list_pairs, load_own_pairs
+from dataloaders.own_pairs import COLUMNS, OwnPair, list_pairs, load_own_pairs
 from dataloaders.spot_the_diff import read_annotations
 from gt.said_changes import read_changes
 from modules.bert_config import load_cross_config, load_decoder_config
@@ -345,6 +345,21 @@ def test_tables_say_in_one_line_what_a_path_or_a_column_cannot_be(tmp_path):
         load_own_pairs(tmp_path / "t.jsonl", "train", need_images=False)
 
 
+@pytest.mark.parametrize("kind", [[], {}, "", None, "texture"])
+def test_a_kind_of_change_is_one_of_the_five(kind, tmp_path):
+    valid, file, read = READERS["what changed"]
+    (tmp_path / file).write_text(json.dumps({"1.png": {**valid["1.png"], "type": kind}}))
+    with pytest.raises(ValueError, match=r"changed_object\.json: 1\.png is"):
+        read(tmp_path / file)
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b"7", b'{"id": [1]}', b'{"id": "0", "id": "0"}', b"\xff", b"[]"])
+def test_results_to_continue_that_are_no_results_are_anothers(line, tmp_path):
+    (tmp_path / "results.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match=r"results\.jsonl holds other results"):
+        _finished(tmp_path / "results.jsonl", [OwnPair("0", Path("a"), Path("b"))], 1)
+
+
 def test_no_type_of_change_takes_the_name_of_all(tmp_path):
     (tmp_path / "types.json").write_text('{"add": ["1.png"], "all": ["2.png"]}')
     with pytest.raises(ValueError, match=r"types\.json: a type is called 'all'"):
@@ -460,11 +475,13 @@ def test_pictures_that_are_none_are_refused_in_one_line(tmp_path):
     animated = bytearray(encoded(Image.new("P", (4, 4)), "GIF"))
     animated[6:10] = struct.pack("<HH", 65535, 65535)
     sound = encoded(Image.new("RGB", (30, 20), "red"), "PNG")
+    dds = bytearray(encoded(Image.new("RGB", (8, 8)), "DDS"))
+    dds[80:84] = bytes(4)
     for name, content, reason in (
             ("empty.png", b"", "not an image"), ("text.png", b"no image", "not an image"), ("page.jpg", b"<html></html>", "not an image"),
             ("bomb.png", with_checksums(bomb), "more than 179 million pixels"), ("bomb.gif", animated, "more than 179 million pixels"),
             ("cut.png", sound[: len(sound) // 2], "cannot read the image"), ("head.png", sound[:20], "cannot read the image"),
-            ("flat.bmp", encoded(Image.new("RGB", (1, 1)), "BMP").replace(struct.pack("<ii", 1, 1), bytes(8)), "cannot read the image")):
+            ("flags.dds", bytes(dds), "Unknown pixel format"), ("flat.bmp", encoded(Image.new("RGB", (1, 1)), "BMP").replace(struct.pack("<ii", 1, 1), bytes(8)), "cannot read the image")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=rf"cannot read the image .*{name}.*{'' if reason.startswith('cannot') else reason}") as error:
             load_image(tmp_path / name)
@@ -719,6 +736,11 @@ def test_an_archive_that_inflates_is_refused_before_it_does(tmp_path):
     path.write_bytes(with_entries(saved(WEIGHTS), lambda _: b"big", "/byteorder"))
     with pytest.raises(ValueError, match="little-endian"):
         read_weights(path)
+    before_its_beginning = bytearray(with_entries(saved(WEIGHTS), bytes))
+    before_its_beginning[-6:-2] = (int.from_bytes(before_its_beginning[-6:-2], "little") + 10**6).to_bytes(4, "little")
+    path.write_bytes(before_its_beginning)
+    with pytest.raises(ValueError, match=r"weights\.bin: it is damaged"):
+        read_weights(path)
 
 
 @pytest.mark.parametrize("header", [
@@ -750,6 +772,9 @@ def test_what_was_read_is_what_was_saved(tmp_path):
             read, expected = read_weights(tmp_path / "a.bin"), value.get("state_dict", value)
             assert read.keys() == expected.keys()
             assert all(torch.equal(read[key], expected[key]) and read[key].dtype == expected[key].dtype for key in expected)
+    (tmp_path / "a.bin").write_bytes(saved({1: torch.ones(2)}))
+    with pytest.raises(ValueError, match=r"a\.bin holds no state dict"):
+        read_weights(tmp_path / "a.bin")
 
 
 @pytest.mark.parametrize("state", [b"", b"garbage", saved([1]), saved({"model": None}), saved({"model": {1: 2}}), saved({"model": {}}),
