@@ -525,7 +525,7 @@ def test_two_agents_go_on_from_the_last_state_when_one_is_killed(killed, clevr, 
     def agent(fault: str):
         return start(["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_id=job",
                       "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", FAULTY, fault, "retrieval",
-                      *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")])
+                      *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")], HANG="60")
 
     agents = [agent("kill:step:7:1" if killed == "worker" else "hang:step:7:1") for _ in range(2)]
     if killed == "agent":
