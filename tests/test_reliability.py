@@ -515,7 +515,8 @@ def test_more_pairs_than_fill_the_batches_of_two_processes(sizes, tmp_path):
     assert sorted(captioned) == sorted([f"{n:06d}.png{kind}" for n in range(10, 15) for kind in ("", "_n")])
 
 
-@pytest.mark.parametrize("killed", ["worker", pytest.param("agent", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", ["worker", "agent"])
 def test_two_agents_go_on_from_the_last_state_when_one_is_killed(killed, clevr, sizes, tmp_path, whole):
     run = tmp_path / "run"
     with socket.socket() as free:
@@ -525,7 +526,7 @@ def test_two_agents_go_on_from_the_last_state_when_one_is_killed(killed, clevr, 
     def agent(fault: str):
         return start(["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_id=job",
                       "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", FAULTY, fault, "retrieval",
-                      *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")], HANG="60")
+                      *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")], HANG="20")
 
     agents = [agent("kill:step:7:1" if killed == "worker" else "hang:step:7:1") for _ in range(2)]
     if killed == "agent":
