@@ -110,10 +110,14 @@ class ResumePoint:
 
 
 class RunFiles:
-    """The files of one run: what its main process writes, and which of them it keeps."""
+    """The files of one run: what its main process writes, and which of them it keeps.
 
-    def __init__(self, folder: Path, keep: int, options: Mapping[str, Any], data: str) -> None:
+    A run that begins `afresh` in a folder with states of an earlier one removes those once it has saved a state of its own.
+    """
+
+    def __init__(self, folder: Path, keep: int, options: Mapping[str, Any], data: str, afresh: bool = False) -> None:
         self.folder, self.keep, self.data = folder, keep, data
+        self._earlier = _states(folder) if afresh else []
         self.options = {name: _plain(value) for name, value in options.items()}
 
     def save_weights(self, model: CLIP4IDC, epoch: int) -> None:
@@ -125,6 +129,8 @@ class RunFiles:
         path = self.folder / f"{STATE}.{progress.epoch}{'' if steps is None else f'.{steps}'}"
         self._save(path, tensors)
         self._write_sidecar(path, progress, file_sha256(path))
+        self._remove((earlier for earlier in self._earlier if earlier != path), "an earlier run's")
+        self._earlier = []
         if self.keep >= 0:
             self._remove(_states(self.folder)[self.keep :])
         return path
@@ -141,10 +147,6 @@ class RunFiles:
         if self.keep >= 0:
             saved = sorted((epoch for epoch in _epochs_of(self.folder) if epoch < progress.epoch), reverse=True)
             self._remove(weights_path(self.folder, epoch) for epoch in saved[self.keep :] if epoch != progress.chosen_epoch)
-
-    def forget_earlier_run(self) -> None:
-        """Remove the states of a run that began here before, which are not this one's."""
-        self._remove(_states(self.folder), "an earlier run's")
 
     def _save(self, path: Path, tensors: Mapping[str, Any]) -> None:
         needed = _bytes(tensors)
@@ -171,7 +173,7 @@ class RunFiles:
 
     def _remove(self, paths: Iterable[Path], reason: str = "") -> None:
         for path in paths:
-            path.unlink()
+            path.unlink(missing_ok=True)
             _sidecar(path).unlink(missing_ok=True)
             log.info("removed %s (%s)", path, reason or f"--keep_checkpoints {self.keep}")
 

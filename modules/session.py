@@ -190,11 +190,10 @@ def _train(model: CLIP4IDC, splits: dict[str, Sequence[Scene]], images: ImageRea
 def _open_files(trainer: Trainer, folder: Path, progress: Progress, data: str, afresh: bool) -> None:
     """Everything that the main process writes into."""
     options = trainer.options
-    trainer.files = RunFiles(folder, options.training.keep_checkpoints, dict(options.items()), data)
+    trainer.files = RunFiles(folder, options.training.keep_checkpoints, dict(options.items()), data, afresh)
     if afresh and weights_path(folder, "best").exists():
-        log.warning("%s holds an earlier run, whose files of the same names are replaced; --resume auto would continue it", folder)
-    if afresh:
-        trainer.files.forget_earlier_run()
+        log.warning("%s holds an earlier run, whose files go as soon as this one saves its own; until then it can be stopped, and "
+                    "--resume auto continues the earlier one", folder)
     write_card(folder, trainer.model, options.data.max_words)
     done = progress.trained_epochs * trainer.steps_per_epoch + progress.batches // options.training.gradient_accumulation_steps
     trainer.board = Board(folder, done)

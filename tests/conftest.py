@@ -17,6 +17,7 @@ REAL = ROOT.parent / "shared" / "data"
 
 TINY = {"embed_dim": 64, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32,
         "context_length": 77, "vocab_size": 49408, "transformer_width": 64, "transformer_layers": 2}
+SIZES = {"train": 8, "val": 3, "test": 5}  # pairs of the drawn datasets
 COLORS = {"red": (40, 40, 200), "green": (40, 160, 40), "blue": (200, 60, 40), "yellow": (40, 220, 230)}
 
 
@@ -120,3 +121,15 @@ def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
         write_json(root / file, value)
     write_json(root / "gt" / "clevr_total_change_captions_reformat.json", coco_ground_truth(clevr_captions(root)))
     return root
+
+
+@pytest.fixture(scope="module")
+def clevr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`make_clevr` in SIZES; tests that change something copy it."""
+    return make_clevr(tmp_path_factory.mktemp("clevr"), SIZES)
+
+
+@pytest.fixture(scope="module")
+def spot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`make_spot` in SIZES; tests that change something copy it."""
+    return make_spot(tmp_path_factory.mktemp("spot"), SIZES)

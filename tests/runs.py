@@ -18,7 +18,6 @@ from tests.conftest import ROOT
 
 SCRIPTS = {"retrieval": main_task_retrieval, "caption": CLIP4IDCinference}
 FILES = {"retrieval": "main_task_retrieval.py", "caption": "CLIP4IDCinference.py"}
-SIZES = {"train": 8, "val": 3, "test": 5}
 
 
 def words(data: Path, output: Path, sizes: Path, stage: str, *more: str) -> list[str]:

@@ -14,18 +14,8 @@ import torch
 
 import CLIP4IDCinference
 import main_task_retrieval
-from tests.conftest import ROOT, make_clevr, make_spot
-from tests.runs import FILES, SCRIPTS, SIZES, check_board, finish, refused, start, words
-
-
-@pytest.fixture(scope="module")
-def clevr(tmp_path_factory):
-    return make_clevr(tmp_path_factory.mktemp("clevr"), SIZES)
-
-
-@pytest.fixture(scope="module")
-def spot(tmp_path_factory):
-    return make_spot(tmp_path_factory.mktemp("spot"), SIZES)
+from tests.conftest import ROOT, make_spot
+from tests.runs import FILES, SCRIPTS, check_board, finish, refused, start, words
 
 
 @pytest.mark.parametrize("stage", ["retrieval", "caption"])

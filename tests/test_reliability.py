@@ -23,8 +23,8 @@ from modules import checkpoint, stages, training
 from modules.checkpoint import Progress, RunFiles, newest_state
 from modules.optimization import BertAdam
 from modules.stopping import TRY_AGAIN, StopRequested, StopSignals
-from tests.conftest import TINY, make_clevr, make_spot
-from tests.runs import SCRIPTS, SIZES, check_board, finish, refused, same_weights, start, words
+from tests.conftest import TINY, make_clevr
+from tests.runs import SCRIPTS, check_board, finish, refused, same_weights, start, words
 
 EPOCHS = 3
 STEPS = {"retrieval": 4, "caption": 2}  # of an epoch
@@ -32,16 +32,6 @@ SCORE = {"retrieval": "text_to_pair_R1", "caption": "CIDEr"}
 RENAMES = 6  # that a run does before its first epoch is judged, and no fewer in each later one
 FAULTY = "tests/faulty_run.py"
 SAVED_OFTEN = ("--save_every_steps", "1")
-
-
-@pytest.fixture(scope="module")
-def clevr(tmp_path_factory):
-    return make_clevr(tmp_path_factory.mktemp("clevr"), SIZES)
-
-
-@pytest.fixture(scope="module")
-def spot(tmp_path_factory):
-    return make_spot(tmp_path_factory.mktemp("spot"), SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +289,25 @@ def test_the_best_and_the_newest_weights_are_kept_and_each_removal_is_told(spot,
     assert len(names[-1]) == 11
     for name in ("pytorch_model.bin.0", "pytorch_model.bin.2", "training_state.bin.0", "training_state.bin.2"):
         assert f"removed {tmp_path / '2' / name} (--keep_checkpoints 2)" in caplog.text
+
+
+def test_a_forgotten_resume_loses_nothing_until_the_new_run_saves(spot, sizes, tmp_path, caplog, monkeypatch):
+    run = tmp_path / "run"
+    options = words(spot, run, sizes, "retrieval", "--do_train")
+    main_task_retrieval.main(options)
+    before = newest_state(run)
+
+    def killing(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_update", killing)
+        with pytest.raises(Killed):
+            main_task_retrieval.main(options)
+    assert "until then it can be stopped" in caplog.text
+    assert newest_state(run) == before
+    break_off_after_first_epoch(options)
+    assert [path.name for path in checkpoint._states(run)] == ["training_state.bin.0"]
 
 
 def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(spot, sizes, tmp_path, capsys, monkeypatch):
