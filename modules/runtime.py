@@ -131,7 +131,9 @@ def open_runtime(options: Options) -> Iterator[Runtime]:
         precision = choose_precision("fp16" if options.run.fp16 else options.run.precision, device)
         patient = None
         if world_size > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=HANG)
+            backend, store = "nccl" if device.type == "cuda" else "gloo", _store_of_attempt()
+            members = {"store": store, "rank": rank, "world_size": world_size} if store else {}  # else from the environment
+            dist.init_process_group(backend, timeout=HANG, **members)
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         runtime = Runtime(rank, world_size, device, precision, patient)
         if device.type == "cpu":
@@ -144,6 +146,23 @@ def open_runtime(options: Options) -> Iterator[Runtime]:
             yield runtime
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def _store_of_attempt() -> dist.Store | None:
+    """Where processes that torchrun may restart find each other; None: as usual.
+
+    The launcher's own store outlives a restart, and what the processes before left in it would send the new ones to addresses where
+    nobody is. Under one agent its count of restarts keeps attempts apart; several agents count differently, so that they must not
+    share it: ValueError.
+    """
+    around = os.environ
+    if around.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or around.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return None
+    if around.get("GROUP_WORLD_SIZE", "1") != "1":
+        raise ValueError("several torchrun agents with --max-restarts need --rdzv_backend=c10d and, in the environment of each, "
+                         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: restarted processes would wait for those before them")
+    store = dist.TCPStore(around["MASTER_ADDR"], int(around["MASTER_PORT"]), is_master=False, timeout=HANG)
+    return dist.PrefixStore(f"attempt_{around['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 @contextmanager

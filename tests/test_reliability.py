@@ -19,7 +19,7 @@ from PIL import Image
 
 import CLIP4IDCinference
 import main_task_retrieval
-from modules import checkpoint, stages, training
+from modules import checkpoint, runtime, stages, training
 from modules.checkpoint import Progress, RunFiles, newest_state
 from modules.optimization import BertAdam
 from modules.stopping import TRY_AGAIN, StopRequested, StopSignals
@@ -524,18 +524,42 @@ def test_more_pairs_than_fill_the_batches_of_two_processes(sizes, tmp_path):
     assert sorted(captioned) == sorted([f"{n:06d}.png{kind}" for n in range(10, 15) for kind in ("", "_n")])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", ["worker", "agent"])
-def test_two_agents_go_on_from_the_last_state_when_one_is_killed(killed, clevr, sizes, tmp_path, whole):
+@pytest.mark.parametrize("launcher", [["--standalone"], pytest.param(["--nnodes=1", "--master_port={port}"], marks=pytest.mark.slow)])
+def test_a_killed_process_is_restarted_and_goes_on_from_the_last_state(launcher, clevr, sizes, tmp_path, whole):
     run = tmp_path / "run"
+    code, errors = finish(start(["-m", "torch.distributed.run", *(word.format(port=free_port()) for word in launcher), "--nproc_per_node=2",
+                                 "--max-restarts=1", FAULTY, "kill:step:7:1", "retrieval",
+                                 *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")]))
+    assert code == 0, errors[-3000:]
+    assert "continuing from" in (run / "log.txt").read_text()
+    assert_same(whole("retrieval", 2), run, "retrieval")
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def test_several_agents_that_would_send_restarted_processes_astray_are_refused(monkeypatch):
+    for name, value in (("USE_AGENT_STORE", "True"), ("MAX_RESTARTS", "3"), ("RESTART_COUNT", "0")):
+        monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        runtime._store_of_attempt()
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert runtime._store_of_attempt() is None
+
+
+@pytest.mark.parametrize("killed", ["worker", pytest.param("agent", marks=pytest.mark.slow)])
+def test_two_agents_go_on_from_the_last_state_when_one_is_killed(killed, clevr, sizes, tmp_path, whole):
+    run, port = tmp_path / "run", free_port()
 
     def agent(fault: str):
         return start(["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_id=job",
                       "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", FAULTY, fault, "retrieval",
-                      *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")], HANG="20")
+                      *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")],
+                     TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", HANG="60")
 
     agents = [agent("kill:step:7:1" if killed == "worker" else "hang:step:7:1") for _ in range(2)]
     if killed == "agent":
