@@ -26,7 +26,7 @@ from modules import captioning, files, runtime, training  # noqa: E402
 
 SCRIPTS = {"retrieval": main_task_retrieval, "caption": CLIP4IDCinference}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
-SECONDS = {"slow": 5, "hang": 10_000}
+SECONDS = {"slow": 5, "hang": 300}
 
 
 def fail(what: str) -> None:
