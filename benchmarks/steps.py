@@ -156,7 +156,7 @@ def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int, compil
             "seconds": round(seconds, 4), "fastest": round(min(times), 4), "pairs_per_second": round(pairs / seconds, 1),
             "gemm_plain_gflops": round(plain, 1), "gemm_tuned_gflops": round(tuned, 1), "gemm_own_gflops": round(own, 1),
             "cost_per_pair": round(seconds * plain / pairs, 1), "cost_per_pair_tuned": round(seconds * tuned / pairs, 1),
-            "gflop_per_pair": round(gflop, 1), "share_of_gemm": round(gflop * pairs / seconds / own, 3), **description(device)}
+            "gflop_per_pair": round(gflop, 1), "share_of_gemm": round(gflop * pairs / seconds / own, 5), **description(device)}
 
 
 @contextlib.contextmanager

@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 WEIGHTS, STATE = "pytorch_model.bin", "training_state.bin"
 CARD = "model.json"  # beside weights: what their shapes cannot say
 NO_SCORE_YET = 1e-5  # what the first epoch's score has to reach
-END = 10**12  # stands for the steps of a whole epoch where places are compared
 # Options that do not change what comes out: where things lie, how they are read, what is told and kept. Whether the data are the
 # same is told by their fingerprint.
 WITHOUT_EFFECT = frozenset({
@@ -246,7 +245,7 @@ def _states(folder: Path) -> list[Path]:
     places = {}
     for path in folder.glob(f"{STATE}.*"):
         if match := re.fullmatch(rf"{re.escape(STATE)}\.(\d+)(?:\.(\d+))?", path.name):
-            places[path] = int(match.group(1)), int(match.group(2) or END)
+            places[path] = int(match.group(1)), int(match.group(2)) if match.group(2) else math.inf  # all of the epoch
     return sorted(places, key=places.get, reverse=True)
 
 
