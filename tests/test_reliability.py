@@ -85,8 +85,10 @@ def break_off_after_first_epoch(options: list[str]) -> None:
             main_task_retrieval.main(options)
 
 
-@pytest.mark.parametrize(("stage", "more"), [("retrieval", []), ("caption", []), ("retrieval", ["--ema", ".8"]),
-                                             ("caption", ["--ema", ".8", "--gradient_accumulation_steps", "2"]), ("caption", ["--scst"])])
+@pytest.mark.parametrize(("stage", "more"), [
+    ("retrieval", []), ("caption", []), ("retrieval", ["--ema", ".8"]),
+    pytest.param("caption", ["--ema", ".8", "--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
+    pytest.param("caption", ["--scst"], marks=pytest.mark.slow)])
 def test_broken_off_at_any_step_or_evaluation_and_resumed_equals_uninterrupted(stage, more, clevr, sizes, tmp_path, monkeypatch):
     if "--scst" in more:
         CLIP4IDCinference.main([*words(clevr, tmp_path / "first", sizes, stage, "--do_train"), "--epochs", "1"])
@@ -123,7 +125,8 @@ def killed_and_resumed(stage, processes, point, clevr, sizes, run, whole) -> Non
 
 
 @pytest.mark.parametrize(("stage", "processes", "point"), [
-    ("retrieval", 1, "step:7"), ("caption", 1, "write:4"), ("retrieval", 2, "rename:7:0"), ("caption", 2, "step:3:1")])
+    ("retrieval", 1, "step:7"), ("caption", 1, "write:4"), ("retrieval", 2, "rename:7:0"),
+    pytest.param("caption", 2, "step:3:1", marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(stage, processes, point, clevr, sizes, tmp_path, whole):
     killed_and_resumed(stage, processes, point, clevr, sizes, tmp_path / "run", whole)
 
@@ -494,7 +497,7 @@ def torchrun_fault(fault: str, data: Path, run: Path, sizes: Path, *more: str, s
 
 
 @pytest.mark.parametrize(("fault", "shown"), [("raise:step:3:1", "this process fails on purpose"), ("kill:step:3:1", "Signal 9"),
-                                              ("hang:step:3:1", "another process is gone or hangs")])
+                                              pytest.param("hang:step:3:1", "another process is gone or hangs", marks=pytest.mark.slow)])
 def test_one_process_that_fails_or_hangs_ends_the_job(fault, shown, clevr, sizes, tmp_path):
     code, errors, _ = torchrun_fault(fault, clevr, tmp_path / "run", sizes, HANG="15", seconds=150)
     assert code not in (0, -signal.SIGKILL), "it had to be killed"
