@@ -220,7 +220,7 @@ def _verified(path: Path) -> ResumePoint:
     if not (all(isinstance(found.get(name), kind) for name, kind in kinds.items()) and _is_progress(found["progress"])):
         raise ValueError(f"{_sidecar(path)} is no sidecar of a training state")
     if file_sha256(path) != found["sha256"]:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path).name}")
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path)}")
     return ResumePoint(path, Progress(**found["progress"]), found["options"], found["data"])
 
 
