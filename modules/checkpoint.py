@@ -5,11 +5,9 @@ inside one. Beside each lies a JSON sidecar with its SHA-256, the run's standing
 not count. Random states are not saved: every draw is made from (seed, epoch, place, process), so that the place says all.
 """
 
-import json
 import logging
 import math
 import re
-import reprlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,22 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.bert_config import load_decoder_config
+from modules.card import checked_card
 from modules.clip4idc import CLIP4IDC
+from modules.fetching import fetch, shelf_of
 from modules.files import file_sha256, read_json, short, write_json, written_at_once
 from modules.weight_files import read_saved
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, STATE = "pytorch_model.bin", "training_state.bin"
-CARD = "model.json"  # beside weights: what their shapes cannot say
+WEIGHTS, STATE, HISTORY = "pytorch_model.bin", "training_state.bin", "history.csv"
 NO_SCORE_YET = 1e-5  # what the first epoch's score has to reach
 # Options that do not change what comes out: where things lie, how they are read, what is told and kept. Whether the data are the
 # same is told by their fingerprint.
 WITHOUT_EFFECT = frozenset({
     "output_dir", "data_path", "features_path", "gt_dir", "cache_dir", "image_cache", "resume", "resume_model", "resume_force",
-    "init_model", "pretrained_clip_name", "n_display", "num_thread_reader", "batch_size_val", "local_rank", "task_type",
-    "eval_split", "save_every_steps", "keep_checkpoints", "on_bad_image"})
+    "init_model", "pretrained_clip_name", "quick_gelu", "n_display", "num_thread_reader", "batch_size_val", "local_rank",
+    "task_type", "eval_split", "save_every_steps", "keep_checkpoints", "on_bad_image"})
 
 
 @dataclass
@@ -90,6 +88,7 @@ class ResumePoint:
     progress: Progress
     options: dict[str, Any]
     data: str  # fingerprint of what was trained on
+    card: dict[str, Any]  # of the model (card.py)
 
     def tensors(self) -> dict[str, Any]:
         """What `Trainer.tensors` gave. ValueError where the file holds something else."""
@@ -114,10 +113,19 @@ class RunFiles:
     A run that begins `afresh` in a folder with states of an earlier one removes those once it has saved a state of its own.
     """
 
-    def __init__(self, folder: Path, keep: int, options: Mapping[str, Any], data: str, afresh: bool = False) -> None:
-        self.folder, self.keep, self.data = folder, keep, data
+    def __init__(self, folder: Path, keep: int, options: Mapping[str, Any], data: str, card: Mapping[str, Any],
+                 afresh: bool = False) -> None:
+        self.folder, self.keep, self.data, self.card = folder, keep, data, card
         self._earlier = _states(folder) if afresh else []
         self.options = {name: _plain(value) for name, value in options.items()}
+
+    def adopt(self, point: ResumePoint) -> None:
+        """Copy a state from elsewhere, and what its run goes on with, into this run's folder."""
+        if point.path.parent.resolve() == self.folder.resolve():
+            return
+        for name in (*_neighbours(point), point.path.name, _sidecar(point.path).name):
+            with written_at_once(self.folder / name) as temporary:
+                shutil.copyfile(point.path.with_name(name), temporary)
 
     def save_weights(self, model: CLIP4IDC, epoch: int) -> None:
         """`pytorch_model.bin.<epoch>`, under the released names."""
@@ -168,7 +176,8 @@ class RunFiles:
         return "; make room, and --resume auto continues from the last state" if _states(self.folder) else "; make room"
 
     def _write_sidecar(self, path: Path, progress: Progress, sha256: str) -> None:
-        write_json(_sidecar(path), {"sha256": sha256, "progress": asdict(progress), "options": self.options, "data": self.data})
+        write_json(_sidecar(path), {"sha256": sha256, "progress": asdict(progress), "options": self.options, "data": self.data,
+                                    "card": self.card})
 
     def _remove(self, paths: Iterable[Path], reason: str = "") -> None:
         for path in paths:
@@ -202,10 +211,7 @@ def named_state(name: str) -> ResumePoint:
     """The state that belongs to `pytorch_model.bin.<epoch>`, or `training_state.bin.…` itself; ValueError or OSError where it
     cannot be used."""
     path = Path(name)
-    match = re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)|{re.escape(STATE)}\.\d+(?:\.\d+)?", path.name)
-    if match is None:
-        raise ValueError(f"--resume_model {path}: expected a file {WEIGHTS}.<epoch> or {STATE}.<epoch>[.<steps>] of a run")
-    state = path.with_name(f"{STATE}.{match.group(1)}") if match.group(1) else path
+    state = path.with_name(_state_name(path.name))
     if not state.is_file():
         newest = next(iter(_states(path.parent)), None)
         raise FileNotFoundError(f"no file {state}, which --resume_model needs" + (
@@ -213,15 +219,48 @@ def named_state(name: str) -> ResumePoint:
     return _verified(state)
 
 
+def state_at(url: str, cache_dir: str | None) -> ResumePoint:
+    """The state at an address, brought into the cache, and beside it what the run's folder needs to go on; errors as above."""
+    folder_url, shelf, name = shelf_of(url, cache_dir)
+    state = shelf / _state_name(name)
+    _sidecar(state).unlink(missing_ok=True)  # another run may have written there since
+    fetch(f"{folder_url}/{_sidecar(state).name}", _sidecar(state))
+    sha256 = read_json(_sidecar(state), dict).get("sha256")
+    if state.is_file() and file_sha256(state) != sha256:
+        state.unlink()
+    fetch(f"{folder_url}/{state.name}", state, str(sha256))
+    point = _verified(state)
+    for file in _neighbours(point):
+        (shelf / file).unlink(missing_ok=True)
+        fetch(f"{folder_url}/{file}", shelf / file)
+    return point
+
+
+def _neighbours(point: ResumePoint) -> list[str]:
+    """What beside a state its run goes on with: the scores so far, the weights of the best epoch and of one not judged yet."""
+    progress = point.progress
+    epochs = {progress.chosen_epoch, progress.epoch if progress.unjudged_loss is not None else -1} - {-1}
+    return ([HISTORY] if progress.epoch else []) + [f"{WEIGHTS}.{epoch}" for epoch in sorted(epochs)]
+
+
+def _state_name(name: str) -> str:
+    """Of the state that belongs to `pytorch_model.bin.<epoch>`, or the state's own; ValueError for what is neither."""
+    match = re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)|{re.escape(STATE)}\.\d+(?:\.\d+)?", name)
+    if match is None:
+        raise ValueError(f"--resume_model {name}: expected a file {WEIGHTS}.<epoch> or {STATE}.<epoch>[.<steps>] of a run")
+    return f"{STATE}.{match.group(1)}" if match.group(1) else name
+
+
 def _verified(path: Path) -> ResumePoint:
     """ValueError or OSError where state and sidecar do not fit."""
     found = read_json(_sidecar(path), dict)
-    kinds = {"sha256": str, "progress": dict, "options": dict, "data": str}
+    kinds = {"sha256": str, "progress": dict, "options": dict, "data": str, "card": dict}
     if not (all(isinstance(found.get(name), kind) for name, kind in kinds.items()) and _is_progress(found["progress"])):
         raise ValueError(f"{_sidecar(path)} is no sidecar of a training state")
     if file_sha256(path) != found["sha256"]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path)}")
-    return ResumePoint(path, Progress(**found["progress"]), found["options"], found["data"])
+    card = checked_card(found["card"], str(_sidecar(path)))
+    return ResumePoint(path, Progress(**found["progress"]), found["options"], found["data"], card)
 
 
 def _is_progress(values: dict[str, Any]) -> bool:
@@ -266,32 +305,3 @@ def _bytes(value: Any) -> int:
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def write_card(folder: Path, model: CLIP4IDC, max_words: int, **more: Any) -> None:
-    """`model.json`: what a captioner needs besides its weights, and whatever else is to be said of it."""
-    values = {"intra_num_hidden_layers": model.clip.visual.intra_layers, "linear_patch": model.clip.visual.linear_patch,
-              "max_words": max_words}
-    if model.task == "caption":
-        config = asdict(model.decoder.config)
-        values["decoder_config"] = {"num_decoder_layers": config.pop("num_layers"), **config}
-    with written_at_once(folder / CARD) as temporary:
-        temporary.write_text(json.dumps({**values, **more}, indent=2) + "\n", encoding="utf-8")
-
-
-def read_card(weights: Path) -> dict[str, Any]:
-    """The `model.json` beside weights, {} where there is none. Raises ValueError for values of the wrong kind."""
-    path = weights.parent / CARD
-    if not path.is_file():
-        return {}
-    card = read_json(path, dict)
-    kinds = {"intra_num_hidden_layers": int, "linear_patch": str, "max_words": int, "decoder_config": dict, "trained_on": str}
-    for name, kind in kinds.items():
-        if name in card and type(card[name]) is not kind:
-            raise ValueError(f"{path}: {name} is {reprlib.repr(card[name])}, expected {kind.__name__}")
-    if "decoder_config" in card:
-        try:
-            load_decoder_config(card["decoder_config"])
-        except ValueError as error:
-            raise ValueError(f"{path}: decoder_config: {error}") from None
-    return card

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from modules.clip import CLIP, ClipSizes, Features, inflate_patches
 from modules.cross import CrossEncoder
 from modules.decoder import CaptionDecoder, DecodingState
 from modules.layers import Attention
+from modules.layouts import from_plain
 from modules.losses import IGNORED
 
 log = logging.getLogger(__name__)
@@ -24,8 +26,16 @@ TIED_KEYS = {
     "decoder.embeddings.position_embeddings.weight": "clip.positional_embedding",
     "decoder.classifier.cls.predictions.decoder.weight": "clip.token_embedding.weight",
 }
-ARCHIVE_EXTRAS = ("clip.input_resolution", "clip.context_length", "clip.vocab_size")
 CROSS_CHUNK = 256  # text-pair combinations that go through the cross encoder at once
+
+
+class Misfit(ValueError):
+    """Weights that are not this model's: what is missing, left over or of another shape."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"the weights do not fit this model: {problems[0]}{more}")
 
 
 class CLIP4IDC(nn.Module):
@@ -106,8 +116,7 @@ class CLIP4IDC(nn.Module):
             weights.update({key: expected[key] for key in group})
         problems = _misfits(expected, weights)
         if problems:
-            raise ValueError("the weights do not fit this model: " + problems[0]
-                             + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""))
+            raise Misfit(problems)
         return weights
 
     def _load(self, weights: dict[str, Tensor]) -> None:
@@ -182,9 +191,31 @@ class CLIP4IDC(nn.Module):
 
 def released_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the released names, in float32: OpenAI's own names get `clip.`, its archive's extras go."""
-    if not any(key.startswith("clip.") for key in weights):
-        weights = {f"clip.{key}": value for key, value in weights.items()}
-    return {key: value.float() for key, value in weights.items() if key not in ARCHIVE_EXTRAS}
+    return {key: value.float() for key, value in from_plain(weights).items()}
+
+
+def resized_for(weights: Mapping[str, Tensor], image_resolution: int) -> dict[str, Tensor]:
+    """Released-name weights for images of another side: the position embeddings of an image, and of both halves of a pair, are
+    interpolated over their grid (bicubic, antialiased); the class token's stay. ValueError where patches do not fill the side."""
+    sizes = ClipSizes.from_weights(clip_part(weights))
+    if image_resolution == sizes.image_resolution:
+        return dict(weights)
+    grid = replace(sizes, image_resolution=image_resolution).image_resolution // sizes.vision_patch_size
+    log.info("position embeddings resized from images of %d pixels to %d", sizes.image_resolution, image_resolution)
+
+    def resize(positions: Tensor) -> Tensor:  # (T, D)
+        side = sizes.image_resolution // sizes.vision_patch_size
+        patches = positions[1:].T.unflatten(1, (side, side))[None]  # (1, D, side, side)
+        patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
+        return torch.cat([positions[:1], patches[0].flatten(1).T])
+
+    resized = dict(weights)
+    for name, images in (("clip.visual.positional_embedding", 1), ("clip.visual.joint_positional_embedding", 2)):
+        if name in weights:
+            if weights[name].shape[0] != images * sizes.num_tokens:
+                raise ValueError(f"{name} has {weights[name].shape[0]} positions, expected {images * sizes.num_tokens}")
+            resized[name] = torch.cat([resize(half) for half in weights[name].chunk(images)])
+    return resized
 
 
 def clip_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

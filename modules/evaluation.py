@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dataloaders.pairs import Batches, Scene
 from modules.captioning import CaptionJudge, generate_captions, own_references, write_hypotheses, write_references
+from modules.checkpoint import HISTORY
 from modules.clip4idc import CLIP4IDC
 from modules.options import Options
 from modules.predictor import Decoding, Predictor
@@ -74,7 +75,7 @@ class RetrievalEvaluator:
         counts = (f"{len(self.similarity)} sentences and {len(self.scenes)} pairs of the {split} split. R1, R5, R10: per cent of "
                   "the queries whose own is among the first 1, 5, 10 found.")
         page = Page(f"Retrieval: {self.options.data.data_path}", counts, self._rows(), [("chance", chance(len(self.scenes)))],
-                    folder / "history.csv", **_origin(checkpoint, self.options))
+                    folder / HISTORY, **_origin(checkpoint, self.options))
         write_retrieval_report(folder / REPORT, page, self.scenes, self.similarity)
         log.info("report in %s", folder / REPORT)
 
@@ -113,7 +114,7 @@ class CaptionEvaluator:
         shown = {key: Shown(key, *images[key], text, self.judge.truth[key], single[key]) for key, text in self.captions.items()}
         groups = {name: [shown[key] for key in ids] for name, ids in (self.judge.subsets or {"all": list(shown)}).items() if ids}
         counts = f"{len(self.scenes)} scenes of the {split} split, {len(self.captions)} captions. Best and worst go by CIDEr."
-        page = Page(f"Captions: {self.options.data.data_path}", counts, self.scores, self.judge.baselines, folder / "history.csv",
+        page = Page(f"Captions: {self.options.data.data_path}", counts, self.scores, self.judge.baselines, folder / HISTORY,
                     **_origin(checkpoint, self.options))
         predictor = Predictor(model, self.options.data.max_words, self.runtime)
         how = Decoding(self.options.caption.beam_size, self.options.caption.length_penalty)

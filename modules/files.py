@@ -68,6 +68,11 @@ def short(error: Exception) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+def is_address(name: str) -> bool:
+    """Whether a name is https://…, http://… or s3://…"""
+    return name.startswith(("https://", "http://", "s3://"))
+
+
 def is_plain_name(name: str) -> bool:
     """Whether a name is a file's in its folder, and leads nowhere else."""
     return name not in ("", ".", "..") and not set(name) & set("/\\\0")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from modules.files import is_address
 from modules.stopping import TRY_AGAIN, StopRequested
 
 IGNORED_FLAGS = ("do_pretrain", "do_lower_case", "lr_decay", "margin", "hard_negative_rate", "negative_weighting", "n_pair",
@@ -75,12 +76,17 @@ class DataOptions:
 class ModelOptions:
     """Where the weights come from, and what their shapes cannot say."""
 
-    init_model: str | None = flag(None, "weights to start from: a file, as given or below ckpts/, or a URL")
+    init_model: str | None = flag(None, "weights to start from: a file or folder, as given or below ckpts/, an address (https://, "
+                                 "s3://), or owner/name on the Hugging Face hub")
     resume: str | None = flag(None, "auto: continue the run in --output_dir from its newest sound state, or begin it",
                               choices=("auto",))
-    resume_model: str | None = flag(None, "continue from this pytorch_model.bin.<epoch>, or training_state.bin.<epoch>.<steps>")
+    resume_model: str | None = flag(None, "continue from this pytorch_model.bin.<epoch> or training_state.bin.<epoch>[.<steps>]: a "
+                                   "file in --output_dir, or an address")
     resume_force: bool = flag(False, "continue although options have changed that change what comes out", bool)
-    pretrained_clip_name: str = flag("ViT-B/32", "CLIP: a name, a file, or a .json of sizes for random weights")
+    pretrained_clip_name: str = flag("ViT-B/32", "CLIP: a name of OpenAI's, whatever --init_model takes, or a .json of sizes for "
+                                     "random weights")
+    quick_gelu: bool = flag(False, "vouch for CLIP weights that do not say it: they were trained with the quick GELU", bool)
+    image_resolution: int | None = flag(None, "side of the images, where not the weights': position embeddings are resized", int)
     cache_dir: str | None = flag(None, "folder for downloads (default: the user's cache folder)")
     intra_num_hidden_layers: int = flag(9, "vision blocks that see each image alone", int)
     linear_patch: str = flag("2d", "patches from each image (2d) or from both as two frames (3d)", choices=("2d", "3d"))
@@ -239,7 +245,7 @@ def check_options(options: Options, num_processes: int) -> list[str]:
         problems.append("give either --resume auto or --resume_model")
     if model.resume_force and not (model.resume_model or model.resume):
         problems.append("--resume_force belongs to --resume auto or --resume_model")
-    if model.resume_model and run.output_dir:
+    if model.resume_model and run.output_dir and not is_address(model.resume_model):
         folder = Path(model.resume_model).parent
         if not Path(model.resume_model).is_file():
             problems.append(f"--resume_model: no file {model.resume_model}")
@@ -280,7 +286,7 @@ def decoding_problems(beam_size: int, num_captions: int, temperature: float | No
 
 def _check_ranges(options: Options) -> list[str]:
     at_least_one = ("n_display", "batch_size", "batch_size_val", "epochs", "gradient_accumulation_steps",
-                    "decoder_num_hidden_layers", "cross_num_hidden_layers")
+                    "decoder_num_hidden_layers", "cross_num_hidden_layers", "image_resolution")
     at_least_zero = ("seed", "num_thread_reader", "intra_num_hidden_layers", "coef_lr", "length_penalty", "save_every_steps")
     problems = []
     for name, value in options.items():

@@ -15,7 +15,7 @@ from modules.bert_config import load_decoder_config
 from modules.files import file_sha256, parse_json, read_json, write_json
 from modules.options import Options
 from modules.predictor import DEMO, Caption, Decoding, Predictor
-from modules.pretrained import find_checkpoint
+from modules.pretrained import find_weights
 from modules.runtime import Runtime, open_runtime
 from modules.visualization import draw_explanation
 
@@ -40,7 +40,7 @@ def predict(options: Options) -> None:
         config = load_decoder_config(source.decoder_model).with_layers(source.decoder_num_hidden_layers)
         predictor = Predictor.load(source.init_model, runtime.device, runtime.precision, source.intra_num_hidden_layers,
                                    source.linear_patch, config, options.data.max_words, source.pretrained_clip_name,
-                                   source.cache_dir)
+                                   source.cache_dir, source.image_resolution, source.quick_gelu)
         origin = _origin(options, decoding) if path else {}
         if done:
             _check_origin(path, origin)
@@ -122,9 +122,10 @@ def _into_file(rounds: Iterator[list[Captioned]], path: Path, done: int, kept_by
 def _origin(options: Options, decoding: Decoding) -> dict[str, Any]:
     """What results depend on beside the images."""
     source = options.model
-    return {"checkpoint_sha256": file_sha256(find_checkpoint(source.init_model or str(DEMO), source.cache_dir)),
+    return {"checkpoint_sha256": file_sha256(find_weights(source.init_model or str(DEMO), source.cache_dir)),
             "max_words": options.data.max_words, "decoder_model": source.decoder_model, "linear_patch": source.linear_patch,
-            "intra_num_hidden_layers": source.intra_num_hidden_layers, **vars(decoding)}
+            "intra_num_hidden_layers": source.intra_num_hidden_layers, "image_resolution": source.image_resolution,
+            **vars(decoding)}
 
 
 def _check_origin(path: Path, origin: dict[str, Any]) -> None:

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from dataloaders.images import Picture, normalize, to_tensor
 from modules.bert_config import load_decoder_config
-from modules.checkpoint import read_card
+from modules.card import with_card
 from modules.clip4idc import CLIP4IDC
 from modules.generation import PAD, beam_search, greedy_search, sample
 from modules.layers import kept_weights
 from modules.options import decoding_problems
-from modules.pretrained import ROOT, find_checkpoint, load_weights
+from modules.pretrained import ROOT, load_weights
 from modules.runtime import Runtime, choose_device, choose_precision, fast_products
 from modules.tokenizer import decode, split_words
 
@@ -90,29 +90,28 @@ class Predictor:
     @classmethod
     def load(cls, checkpoint: str | Path | None = None, device: str | torch.device | None = None, precision: str = "auto",
              intra_layers: int = 9, linear_patch: str = "2d", decoder_config: str | Path | Mapping | None = None,
-             max_words: int = 20, clip_name: str = "ViT-B/32", cache_dir: str | None = None) -> "Predictor":
-        """From a finetuned checkpoint (a file, a name below ckpts/ or a URL); without one, the small model in ckpts/demo.
+             max_words: int = 20, clip_name: str = "ViT-B/32", cache_dir: str | None = None,
+             image_resolution: int | None = None, quick_gelu: bool = False) -> "Predictor":
+        """From a finetuned checkpoint: a file or a folder, as given or below ckpts/, an address, or owner/name on the Hugging Face
+        hub; without one, the small model in ckpts/demo.
 
-        What shapes cannot say (intra_layers, linear_patch, decoder_config, max_words) comes from `model.json` beside the file,
+        What shapes cannot say (intra_layers, linear_patch, decoder_config, max_words) comes from `model.json` beside the weights,
         where there is one. Raises ValueError or OSError for what cannot be found, read or used.
         """
         device = torch.device(device) if device else choose_device()
-        path = find_checkpoint(str(checkpoint or DEMO), cache_dir)
-        settings = {"intra_num_hidden_layers": intra_layers, "linear_patch": linear_patch, "max_words": max_words,
-                    "decoder_config": decoder_config}
-        card = read_card(path)
-        settings.update({name: card[name] for name in settings if name in card})
+        weights, card, origin = load_weights(str(checkpoint or DEMO), clip_name, cache_dir, image_resolution, quick_gelu)
         if checkpoint is None:
-            log.warning("no --init_model: the small one in %s is used, trained on %s", path.parent.relative_to(ROOT),
+            log.warning("no --init_model: the small one in %s is used, trained on %s", DEMO.parent.relative_to(ROOT),
                         card["trained_on"])
-        weights = load_weights(str(path), clip_name, cache_dir)
         if not any(key.startswith("decoder.") for key in weights):
-            raise ValueError(f"{path} has no captioner (decoder.*): give the result of finetuning")
+            raise ValueError(f"{origin} has no captioner (decoder.*): give the result of finetuning")
+        settings = with_card({"intra_num_hidden_layers": intra_layers, "linear_patch": linear_patch, "max_words": max_words,
+                              "decoder_config": decoder_config}, card, origin)
         config = None if settings["decoder_config"] is None else load_decoder_config(settings["decoder_config"])
         model = CLIP4IDC.from_weights(weights, "caption", settings["intra_num_hidden_layers"], settings["linear_patch"], config)
         if not 1 <= settings["max_words"] <= model.clip.sizes.context_length:
-            raise ValueError(f"{path}: max_words is {settings['max_words']}, expected 1 to {model.clip.sizes.context_length}, its "
-                             "CLIP's context length")
+            raise ValueError(f"{origin}: max_words is {settings['max_words']}, expected 1 to {model.clip.sizes.context_length}, "
+                             "its CLIP's context length")
         return cls(model, settings["max_words"], Runtime(device=device, precision=choose_precision(precision, device)),
                    card.get("trained_on"))
 

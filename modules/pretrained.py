@@ -1,16 +1,21 @@
-"""Where weights come from: CLIP's names, files, URLs (SPEC §2, Weights). How they are read: weight_files.py."""
+"""Where weights come from (SPEC §2, Weights): paths, addresses, OpenAI's names, the Hugging Face hub.
 
-import hashlib
+How they are brought: fetching.py; how files are read: weight_files.py; what others call their tensors: layouts.py.
+"""
+
 import logging
+import re
 from pathlib import Path
-from urllib.parse import urlparse
+from typing import Any, NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
+from modules.card import CARD, read_card
 from modules.clip import CLIP, ClipSizes
-from modules.clip4idc import PAIR_KEYS, holds_all_of_clip, released_names
-from modules.files import BLOCK, cache_folder, file_sha256, read_json, short, written_at_once
+from modules.clip4idc import PAIR_KEYS, clip_part, holds_all_of_clip, released_names, resized_for
+from modules.fetching import fetch, shelf_of
+from modules.files import cache_folder, file_sha256, is_address, read_json, short
+from modules.layouts import EXTRAS, huggingface_problems, layout_of, open_clip_problems, to_released, without_wrapping
 from modules.weight_files import read_weights
 
 log = logging.getLogger(__name__)
@@ -23,63 +28,159 @@ CLIP_SHA256 = {
     "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
     "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
 }
+# What a folder in the place of a file means: ours, a run's, open_clip's; Hugging Face's have the names of the first and fourth.
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin.best", "open_clip_model.safetensors", "pytorch_model.bin",
+              "open_clip_pytorch_model.bin")
+HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+BESIDE = (CARD, HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG)  # what may stand beside weights and says what they are
 
-IN_FOLDERS = ("model.safetensors", "pytorch_model.bin.best")  # what a folder in the place of a file means
+
+class Loaded(NamedTuple):
+    """Tensors under the released names, float32; the card beside them ({}: none) and where it belongs."""
+
+    tensors: dict[str, Tensor]
+    card: dict[str, Any]
+    origin: str
 
 
-def load_weights(init_model: str | None, clip_name: str, cache_dir: str | None = None) -> dict[str, Tensor]:
-    """Tensors under the released names: init_model's, else the CLIP's. CLIP is not touched where init_model holds all of it.
+def load_weights(init_model: str | None, clip_name: str, cache_dir: str | None = None, image_resolution: int | None = None,
+                 quick_gelu: bool = False) -> Loaded:
+    """init_model's tensors, and those of CLIP that it lacks. CLIP is not touched where init_model holds all of it.
 
-    Raises ValueError or OSError with what to do for anything that cannot be found or read.
+    With image_resolution the position embeddings are resized for images of that side. `quick_gelu` vouches for files that do not
+    say their activation. Raises ValueError or OSError with what to do for anything that cannot be found, read or used.
     """
-    weights = read_weights(find_checkpoint(init_model, cache_dir)) if init_model else {}
-    weights = released_names(weights) if weights else {}
-    if holds_all_of_clip(weights):
-        return weights
-    return {**released_names(_load_clip(clip_name, cache_dir)), **weights}
+    tensors: dict[str, Tensor] = {}
+    card, origin = {}, clip_name
+    if init_model:
+        path = find_weights(init_model, cache_dir)
+        log.info("weights from %s", path)
+        tensors, card, origin = released_names(read_released(path, quick_gelu)), read_card(path), str(path)
+    if not holds_all_of_clip(tensors):
+        tensors = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
+    return Loaded(tensors if image_resolution is None else resized_for(tensors, image_resolution), card, origin)
 
 
-def find_checkpoint(name: str, cache_dir: str | None = None) -> Path:
-    """A checkpoint as given, below ckpts/, or behind a URL; of a folder its model or its run's best weights."""
-    if urlparse(name).scheme in ("https", "http", "s3"):
-        return fetch(name, cache_dir)
+def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
+    """A file's tensors under the released names, of their own types, from any layout.
+
+    Raises ValueError where they are no CLIP's, or where nothing says that their activation is the quick GELU.
+    """
+    weights = without_wrapping(read_weights(path))
+    layout = layout_of(weights)
+    if layout == "other":
+        raise ValueError(f"{path} holds no weights of a CLIP or CLIP4IDC: its tensors are called {', '.join(list(weights)[:3])} …")
+    try:
+        released = to_released(weights, layout)
+    except ValueError as error:
+        raise ValueError(f"{path} is laid out like Hugging Face's CLIPModel, but {error}") from None
+    if not (layout == "released" or quick_gelu or all(name in weights for name in EXTRAS)):
+        _check_config(path, layout, released)
+    return released
+
+
+def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
+    """ValueError unless a config beside the file says that these are weights for the model that is built here."""
+    try:
+        sizes = ClipSizes.from_weights(clip_part(weights))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    name, problems_of = {"huggingface": (HUGGING_FACE_CONFIG, huggingface_problems),
+                         "plain": (OPEN_CLIP_CONFIG, open_clip_problems)}[layout]
+    config = path.parent / name
+    if not config.is_file():
+        raise ValueError(f"{path} does not say which activation it was trained with, nor does a {name} beside it, and with the "
+                         "wrong one a CLIP sees badly: give --quick_gelu if it is OpenAI's or another of the quick GELU")
+    problems = problems_of(read_json(config, dict), sizes)
+    if problems:
+        raise ValueError(f"{path} does not fit: {config}: {'; '.join(problems)}")
+
+
+def find_weights(name: str, cache_dir: str | None = None) -> Path:
+    """The file that a name means: a path, the same below ckpts/, a folder of either; an address; one of OpenAI's names; owner/name
+    on the Hugging Face hub (`@revision` may follow). Raises OSError where there is none."""
+    if is_address(name):
+        return _from_address(name, cache_dir)
+    if name in CLIP_SHA256:
+        return _openais(name, cache_dir)
     tried = [Path(name), ROOT / "ckpts" / name]
     for path in tried:
-        found = [path] if path.is_file() else [path / file for file in IN_FOLDERS if (path / file).is_file()]
-        if found:
-            log.info("weights from %s", found[0])
-            return found[0]
+        if path.is_file():
+            return path
         if path.is_dir():
-            raise FileNotFoundError(f"{path} is a folder without {' or '.join(IN_FOLDERS)}: name the file of weights")
-    raise FileNotFoundError(f"no checkpoint {name}: tried {' and '.join(map(str, tried))}")
+            return _in_folder(path)
+    if _may_be_on_hub(name):
+        return _in_folder(_from_hub(name, cache_dir))
+    raise FileNotFoundError(f"no weights {name}: tried {' and '.join(map(str, tried))}, and OpenAI's names "
+                            f"{', '.join(CLIP_SHA256)}")
 
 
-def _load_clip(name: str, cache_dir: str | None) -> dict[str, Tensor]:
+def _in_folder(folder: Path) -> Path:
+    found = [folder / file for file in IN_FOLDERS if (folder / file).is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder} is a folder without {' or '.join(IN_FOLDERS)}: name the file of weights")
+    return found[0]
+
+
+def _load_clip(name: str, cache_dir: str | None, quick_gelu: bool) -> dict[str, Tensor]:
     if name.endswith(".json"):
         log.info("CLIP of random weights in the sizes of %s", name)
-        return random_clip(name)
-    path = _find_clip(name, cache_dir)
+        return released_names(random_clip(name))
+    path = find_weights(name, cache_dir)
     log.info("CLIP from %s", path)
-    return read_weights(path)
+    return released_names(read_released(path, quick_gelu or name in CLIP_SHA256))
 
 
-def _find_clip(name: str, cache_dir: str | None) -> Path:
-    if urlparse(name).scheme in ("https", "http", "s3"):
-        return fetch(name, cache_dir)
-    if name not in CLIP_SHA256:
-        if Path(name).is_file():
-            return Path(name)
-        raise FileNotFoundError(f"unknown CLIP {name!r}: neither a file nor one of {', '.join(CLIP_SHA256)}")
-    file = name.replace("/", "-").replace("@", "-") + ".pt"
-    for folder in (ROOT / "modules", ROOT / "ckpts", cache_folder(cache_dir)):
-        if (folder / file).is_file():
-            return folder / file
-    url = f"{OPENAI}/{CLIP_SHA256[name]}/{file}"
+def _openais(name: str, cache_dir: str | None) -> Path:
+    """One of OpenAI's CLIPs: in modules/, in ckpts/, in the cache, else downloaded."""
+    file, sha256 = name.replace("/", "-").replace("@", "-") + ".pt", CLIP_SHA256[name]
+    for path in (ROOT / "modules" / file, ROOT / "ckpts" / file):
+        if path.is_file():
+            if file_sha256(path) != sha256:
+                log.warning("%s is not the %s that OpenAI published: its SHA-256 is another", path, name)
+            return path
+    url, target = f"{OPENAI}/{sha256}/{file}", cache_folder(cache_dir) / file
     try:
-        return fetch(url, cache_dir, sha256=CLIP_SHA256[name])
+        return fetch(url, target, sha256)
     except OSError as error:
-        raise OSError(f"{name} is not here and cannot be downloaded ({short(error)}): put {url} (SHA-256 {CLIP_SHA256[name]}) "
-                      f"into {ROOT / 'modules'}") from None
+        raise OSError(f"{name} is not here and cannot be downloaded ({short(error)}): put {url} (SHA-256 {sha256}) into "
+                      f"{ROOT / 'modules'}") from None
+
+
+def _from_address(url: str, cache_dir: str | None) -> Path:
+    """The file at an address, kept in the cache, and beside it what says what it is."""
+    folder_url, shelf, name = shelf_of(url, cache_dir)
+    target = shelf / name
+    if target.is_file():
+        log.info("%s was brought before; remove it to bring it anew", target)
+        return target
+    for beside in (f"{name}.json", *BESIDE) if url == f"{folder_url}/{name}" else ():  # signed addresses have no neighbours
+        try:
+            fetch(f"{folder_url}/{beside}", shelf / beside)
+        except OSError as error:  # mostly there is none; what else is wrong, the file itself will tell
+            log.debug("%s", error)
+    return fetch(url, target)
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Whether it is written like owner/name[@revision], and its first part is no folder here."""
+    return (re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None and ".bin" not in name
+            and not any((place / name).parent.is_dir() for place in (Path(), ROOT / "ckpts")))
+
+
+def _from_hub(name: str, cache_dir: str | None) -> Path:
+    """A model's folder from the Hugging Face hub: its weights, and what says what they are."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        there = HfApi().list_repo_files(repository, revision=revision or None)
+        wanted = [file for file in IN_FOLDERS if file in there][:1] + [file for file in BESIDE if file in there]
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted,
+                                      cache_dir=cache_dir and cache_folder(cache_dir) / "hub"))
+    except Exception as error:  # its HTTP library, and with that the errors, is another from version to version
+        raise OSError(f"{name} is neither a path here or in {ROOT / 'ckpts'} nor to be had from the Hugging Face hub: "
+                      f"{short(error)}") from None
 
 
 def random_clip(path: str | Path) -> dict[str, Tensor]:
@@ -98,41 +199,3 @@ def read_sizes(path: str | Path) -> ClipSizes:
                          f"{', '.join(ClipSizes.__dataclass_fields__)}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def fetch(url: str, cache_dir: str | None = None, sha256: str | None = None) -> Path:
-    """Download https://… or s3://bucket/key into the cache, once; checked by SHA-256 where one is known."""
-    name = Path(urlparse(url).path).name or "weights"
-    target = cache_folder(cache_dir) / (name if sha256 else f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}")
-    if target.is_file():
-        return target
-    log.info("downloading %s to %s", url, target)
-    with written_at_once(target) as temporary:
-        (_fetch_s3 if url.startswith("s3:") else _fetch_https)(url, temporary)
-        if sha256 and file_sha256(temporary) != sha256:
-            raise OSError(f"{url} does not have the SHA-256 {sha256}: the download is damaged, try again")
-    return target
-
-
-def _fetch_https(url: str, target: Path) -> None:
-    import requests
-
-    with requests.get(url, stream=True, timeout=30) as answer:
-        answer.raise_for_status()
-        size = int(answer.headers.get("content-length", 0))
-        with open(target, "wb") as file, tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as bar:
-            for block in answer.iter_content(BLOCK):
-                bar.update(file.write(block))
-    if size and target.stat().st_size != size:
-        raise OSError(f"{url} broke off after {target.stat().st_size} of {size} bytes: try again")
-
-
-def _fetch_s3(url: str, target: Path) -> None:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    place = urlparse(url)
-    try:
-        boto3.client("s3").download_file(place.netloc, place.path.lstrip("/"), str(target))
-    except (BotoCoreError, ClientError) as error:
-        raise OSError(f"cannot get {url}: {short(error)}") from None

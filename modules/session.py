@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dataloaders import load_scenes
 from dataloaders.image_cache import open_image_cache
 from dataloaders.image_check import unreadable_images
@@ -18,14 +16,15 @@ from dataloaders.packed import PackedList
 from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, ImageReader, Scene, build_loader
 from modules.bert_config import load_cross_config, load_decoder_config
 from modules.captioning import CaptionJudge
-from modules.checkpoint import Progress, ResumePoint, RunFiles, named_state, newest_state, weights_path, write_card
+from modules.card import CARD, describe_model, with_card, write_card
+from modules.checkpoint import STATE, Progress, ResumePoint, RunFiles, named_state, newest_state, state_at, weights_path
 from modules.cider import CiderReward
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import CaptionEvaluator, Evaluator, RetrievalEvaluator
-from modules.files import write_json
+from modules.files import is_address, write_json
 from modules.java import ensure_java
-from modules.options import Options
-from modules.pretrained import load_weights
+from modules.options import ModelOptions, Options
+from modules.pretrained import Loaded, load_weights
 from modules.runtime import Runtime, open_output_dir, open_runtime
 from modules.stages import SelfCriticalStep
 from modules.stopping import StopSignals
@@ -46,7 +45,7 @@ def run(options: Options) -> None:
         splits = _read_splits(options, runtime)
         point = _find_state(options, splits, runtime)
         tensors = point.tensors() if point else None
-        model = build_model(options, tensors["model"] if tensors else None)
+        model = build_model(options, Loaded(tensors["model"], point.card, str(point.path)) if point else None)
         images = _open_images(model.clip.visual.image_resolution, splits, options, runtime)
         if options.run.do_train:
             _train(model, splits, images, options, runtime, stop, point, tensors)
@@ -56,22 +55,29 @@ def run(options: Options) -> None:
                 _report(model, evaluator, str(options.model.init_model), folder, options, runtime)
 
 
-def build_model(options: Options, weights: dict[str, Tensor] | None = None) -> CLIP4IDC:
-    """The stage's model of these weights, else from --init_model, --pretrained_clip_name or nothing, tensor by tensor (SPEC §2,
-    Weights)."""
+def build_model(options: Options, loaded: Loaded | None = None) -> CLIP4IDC:
+    """The stage's model of what a state held, else from --init_model, --pretrained_clip_name or nothing, tensor by tensor (SPEC §2,
+    Weights). A card beside the weights goes before the options."""
     source = options.model
-    if weights is None:
-        weights = load_weights(source.init_model, source.pretrained_clip_name, source.cache_dir)
+    if loaded is None:
+        loaded = load_weights(source.init_model, source.pretrained_clip_name, source.cache_dir, source.image_resolution,
+                              source.quick_gelu)
+    weights = loaded.tensors
     needy = "--do_eval" if options.run.do_eval else "--scst" if options.training.scst else None
     if needy and options.stage == "caption" and not any(key.startswith("decoder.") for key in weights):
         raise ValueError(f"{needy} needs the weights of a captioner (decoder.*): --init_model is {source.init_model}")
     decoder_config = cross_config = None
+    settings = with_card({"intra_num_hidden_layers": source.intra_num_hidden_layers, "linear_patch": source.linear_patch},
+                         loaded.card, loaded.origin)
     if options.stage == "caption":
         decoder_config = load_decoder_config(source.decoder_model).with_layers(source.decoder_num_hidden_layers)
+        if "decoder_config" in loaded.card:
+            asked, decoder_config = decoder_config, load_decoder_config(loaded.card["decoder_config"])
+            if asked != decoder_config:
+                log.info("the captioner's config is the one beside %s", loaded.origin)
     if source.sim_header == "tight":
         cross_config = load_cross_config(source.cross_model).with_layers(source.cross_num_hidden_layers)
-    model = CLIP4IDC.from_weights(weights, options.stage, source.intra_num_hidden_layers, source.linear_patch, decoder_config,
-                                  source.sim_header, cross_config)
+    model = CLIP4IDC.from_weights(weights, options.stage, *settings.values(), decoder_config, source.sim_header, cross_config)
     if model.vocab_size != VOCAB_SIZE:
         raise ValueError(f"this CLIP has a vocabulary of {model.vocab_size}, expected CLIP's {VOCAB_SIZE}")
     if options.data.max_words > model.clip.sizes.context_length:
@@ -121,12 +127,12 @@ def _find_state(options: Options, splits: Mapping[str, Sequence[Scene]], runtime
     source, folder = options.model, Path(options.run.output_dir)
     if not (source.resume_model or source.resume):
         return None
-    point = runtime.from_main(lambda: named_state(source.resume_model) if source.resume_model else newest_state(folder))
+    point = runtime.from_main(lambda: _open_state(source, folder))
     if point is None:
         log.info("--resume auto: no state in %s, this run starts afresh", folder)
         return None
     if not point.path.is_file():
-        raise FileNotFoundError(f"process {runtime.rank} does not see {point.path}: all machines must share --output_dir")
+        raise FileNotFoundError(f"process {runtime.rank} does not see {point.path}: all machines must share its folder")
     serious, others = point.differences(dict(options.items()), _fingerprint(options, splits))
     if serious and not source.resume_force:
         raise ValueError(f"{point.path} is of another run: {'; '.join(serious)}. Give these as they were, or --resume_force to go "
@@ -135,6 +141,18 @@ def _find_state(options: Options, splits: Mapping[str, Sequence[Scene]], runtime
         log.warning("continuing although %s", text)
     log.info("continuing from %s; --init_model and --pretrained_clip_name give no weights", point.path)
     return point
+
+
+def _open_state(source: ModelOptions, folder: Path) -> ResumePoint | None:
+    """What is asked for: the newest state of the folder, a file's, or that at an address."""
+    if source.resume:
+        return newest_state(folder)
+    if not is_address(source.resume_model):
+        return named_state(source.resume_model)
+    if any(folder.glob(f"{STATE}.*")):
+        raise ValueError(f"{folder} holds states of a run already: --resume auto continues it; to continue that at "
+                         f"{source.resume_model} give --output_dir an empty folder")
+    return state_at(source.resume_model, source.cache_dir)
 
 
 def _fingerprint(options: Options, splits: Mapping[str, Sequence[Scene]]) -> str:
@@ -181,20 +199,23 @@ def _train(model: CLIP4IDC, splits: dict[str, Sequence[Scene]], images: ImageRea
     progress = point.progress if point else Progress()
     with open_output_dir(options, runtime) as folder:
         if runtime.is_main:
-            _open_files(trainer, folder, progress, _fingerprint(options, splits), afresh=point is None)
+            _open_files(trainer, folder, progress, _fingerprint(options, splits), point)
         log.info("epochs are chosen on the %s split%s", select_on, ", as in the paper" if select_on == "test" else "")
         fit(trainer, folder, progress, chooser)
         _report_best(model, progress, reporter, folder, options, runtime)
 
 
-def _open_files(trainer: Trainer, folder: Path, progress: Progress, data: str, afresh: bool) -> None:
+def _open_files(trainer: Trainer, folder: Path, progress: Progress, data: str, point: ResumePoint | None) -> None:
     """Everything that the main process writes into."""
     options = trainer.options
-    trainer.files = RunFiles(folder, options.training.keep_checkpoints, dict(options.items()), data, afresh)
-    if afresh and weights_path(folder, "best").exists():
+    card = describe_model(trainer.model, options.data.max_words)
+    trainer.files = RunFiles(folder, options.training.keep_checkpoints, dict(options.items()), data, card, afresh=point is None)
+    if point:
+        trainer.files.adopt(point)
+    elif weights_path(folder, "best").exists():
         log.warning("%s holds an earlier run, whose files go as soon as this one saves its own; until then it can be stopped, and "
                     "--resume auto continues the earlier one", folder)
-    write_card(folder, trainer.model, options.data.max_words)
+    write_card(folder / CARD, card)
     done = progress.trained_epochs * trainer.steps_per_epoch + progress.batches // options.training.gradient_accumulation_steps
     trainer.board = Board(folder, done)
 

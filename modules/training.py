@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataloaders.pairs import Batches
-from modules.checkpoint import Progress, RunFiles, weights_path
+from modules.checkpoint import HISTORY, Progress, RunFiles, weights_path
 from modules.clip import MAX_LOG_SCALE
 from modules.clip4idc import CLIP4IDC
 from modules.decoder import CaptionEncoderLayer
@@ -158,7 +158,7 @@ def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator
         with trainer.stop.finishing():
             is_best = progress.judge(epoch, score)
             if runtime.is_main:
-                _append_history(folder / "history.csv", {"epoch": epoch, "loss": loss, **scores}, fresh=epoch == 0)
+                _append_history(folder / HISTORY, {"epoch": epoch, "loss": loss, **scores}, fresh=epoch == 0)
                 trainer.files.save_progress(progress)
                 trainer.board.epoch({"loss": loss, **scores}, evaluator.samples(), (epoch + 1) * trainer.steps_per_epoch)
                 log.info("epoch %d: %s", epoch, f"the best so far, {score:.4f}" if is_best else

@@ -48,13 +48,32 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is empty")
     if head.lstrip()[:1] == b"<":
         raise ValueError(f"{path} is a web page, no weights: the download was refused; get the file again")
-    weights = _read_safetensors(path) if path.suffix == ".safetensors" or head[8:9] == b"{" else read_saved(path)
+    weights = _read_safetensors(path) if _is_safetensors(path, head) else read_saved(path)
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
+    if isinstance(weights, dict) and {"model", "optimizer"} <= weights.keys():
+        raise ValueError(f"{path} is a training state, for --resume_model: weights are called pytorch_model.bin.<epoch>")
     if not (isinstance(weights, dict) and weights and all(
             isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items())):
         raise ValueError(f"{path} holds no state dict of tensors")
     return weights
+
+
+def format_of(path: Path) -> str:
+    """The format of a file that `read_weights` reads, in words."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if _is_safetensors(path, head):
+        return "safetensors"
+    if head[:4] != b"PK\3\4":
+        return "saved by torch, older format"
+    with zipfile.ZipFile(path) as archive:
+        scripted = any("/code/" in name for name in archive.namelist())
+    return "TorchScript archive" if scripted else "saved by torch"
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    return path.suffix == ".safetensors" or head[8:9] == b"{"
 
 
 def read_saved(path: Path) -> Any:

@@ -1,48 +1,98 @@
-"""A finetuned checkpoint to a small folder that can be shared: float16 safetensors and model.json.
+"""A run's model to a small folder that can be shared: float16 safetensors, model.json, and a README with its scores.
 
-    python preprocess/export_model.py runs/demo/caption/pytorch_model.bin.best ckpts/demo --trained_on "drawn scenes"
+    python preprocess/export_model.py runs/demo/caption/pytorch_model.bin.best my_model --trained_on "drawn scenes"
+
+`Predictor.load`, --do_predict and --init_model take such a folder, and its owner/name once it is on the Hugging Face hub
+(`hf upload owner/name my_model`).
 """
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modules.options import OneLineParser, run_and_report  # noqa: E402
 
+TOLD = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")  # the scores that a README shows
 
-def export(checkpoint: Path, folder: Path, trained_on: str) -> None:
-    """Write `model.safetensors` and `model.json`; tied tensors are kept once. The checkpoint needs its run's model.json."""
+
+def export(checkpoint: str, folder: Path, trained_on: str, name: str, metrics: Path | None) -> None:
+    """Write the folder's three files; tied tensors are kept once. The weights need a card beside them, as runs have it.
+
+    Scores are those of `metrics`, else of the run's own `metrics.json`, which is its best weights'.
+    """
     from safetensors.torch import save_file
 
-    from modules.checkpoint import CARD, read_card, write_card
-    from modules.clip4idc import TIED_KEYS
-    from modules.files import written_at_once
-    from modules.predictor import Predictor
-    from modules.pretrained import find_checkpoint
+    from modules.card import CARD, read_card, write_card
+    from modules.clip4idc import CLIP4IDC, TIED_KEYS
+    from modules.files import read_json, written_at_once
+    from modules.pretrained import find_weights, load_weights
 
     if not trained_on.strip():
         raise ValueError("--trained_on is empty: say what the model has seen")
-    checkpoint = find_checkpoint(str(checkpoint))
-    if not read_card(checkpoint):
-        raise ValueError(f"no {CARD} beside {checkpoint}: export from the folder of a run")
-    predictor = Predictor.load(checkpoint, "cpu", "fp32")
-    weights = {key: value.half().contiguous() for key, value in predictor.model.state_dict().items() if key not in TIED_KEYS}
+    path = find_weights(checkpoint)
+    card = read_card(path)
+    if not card:
+        raise ValueError(f"no {CARD} beside {path}: export from the folder of a run")
+    tensors = load_weights(str(path), "ViT-B/32").tensors
+    stage = "caption" if any(key.startswith("decoder.") for key in tensors) else "retrieval"
+    model = CLIP4IDC.from_weights(tensors, stage, card["intra_num_hidden_layers"], card["linear_patch"], card.get("decoder_config"))
+    weights = {key: value.half().contiguous() for key, value in model.state_dict().items() if key not in TIED_KEYS}
+    best, own = path.parent / "pytorch_model.bin.best", path.parent / "metrics.json"
+    if metrics is None and own.is_file() and best.is_file() and path.samefile(best):
+        metrics = own
+    scores = read_json(metrics, dict) if metrics else {}
     with written_at_once(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary)
-    write_card(folder, predictor.model, predictor.max_words, trained_on=trained_on)
+        save_file(weights, temporary, {"format": "pt"})
+    write_card(folder / CARD, {**card, "trained_on": trained_on})
+    with written_at_once(folder / "README.md") as temporary:
+        parameters = sum(weight.numel() for weight in weights.values())
+        temporary.write_text(readme(name or folder.resolve().name, stage, trained_on, parameters, scores), encoding="utf-8")
     print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
+
+
+def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapping[str, Any]) -> str:
+    """The model's page, in the hub's form: what it is, how to use it, what it reached."""
+    if stage == "caption":
+        what, language = "says in a sentence what changed between two pictures of a scene", "python"
+        use = f'from modules.predictor import Predictor\n\nprint(Predictor.load("{name}").caption("before.png", "after.png"))'
+    else:
+        what, language = "is a CLIP adapted to pairs of pictures and sentences on what changed; finetuning starts from it", "bash"
+        use = f"python CLIP4IDCinference.py --do_train --init_model {name} …"
+    kind = ["pipeline_tag: image-to-text"] if stage == "caption" else []
+    head = ["---", "library_name: clip4idc", *kind, "tags:", "- clip4idc",
+            "- image-difference-captioning", "---", "", f"# {name}", "",
+            f"A CLIP4IDC model ({parameters / 1e6:.1f} M parameters, float16): it {what}.", "", f"Trained on: {trained_on}.", "",
+            f"```{language}", use, "```", ""]
+    groups = {group: values for group, values in scores.items() if isinstance(values, Mapping)} or {
+        way.replace("_to_", " → "): {key.removeprefix(f"{way}_"): value for key, value in scores.items() if key.startswith(way)}
+        for way in ("text_to_pair", "pair_to_text")}
+    columns = [score for score in TOLD if any(score in values for values in groups.values())]
+    if not columns:
+        return "\n".join([*head, "Scores: none were at hand when this page was written.", ""])
+    rows = [f"| {group} | " + " | ".join(_number(values.get(score)) for score in columns) + " |" for group, values in groups.items()
+            if any(score in values for score in columns)]
+    return "\n".join([*head, f"Scores on the {scores.get('split', 'evaluated')} split:", "", f"| | {' | '.join(columns)} |",
+                      "|---" * (len(columns) + 1) + "|", *rows, ""])
+
+
+def _number(value: Any) -> str:
+    return "–" if not isinstance(value, int | float) else f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="finetuning's pytorch_model.bin.<epoch>")
+    parser.add_argument("checkpoint", help="pytorch_model.bin.<epoch> of a run, or its folder")
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--trained_on", required=True, help="what it has seen, for those who use it")
+    parser.add_argument("--name", default="", help="what its README calls it, owner/name on the hub (default: the folder's name)")
+    parser.add_argument("--metrics", type=Path, help="metrics.json of an evaluation of these weights, for the README")
     args = parser.parse_args(argv)
-    return run_and_report(parser.prog, lambda: export(args.checkpoint, args.folder, args.trained_on))
+    return run_and_report(parser.prog, lambda: export(args.checkpoint, args.folder, args.trained_on, args.name, args.metrics))
 
 
 if __name__ == "__main__":

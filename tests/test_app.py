@@ -55,7 +55,7 @@ def test_what_a_sentence_holds_is_text_in_the_page():
     assert "<h3>" not in app.attention_html(image, image, [explanation])
 
 
-@pytest.mark.parametrize(("words", "message"), [(["--port", "99999"], "--port is 99999"), (["--init_model", "nowhere"], "no checkpoint")])
+@pytest.mark.parametrize(("words", "message"), [(["--port", "99999"], "--port is 99999"), (["--init_model", "nowhere"], "no weights")])
 def test_wrong_options_are_one_line(words, message, capsys):
     pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
     with pytest.raises(SystemExit) as exit_:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modules.checkpoint import write_card
+from modules.card import CARD, describe_model, write_card
 from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import CLIP4IDC
 from tests.conftest import ROOT, TINY, draw_pair, make_clevr, make_spot
@@ -112,7 +112,7 @@ def save_weights(ckpts: Path) -> None:
         model = adapted if folder.endswith("retrieval") else captioner
         (ckpts / folder).mkdir()
         torch.save(model.state_dict(), ckpts / folder / "pytorch_model.bin.best")
-        write_card(ckpts / folder, model, 32)
+        write_card(ckpts / folder / CARD, describe_model(model, 32))
     for folder, model in (("pretrained", adapted), ("trained", captioner)):
         torch.save({key: value.half() for key, value in model.state_dict().items()}, ckpts / folder / "pytorch_model.bin.spot")
     shutil.copy2(ckpts / "pretrained" / "pytorch_model.bin.spot", ckpts / "pretrained" / "pytorch_model.bin.30")

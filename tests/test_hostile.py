@@ -37,7 +37,8 @@ from dataloaders.own_pairs import COLUMNS, OwnPair, list_pairs, load_own_pairs
 from dataloaders.spot_the_diff import read_annotations
 from gt.said_changes import read_changes
 from modules.bert_config import load_cross_config, load_decoder_config
-from modules.checkpoint import Progress, RunFiles, named_state, read_card
+from modules.card import read_card
+from modules.checkpoint import Progress, RunFiles, named_state
 from modules.clip import ClipSizes
 from modules.clip4idc import CLIP4IDC, PAIR_KEYS
 from modules.files import file_sha256, parse_json, read_json
@@ -211,7 +212,7 @@ def test_any_json_is_read_or_refused_by_its_name(name, count, tmp_path):
 
 @tiers
 def test_any_sidecar_of_a_training_state_is_used_or_refused(count, tmp_path):
-    files = RunFiles(tmp_path, 2, {"lr": 0.1, "epochs": 3}, "data")
+    files = RunFiles(tmp_path, 2, {"lr": 0.1, "epochs": 3}, "data", {"max_words": 12})
     path = files.save_state({"model": {}}, Progress(epoch=2, losses=[[1.5, 2.0]], batches=2), steps=2)
     sidecar = path.with_name(f"{path.name}.json")
     valid = json.loads(sidecar.read_text())
@@ -787,7 +788,7 @@ def test_a_training_state_that_makes_no_sense_is_refused(state, tmp_path):
     trainer = SimpleNamespace(model=model, averaged=None, optimizer=torch.optim.AdamW(model.parameters()), scaler=torch.amp.GradScaler("cpu"))
     path = tmp_path / "training_state.bin.0"
     path.write_bytes(state)
-    sidecar = {"sha256": file_sha256(path), "progress": asdict(Progress(epoch=1)), "options": {}, "data": ""}
+    sidecar = {"sha256": file_sha256(path), "progress": asdict(Progress(epoch=1)), "options": {}, "data": "", "card": {}}
     path.with_name("training_state.bin.0.json").write_text(json.dumps(sidecar))
     point = named_state(str(tmp_path / "pytorch_model.bin.0"))
     with pytest.raises(ValueError, match=r"training_state\.bin\.0"):

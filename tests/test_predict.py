@@ -19,6 +19,7 @@ from modules import predictor as predictor_module
 from modules.generation import PAD, sample
 from modules.options import run_and_report
 from modules.predictor import Decoding, Predictor
+from modules.pretrained import Loaded
 from modules.tokenizer import EOT, clip_tokenizer, decode, split_words
 from modules.visualization import draw_explanation
 from preprocess import export_model
@@ -236,7 +237,7 @@ def test_tables_and_parallel_folders_are_the_same_pairs(folder, tmp_path, capsys
     (["--before", "{own}", "--after", "{own}/p0.png"], "is a folder, the other is not"),
     (["--before", "{own}", "--beam_size", "101"], "expected 1 to 100"),
     (["--before", "{own}", "--init_model", "{own}"], "is a folder without"),
-    (["--before", "{own}", "--init_model", "none.bin"], "no checkpoint"),
+    (["--before", "{own}", "--init_model", "none.bin"], "no weights"),
 ])
 def test_wrong_input_is_one_line(words, message, folder, capsys):
     assert message in refused(capsys, *(word.format(own=folder) for word in words))
@@ -366,7 +367,7 @@ def test_cards_of_the_wrong_kind_and_models_without_a_captioner_are_refused(tmp_
     with pytest.raises(ValueError, match="max_words is 'many'"):
         Predictor.load(weights)
     (tmp_path / "model.json").unlink()
-    monkeypatch.setattr(predictor_module, "load_weights", lambda *_: {"clip.x": torch.ones(1)})
+    monkeypatch.setattr(predictor_module, "load_weights", lambda *_: Loaded({"clip.x": torch.ones(1)}, {}, "w.bin"))
     with pytest.raises(ValueError, match="no captioner"):
         Predictor.load(weights)
 

@@ -1,23 +1,24 @@
 """Where weights come from: formats, safety, lookups, downloads that fail."""
 
 import hashlib
-import http.server
 import json
 import os
 import pickle
-import threading
+import subprocess
+import sys
 import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from modules import pretrained
+from modules import fetching, pretrained
 from modules.clip import CLIP, ClipSizes
-from modules.clip4idc import CLIP4IDC
-from modules.pretrained import fetch, find_checkpoint, load_weights, random_clip
+from modules.clip4idc import CLIP4IDC, resized_for
+from modules.pretrained import find_weights, load_weights, random_clip
 from modules.weight_files import read_weights
 from tests.conftest import TINY, tiny_weights
+from tests.servers import web_site
 
 
 def test_pickle_and_safetensors_give_the_same(tmp_path):
@@ -112,7 +113,7 @@ def test_wrong_sizes_are_refused(tmp_path, content, message):
 
 def test_the_clip_file_is_not_touched_where_init_model_holds_all(tmp_path):
     torch.save(tiny_weights(), tmp_path / "adapted.bin")
-    weights = load_weights(str(tmp_path / "adapted.bin"), str(tmp_path / "does-not-exist.pt"))
+    weights = load_weights(str(tmp_path / "adapted.bin"), str(tmp_path / "does-not-exist.pt")).tensors
     assert "clip.logit_scale" in weights
 
 
@@ -121,55 +122,149 @@ def test_tensors_that_init_model_lacks_come_from_clip(tmp_path):
     part = {key: value for key, value in ours.items() if key.startswith("clip.visual.")}
     torch.save(part, tmp_path / "part.bin")
     torch.save({k.removeprefix("clip."): v for k, v in clips.items()}, tmp_path / "clip.pt")
-    weights = load_weights(str(tmp_path / "part.bin"), str(tmp_path / "clip.pt"))
+    weights = load_weights(str(tmp_path / "part.bin"), str(tmp_path / "clip.pt"), quick_gelu=True).tensors
     assert torch.equal(weights["clip.visual.proj"], ours["clip.visual.proj"])
     assert torch.equal(weights["clip.text_projection"], clips["clip.text_projection"])
 
 
 def test_unknown_names_say_what_was_tried(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"neither a file nor one of ViT-B/32"):
-        load_weights(None, "ViT-Z/99")
-    with pytest.raises(FileNotFoundError, match="ckpts"):
-        find_checkpoint("nowhere.bin")
+    for name in ("ViT-Z-99", "nowhere.bin", "pretrained/pytorch_model.bin.30", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=rf"no weights {name}: tried .*ckpts.*ViT-B/32, ViT-B/16"):
+            find_weights(name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty is a folder without model.safetensors or"):
+        find_weights(str(tmp_path / "empty"))
 
 
 def test_without_network_the_address_checksum_and_folder_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "OPENAI", "http://127.0.0.1:9/clip/models")
     monkeypatch.setattr(pretrained, "ROOT", tmp_path)
+    monkeypatch.setattr(fetching, "PAUSE", 0.0)
     with pytest.raises(OSError, match=r"ViT-B-32\.pt \(SHA-256 40d365.*modules"):
         load_weights(None, "ViT-B/32", str(tmp_path / "cache"))
-    assert not list((tmp_path / "cache").glob("*"))
+    assert not list((tmp_path / "cache").glob("[!.]*"))
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A local server: /good is whole, /short breaks off half-way."""
-    body = b"weights" * 1000
+@pytest.mark.parametrize("name", ["ViT-B/32", "ViT-L/14@336px"])
+def test_openais_names_are_looked_for_here_then_downloaded_and_checked(name, tmp_path, monkeypatch, caplog):
+    content, file = b"\x08weights", {"ViT-B/32": "ViT-B-32.pt", "ViT-L/14@336px": "ViT-L-14-336px.pt"}[name]
+    digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(pretrained, "ROOT", tmp_path)
+    monkeypatch.setitem(pretrained.CLIP_SHA256, name, digest)
+    with web_site({f"{digest}/{file}": content}) as site:
+        monkeypatch.setattr(pretrained, "OPENAI", site.address)
+        cached = find_weights(name, str(tmp_path / "cache"))
+        assert cached == tmp_path / "cache" / file
+        assert cached.read_bytes() == content
+        assert find_weights(name, str(tmp_path / "cache")) == cached
+        assert len(site.asked) == 1
+        for folder in ("ckpts", "modules"):  # the latter goes before the former, and both before the cache
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / file).write_bytes(content if folder == "ckpts" else b"another")
+            assert not caplog.records
+            assert find_weights(name, str(tmp_path / "cache")) == tmp_path / folder / file
+        assert f"is not the {name} that OpenAI published" in caplog.text
+        for path in (tmp_path / "modules" / file, tmp_path / "ckpts" / file, cached):
+            path.unlink()
+        site.files[f"{digest}/{file}"] = b"spoilt"
+        with pytest.raises(OSError, match=rf"does not have the SHA-256 .*put {site.address}/{digest}/{file}"):
+            find_weights(name, str(tmp_path / "cache"))
+        assert not cached.exists()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200 if "gone" not in self.path else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body if "good" in self.path else body[:3000])
 
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}", body
-        httpd.shutdown()
+def test_folders_stand_for_the_weights_in_them(tmp_path):
+    for present in reversed(pretrained.IN_FOLDERS):
+        (tmp_path / present).write_bytes(b"x")
+        assert find_weights(str(tmp_path)).name == present
+    assert find_weights("demo") == pretrained.ROOT / "ckpts" / "demo" / "model.safetensors"
 
 
-def test_downloads_are_checked_and_leave_no_part_behind(tmp_path, server):
-    address, body = server
-    digest = hashlib.sha256(body).hexdigest()
-    assert fetch(f"{address}/good.bin", str(tmp_path / "c"), digest).read_bytes() == body
-    for bad, checksum in (("short.bin", None), ("gone.bin", None), ("good2.bin", "0" * 64)):
-        with pytest.raises(OSError):  # noqa: PT011 (requests' own words differ by version)
-            fetch(f"{address}/{bad}", str(tmp_path / "d"), checksum)
-    assert not list((tmp_path / "d").glob("*"))
+def test_weights_at_an_address_bring_their_card(tmp_path):
+    torch.save(tiny_weights(), tmp_path / "x.bin")
+    files = {"run/pytorch_model.bin.best": (tmp_path / "x.bin").read_bytes(), "run/model.json": b'{"intra_num_hidden_layers": 1}'}
+    with web_site(files) as site:
+        url = f"{site.address}/run/pytorch_model.bin.best"
+        loaded = load_weights(url, "none", str(tmp_path / "cache"))
+        assert loaded.card == {"intra_num_hidden_layers": 1}
+        assert torch.equal(loaded.tensors["clip.visual.proj"], tiny_weights()["clip.visual.proj"])
+        asked = len(site.asked)
+        assert load_weights(url, "none", str(tmp_path / "cache")).card == loaded.card
+        assert len(site.asked) == asked
+        assert load_weights(f"{url}?signature=x", "none", str(tmp_path / "cache")).card == {}, "a signed address has no neighbours"
+        with pytest.raises(FileNotFoundError, match="404"):
+            load_weights(f"{site.address}/run/none.bin", "none", str(tmp_path / "cache"))
+
+
+def test_a_model_of_the_hub_is_its_files_in_a_folder(tmp_path, monkeypatch):
+    """A stand-in for the hub that answers what `huggingface_hub` asks."""
+    import huggingface_hub
+
+    torch.save(tiny_weights(), tmp_path / "x.bin")
+    there = {"pytorch_model.bin": (tmp_path / "x.bin").read_bytes(), "model.json": b'{"intra_num_hidden_layers": 1}', "flax.msgpack": b"x"}
+    taken = []
+
+    def snapshot(repository, revision, allow_patterns, cache_dir):
+        taken.append((repository, revision, allow_patterns))
+        for name in allow_patterns:
+            (tmp_path / "hub").mkdir(exist_ok=True)
+            (tmp_path / "hub" / name).write_bytes(there[name])
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, repository, revision: list(there))
+    assert load_weights("someone/clip4idc-spot@v1", "none").card == {"intra_num_hidden_layers": 1}
+    assert taken == [("someone/clip4idc-spot", "v1", ["pytorch_model.bin", "model.json"])]
+
+
+def test_a_hub_that_refuses_ends_in_one_line(monkeypatch):
+    import huggingface_hub
+
+    def refuse(*_, **_more):
+        raise LookupError("404 Client Error.\n\nRepository Not Found")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
+    with pytest.raises(OSError, match="someone/model is neither a path here .* nor to be had .*: 404 Client Error. Repository Not Found"):
+        find_weights("someone/model")
+
+
+@pytest.mark.slow
+def test_an_unreachable_hub_ends_in_one_line():
+    program = ("import sys; from modules.pretrained import find_weights\n"
+               "try: find_weights('someone/model')\nexcept OSError as error: sys.exit(str(error))")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False,
+                          cwd=pretrained.ROOT, env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert done.returncode == 1
+    assert "someone/model is neither a path here" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("resolution", [32, 96, 128])
+def test_other_resolutions_resize_the_positions_of_each_image(resolution):
+    weights = tiny_weights(image_resolution=64)
+    row = torch.linspace(0, 1, 2)[:, None].expand(2, 64)
+    weights["clip.visual.positional_embedding"][1:] = torch.stack([row, row + 2], dim=0).flatten(0, 1)
+    resized = resized_for(weights, resolution)
+    side = resolution // 32
+    alone, joint = resized["clip.visual.positional_embedding"], resized["clip.visual.joint_positional_embedding"]
+    assert alone.shape == (1 + side**2, 64)
+    assert joint.shape == (2 * (1 + side**2), 64)
+    assert torch.equal(alone[0], weights["clip.visual.positional_embedding"][0])
+    grid = alone[1:].unflatten(0, (side, side))
+    if side > 1:
+        assert (grid[1:] > grid[:-1]).all()
+        assert (grid[:, 1:] > grid[:, :-1]).all()
+    torch.testing.assert_close(grid.mean(), torch.tensor(1.5), atol=0.05, rtol=0)
+    halves, before = joint.chunk(2), weights["clip.visual.joint_positional_embedding"].chunk(2)
+    for half, old in zip(halves, before, strict=True):
+        assert torch.equal(half[0], old[0])
+    model = CLIP4IDC.from_weights(resized, "retrieval", 1)
+    assert model.encode_pairs(torch.randn(2, 2, 3, resolution, resolution)).tokens.shape == (2, 2 * (1 + side**2), 64)
+    untouched = resized_for(weights, 64)
+    assert all(torch.equal(untouched[key], weights[key]) for key in weights)
+
+
+def test_a_resolution_that_patches_do_not_fill_is_refused():
+    with pytest.raises(ValueError, match="image_resolution 80 is not a multiple of vision_patch_size 32"):
+        resized_for(tiny_weights(), 80)
 
 
 def test_a_released_style_checkpoint_loads(tmp_path, tiny_captioner):
@@ -177,7 +272,7 @@ def test_a_released_style_checkpoint_loads(tmp_path, tiny_captioner):
     state = {key: value.half() if key.startswith("clip.") and value.ndim >= 2 and "embedding" not in key else value
              for key, value in tiny_captioner.state_dict().items()}
     torch.save(state, tmp_path / "pytorch_model.bin.spot")
-    model = CLIP4IDC.from_weights(load_weights(str(tmp_path / "pytorch_model.bin.spot"), "ViT-B/32"), "caption", 1).eval()
+    model = CLIP4IDC.from_weights(load_weights(str(tmp_path / "pytorch_model.bin.spot"), "ViT-B/32").tensors, "caption", 1).eval()
     images = torch.randn(2, 2, 3, 64, 64)
     torch.testing.assert_close(model.encode_pairs(images).tokens, tiny_captioner.encode_pairs(images).tokens, atol=0.03, rtol=0.03)
 

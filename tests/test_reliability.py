@@ -276,7 +276,7 @@ def test_the_best_and_the_newest_weights_are_kept_and_each_removal_is_told(spot,
     caplog.set_level("INFO")
     names = {}
     for keep in (2, -1):
-        files, progress = RunFiles(tmp_path / str(keep), keep, {}, "data"), Progress()
+        files, progress = RunFiles(tmp_path / str(keep), keep, {}, "data", {}), Progress()
         files.folder.mkdir()
         for epoch, score in enumerate([0.1, 0.5, 0.2, 0.3, 0.4]):
             progress.end_epoch(1.0)
@@ -340,7 +340,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_last_state(spot, sizes, t
     resource.setrlimit(resource.RLIMIT_FSIZE, (big, limits[1]))
     try:
         with pytest.raises(OSError, match="cannot write .*--resume auto continues from the last state"):
-            RunFiles(run, 2, {}, "data").save_state({"model": torch.zeros(big)}, Progress(epoch=1))
+            RunFiles(run, 2, {}, "data", {}).save_state({"model": torch.zeros(big)}, Progress(epoch=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert newest_state(run) == before

@@ -1,0 +1,122 @@
+"""Weights from one format to another, and what a file of weights is.
+
+    python preprocess/convert_weights.py --inspect FILE
+    python preprocess/convert_weights.py pytorch_model.bin.spot spot.safetensors     # the released names, safetensors
+    python preprocess/convert_weights.py spot.safetensors pytorch_model.bin.spot     # the released names, a torch pickle
+    python preprocess/convert_weights.py pytorch_model.bin.spot spot-hf              # a folder in Hugging Face's layout
+
+IN is whatever --init_model takes. OUT ends in .safetensors, or is called *.bin, *.bin.*, *.pt or *.pth, or is a folder. Values and
+their types stay as they are. A card (model.json) beside IN goes along.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from modules.options import OneLineParser, run_and_report  # noqa: E402
+
+
+def convert(source: str, target: Path, quick_gelu: bool) -> None:
+    """Write `target` in the format that its name says; ValueError or OSError where the source is no CLIP's weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from modules.card import CARD, read_card, write_card
+    from modules.clip import ClipSizes
+    from modules.clip4idc import clip_part
+    from modules.files import write_json, written_at_once
+    from modules.layouts import huggingface_config, to_huggingface
+    from modules.pretrained import HUGGING_FACE_CONFIG, find_weights, read_released
+
+    path = find_weights(source)
+    weights, card = read_released(path, quick_gelu), read_card(path)
+    is_pickle = re.fullmatch(r".+\.(bin(\..+)?|pt|pth)", target.name) is not None
+    is_folder = not is_pickle and target.suffix != ".safetensors"
+    if (target.is_file() if is_folder else target.is_dir()):
+        raise ValueError(f"{target} is a {'file' if is_folder else 'folder'} already: give another name")
+    if not is_folder and target.exists() and target.samefile(path):
+        raise ValueError(f"{target} is the file that is to be converted: give another name")
+    sizes = ClipSizes.from_weights(clip_part(weights))
+    if is_pickle:
+        with written_at_once(target) as temporary:
+            torch.save(weights, temporary)
+    else:
+        tensors = to_huggingface(weights) if is_folder else weights
+        with written_at_once(target / "model.safetensors" if is_folder else target) as temporary:
+            save_file({key: value.clone().contiguous() for key, value in tensors.items()}, temporary, {"format": "pt"})
+    if is_folder:
+        write_json(target / HUGGING_FACE_CONFIG, huggingface_config(sizes))
+    if card:
+        write_card(target / CARD if is_folder else target.with_name(f"{target.name}.json"), card)
+    print(f"{target}: {len(weights)} tensors of {path}")
+    if not card:
+        print("no card was beside it: what shapes cannot say (--intra_num_hidden_layers, --linear_patch) is still to be given")
+
+
+def inspect(source: str) -> str:
+    """Lines that say what a file of weights is. ValueError or OSError where it is none."""
+    from modules.bert_config import load_decoder_config
+    from modules.card import find_card, read_card
+    from modules.clip import ClipSizes
+    from modules.clip4idc import CLIP4IDC, Misfit, clip_part
+    from modules.layouts import EXTRAS, layout_of, without_wrapping
+    from modules.pretrained import find_weights, read_released
+    from modules.weight_files import format_of, read_weights
+
+    path = find_weights(source)
+    raw = without_wrapping(read_weights(path))
+    layout = {"released": "CLIP4IDC's", "huggingface": "Hugging Face's", "other": "unknown",
+              "plain": "OpenAI's" if all(name in raw for name in EXTRAS) else "OpenAI's or open_clip's"}[layout_of(raw)]
+    types = Counter(str(value.dtype).removeprefix("torch.") for value in raw.values())
+    counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
+    lines = [f"file       {path}, {path.stat().st_size / 1e6:.1f} MB, {format_of(path)}", f"names      {layout}",
+             f"tensors    {len(raw)}, {sum(value.numel() for value in raw.values()) / 1e6:.1f} M numbers, {counts}"]
+    weights = read_released(path, quick_gelu=True)
+    has = {part: any(key.startswith(part) for key in weights) for part in ("clip.visual.bef", "decoder.", "cross.")}
+    stage = ("captioner (the result of finetuning)" if has["decoder."] else
+             "adapted CLIP (the result of adaptation)" if has["clip.visual.bef"] else "CLIP, not adapted")
+    lines.append(f"stage      {stage}{', with a cross encoder' if has['cross.'] else ''}")
+    patch = "3d" if "clip.visual.conv2.weight" in weights else "2d"
+    lines.append(f"patches    {patch}" + ("" if has["clip.visual.bef"] else ", as every CLIP's"))
+    card = read_card(path)
+    said = ", ".join(f"{name} {value}" for name, value in card.items() if name != "decoder_config")
+    lines.append(f"card       {find_card(path)}: {said}" if card else
+                 "card       none: blocks before joining and a captioner's heads are not known")
+    try:
+        sizes = ClipSizes.from_weights(clip_part(weights))
+    except ValueError as error:
+        return "\n".join([*lines, f"fits       no: {error}"])
+    lines.append("sizes      " + ", ".join(f"{name} {value}" for name, value in vars(sizes).items()))
+    try:
+        layers = len({key.split(".")[3] for key in weights if key.startswith("decoder.decoder.layer.")})
+        config = load_decoder_config(card.get("decoder_config", "decoder-base")).with_layers(layers or None)
+        CLIP4IDC.from_weights(weights, "caption" if has["decoder."] else "retrieval", card.get("intra_num_hidden_layers", 0), patch,
+                              config, "tight" if has["cross."] and not has["decoder."] else "loose")
+    except Misfit as error:
+        return "\n".join([*lines, "fits       no:", *(f"           {problem}" for problem in error.problems)])
+    except ValueError as error:
+        return "\n".join([*lines, f"fits       no: {error}"])
+    return "\n".join([*lines, "fits       yes: nothing is missing or left over"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see --help."""
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="?", metavar="IN", help="a file, a folder, an address, a name of OpenAI's or of the hub")
+    parser.add_argument("target", nargs="?", type=Path, metavar="OUT", help="what to write")
+    parser.add_argument("--inspect", metavar="FILE", help="say what this is, write nothing")
+    parser.add_argument("--quick_gelu", action="store_true", help="vouch for CLIP weights that do not say their activation")
+    args = parser.parse_args(argv)
+    if args.inspect and args.source or not (args.inspect or args.target):
+        parser.error("give either IN and OUT, or --inspect FILE")
+    if args.inspect:
+        return run_and_report(parser.prog, lambda: print(inspect(args.inspect)))
+    return run_and_report(parser.prog, lambda: convert(args.source, args.target, args.quick_gelu))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
