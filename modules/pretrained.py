@@ -133,18 +133,30 @@ def _load_clip(name: str, cache_dir: str | None, quick_gelu: bool) -> dict[str, 
 
 def _openais(name: str, cache_dir: str | None) -> Path:
     """One of OpenAI's CLIPs: in modules/, in ckpts/, in the cache, else downloaded."""
-    file, sha256 = name.replace("/", "-").replace("@", "-") + ".pt", CLIP_SHA256[name]
+    file, sha256 = _openais_file(name), CLIP_SHA256[name]
     for path in (ROOT / "modules" / file, ROOT / "ckpts" / file):
         if path.is_file():
             if file_sha256(path) != sha256:
                 log.warning("%s is not the %s that OpenAI published: its SHA-256 is another", path, name)
             return path
-    url, target = f"{OPENAI}/{sha256}/{file}", cache_folder(cache_dir) / file
+    return fetch_openais(name, cache_folder(cache_dir))
+
+
+def fetch_openais(name: str, folder: Path) -> Path:
+    """One of OpenAI's CLIPs, downloaded into a folder; ValueError for a name that is not theirs, OSError where it cannot be had."""
+    if name not in CLIP_SHA256:
+        raise ValueError(f"no CLIP of OpenAI's is called {name}: they are {', '.join(CLIP_SHA256)}")
+    file, sha256 = _openais_file(name), CLIP_SHA256[name]
+    url = f"{OPENAI}/{sha256}/{file}"
     try:
-        return fetch(url, target, sha256)
+        return fetch(url, folder / file, sha256)
     except OSError as error:
         raise OSError(f"{name} is not here and cannot be downloaded ({short(error)}): put {url} (SHA-256 {sha256}) into "
                       f"{ROOT / 'modules'}") from None
+
+
+def _openais_file(name: str) -> str:
+    return name.replace("/", "-").replace("@", "-") + ".pt"
 
 
 def _from_address(url: str, cache_dir: str | None) -> Path:

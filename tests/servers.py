@@ -1,10 +1,13 @@
 """Local servers in the place of those that files come from: a web server that breaks off, and S3."""
 
 import http.server
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -49,7 +52,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send(self, code: int, body: bytes, head: dict[str, str] | None = None, length: int | None = None) -> None:
         self.send_response(code)
-        for name, value in ((head or {}) | {"Content-Length": str(len(body) if length is None else length)}).items():
+        for name, value in ((head or {}) | {"Content-Length": str(len(body) if length is None else length),
+                                           "Content-Type": "text/html" if body[:1] == b"<" else "application/octet-stream"}).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -89,3 +93,67 @@ def s3(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator:
         yield client
     finally:
         server.stop()
+
+
+@dataclass
+class Drive(Site):
+    """Google Drive and the site of the annotations, as far as `gdown` and `requests` see them. Files lie under their ids."""
+
+    names: dict[str, str] = field(default_factory=dict)  # id → file name
+    folders: dict[str, list[str]] = field(default_factory=dict)  # id → ids of its files
+    exhausted: set[str] = field(default_factory=set)  # ids whose quota is spent
+
+
+QUOTA = ('<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body><p class="uc-error-subcaption">Too many users have '
+         "viewed or downloaded this file recently. Please try accessing the file again later.</p></body></html>")
+
+
+class _DriveHandler(_Handler):
+    def do_GET(self) -> None:
+        site, host = self.site, self.headers["Host"]
+        place, query = urlsplit(self.path).path, dict(parse_qsl(urlsplit(self.path).query))
+        item = query.get("id", "")
+        if host == "drive.google.com" and place == "/embeddedfolderview" and item in site.folders:
+            links = "".join(f'<a href="https://drive.google.com/file/d/{one}/view?usp=drive_web">{site.names[one]}</a>' for one in site.folders[item])
+            return self._send(200, f"<html><head><title>weights</title></head><body>{links}</body></html>".encode())
+        if host == "drive.google.com" and place == "/uc" and item in site.files:
+            form = (f'<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
+                    f'<input type="hidden" name="id" value="{item}"><input type="hidden" name="confirm" value="t"></form></body></html>')
+            return self._send(200, (QUOTA if item in site.exhausted else form).encode())
+        if host == "drive.usercontent.google.com":
+            self.path = f"/{item}"
+            return super().do_GET()
+        if host == "raw.githubusercontent.com":
+            return super().do_GET()
+        return self._send(404, b"none")
+
+    def _send(self, code: int, body: bytes, head: dict[str, str] | None = None, length: int | None = None) -> None:
+        item = self.path.lstrip("/")
+        disposition = {"Content-Disposition": f'attachment; filename="{self.site.names[item]}"'} if item in self.site.names else {}
+        super()._send(code, body, (head or {}) | disposition, length)
+
+
+@contextmanager
+def google_drive(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Drive]:
+    """A stand-in over TLS to which all connections of this process lead while the block runs."""
+    import trustme
+    import urllib3.connection
+    from urllib3.util.connection import create_connection
+
+    hosts = ("drive.google.com", "drive.usercontent.google.com", "raw.githubusercontent.com")
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(*hosts).configure_cert(context)
+    authority.cert_pem.write_to_path(folder / "authority.pem")
+    site = Drive({})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_DriveHandler,), {"site": site})) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(folder / "authority.pem"))
+        for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(urllib3.connection.connection, "create_connection",
+                            lambda _, *args, **more: create_connection(("127.0.0.1", server.server_port), *args, **more))
+        yield site
+        server.shutdown()
+        thread.join()
