@@ -20,7 +20,7 @@ from torch import Tensor
 from modules.card import checked_card
 from modules.clip4idc import CLIP4IDC
 from modules.fetching import fetch, shelf_of
-from modules.files import file_sha256, read_json, short, write_json, written_at_once
+from modules.files import file_sha256, read_json, short, shown, write_json, written_at_once
 from modules.weight_files import read_saved
 
 log = logging.getLogger(__name__)
@@ -222,13 +222,15 @@ def named_state(name: str) -> ResumePoint:
 def state_at(url: str, cache_dir: str | None) -> ResumePoint:
     """The state at an address, brought into the cache, and beside it what the run's folder needs to go on; errors as above."""
     folder_url, shelf, name = shelf_of(url, cache_dir)
+    if url != f"{folder_url}/{name}":
+        raise ValueError(f"--resume_model {shown(url)}: an address with a query has no neighbours, which a state needs")
     state = shelf / _state_name(name)
     _sidecar(state).unlink(missing_ok=True)  # another run may have written there since
     fetch(f"{folder_url}/{_sidecar(state).name}", _sidecar(state))
     sha256 = read_json(_sidecar(state), dict).get("sha256")
-    if state.is_file() and file_sha256(state) != sha256:
-        state.unlink()
-    fetch(f"{folder_url}/{state.name}", state, str(sha256))
+    if not isinstance(sha256, str):
+        raise ValueError(f"{folder_url}/{_sidecar(state).name} is no sidecar of a training state")
+    fetch(f"{folder_url}/{state.name}", state, sha256)
     point = _verified(state)
     for file in _neighbours(point):
         (shelf / file).unlink(missing_ok=True)

@@ -212,8 +212,8 @@ def resized_for(weights: Mapping[str, Tensor], image_resolution: int) -> dict[st
     resized = dict(weights)
     for name, images in (("clip.visual.positional_embedding", 1), ("clip.visual.joint_positional_embedding", 2)):
         if name in weights:
-            if weights[name].shape[0] != images * sizes.num_tokens:
-                raise ValueError(f"{name} has {weights[name].shape[0]} positions, expected {images * sizes.num_tokens}")
+            if weights[name].ndim != 2 or len(weights[name]) != images * sizes.num_tokens:
+                raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, expected {images * sizes.num_tokens} positions")
             resized[name] = torch.cat([resize(half) for half in weights[name].chunk(images)])
     return resized
 

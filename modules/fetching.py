@@ -10,16 +10,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 from tqdm import tqdm
 
-from modules.files import cache_folder, file_sha256, read_json, short, write_json
+from modules.files import cache_folder, file_sha256, is_web_page, read_json, short, shown, write_json
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +26,10 @@ BLOCK = 1 << 16  # bytes taken at once: what a broken connection loses at most
 ATTEMPTS, PAUSE = 3, 1.0  # in a row that bring nothing; seconds before the second, twice as many before each further one
 TIMEOUT = 30  # seconds without a byte
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # what a server answers that may answer otherwise soon
+
+
+class WebPage(OSError):
+    """What servers send in the place of what they do not give."""
 
 
 class _Broken(Exception):
@@ -47,59 +50,71 @@ class _Answer:
     blocks: Iterator[bytes]
 
 
-def shown(url: str) -> str:
-    """An address without what may be secret in it: user, password, query."""
-    parts = urlsplit(url)
-    return url if parts.scheme == "s3" else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
 def shelf_of(url: str, cache_dir: str | None) -> tuple[str, Path, str]:
     """An address' folder, the folder in the cache where all that comes from it lies side by side, and the file's name."""
-    folder_url, _, name = url.rpartition("/") if url.startswith("s3:") else url.partition("?")[0].rpartition("/")
-    told = folder_url if url.startswith("s3:") else f"{folder_url}?{urlsplit(url).query}"
-    return folder_url, cache_folder(cache_dir) / hashlib.sha256(told.encode()).hexdigest()[:12], name or "weights"
+    place, query = (url, "") if url.startswith("s3:") else (url.partition("?")[0], url.partition("?")[2])
+    folder_url, _, name = place.rpartition("/")
+    return folder_url, cache_folder(cache_dir) / _digest(f"{folder_url}?{query}")[:12], name or "weights"
 
 
-def fetch(url: str, target: Path, sha256: str | None = None) -> Path:
-    """`target`, downloaded unless it is there; one process at a time does it.
+def fetch(url: str, target: Path, sha256: str | None = None, check: Callable[[Path], None] | None = None) -> Path:
+    """`target`, downloaded unless it is there and has the checksum, where one is known; one process at a time does it.
 
-    Raises FileNotFoundError or PermissionError where the server says so, OSError for all else: a wrong checksum, a web page in the
-    file's place, a connection that breaks off (the part is kept, and the next call goes on from it).
+    `check` looks at the whole file before it takes its name; a ValueError of its refuses the file. Raises FileNotFoundError or
+    PermissionError where the server says so, WebPage for one in the file's place, OSError for all else: a wrong checksum, a
+    connection that breaks off (the part is kept, and the next call goes on from it).
     """
-    if target.is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        if not target.is_file():
-            _bring(url, target, sha256)
+    if not target.is_file() or sha256:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if target.is_file() and sha256 and file_sha256(target) != sha256:
+                log.warning("%s does not have the SHA-256 %s: it is brought anew", target, sha256)
+                target.unlink()
+            if not target.is_file():
+                _bring(url, target, sha256, check)
     return target
 
 
-def _bring(url: str, target: Path, sha256: str | None) -> None:
+def _bring(url: str, target: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
     part, note = (target.with_name(target.name + ending) for ending in (".part", ".part.json"))
     log.info("downloading %s to %s", shown(url), target)
-    failures = 0
-    while True:
-        here = _size(part)
-        try:
-            _continue(url, part, note, checked=sha256 is not None)
-            break
-        except _Broken as error:
-            if isinstance(error, _Stale):
-                part.unlink(missing_ok=True)
-            failures = 0 if _size(part) > here else failures + 1
-            if failures == ATTEMPTS:
-                kept = f"; {_size(part)} bytes are kept, and the same command goes on from there" if _size(part) else ""
-                raise OSError(f"cannot get {shown(url)}: {error}{kept}") from None
-            time.sleep(PAUSE * 2 ** max(failures - 1, 0))
-    if sha256 and file_sha256(part) != sha256:
+    _download(url, part, note, sha256 is not None)
+    try:
+        if not _size(part):
+            raise ValueError("the file there is empty")
+        if sha256 and file_sha256(part) != sha256:
+            raise ValueError(f"it does not have the SHA-256 {sha256}: damaged on the way, or another file; try again")
+        if check:
+            check(part)
+    except ValueError as error:
         part.unlink()
         note.unlink(missing_ok=True)
-        raise OSError(f"{shown(url)} does not have the SHA-256 {sha256}: it was damaged on the way, or is another file; try again")
+        raise OSError(f"{shown(url)}: {str(error).replace(str(part), 'the file there')}") from None
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     part.replace(target)
     note.unlink(missing_ok=True)
+
+
+def _download(url: str, part: Path, note: Path, checked: bool) -> None:
+    """Bring the part to its whole length, in as many attempts as bring something."""
+    failures, most = 0, _size(part)
+    while True:
+        try:
+            return _continue(url, part, note, checked)
+        except _Broken as error:
+            if isinstance(error, _Stale):
+                part.unlink(missing_ok=True)
+            failures = 0 if _size(part) > most else failures + 1
+            most = max(most, _size(part))
+            if failures == ATTEMPTS:
+                kept = f"; {_size(part)} bytes are kept, and the same command goes on from there" if _size(part) else ""
+                raise OSError(f"cannot get {shown(url)}: {error}{kept}") from None
+            time.sleep(PAUSE * 2 ** max(failures - 1, 0))
+        except OSError:
+            if not _size(part):
+                part.unlink(missing_ok=True)
+            raise
 
 
 def _continue(url: str, part: Path, note: Path, checked: bool) -> None:
@@ -111,12 +126,12 @@ def _continue(url: str, part: Path, note: Path, checked: bool) -> None:
     with _open(url, start, version) as answer:
         if answer.size is not None and shutil.disk_usage(part.parent).free < answer.size - answer.start:
             raise OSError(f"no room for {shown(url)} in {part.parent}: it takes {(answer.size - answer.start) / 1e9:.3f} GB more")
-        write_json(note, {"url": url, "version": answer.version})
+        write_json(note, {"address": _digest(url), "version": answer.version})
         with (open(part, "ab" if answer.start else "wb") as file,
               tqdm(total=answer.size, initial=answer.start, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar):
             for block in answer.blocks:
-                if file.tell() == 0 and block.lstrip()[:1] == b"<":
-                    raise OSError(f"{shown(url)} answers with a web page in the file's place: open it in a browser to see why")
+                if file.tell() == 0 and is_web_page(block):
+                    raise WebPage(f"{shown(url)} answers with a web page in the file's place: open it in a browser to see why")
                 bar.update(file.write(block))
     if answer.size is not None and _size(part) != answer.size:
         raise (_Broken if _size(part) < answer.size else _Stale)(f"{_size(part)} of {answer.size} bytes came")
@@ -132,7 +147,11 @@ def _noted_version(note: Path, url: str) -> str | None:
     except (ValueError, OSError):
         return None
     version = found.get("version")
-    return version if found.get("url") == url and isinstance(version, str) else None
+    return version if found.get("address") == _digest(url) and isinstance(version, str) else None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _open(url: str, start: int, version: str | None) -> AbstractContextManager[_Answer]:
@@ -152,8 +171,8 @@ def _open_http(url: str, start: int, version: str | None) -> Iterator[_Answer]:
         raise OSError(f"cannot get {shown(url)}: {_reason(error)}") from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _Broken(_reason(error)) from None
-    except requests.RequestException as error:
-        raise OSError(f"cannot get {shown(url)}: {short(error)}") from None
+    except (requests.RequestException, ValueError) as error:  # ValueError: where a redirect leads is no address
+        raise OSError(f"cannot get {shown(url)}: {_reason(error)}") from None
 
 
 def _read_answer(url: str, start: int, answer) -> _Answer:
@@ -176,6 +195,8 @@ def _read_answer(url: str, start: int, answer) -> _Answer:
         raise _Stale("the server sends another part than was asked for")
     if code != 206:
         start, size = 0, int(head["Content-Length"]) if head.get("Content-Length", "").isdigit() else None
+    if head.get("Content-Encoding", "identity") != "identity":  # though not asked for: lengths and places are of other bytes
+        size = version = None
     return _Answer(start, size, version, answer.iter_content(BLOCK))
 
 
@@ -195,7 +216,9 @@ def _open_s3(url: str, start: int, version: str | None) -> Iterator[_Answer]:
         client = boto3.Session().client("s3", config=once)
         answer = client.get_object(**asked)
         with closing(answer["Body"]) as body:
-            yield _Answer(start, start + answer["ContentLength"], answer["ETag"], body.iter_chunks(BLOCK))
+            if start and not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
+                raise _Stale("the server sends another part than was asked for")
+            yield _Answer(start, start + answer["ContentLength"], answer.get("ETag"), body.iter_chunks(BLOCK))
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError,
             exceptions.ProfileNotFound) as error:
         raise OSError(f"cannot get {url}: {short(error).rstrip('.')}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
@@ -214,8 +237,11 @@ def _open_s3(url: str, start: int, version: str | None) -> Iterator[_Answer]:
 
 
 def _reason(error: Exception) -> str:
-    """The system's words in the many that libraries wrap them in."""
-    if "IncompleteRead" in str(error):
+    """What went wrong, in words that hold no address: libraries put theirs, with all that is secret in it, into most of theirs."""
+    text = str(error)
+    if "IncompleteRead" in text:
         return "the connection breaks off"
-    found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(error))
-    return found.group(1).rstrip() if found else short(error)
+    if "timed out" in text or "imeout" in type(error).__name__:
+        return f"no answer within {TIMEOUT} seconds"
+    found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(r"(certificate verify failed[^('\"]*)", text)
+    return found.group(1).rstrip(": ") if found else type(error).__name__

@@ -70,12 +70,33 @@ def short(error: Exception) -> str:
 
 def is_address(name: str) -> bool:
     """Whether a name is https://…, http://… or s3://…"""
-    return name.startswith(("https://", "http://", "s3://"))
+    return name.lower().startswith(("https://", "http://", "s3://"))
+
+
+def shown(name: str) -> str:
+    """A name as it may be printed and kept: of an address without what may be secret, user, password and query."""
+    if not is_address(name) or name.lower().startswith("s3:"):
+        return name
+    scheme, _, rest = name.partition("://")
+    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def is_web_page(head: bytes) -> bool:
+    """Whether a file that begins so is what servers send in the place of what they do not give."""
+    return re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", head, re.IGNORECASE) is not None
 
 
 def is_plain_name(name: str) -> bool:
     """Whether a name is a file's in its folder, and leads nowhere else."""
     return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def refuse_existing(*paths: Path) -> None:
+    """ValueError where one of them is a file, or a folder that is not empty."""
+    for path in paths:
+        if path.is_file() or path.is_dir() and any(path.iterdir()):
+            raise ValueError(f"{path} is there already: give another name, or remove it")
 
 
 @contextmanager

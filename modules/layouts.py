@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataloaders.images import MEAN, STD
 from modules.clip import HEAD_WIDTH, ClipSizes
 
 EXTRAS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's archives alone carry
@@ -90,13 +91,15 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         absent = [part for part in parts if part not in left]
         if absent:
             raise ValueError(f"{absent[0]} is missing")
+        if not all(left[part].ndim and left[part].shape == left[parts[0]].shape for part in parts):
+            raise ValueError(f"{parts[0]} and its k_proj and v_proj differ in shape")
         block, _, part = key.partition(".self_attn.q_proj.")
         released[f"{_block_name(block)}.attn.in_proj_{part}"] = torch.cat([left.pop(name) for name in parts])
     return released | {_released_name(key): _turned(_released_name(key), value) for key, value in left.items()}
 
 
 def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Released names → Hugging Face's; what is not CLIP's (decoder.*) keeps its name."""
+    """Released names → Hugging Face's; what is not CLIP's (decoder.*) keeps its name. ValueError for what has no name there."""
     back = {f"clip.{name}": key for key, name in NAMES.items()}
     inner = {name: key for key, name in IN_BLOCKS.items()}
     renamed = {}
@@ -108,10 +111,14 @@ def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             renamed[key] = value
         elif rest.startswith("attn.in_proj_"):
             part = rest.removeprefix("attn.in_proj_")
+            if not value.ndim or value.shape[0] % 3:
+                raise ValueError(f"{key} has shape {tuple(value.shape)}, which is not q, k and v together")
             for name, third in zip(FUSED, value.chunk(3), strict=True):
                 renamed[f"{tower}encoder.layers.{block}.self_attn.{name}.{part}"] = third
         else:
             module, _, part = rest.rpartition(".")
+            if module not in inner:
+                raise ValueError(f"{key} has no name in Hugging Face's layout")
             renamed[f"{tower}encoder.layers.{block}.{inner[module]}.{part}"] = value
     return renamed
 
@@ -149,7 +156,7 @@ def huggingface_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[st
 
 def open_clip_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[str]:
     """What in an open_clip config asks for another model than is built here."""
-    model = config.get("model_cfg", config)
+    model, pictures = config.get("model_cfg", config), config.get("preprocess_cfg")
     if not isinstance(model, Mapping) or not all(isinstance(model.get(name), Mapping) for name in ("vision_cfg", "text_cfg")):
         return ["it lacks vision_cfg or text_cfg"]
     problems = [] if model.get("quick_gelu") is True else ["quick_gelu is not true: the exact GELU is not built here"]
@@ -160,6 +167,10 @@ def open_clip_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[str]
                 problems.append(f"{where} is not known here")
             elif known.get(key) is not None and value not in (None, known[key]):
                 problems.append(f"{where} is {value!r}, expected {known[key]!r}")
+    for name, ours in (("mean", MEAN), ("std", STD)):
+        theirs = pictures.get(name) if isinstance(pictures, Mapping) else None
+        if theirs is not None and theirs != list(ours):
+            problems.append(f"preprocess_cfg.{name} is {theirs!r}, expected {list(ours)!r}")
     heads = model["text_cfg"].get("heads", 8)
     if heads != sizes.transformer_width // HEAD_WIDTH:
         problems.append(f"text_cfg.heads is {heads!r}, expected {sizes.transformer_width // HEAD_WIDTH}")

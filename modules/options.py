@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modules.files import is_address
+from modules.files import is_address, shown
 from modules.stopping import TRY_AGAIN, StopRequested
 
 IGNORED_FLAGS = ("do_pretrain", "do_lower_case", "lr_decay", "margin", "hard_negative_rate", "negative_weighting", "n_pair",
@@ -160,10 +160,14 @@ class Options:
     ignored: tuple[str, ...] = ()
 
     def items(self, changed: bool | None = None) -> list[tuple[str, Any]]:
-        """Name and value of every option of this stage and task; of those alone that are changed, or are not, from the default."""
+        """Name and value of every option of this stage and task; of those alone that are changed, or are not, from the default.
+
+        They are for people and files: addresses are without what may be secret in them.
+        """
         parts = (getattr(self, name) for name in GROUPS if name != "predict" or self.run.do_predict)
         found = [(f, getattr(part, f.name)) for part in parts for f in fields(part) if _belongs(f, self.stage)]
-        return [(f.name, value) for f, value in found if changed is None or (value != f.default) == changed]
+        return [(f.name, shown(value) if isinstance(value, str) else value) for f, value in found
+                if changed is None or (value != f.default) == changed]
 
 
 GROUPS: dict[str, type] = {"run": RunOptions, "data": DataOptions, "model": ModelOptions, "training": TrainingOptions,
@@ -219,7 +223,8 @@ def _add_flags(parser: argparse._ArgumentGroup, group: type, stage: str) -> None
 def check_options(options: Options, num_processes: int) -> list[str]:
     """Everything wrong with the options that can be known before any file is opened."""
     run, data, model, training = options.run, options.data, options.model, options.training
-    problems = []
+    sources = "init_model", "resume_model", "pretrained_clip_name"
+    problems = [f"--{name} is empty" for name in sources if getattr(model, name) == ""]
     if run.do_train + run.do_eval + run.do_predict != 1:
         tasks = "--do_train, --do_eval and --do_predict" if options.stage == "caption" else "--do_train and --do_eval"
         problems.append(f"give exactly one of {tasks}")

@@ -5,6 +5,7 @@ How they are brought: fetching.py; how files are read: weight_files.py; what oth
 
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from modules.card import CARD, read_card
 from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import PAIR_KEYS, clip_part, holds_all_of_clip, released_names, resized_for
-from modules.fetching import fetch, shelf_of
+from modules.fetching import WebPage, fetch, shelf_of
 from modules.files import cache_folder, file_sha256, is_address, read_json, short
 from modules.layouts import EXTRAS, huggingface_problems, layout_of, open_clip_problems, to_released, without_wrapping
 from modules.weight_files import read_weights
@@ -100,7 +101,8 @@ def find_weights(name: str, cache_dir: str | None = None) -> Path:
     """The file that a name means: a path, the same below ckpts/, a folder of either; an address; one of OpenAI's names; owner/name
     on the Hugging Face hub (`@revision` may follow). Raises OSError where there is none."""
     if is_address(name):
-        return _from_address(name, cache_dir)
+        scheme, _, rest = name.partition("://")
+        return _from_address(f"{scheme.lower()}://{rest}", cache_dir)
     if name in CLIP_SHA256:
         return _openais(name, cache_dir)
     tried = [Path(name), ROOT / "ckpts" / name]
@@ -139,11 +141,12 @@ def _openais(name: str, cache_dir: str | None) -> Path:
             if file_sha256(path) != sha256:
                 log.warning("%s is not the %s that OpenAI published: its SHA-256 is another", path, name)
             return path
-    return fetch_openais(name, cache_folder(cache_dir))
+    return fetch_openais(name, cache_folder(cache_dir), ROOT / "modules")
 
 
-def fetch_openais(name: str, folder: Path) -> Path:
-    """One of OpenAI's CLIPs, downloaded into a folder; ValueError for a name that is not theirs, OSError where it cannot be had."""
+def fetch_openais(name: str, folder: Path, place: Path) -> Path:
+    """One of OpenAI's CLIPs, downloaded into a folder. ValueError for a name that is not theirs; OSError where it cannot be had,
+    which tells to put it into `place`."""
     if name not in CLIP_SHA256:
         raise ValueError(f"no CLIP of OpenAI's is called {name}: they are {', '.join(CLIP_SHA256)}")
     file, sha256 = _openais_file(name), CLIP_SHA256[name]
@@ -151,8 +154,8 @@ def fetch_openais(name: str, folder: Path) -> Path:
     try:
         return fetch(url, folder / file, sha256)
     except OSError as error:
-        raise OSError(f"{name} is not here and cannot be downloaded ({short(error)}): put {url} (SHA-256 {sha256}) into "
-                      f"{ROOT / 'modules'}") from None
+        raise OSError(f"{name} is not here and cannot be downloaded ({short(error)}): put {url} (SHA-256 {sha256}) into {place}"
+                      ) from None
 
 
 def _openais_file(name: str) -> str:
@@ -163,15 +166,16 @@ def _from_address(url: str, cache_dir: str | None) -> Path:
     """The file at an address, kept in the cache, and beside it what says what it is."""
     folder_url, shelf, name = shelf_of(url, cache_dir)
     target = shelf / name
+
+    def look(part: Path) -> None:
+        read_weights(part)
+        for beside in (f"{name}.json", *BESIDE) if url == f"{folder_url}/{name}" else ():  # signed addresses have no neighbours
+            with suppress(FileNotFoundError, PermissionError, WebPage):  # which all mean that there is none
+                fetch(f"{folder_url}/{beside}", shelf / beside, check=lambda part: read_json(part, dict) and None)
+
     if target.is_file():
         log.info("%s was brought before; remove it to bring it anew", target)
-        return target
-    for beside in (f"{name}.json", *BESIDE) if url == f"{folder_url}/{name}" else ():  # signed addresses have no neighbours
-        try:
-            fetch(f"{folder_url}/{beside}", shelf / beside)
-        except OSError as error:  # mostly there is none; what else is wrong, the file itself will tell
-            log.debug("%s", error)
-    return fetch(url, target)
+    return fetch(url, target, check=look)
 
 
 def _may_be_on_hub(name: str) -> bool:
@@ -185,12 +189,15 @@ def _from_hub(name: str, cache_dir: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     repository, _, revision = name.partition("@")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its attempts
+    where = {"repo_id": repository, "revision": revision or None, "cache_dir": cache_dir and cache_folder(cache_dir) / "hub"}
     try:
         there = HfApi().list_repo_files(repository, revision=revision or None)
         wanted = [file for file in IN_FOLDERS if file in there][:1] + [file for file in BESIDE if file in there]
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted,
-                                      cache_dir=cache_dir and cache_folder(cache_dir) / "hub"))
+        return Path(snapshot_download(**where, allow_patterns=wanted))
     except Exception as error:  # its HTTP library, and with that the errors, is another from version to version
+        with suppress(Exception):
+            return Path(snapshot_download(**where, local_files_only=True))
         raise OSError(f"{name} is neither a path here or in {ROOT / 'ckpts'} nor to be had from the Hugging Face hub: "
                       f"{short(error)}") from None
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.files import DAMAGED, short
+from modules.files import DAMAGED, is_web_page, short
 
 MOST_PICKLED = 16 << 20  # bytes of the pickle that says how the tensors lie
 MOST_INFLATED = 64 << 20  # bytes by which an archive's entries may exceed the file: TorchScript's sources are compressed
@@ -46,7 +46,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         head = file.read(64)
     if not head:
         raise ValueError(f"{path} is empty")
-    if head.lstrip()[:1] == b"<":
+    if is_web_page(head):
         raise ValueError(f"{path} is a web page, no weights: the download was refused; get the file again")
     weights = _read_safetensors(path) if _is_safetensors(path, head) else read_saved(path)
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
@@ -56,6 +56,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not (isinstance(weights, dict) and weights and all(
             isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items())):
         raise ValueError(f"{path} holds no state dict of tensors")
+    for key, value in weights.items():
+        if value.dtype not in DTYPES.values():
+            raise ValueError(f"{path}: {key} is of the type {str(value.dtype).removeprefix('torch.')}, which is not read here")
     return weights
 
 
@@ -79,7 +82,10 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 def read_saved(path: Path) -> Any:
     """What torch.save wrote: containers, numbers, texts and tensors; of a TorchScript archive, its tensors by name."""
     with open(path, "rb") as file:
-        is_archive = file.read(4) == b"PK\3\4"
+        head = file.read(4)
+    is_archive = head == b"PK\3\4"
+    if not is_archive and head[:1] != pickle.PROTO:
+        raise ValueError(f"cannot read weights from {path}: neither torch nor safetensors wrote it")
     try:
         value = (_read_archive if is_archive else _read_older)(path)
         return _tensors_below(value) if isinstance(value, _ScriptedModule) else value

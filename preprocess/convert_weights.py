@@ -6,7 +6,7 @@
     python preprocess/convert_weights.py pytorch_model.bin.spot spot-hf              # a folder in Hugging Face's layout
 
 IN is whatever --init_model takes. OUT ends in .safetensors, or is called *.bin, *.bin.*, *.pt or *.pth, or is a folder. Values and
-their types stay as they are. A card (model.json) beside IN goes along.
+their types stay as they are. A card (model.json) beside IN goes along. What is there already is not written over.
 """
 
 import argparse
@@ -28,30 +28,28 @@ def convert(source: str, target: Path, quick_gelu: bool) -> None:
     from modules.card import CARD, read_card, write_card
     from modules.clip import ClipSizes
     from modules.clip4idc import clip_part
-    from modules.files import write_json, written_at_once
+    from modules.files import refuse_existing, write_json, written_at_once
     from modules.layouts import huggingface_config, to_huggingface
     from modules.pretrained import HUGGING_FACE_CONFIG, find_weights, read_released
 
-    path = find_weights(source)
-    weights, card = read_released(path, quick_gelu), read_card(path)
     is_pickle = re.fullmatch(r".+\.(bin(\..+)?|pt|pth)", target.name) is not None
     is_folder = not is_pickle and target.suffix != ".safetensors"
-    if (target.is_file() if is_folder else target.is_dir()):
-        raise ValueError(f"{target} is a {'file' if is_folder else 'folder'} already: give another name")
-    if not is_folder and target.exists() and target.samefile(path):
-        raise ValueError(f"{target} is the file that is to be converted: give another name")
+    own_card = target / CARD if is_folder else target.with_name(f"{target.name}.json")
+    refuse_existing(target, *([] if is_folder else [own_card]))
+    path = find_weights(source)
+    weights, card = read_released(path, quick_gelu), read_card(path)
     sizes = ClipSizes.from_weights(clip_part(weights))
+    tensors = to_huggingface(weights) if is_folder else weights
     if is_pickle:
         with written_at_once(target) as temporary:
             torch.save(weights, temporary)
     else:
-        tensors = to_huggingface(weights) if is_folder else weights
         with written_at_once(target / "model.safetensors" if is_folder else target) as temporary:
             save_file({key: value.clone().contiguous() for key, value in tensors.items()}, temporary, {"format": "pt"})
     if is_folder:
         write_json(target / HUGGING_FACE_CONFIG, huggingface_config(sizes))
     if card:
-        write_card(target / CARD if is_folder else target.with_name(f"{target.name}.json"), card)
+        write_card(own_card, card)
     print(f"{target}: {len(weights)} tensors of {path}")
     if not card:
         print("no card was beside it: what shapes cannot say (--intra_num_hidden_layers, --linear_patch) is still to be given")
@@ -76,6 +74,11 @@ def inspect(source: str) -> str:
     lines = [f"file       {path}, {path.stat().st_size / 1e6:.1f} MB, {format_of(path)}", f"names      {layout}",
              f"tensors    {len(raw)}, {sum(value.numel() for value in raw.values()) / 1e6:.1f} M numbers, {counts}"]
     weights = read_released(path, quick_gelu=True)
+    try:
+        read_released(path)
+        lines.append("activation quick GELU" + (", as CLIP4IDC's is" if layout == "CLIP4IDC's" else ""))
+    except ValueError as error:
+        lines.append(f"activation not what is built here, or not told: {error}")
     has = {part: any(key.startswith(part) for key in weights) for part in ("clip.visual.bef", "decoder.", "cross.")}
     stage = ("captioner (the result of finetuning)" if has["decoder."] else
              "adapted CLIP (the result of adaptation)" if has["clip.visual.bef"] else "CLIP, not adapted")
@@ -111,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--inspect", metavar="FILE", help="say what this is, write nothing")
     parser.add_argument("--quick_gelu", action="store_true", help="vouch for CLIP weights that do not say their activation")
     args = parser.parse_args(argv)
-    if args.inspect and args.source or not (args.inspect or args.target):
+    if args.inspect and args.source or not (args.inspect or args.target and args.target.name):
         parser.error("give either IN and OUT, or --inspect FILE")
     if args.inspect:
         return run_and_report(parser.prog, lambda: print(inspect(args.inspect)))

@@ -58,13 +58,16 @@ def from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
 
     from modules.files import short
 
+    last_way = f"open {item.address} in a browser and {by_hand}"
     bring = gdown.download_folder if item.folder else gdown.download
     try:
         bring(id=item.id, output=str(target), resume=True, use_cookies=False, timeout=TIMEOUT, retries=RETRIES,
               quiet=not sys.stderr.isatty())
+    except requests.ConnectionError:
+        raise OSError(f"Google Drive cannot be reached for {item.name}: try again with a network, or {last_way}") from None
     except (DownloadError, requests.RequestException) as error:
         raise OSError(f"Google Drive does not give {item.name} ({short(error)}). It hands a file out only so often a day: try "
-                      f"again tomorrow, or open {item.address} in a browser and {by_hand}") from None
+                      f"again tomorrow, or {last_way}") from None
 
 
 def get_spot(folder: Path, archive: Path | None) -> None:
@@ -75,7 +78,8 @@ def get_spot(folder: Path, archive: Path | None) -> None:
 
     for split in SPLITS:
         fetch(f"{ANNOTATIONS}/{split}.json", folder / f"{split}.json")
-        _expect(len(read_annotations(folder / f"{split}.json")), RAW_ENTRIES[split], f"entries of {folder / f'{split}.json'}")
+        raw = folder / f"{split}.json"
+        _expect(len(read_annotations(raw)), RAW_ENTRIES[split], f"entries of {raw}", "remove it to bring it anew")
     lists = [folder / f"reformat_{split}.json" for split in SPLITS]
     if not all(path.is_file() for path in lists):
         try:
@@ -86,7 +90,7 @@ def get_spot(folder: Path, archive: Path | None) -> None:
             reformat(folder, list(SPLITS), folder)
     entries = {split: read_annotations(path) for split, path in zip(SPLITS, lists, strict=True)}
     for split, found in entries.items():
-        _expect(len(found), PAIRS[split], f"pairs of {folder / f'reformat_{split}.json'}")
+        _expect(len(found), PAIRS[split], f"pairs of {folder / f'reformat_{split}.json'}", "remove it to bring it anew")
     images = folder / "images_test"
     wanted = [f"{image_id}{ending}.png" for found in entries.values() for image_id, _ in found for ending in ("", "_2")]
     if _missing(images, wanted):
@@ -124,7 +128,7 @@ def get_clip(folder: Path, name: str) -> None:
     """One of OpenAI's CLIPs, under the name that is looked for."""
     from modules.pretrained import fetch_openais
 
-    print(fetch_openais(name, folder))
+    print(fetch_openais(name, folder, folder))
 
 
 def get_weights(item: DriveItem, folder: Path) -> None:
@@ -176,9 +180,9 @@ def _missing(folder: Path, names: list[str]) -> list[str]:
     return [str(folder / name) for name in names if name not in present]
 
 
-def _expect(found: int, expected: int, what: str) -> None:
+def _expect(found: int, expected: int, what: str, way_out: str = "") -> None:
     if found != expected:
-        raise ValueError(f"{found} {what}, expected {expected}")
+        raise ValueError(f"{found} {what}, expected {expected}{way_out and f': {way_out}'}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,8 +201,16 @@ def main(argv: list[str] | None = None) -> int:
     jobs = {"spot": lambda to: get_spot(to, args.archive), "clevr": lambda to: get_clevr(to, args.archive),
             "clip": lambda to: get_clip(to, args.name), "pretrained": lambda to: get_weights(ADAPTED, to),
             "trained": lambda to: get_weights(CAPTIONERS, to)}
+    refused = None
     for what in dict.fromkeys(args.what):
-        run_and_report(parser.prog, lambda what=what: jobs[what](args.to or ROOT / places[what]))
+        try:
+            run_and_report(parser.prog, lambda what=what: jobs[what](args.to or ROOT / places[what]))
+        except SystemExit as stop:
+            if stop.code != 2:
+                raise
+            refused = stop  # one that cannot be had does not keep the others away
+    if refused:
+        raise refused
     return 0
 
 

@@ -7,6 +7,7 @@
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,19 +29,23 @@ def export(checkpoint: str, folder: Path, trained_on: str, name: str, metrics: P
 
     from modules.card import CARD, read_card, write_card
     from modules.clip4idc import CLIP4IDC, TIED_KEYS
-    from modules.files import read_json, written_at_once
+    from modules.files import read_json, refuse_existing, written_at_once
     from modules.pretrained import find_weights, load_weights
 
     if not trained_on.strip():
         raise ValueError("--trained_on is empty: say what the model has seen")
+    refuse_existing(folder)
     path = find_weights(checkpoint)
     card = read_card(path)
-    if not card:
-        raise ValueError(f"no {CARD} beside {path}: export from the folder of a run")
+    if not {"intra_num_hidden_layers", "linear_patch"} <= card.keys():
+        raise ValueError(f"no {CARD} beside {path} that says how it was trained: export from the folder of a run")
     tensors = load_weights(str(path), "ViT-B/32").tensors
     stage = "caption" if any(key.startswith("decoder.") for key in tensors) else "retrieval"
     model = CLIP4IDC.from_weights(tensors, stage, card["intra_num_hidden_layers"], card["linear_patch"], card.get("decoder_config"))
     weights = {key: value.half().contiguous() for key, value in model.state_dict().items() if key not in TIED_KEYS}
+    too_large = [key for key, value in weights.items() if not value.isfinite().all()]
+    if too_large:
+        raise ValueError(f"{path}: {too_large[0]} has values that float16 does not hold")
     best, own = path.parent / "pytorch_model.bin.best", path.parent / "metrics.json"
     if metrics is None and own.is_file() and best.is_file() and path.samefile(best):
         metrics = own
@@ -58,7 +63,8 @@ def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapp
     """The model's page, in the hub's form: what it is, how to use it, what it reached."""
     if stage == "caption":
         what, language = "says in a sentence what changed between two pictures of a scene", "python"
-        use = f'from modules.predictor import Predictor\n\nprint(Predictor.load("{name}").caption("before.png", "after.png"))'
+        loaded = f"Predictor.load({json.dumps(name)})"
+        use = f'from modules.predictor import Predictor\n\nprint({loaded}.caption("before.png", "after.png"))'
     else:
         what, language = "is a CLIP adapted to pairs of pictures and sentences on what changed; finetuning starts from it", "bash"
         use = f"python CLIP4IDCinference.py --do_train --init_model {name} …"

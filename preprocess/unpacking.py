@@ -1,5 +1,7 @@
 """Archives of others, unpacked so that nothing lands outside their folder: zip and tar (also compressed)."""
 
+import errno
+import lzma
 import os
 import shutil
 import stat
@@ -13,10 +15,10 @@ from typing import IO
 
 from tqdm import tqdm
 
-from modules.files import DAMAGED, short
+from modules.files import BLOCK, DAMAGED, short
 
 SPARE = 1 << 28  # bytes of the disk that unpacking leaves free
-BROKEN = (zipfile.BadZipFile, tarfile.TarError, *set(DAMAGED) - {ValueError})
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, *set(DAMAGED) - {ValueError})
 
 
 class DamagedArchive(ValueError):
@@ -45,7 +47,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         for name, size, content in _members(archive):
             room -= size
             if room < 0:
-                raise OSError(f"no room to unpack {archive} in {folder.parent}")
+                raise OSError(errno.ENOSPC, f"no room to unpack {archive} in {folder.parent}")
             target = folder / _safe(name, archive)
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(target, "xb") as file:
@@ -54,6 +56,12 @@ def _unpack(archive: Path, folder: Path) -> None:
                     raise DamagedArchive(f"{archive} is damaged: {name} has {file.tell()} bytes, not {size}")
     except BROKEN as error:
         raise DamagedArchive(f"{archive} is damaged: {short(error)}") from None
+    except FileExistsError as error:
+        raise DamagedArchive(f"{archive} holds {Path(error.filename).relative_to(folder)} twice") from None
+    except OSError as error:
+        if error.errno is None:  # of a decompressor
+            raise DamagedArchive(f"{archive} is damaged: {short(error)}") from None
+        raise
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -77,8 +85,20 @@ def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
                     raise ValueError(f"{archive} holds more than files: {entry.name}")
                 with opened.extractfile(entry) as content:
                     yield entry.name, entry.size, content
+            _check_end(opened.fileobj, archive)
     else:
         raise DamagedArchive(f"{archive} is neither a zip nor a tar archive")
+
+
+def _check_end(rest: IO[bytes], archive: Path) -> None:
+    """DamagedArchive unless a tar archive ends as it must, with zeros: `tarfile` takes a header that makes no sense for the end."""
+    zeros = 0
+    while block := rest.read(BLOCK):
+        if block.strip(b"\0"):
+            raise DamagedArchive(f"{archive} is damaged: something in it makes no sense")
+        zeros += len(block)
+    if zeros < tarfile.BLOCKSIZE:
+        raise DamagedArchive(f"{archive} is damaged: it is cut short")
 
 
 def _safe(name: str, archive: Path) -> str:

@@ -2,7 +2,8 @@
 
     python scripts/compare.py --seeds 1 2 3                   # everything that is not there yet, then the table
     python scripts/compare.py --seeds 2 --only base 2d        # some rows of one seed; such commands may run side by side
-    python scripts/compare.py --table                         # the table of what is there
+    python scripts/compare.py --table                         # the tables of what is there
+    python scripts/compare.py --choice --seeds 1 2 3          # epochs chosen on val and on test: chosen_epoch.csv, beside --results
 
 A row is a small CLIP of random weights, adapted and finetuned, judged on val after its last epoch. Its scores go into --results;
 what stands there is not done again, nor are runs in --runs that rows share. The scenes are to be drawn before, into --data:
@@ -28,6 +29,7 @@ ADAPT = "main_task_retrieval.py --do_train --batch_size 64 --lr 7e-4 --epochs 1"
 CAPTION = "CLIP4IDCinference.py --decoder_model decoder-demo"
 FINETUNE = f"{CAPTION} --do_train --batch_size 32 --lr 1e-3 --coef_lr 2"
 MORE = "--epochs 1 --lr 1e-4"
+CHOICE = "--epochs 6 --freeze_vision --keep_checkpoints -1"  # the run whose epochs are chosen in two ways
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,33 @@ def _scores(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())["all"]
 
 
+def judge_epochs(seed: int, data: Path, runs: Path) -> list[dict[str, float]]:
+    """CIDEr of each epoch of one run on val, and on the test scenes."""
+    run_row(Row(finetune=CHOICE), seed, data, runs)
+    folder, _ = _stages(Row(finetune=CHOICE), runs / str(seed))[-1]
+    judged = []
+    for epoch, score in pd.read_csv(folder / "history.csv")[["epoch", "CIDEr"]].itertuples(index=False):
+        tested = folder / f"test-{epoch:.0f}"
+        if not (tested / "metrics.json").is_file():
+            _call([*CAPTION.split(), "--do_eval", *COMMON.replace("--eval_split val", "").split(), *JOINT.split(), "--data_path",
+                   str(data), "--image_cache", str(runs / "cache"), "--gt_dir", str(runs / "gt"), "--output_dir", str(tested),
+                   "--init_model", str(folder / f"pytorch_model.bin.{epoch:.0f}")], tested)
+        judged.append({"seed": seed, "epoch": epoch, "val": score, "test": _scores(tested)["CIDEr"]})
+    return judged
+
+
+def choice_table(judged: pd.DataFrame) -> str:
+    """Markdown: what the test scenes give to the epoch that val chooses, that they choose themselves, and to the last."""
+    lines = ["| seed | epoch by val, its test | epoch by test, its test | the last's test | by test − by val |", "|" + "---|" * 5]
+    gaps = []
+    for seed, epochs in judged.groupby("seed"):
+        chosen = [epochs.loc[epochs[split].idxmax()] for split in ("val", "test")]
+        gaps.append(chosen[1]["test"] - chosen[0]["test"])
+        cells = [f"{seed:.0f}", *(f"{row['epoch']:.0f}, {row['test']:.3f}" for row in chosen), f"{epochs['test'].iloc[-1]:.3f}"]
+        lines.append(f"| {' | '.join(cells)} | {gaps[-1]:.3f} |")
+    return "\n".join([*lines, f"| mean | | | | {_spread(pd.Series(gaps))} |"])
+
+
 def table(results: pd.DataFrame) -> str:
     """Markdown: mean ± standard deviation over the seeds, and the same of the difference from base's CIDEr of the same seed."""
     lines = ["| row | seeds | " + " | ".join(SCORES.values()) + " | CIDEr − base's |", "|" + "---|" * (len(SCORES) + 3)]
@@ -158,20 +187,27 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/compare.csv")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
+    parser.add_argument("--choice", action="store_true", help="judge each epoch of one run on val and on test, in the rows' place")
+    parser.add_argument("--table", action="store_true", help="print the tables of what is there, run nothing")
     args = parser.parse_args()
-    truth = args.runs / "gt" / "clevr_total_change_captions_reformat.json"
-    for seed, name in [] if args.table else itertools.product(args.seeds, args.only):
+    truth, chosen = args.runs / "gt" / "clevr_total_change_captions_reformat.json", args.results.with_name("chosen_epoch.csv")
+    if not args.table and not truth.is_file():
+        _call(["gt/eval_utils.py", "--datatype", "clevr", "--data_path", str(args.data), "--output", str(truth)], truth.parent)
+    for seed in args.seeds if args.choice and not args.table else []:
+        if not chosen.is_file() or seed not in set(pd.read_csv(chosen)["seed"]):
+            judged = pd.DataFrame(judge_epochs(seed, args.data, args.runs))
+            judged.to_csv(chosen, mode="a", header=not chosen.is_file(), index=False, float_format="%.6g")
+    for seed, name in [] if args.table or args.choice else itertools.product(args.seeds, args.only):
         done = read_results(args.results)
         if ((done["row"] == name) & (done["seed"] == seed)).any():
             continue
-        if not truth.is_file():
-            _call(["gt/eval_utils.py", "--datatype", "clevr", "--data_path", str(args.data), "--output", str(truth)], truth.parent)
         scores = {"row": name, "seed": seed, **run_row(ROWS[name], seed, args.data, args.runs)}
         line = pd.DataFrame([scores], columns=list(done.columns))
         line.to_csv(args.results, mode="a", header=not args.results.is_file(), index=False, float_format="%.6g")
         print(f"seed {seed}: {name}", flush=True)
     print(table(read_results(args.results)))
+    if chosen.is_file():
+        print(choice_table(pd.read_csv(chosen)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Local servers in the place of those that files come from: a web server that breaks off, and S3."""
 
+import gzip
 import http.server
 import ssl
 import threading
@@ -22,6 +23,7 @@ class Site:
     busy: dict[str, int] = field(default_factory=dict)  # name → how often it answers 503 first
     ranges: bool = True
     tags: bool = True
+    zipped: bool = False  # it sends gzip, asked for or not
     asked: list[tuple[str, str | None]] = field(default_factory=list)  # name and Range of each request
 
     def tag(self, name: str) -> str:
@@ -46,6 +48,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             start = int(asked.removeprefix("bytes=").rstrip("-"))
             if start >= len(body):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(body)}"} | tag)
+        if site.zipped:
+            return self._send(200, gzip.compress(body), {"Content-Encoding": "gzip"} | tag)
         until = site.broken[name].pop(0) if site.broken.get(name) else len(body)
         head = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if start else {}
         return self._send(206 if start else 200, body[start : max(start, until)], head | tag, length=len(body) - start)

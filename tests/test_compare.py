@@ -28,3 +28,9 @@ def test_the_table_holds_means_deviations_and_differences_of_the_same_seed(tmp_p
     assert done.stdout.splitlines()[2:] == [
         "| base | 1, 2 | 81.0 ± 1.4 | 0.950 ± 0.071 | – | – | – | – |  |",
         "| 2d patches | 1, 2 | 70.0 | 0.750 ± 0.071 | – | – | – | – | -0.200 ± 0.141 |"]
+
+
+def test_the_choice_of_epochs_is_told_by_what_the_test_scenes_give():
+    judged = pd.DataFrame({"seed": [1, 1, 1, 2, 2], "epoch": [0, 1, 2, 0, 1], "val": [0.5, 0.9, 0.8, 0.7, 0.6], "test": [0.4, 0.7, 0.8, 0.6, 0.5]})
+    assert compare.choice_table(judged).splitlines()[2:] == [
+        "| 1 | 1, 0.700 | 2, 0.800 | 0.800 | 0.100 |", "| 2 | 0, 0.600 | 0, 0.600 | 0.500 | 0.000 |", "| mean | | | | 0.050 ± 0.071 |"]

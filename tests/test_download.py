@@ -1,5 +1,6 @@
 """Datasets and weights from where the published README links to, played by a local server; archives that mean harm."""
 
+import gzip
 import io
 import json
 import random
@@ -14,7 +15,7 @@ import torch
 from dataloaders.clevr_change import FOLDERS
 from modules import fetching
 from preprocess import download, unpacking
-from preprocess.unpacking import unpacked
+from preprocess.unpacking import DamagedArchive, unpacked
 from tests.conftest import SIZES, tiny_weights
 from tests.servers import google_drive
 
@@ -227,10 +228,17 @@ def test_archives_that_would_write_elsewhere_are_refused_and_leave_nothing(tmp_p
 
 
 def test_archives_that_are_cut_short_or_too_large_are_refused(tmp_path, clevr, monkeypatch):
+    noise = random.Random(0).randbytes(200_000)
+    spoilt = []
     for kind in ("zip", "tar.gz"):
-        whole = packed(clevr, "x", kind)
-        (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match="is damaged|neither a zip nor a tar"), unpacked(tmp_path / "x", tmp_path / "deep"):
+        whole = packed(clevr, "x", kind, noise)
+        spoilt += [whole[: len(whole) // 2], whole[:-20_000] + bytes(10_000) + whole[-10_000:]]
+    plain = gzip.decompress(packed(clevr, "x", "tar.gz"))
+    second = plain.index(b"x/images")  # a header that is not the first
+    spoilt += [plain[:second], plain[:second] + b"y" * 100 + plain[second + 100 :]]
+    for content in spoilt:
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(DamagedArchive, match="is damaged|neither a zip nor a tar"), unpacked(tmp_path / "x", tmp_path / "deep"):
             pass
     (tmp_path / "x").write_bytes(packed(clevr, "x", "zip"))
     monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: type("Usage", (), {"free": unpacking.SPARE + 10})())

@@ -170,6 +170,9 @@ def test_open_clips_other_models_are_refused(part, change, words):
     for config in (model, {"model_cfg": model}):
         assert any(words in problem for problem in open_clip_problems(config, SIZES)), words
     assert open_clip_problems(OPEN_CLIP_CONFIG, SIZES) == []
+    pictures = {"mean": [0.5] * 3, "std": [0.26862954, 0.26130258, 0.27577711]}
+    assert open_clip_problems(OPEN_CLIP_CONFIG | {"preprocess_cfg": pictures}, SIZES) == [
+        "preprocess_cfg.mean is [0.5, 0.5, 0.5], expected [0.48145466, 0.4578275, 0.40821073]"]
 
 
 def test_the_config_of_open_clips_quick_models_is_known():
@@ -228,14 +231,42 @@ def test_conversions_that_cannot_be_are_one_line(tmp_path, capsys):
     save_file({key: value.contiguous() for key, value in tiny_weights().items()}, tmp_path / "x.safetensors")
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
-    for words in ([str(tmp_path / "none"), "out.bin"], [str(tmp_path / "x.safetensors"), str(tmp_path / "x.safetensors")],
-                  [str(tmp_path / "x.safetensors"), str(tmp_path / "file")], [str(tmp_path / "x.safetensors")], [],
-                  [str(tmp_path / "x.safetensors"), str(tmp_path / "folder" / "file.txt" / "y.bin")][:1] + ["--inspect", "x"]):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "model.safetensors").write_bytes((tmp_path / "x.safetensors").read_bytes())
+    (tmp_path / "carded.bin.json").write_text("{}")
+    there = str(tmp_path / "x.safetensors")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for words in ([str(tmp_path / "none"), str(tmp_path / "out.bin")], [there, there], [there, str(tmp_path / "file")], [there], [], [there, ""],
+                  [there, "--inspect", "x"], [there, str(tmp_path / "full")], [str(tmp_path / "full"), str(tmp_path / "full")],
+                  [there, str(tmp_path / "carded.bin")], [there, str(tmp_path / "file" / "y.bin")]):
         with pytest.raises(SystemExit) as caught:
             convert_weights.main(words)
         assert caught.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
-    assert not list((tmp_path / "folder").iterdir())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"clip.visual.transformer.resblocks.0.foo.weight": torch.zeros(2)}, "resblocks.0.foo.weight has no name in Hugging Face's layout"),
+    ({"clip.visual.transformer.resblocks.0.attn.in_proj_bias": torch.tensor(1.0)}, "is not q, k and v together")])
+def test_tensors_that_hugging_faces_layout_has_no_place_for_are_told(change, words, tmp_path, capsys):
+    save_file({key: value.contiguous() for key, value in (tiny_weights() | change).items()}, tmp_path / "x.safetensors")
+    with pytest.raises(SystemExit) as caught:
+        convert_weights.main([str(tmp_path / "x.safetensors"), str(tmp_path / "hf")])
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+    key = "vision_model.encoder.layers.1.self_attn.k_proj.weight"
+    there = to_huggingface(tiny_weights())
+    for value in (torch.zeros(3, 3), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="differ in shape"):
+            from_huggingface(there | {key: value})
+
+
+def test_inspect_tells_of_an_activation_that_is_not_built(tmp_path, capsys):
+    save_file({key: value.contiguous() for key, value in to_huggingface(tiny_weights()).items()}, tmp_path / "model.safetensors")
+    assert convert_weights.main(["--inspect", str(tmp_path)]) == 0
+    assert "activation not what is built here, or not told" in capsys.readouterr().out
 
 
 def test_layouts_are_told_apart():

@@ -10,11 +10,12 @@ import zipfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from modules import fetching, pretrained
 from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import CLIP4IDC, resized_for
+from modules.files import is_web_page
 from modules.pretrained import find_weights, load_weights, random_clip
 from modules.weight_files import read_weights
 from tests.conftest import TINY, tiny_weights
@@ -127,7 +128,7 @@ def test_tensors_that_init_model_lacks_come_from_clip(tmp_path):
     assert torch.equal(weights["clip.text_projection"], clips["clip.text_projection"])
 
 
-def test_unknown_names_say_what_was_tried(tmp_path, monkeypatch):
+def test_unknown_names_say_what_was_tried(tmp_path):
     for name in ("ViT-Z-99", "nowhere.bin", "pretrained/pytorch_model.bin.30", "a/b/c"):
         with pytest.raises(FileNotFoundError, match=rf"no weights {name}: tried .*ckpts.*ViT-B/32, ViT-B/16"):
             find_weights(name)
@@ -195,6 +196,46 @@ def test_weights_at_an_address_bring_their_card(tmp_path):
             load_weights(f"{site.address}/run/none.bin", "none", str(tmp_path / "cache"))
 
 
+def test_a_card_that_cannot_be_had_now_is_not_taken_for_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    torch.save(tiny_weights(), tmp_path / "x.bin")
+    with web_site({"run/x.bin": (tmp_path / "x.bin").read_bytes(), "run/model.json": b'{"intra_num_hidden_layers": 1}'}) as site:
+        site.busy["run/model.json"] = fetching.ATTEMPTS
+        with pytest.raises(OSError, match="model.json: the server answers 503"):
+            load_weights(f"{site.address}/run/x.bin", "none", str(tmp_path / "cache"))
+        assert load_weights(f"{site.address}/run/x.bin", "none", str(tmp_path / "cache")).card == {"intra_num_hidden_layers": 1}
+        site.files |= {"any/x.bin": site.files["run/x.bin"], "any/model.json": b"<!doctype html><p>our home page"}
+        assert load_weights(f"{site.address}/any/x.bin", "none", str(tmp_path / "cache")).card == {}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"error": "busy"}', b"PK\3\4 and no more", b"\x80\x02K\x01."])
+def test_what_is_no_weights_does_not_stay_in_the_cache(content, tmp_path):
+    torch.save(tiny_weights(), tmp_path / "x.bin")
+    with web_site({"x.bin": content}) as site:
+        with pytest.raises(OSError, match=f"{site.address}/x.bin: "):
+            load_weights(f"{site.address}/x.bin", "none", str(tmp_path / "cache"))
+        site.files["x.bin"] = (tmp_path / "x.bin").read_bytes()
+        assert load_weights(f"{site.address.replace('http', 'HTTP')}/x.bin", "none", str(tmp_path / "cache")).tensors
+
+
+def test_files_that_only_begin_like_a_page_are_weights(tmp_path):
+    """A safetensors file whose header's length reads " <"."""
+    content = next(content for content in (save({"clip.x": torch.ones(2)}, {"note": "x" * 8 * n}) for n in range(1900, 1930)) if content[:2] == b" <")
+    (tmp_path / "x.safetensors").write_bytes(content)
+    assert read_weights(tmp_path / "x.safetensors").keys() == {"clip.x"}
+    for page in (b"<!DOCTYPE html>", b"\n  <html lang='en'>", b"\xef\xbb\xbf<?xml version='1.0'?>"):
+        assert is_web_page(page)
+
+
+def test_types_that_torch_alone_knows_and_strange_files_are_refused(tmp_path):
+    save_file({"clip.x": torch.ones(2, dtype=torch.complex64)}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="clip.x is of the type complex64"):
+        read_weights(tmp_path / "x.safetensors")
+    (tmp_path / "README.md").write_text("# words")
+    with pytest.raises(ValueError, match="README.md: neither torch nor safetensors wrote it"):
+        read_weights(tmp_path / "README.md")
+
+
 def test_a_model_of_the_hub_is_its_files_in_a_folder(tmp_path, monkeypatch):
     """A stand-in for the hub that answers what `huggingface_hub` asks."""
     import huggingface_hub
@@ -203,8 +244,8 @@ def test_a_model_of_the_hub_is_its_files_in_a_folder(tmp_path, monkeypatch):
     there = {"pytorch_model.bin": (tmp_path / "x.bin").read_bytes(), "model.json": b'{"intra_num_hidden_layers": 1}', "flax.msgpack": b"x"}
     taken = []
 
-    def snapshot(repository, revision, allow_patterns, cache_dir):
-        taken.append((repository, revision, allow_patterns))
+    def snapshot(repo_id, revision, allow_patterns, cache_dir):
+        taken.append((repo_id, revision, allow_patterns))
         for name in allow_patterns:
             (tmp_path / "hub").mkdir(exist_ok=True)
             (tmp_path / "hub" / name).write_bytes(there[name])

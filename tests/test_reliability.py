@@ -86,7 +86,7 @@ def break_off_after_first_epoch(options: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("stage", "more"), [
-    ("retrieval", []), ("caption", []), ("retrieval", ["--ema", ".8"]),
+    ("retrieval", []), ("caption", []), pytest.param("retrieval", ["--ema", ".8"], marks=pytest.mark.slow),
     pytest.param("caption", ["--ema", ".8", "--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
     pytest.param("caption", ["--scst"], marks=pytest.mark.slow)])
 def test_broken_off_at_any_step_or_evaluation_and_resumed_equals_uninterrupted(stage, more, clevr, sizes, tmp_path, monkeypatch):

@@ -174,6 +174,11 @@ def test_a_published_folder_is_read_back_and_tells_its_scores(twins, clevr, tiny
     page = (tmp_path / "adapted" / "README.md").read_text()
     recall = json.loads((run / "metrics.json").read_text())["text_to_pair_R10"]
     assert f"| {recall:.1f} |" in next(line for line in page.splitlines() if line.startswith("| text → pair"))
+    for options in ([str(run), str(run)], [str(run), str(folder)]):  # nothing is written over
+        with pytest.raises(SystemExit) as stop:
+            export_model.main([*options, "--trained_on", "squares"])
+        assert stop.value.code == 2
+        assert "is there already" in capsys.readouterr().err
     again = words(clevr, tmp_path / "again", tiny_sizes, "retrieval", "--do_eval", "--init_model", str(tmp_path / "adapted"))
     assert main_task_retrieval.main(again) == 0
 
@@ -197,11 +202,18 @@ def test_other_proportions_take_a_step_of_either_stage(name, tmp_path):
         weights = model.state_dict()
 
 
+WHOLE = {"B/16": {"embed_dim": 512, "image_resolution": 224, "vision_layers": 12, "vision_width": 768, "vision_patch_size": 16,
+                  "transformer_width": 512, "transformer_layers": 12},
+         "L/14": {"embed_dim": 768, "image_resolution": 224, "vision_layers": 24, "vision_width": 1024, "vision_patch_size": 14,
+                  "transformer_width": 768, "transformer_layers": 12}}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PROPORTIONS)
-def test_other_proportions_run_both_stages(name, clevr, tmp_path):
-    path = sizes_file(tmp_path, **PROPORTIONS[name])
-    once = ("--do_train", "--epochs", "1")
+@pytest.mark.parametrize("name", WHOLE)
+def test_openais_other_sizes_run_both_stages(name, clevr, tmp_path):
+    """At full size, from random weights; L/14 takes 12 GB."""
+    path = sizes_file(tmp_path, **WHOLE[name])
+    once = ("--do_train", "--epochs", "1", "--precision", "bf16", "--keep_checkpoints", "1")
     assert main_task_retrieval.main(words(clevr, tmp_path / "first", path, "retrieval", *once)) == 0
     more = (*once, "--init_model", str(tmp_path / "first"))
     assert CLIP4IDCinference.main(words(clevr, tmp_path / "second", path, "caption", *more)) == 0
