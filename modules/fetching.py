@@ -64,21 +64,30 @@ def fetch(url: str, target: Path, sha256: str | None = None, check: Callable[[Pa
     PermissionError where the server says so, WebPage for one in the file's place, OSError for all else: a wrong checksum, a
     connection that breaks off (the part is kept, and the next call goes on from it).
     """
-    if not target.is_file() or sha256:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):
-            if target.is_file() and sha256 and file_sha256(target) != sha256:
+    if _is_there(target, sha256):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not _is_there(target, sha256):
+            if target.is_file():
                 log.warning("%s does not have the SHA-256 %s: it is brought anew", target, sha256)
-                target.unlink()
-            if not target.is_file():
-                _bring(url, target, sha256, check)
+            _bring(url, target, sha256, check)
     return target
+
+
+def _is_there(target: Path, sha256: str | None) -> bool:
+    return target.is_file() and (sha256 is None or file_sha256(target) == sha256)
 
 
 def _bring(url: str, target: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
     part, note = (target.with_name(target.name + ending) for ending in (".part", ".part.json"))
     log.info("downloading %s to %s", shown(url), target)
-    _download(url, part, note, sha256 is not None)
+    try:
+        _download(url, part, note, sha256 is not None)
+    except OSError:
+        if not _size(part):
+            part.unlink(missing_ok=True)
+        raise
     try:
         if not _size(part):
             raise ValueError("the file there is empty")
@@ -111,10 +120,6 @@ def _download(url: str, part: Path, note: Path, checked: bool) -> None:
                 kept = f"; {_size(part)} bytes are kept, and the same command goes on from there" if _size(part) else ""
                 raise OSError(f"cannot get {shown(url)}: {error}{kept}") from None
             time.sleep(PAUSE * 2 ** max(failures - 1, 0))
-        except OSError:
-            if not _size(part):
-                part.unlink(missing_ok=True)
-            raise
 
 
 def _continue(url: str, part: Path, note: Path, checked: bool) -> None:
