@@ -246,5 +246,5 @@ def _report(model: CLIP4IDC, evaluator: Evaluator, checkpoint: str, folder: Path
     model.to(runtime.device).eval()
     _, scores = evaluator(model, "eval", folder)
     if runtime.is_main:
-        write_json(folder / "metrics.json", {"stage": options.stage, "split": split, **scores})
+        write_json(folder / "metrics.json", {"stage": options.stage, "datatype": options.data.datatype, "split": split, **scores})
         evaluator.report(model, checkpoint, split, folder)

@@ -73,7 +73,7 @@ def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapp
             "- image-difference-captioning", "---", "", f"# {name}", "",
             f"A CLIP4IDC model ({parameters / 1e6:.1f} M parameters, float16): it {what}.", "", f"Trained on: {trained_on}.", "",
             f"```{language}", use, "```", ""]
-    groups = {group: values for group, values in scores.items() if isinstance(values, Mapping)} or {
+    groups = {"captions": scores} if stage == "caption" else {
         way.replace("_to_", " → "): {key.removeprefix(f"{way}_"): value for key, value in scores.items() if key.startswith(way)}
         for way in ("text_to_pair", "pair_to_text")}
     columns = [score for score in TOLD if any(score in values for values in groups.values())]
@@ -81,8 +81,11 @@ def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapp
         return "\n".join([*head, "Scores: none were at hand when this page was written.", ""])
     rows = [f"| {group} | " + " | ".join(_number(values.get(score)) for score in columns) + " |" for group, values in groups.items()
             if any(score in values for score in columns)]
-    return "\n".join([*head, f"Scores on the {scores.get('split', 'evaluated')} split:", "", f"| | {' | '.join(columns)} |",
-                      "|---" * (len(columns) + 1) + "|", *rows, ""])
+    names = {"spot": "Spot-the-Diff", "clevr": "data in CLEVR-Change's layout", "pairs": "a table of pairs"}
+    data = names.get(scores.get("datatype"), "its data")
+    split = scores.get("split", "evaluated")
+    return "\n".join([*head, f"Scores on the {split} split of {data}:", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
+                      *rows, ""])
 
 
 def _number(value: Any) -> str:

@@ -123,7 +123,7 @@ def _scores(folder: Path) -> dict[str, float]:
     """The last epoch's scores of a training, those of an evaluation."""
     if (folder / "history.csv").is_file():
         return dict(pd.read_csv(folder / "history.csv").iloc[-1])
-    return json.loads((folder / "metrics.json").read_text())["all"]
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def judge_epochs(seed: int, data: Path, runs: Path) -> list[dict[str, float]]:

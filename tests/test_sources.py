@@ -156,13 +156,13 @@ def test_another_resolution_trains_resumes_and_captions(twins, clevr, tiny_sizes
 def test_a_published_folder_is_read_back_and_tells_its_scores(twins, clevr, tiny_sizes, tmp_path, capsys):
     expected = caption(capsys)
     metrics = tmp_path / "metrics.json"
-    metrics.write_text(json.dumps({"stage": "caption", "split": "val", "all": {"CIDEr": 1.25, "Bleu_1": 0.5}, "move": {"CIDEr": None}}))
+    metrics.write_text(json.dumps({"stage": "caption", "datatype": "spot", "split": "val", "CIDEr": 1.25, "METEOR": None, "Bleu_1": 0.5}))
     folder = tmp_path / "published"
     assert export_model.main([str(twins / "hf"), str(folder), "--trained_on", "drawn scenes", "--name", "someone/drawn", "--metrics", str(metrics)]) == 0
     assert {path.name for path in folder.iterdir()} == {"README.md", "model.json", "model.safetensors"}
     page = (folder / "README.md").read_text()
-    for text in ("# someone/drawn", "Trained on: drawn scenes.", 'Predictor.load("someone/drawn")', "on the val split", "| all | 1.2500 |",
-                 "| move | – |"):
+    for text in ("# someone/drawn", "Trained on: drawn scenes.", 'Predictor.load("someone/drawn")', "on the val split of Spot-the-Diff:", "| | METEOR | CIDEr |",
+                 "| captions | – | 1.2500 |"):
         assert text in page
     capsys.readouterr()
     assert caption(capsys, "--init_model", str(folder)) == expected
