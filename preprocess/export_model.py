@@ -83,9 +83,9 @@ def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapp
             if any(score in values for score in columns)]
     names = {"spot": "Spot-the-Diff", "clevr": "data in CLEVR-Change's layout", "pairs": "a table of pairs"}
     data = names.get(scores.get("datatype"), "its data")
-    split = scores.get("split", "evaluated")
-    return "\n".join([*head, f"Scores on the {split} split of {data}:", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|",
-                      *rows, ""])
+    title = f"Scores on the {scores.get('split', 'evaluated')} split of {data}:"
+    header = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join([*head, title, "", *header, *rows, ""])
 
 
 def _number(value: Any) -> str:
