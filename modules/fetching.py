@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from modules.files import cache_folder, file_sha256, is_web_page, read_json, short, shown, write_json
+from modules.files import cache_folder, file_sha256, is_s3, is_web_page, read_json, short, shown, write_json
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class _Answer:
 
 def shelf_of(url: str, cache_dir: str | None) -> tuple[str, Path, str]:
     """An address' folder, the folder in the cache where all that comes from it lies side by side, and the file's name."""
-    place, query = (url, "") if url.startswith("s3:") else (url.partition("?")[0], url.partition("?")[2])
+    place, query = (url, "") if is_s3(url) else (url.partition("?")[0], url.partition("?")[2])
     folder_url, _, name = place.rpartition("/")
     return folder_url, cache_folder(cache_dir) / _digest(f"{folder_url}?{query}")[:12], name or "weights"
 
@@ -160,7 +160,7 @@ def _digest(text: str) -> str:
 
 
 def _open(url: str, start: int, version: str | None) -> AbstractContextManager[_Answer]:
-    return (_open_s3 if url.startswith("s3:") else _open_http)(url, start, version)
+    return (_open_s3 if is_s3(url) else _open_http)(url, start, version)
 
 
 @contextmanager
@@ -211,7 +211,7 @@ def _open_s3(url: str, start: int, version: str | None) -> Iterator[_Answer]:
     from botocore import exceptions
     from botocore.config import Config
 
-    bucket, _, key = url.removeprefix("s3://").partition("/")
+    bucket, _, key = url[len("s3://") :].partition("/")
     if not (bucket and key):
         raise ValueError(f"{url}: expected s3://bucket/key")
     asked = {"Bucket": bucket, "Key": key}

@@ -73,9 +73,14 @@ def is_address(name: str) -> bool:
     return name.lower().startswith(("https://", "http://", "s3://"))
 
 
+def is_s3(name: str) -> bool:
+    """Whether an address is s3://bucket/key."""
+    return name.lower().startswith("s3://")
+
+
 def shown(name: str) -> str:
     """A name as it may be printed and kept: of an address without what may be secret, user, password and query."""
-    if not is_address(name) or name.lower().startswith("s3:"):
+    if not is_address(name) or is_s3(name):
         return name
     scheme, _, rest = name.partition("://")
     host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")

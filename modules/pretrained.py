@@ -101,8 +101,7 @@ def find_weights(name: str, cache_dir: str | None = None) -> Path:
     """The file that a name means: a path, the same below ckpts/, a folder of either; an address; one of OpenAI's names; owner/name
     on the Hugging Face hub (`@revision` may follow). Raises OSError where there is none."""
     if is_address(name):
-        scheme, _, rest = name.partition("://")
-        return _from_address(f"{scheme.lower()}://{rest}", cache_dir)
+        return _from_address(name, cache_dir)
     if name in CLIP_SHA256:
         return _openais(name, cache_dir)
     tried = [Path(name), ROOT / "ckpts" / name]

@@ -71,6 +71,7 @@ def web_site(files: dict[str, bytes]) -> Iterator[Site]:
     """A server of these files on 127.0.0.1 while the block runs."""
     site = Site(files)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site})) as server:
+        server.handle_error = lambda *_: None  # clients that hang up are meant
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         site.address = f"http://127.0.0.1:{server.server_port}"
@@ -151,6 +152,7 @@ def google_drive(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Driv
     site = Drive({})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_DriveHandler,), {"site": site})) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # clients that hang up are meant
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(folder / "authority.pem"))

@@ -14,6 +14,7 @@ import torch
 
 import CLIP4IDCinference
 import main_task_retrieval
+from scripts.compare import _scores
 from tests.conftest import ROOT, make_spot
 from tests.runs import FILES, SCRIPTS, check_board, finish, refused, start, words
 
@@ -31,9 +32,11 @@ def test_train_then_evaluate(stage, dataset, tiny_sizes, tmp_path, request):
     with open(run / "history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
     trained = json.loads((run / "metrics.json").read_text())
+    assert trained["datatype"] == dataset
     best = str(run / "pytorch_model.bin.best")
     assert SCRIPTS[stage].main(words(data, tmp_path / "eval", tiny_sizes, stage, "--do_eval", "--init_model", best)) == 0
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text()) == trained
+    assert {"retrieval": "text_to_pair_R10", "caption": "CIDEr"}[stage] in _scores(tmp_path / "eval")  # as comparisons read it
     if stage == "caption":
         captions = json.loads((run / "hyp_ep_eval.json").read_text())
         expected = [f"{n:06d}.png{kind}" for kind in ("", "_n") for n in range(11, 16)] if dataset == "clevr" else [

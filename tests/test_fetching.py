@@ -194,7 +194,7 @@ def test_s3_is_read_gone_on_with_and_refused(tmp_path, monkeypatch):
     pytest.importorskip("moto")
     with s3(monkeypatch, "weights") as client:
         client.put_object(Bucket="weights", Key="run/whole.bin", Body=BODY)
-        assert fetch("s3://weights/run/whole.bin", tmp_path / "a.bin", DIGEST).read_bytes() == BODY
+        assert fetch("S3://weights/run/whole.bin", tmp_path / "a.bin", DIGEST).read_bytes() == BODY
         version = client.head_object(Bucket="weights", Key="run/whole.bin")["ETag"]
         (tmp_path / "b.bin.part").write_bytes(BODY[:80 * BLOCK])
         (tmp_path / "b.bin.part.json").write_text(json.dumps({"address": fetching._digest("s3://weights/run/whole.bin"), "version": version}))
