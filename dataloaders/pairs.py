@@ -58,14 +58,10 @@ class SceneDataset(Dataset):
 
 
 class AdaptationSamples(SceneDataset):
-    """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time.
+    """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time."""
 
-    With `both`, for scenes with distractors, the one of before and distractor that is not the first image comes third.
-    """
-
-    def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0, both: bool = False) -> None:
+    def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0) -> None:
         super().__init__(scenes, images, max_words, seed)
-        self.both = both
         self.index = torch.tensor([(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))])
 
     def __len__(self) -> int:
@@ -76,8 +72,7 @@ class AdaptationSamples(SceneDataset):
         scene = self.scenes[scene_index]
         swap = scene.distractor is not None and self.draw(key).random() < 0.5
         arrays = tokenize_caption(scene.captions[caption_index], self.max_words)
-        first, other = (scene.distractor, scene.before) if swap else (scene.before, scene.distractor)
-        return {"images": self.images([first, scene.after, *([other] if self.both else [])]), "id": scene.id,
+        return {"images": self.images([scene.distractor if swap else scene.before, scene.after]), "id": scene.id,
                 "text_ids": torch.from_numpy(arrays["retrieval_text_ids"])}
 
 

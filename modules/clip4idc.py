@@ -158,15 +158,13 @@ class CLIP4IDC(nn.Module):
         """Teacher forcing: (B, 2T, E), ids and mask (B, L), 1 = word → logits (B, L, V)."""
         return self.decoder.predictions(self.decoder(pair_tokens, ids, mask))
 
-    def caption_loss(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, target_ids: Tensor, weights: Tensor,
-                     label_smoothing: float = 0.0) -> Tensor:
+    def caption_loss(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
         """Teacher forcing → Σ weights · cross-entropy over the tokens that have a target; all of ids … weights are (B, L).
 
         Only positions with a target, an id other than 0, meet the vocabulary.
         """
         aimed = target_ids != IGNORED
-        return self.decoder.predictions.loss(self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed],
-                                             label_smoothing)
+        return self.decoder.predictions.loss(self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed])
 
     @property
     def attention_modules(self) -> tuple[list[Attention], list[Attention], list[Attention]]:

@@ -99,9 +99,9 @@ class Predictions(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.transform(x), self.decoder.weight, self.bias)
 
-    def loss(self, x: Tensor, target_ids: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(self, x: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
         """Hidden states (N, E), right ids and weights (N,) → Σ weights · cross-entropy, without holding (N, V) logits."""
-        return vocabulary_loss(self.transform(x), self.decoder.weight, self.bias, target_ids, weights, smoothing)
+        return vocabulary_loss(self.transform(x), self.decoder.weight, self.bias, target_ids, weights)
 
 
 class Layers(nn.Module):

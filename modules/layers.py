@@ -108,25 +108,18 @@ class FeedForward(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """CLIP's pre-norm transformer block. In training each branch is left out for a row with the probability `drop_path`."""
+    """CLIP's pre-norm transformer block."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.drop_path = 0.0
         self.attn = FusedAttention(width, num_heads)
         self.ln_1 = LayerNorm(width)
         self.mlp = FeedForward(width)
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        x = x + self._branch(self.attn(self.ln_1(x), causal))
-        return x + self._branch(self.mlp(self.ln_2(x)))
-
-    def _branch(self, x: Tensor) -> Tensor:
-        """Stochastic depth (Huang et al. 2016): (B, S, D), whole rows zeroed, the others scaled up."""
-        if not (self.training and self.drop_path):
-            return x
-        return x * F.dropout(x.new_ones(len(x), 1, 1), self.drop_path)
+        x = x + self.attn(self.ln_1(x), causal)
+        return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):

@@ -10,12 +10,9 @@ SMALLEST_CHUNK = 64  # targets whose logits over the whole vocabulary are held a
 
 
 def contrastive_loss(similarity: Tensor) -> Tensor:
-    """Symmetric InfoNCE over a similarity (N, N), the diagonal being right: mean over rows and over columns, halved.
-
-    Of (N, M), M > N, the columns from N on are wrong for every row, and no queries themselves.
-    """
+    """Symmetric InfoNCE over a similarity (N, N), the diagonal being right: mean over rows and over columns, halved."""
     target = torch.arange(len(similarity), device=similarity.device)
-    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity[:, : len(target)].T, target)) / 2
+    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
 
 
 def caption_loss(logits: Tensor, target_ids: Tensor) -> Tensor:
@@ -24,19 +21,18 @@ def caption_loss(logits: Tensor, target_ids: Tensor) -> Tensor:
     return total / (target_ids != IGNORED).sum().clamp(min=1)
 
 
-def vocabulary_loss(hidden: Tensor, words: Tensor, bias: Tensor, target_ids: Tensor, weights: Tensor,
-                    smoothing: float = 0.0) -> Tensor:
+def vocabulary_loss(hidden: Tensor, words: Tensor, bias: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
     """Σ weights · cross-entropy of the logits `hidden @ words.T + bias`, whose (N, V) never exist all at once.
 
-    hidden (N, E), words (V, E), bias (V,), target_ids and weights (N,). With label smoothing the share `smoothing` of each target
-    is spread evenly over all words. The gradients are made along with the loss, chunk by chunk. Matrix products follow autocast.
+    hidden (N, E), words (V, E), bias (V,), target_ids and weights (N,). The gradients are made along with the
+    loss, chunk by chunk. Matrix products follow autocast.
     """
-    return _VocabularyLoss.apply(hidden, words, bias, target_ids, weights, smoothing)
+    return _VocabularyLoss.apply(hidden, words, bias, target_ids, weights)
 
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, words: Tensor, bias: Tensor, target_ids: Tensor, weights: Tensor, smoothing: float) -> Tensor:
+    def forward(ctx, hidden: Tensor, words: Tensor, bias: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else words.dtype
         needs_hidden, needs_words, needs_bias, *_ = ctx.needs_input_grad
@@ -48,14 +44,10 @@ class _VocabularyLoss(torch.autograd.Function):
             for states, target, weight in zip(*(column.split(size) for column in columns), strict=True):
                 log_probs = (states @ words.T).float().add_(bias)  # logits as yet
                 log_probs -= log_probs.logsumexp(dim=1, keepdim=True)
-                total -= (1 - smoothing) * (weight * log_probs.gather(1, target)).sum()
-                if smoothing:
-                    total -= smoothing * (weight * log_probs.mean(dim=1, keepdim=True)).sum()
+                total -= (weight * log_probs.gather(1, target)).sum()
                 if not any(ctx.needs_input_grad):
                     continue
-                errors = log_probs.exp_().scatter_add_(1, target, torch.full_like(weight, smoothing - 1))  # softmax − one-hot
-                if smoothing:
-                    errors -= smoothing / len(words)
+                errors = log_probs.exp_().scatter_add_(1, target, torch.full_like(weight, -1.0))  # softmax − one-hot
                 if needs_bias:
                     bias_grad.addmv_(errors.T, weight[:, 0])
                 errors = errors.to(dtype)  # in [−1, 1]: the weights come in afterwards, since float16 would lose small ones
@@ -76,4 +68,4 @@ class _VocabularyLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         parts, ctx.gradients = ctx.gradients, None
-        return *(None if part is None else part.mul_(gradient) for part in parts), None, None, None
+        return *(None if part is None else part.mul_(gradient) for part in parts), None, None

@@ -111,13 +111,8 @@ class TrainingOptions:
     freeze_vision: bool = flag(False, "leave the whole vision tower as the adaptation made it", bool, stage="caption")
     optimizer: str = flag("bertadam", "bertadam, as published, or adamw: bias correction, and no clip of each parameter's gradient",
                           choices=("bertadam", "adamw"))
-    drop_path: float = flag(0.0, "probability of leaving out a branch of the last vision block, less in those before it", float)
-    distractor_negatives: bool = flag(False, "each sentence is also told apart from its scene's pair without a change", bool,
-                                      stage="retrieval")
-    label_smoothing: float = flag(0.0, "share of each target that is spread over all words", float, stage="caption")
     scst: bool = flag(False, "self-critical training: raise the CIDEr of a captioner that has learned already", bool,
                        stage="caption")
-    ema: float = flag(0.0, "decay of averaged weights, which are then evaluated and saved; .999 for instance", float)
     save_every_steps: int = flag(0, "steps after which to save also within an epoch; 0: at its end alone", int)
     keep_checkpoints: int = flag(2, "newest states and weights kept, beside the best weights; -1 keeps all", int)
     compile: bool = flag(False, "torch.compile the transformer blocks; gains little on CPUs (benchmarks/README.md)", bool)
@@ -236,8 +231,6 @@ def check_options(options: Options, num_processes: int) -> list[str]:
         ("output_dir", run.output_dir), ("datatype", data.datatype), ("data_path", data.data_path)) if not value]
     if data.datatype == "spot" and not data.features_path:
         problems.append("--features_path is required: the folder of Spot-the-Diff's images")
-    if training.distractor_negatives and data.datatype != "clevr":
-        problems.append("--distractor_negatives needs scenes with distractors, which --datatype clevr alone has")
     if run.task_type not in (None, options.stage):
         problems.append(f"--task_type is {run.task_type}, but this script's stage is {options.stage}")
     if run.fp16 and run.precision not in ("auto", "fp16"):
@@ -309,11 +302,6 @@ def _check_ranges(options: Options) -> list[str]:
     wanted = options.predict
     problems += [f"--{problem}" for problem in decoding_problems(options.caption.beam_size, wanted.num_captions, wanted.temperature,
                                                                  wanted.top_p)]
-    problems += [f"--{name} is {value}, expected 0 or more and less than 1" for name, value in (
-        ("drop_path", training.drop_path), ("label_smoothing", training.label_smoothing), ("ema", training.ema))
-        if not 0 <= value < 1]
-    if training.scst and training.label_smoothing:
-        problems.append("--label_smoothing belongs to the cross-entropy, which --scst does not use")
     if training.keep_checkpoints < -1 or training.keep_checkpoints == 0:
         problems.append(f"--keep_checkpoints is {training.keep_checkpoints}, expected at least 1, or -1 for all")
     if training.freeze_layer_num < -1:

@@ -13,7 +13,7 @@ from dataloaders.image_cache import open_image_cache
 from dataloaders.image_check import unreadable_images
 from dataloaders.images import ImageFiles
 from dataloaders.packed import PackedList
-from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, ImageReader, Scene, build_loader
+from dataloaders.pairs import EvaluationPairs, ImageReader, Scene, build_loader
 from modules.bert_config import load_cross_config, load_decoder_config
 from modules.captioning import CaptionJudge
 from modules.card import CARD, describe_model, with_card, write_card
@@ -26,7 +26,7 @@ from modules.java import ensure_java
 from modules.options import ModelOptions, Options
 from modules.pretrained import Loaded, load_weights
 from modules.runtime import Runtime, open_output_dir, open_runtime
-from modules.stages import SelfCriticalStep
+from modules.stages import SAMPLES, SelfCriticalStep
 from modules.stopping import StopSignals
 from modules.tensorboard import Board
 from modules.tokenizer import VOCAB_SIZE
@@ -185,9 +185,7 @@ def _build_evaluator(splits: Mapping[str, Sequence[Scene]], images: ImageReader,
 def _train(model: CLIP4IDC, splits: dict[str, Sequence[Scene]], images: ImageReader, options: Options, runtime: Runtime,
            stop: StopSignals, point: ResumePoint | None, tensors: dict[str, Any] | None) -> None:
     data, select_on = options.data, options.data.select_on
-    common = splits["train"], images, data.max_words, options.run.seed
-    samples = (AdaptationSamples(*common, both=options.training.distractor_negatives) if options.stage == "retrieval" else
-               FinetuningSamples(*common))
+    samples = SAMPLES[options.stage](splits["train"], images, data.max_words, options.run.seed)
     per_process = data.batch_size // options.training.gradient_accumulation_steps // runtime.world_size
     loader = build_loader(samples, per_process, True, data.num_thread_reader, runtime.rank, runtime.world_size, options.run.seed)
     chooser = _build_evaluator(splits, images, select_on, options, runtime)

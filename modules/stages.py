@@ -1,4 +1,4 @@
-"""What differs between the two stages in training: batch → loss, and the optimizer's settings (SPEC §5)."""
+"""What differs between the two stages in training: samples, batch → loss, and the optimizer's settings (SPEC §5)."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dataloaders.images import normalize
+from dataloaders.pairs import AdaptationSamples, FinetuningSamples
 from modules.cider import CiderReward, simple_tokens
 from modules.clip import Features
 from modules.clip4idc import CLIP4IDC
@@ -17,6 +18,7 @@ from modules.tokenizer import decode
 OPTIMIZER = {"retrieval": {"schedule": "cosine", "betas": (0.9, 0.98), "eps": 1e-6},
              "caption": {"schedule": "linear", "betas": (0.9, 0.999), "eps": 1e-6}}
 WEIGHT_DECAY = {"retrieval": 0.2, "caption": 0.01}
+SAMPLES = {"retrieval": AdaptationSamples, "caption": FinetuningSamples}
 PATIENCE = {"retrieval": None, "caption": 11}  # epochs in a row without a better score, after which training stops
 DRAWN = 5  # captions of each pair that self-critical training compares
 
@@ -48,22 +50,18 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 class AdaptationStep(nn.Module):
-    """Stage 1: images (B, 2|3, 3, H, W) uint8 and text_ids (B, L) → contrastive loss over the global batch.
-
-    A third image makes a pair with the first in which nothing changed: a negative for every sentence.
-    """
+    """Stage 1: images (B, 2, 3, H, W) uint8 and text_ids (B, L) → contrastive loss over the global batch."""
 
     def __init__(self, model: CLIP4IDC) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        pairs = self.model.encode_against_first(normalize(batch["images"]))
+        pair = self.model.encode_pairs(normalize(batch["images"]))
         text = self.model.encode_text(batch["text_ids"])
-        needs_tokens = hasattr(self.model, "cross")
-        kinds = [Features(gather_rows(tokens) if needs_tokens else tokens, gather_rows(pooled)) for tokens, pooled in zip(
-            *(part.split(len(batch["images"])) for part in (pairs.tokens, pairs.pooled)), strict=True)]
-        return contrastive_loss(torch.cat([gather_rows(self.model.compare(text, everyone)) for everyone in kinds], dim=1))
+        tokens = gather_rows(pair.tokens) if hasattr(self.model, "cross") else pair.tokens  # the cosine alone does without
+        everyone = Features(tokens, gather_rows(pair.pooled))
+        return contrastive_loss(gather_rows(self.model.compare(text, everyone)))
 
 
 class FinetuningStep(nn.Module):
@@ -72,9 +70,9 @@ class FinetuningStep(nn.Module):
     With a distractor the losses of the two pairs are added, each a mean over its own tokens of all processes.
     """
 
-    def __init__(self, model: CLIP4IDC, label_smoothing: float = 0.0) -> None:
+    def __init__(self, model: CLIP4IDC) -> None:
         super().__init__()
-        self.model, self.label_smoothing = model, label_smoothing
+        self.model = model
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pairs = self.model.encode_against_first(normalize(batch["images"]))
@@ -86,8 +84,7 @@ class FinetuningStep(nn.Module):
             dist.all_reduce(counts)
             scale = dist.get_world_size()  # undone by DistributedDataParallel's mean
         weights = (scale / counts.clamp(min=1))[:, None, None].expand_as(target)
-        return self.model.caption_loss(pairs.tokens, *(part.flatten(0, 1) for part in (ids, mask, target, weights)),
-                                       self.label_smoothing)
+        return self.model.caption_loss(pairs.tokens, *(part.flatten(0, 1) for part in (ids, mask, target, weights)))
 
 
 class SelfCriticalStep(nn.Module):

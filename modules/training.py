@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dataloaders.pairs import Batches
 from modules.checkpoint import HISTORY, Progress, RunFiles, weights_path
@@ -49,15 +48,9 @@ class Trainer:
     loader: Batches
     runtime: Runtime
     options: Options
-    averaged: AveragedModel | None = None  # of the weights after every step
     stop: StopSignals = field(default_factory=StopSignals)
     files: RunFiles | None = None  # on the main process, once the run has a folder, like the board
     board: Board | None = None
-
-    @property
-    def result(self) -> CLIP4IDC:
-        """What is evaluated and saved."""
-        return self.averaged.module if self.averaged else self.model
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,17 +64,12 @@ class Trainer:
 
     def tensors(self) -> dict[str, Any]:
         """All that training moves."""
-        return {"model": self.model.state_dict(), "averaged": self.averaged.state_dict() if self.averaged else None,
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def restore(self, tensors: Mapping[str, Any], source: Path) -> None:
         """Take over what `tensors` gave. ValueError where it does not fit these options."""
         try:
-            if bool(tensors["averaged"]) != bool(self.averaged):
-                raise ValueError("--ema was " + ("not given" if self.averaged else "given"))
             self.model.load_state_dict(tensors["model"])
-            if self.averaged:
-                self.averaged.load_state_dict(tensors["averaged"])
             self.optimizer.load_state_dict(tensors["optimizer"])
             self.scaler.load_state_dict(tensors["scaler"])
         except DAMAGED as error:
@@ -106,20 +94,16 @@ def build_trainer(model: CLIP4IDC, loader: Batches, options: Options, runtime: R
     optimizer = BertAdam(groups, lr=training.lr, warmup=training.warmup_proportion, t_total=t_total, max_total_norm=1.0,
                          **OPTIMIZER[stage], **adamw)
     scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
     if training.compile:
         compile_blocks(model)
-    blocks = model.clip.visual.transformer.resblocks
-    for number, block in enumerate(blocks, 1):
-        block.drop_path = training.drop_path * number / len(blocks)
     if step is None:
-        step = AdaptationStep(model) if stage == "retrieval" else FinetuningStep(model, training.label_smoothing)
+        step = AdaptationStep(model) if stage == "retrieval" else FinetuningStep(model)
     if runtime.world_size > 1:
         step = DistributedDataParallel(step, device_ids=[runtime.device] if runtime.device.type == "cuda" else None)
     learning = sum(p.numel() for group in groups for p in group["params"])
     log.info("%.1f M parameters, %.1f M of them learn; %d steps in %d epochs", sum(p.numel() for p in model.parameters()) / 1e6,
              learning / 1e6, t_total, training.epochs)
-    return Trainer(model, step, optimizer, scaler, loader, runtime, options, averaged, stop or StopSignals())
+    return Trainer(model, step, optimizer, scaler, loader, runtime, options, stop or StopSignals())
 
 
 def compile_blocks(model: CLIP4IDC) -> None:
@@ -148,13 +132,13 @@ def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator
             with trainer.stop.finishing():
                 progress.end_epoch(train_epoch(trainer, progress))
                 if runtime.is_main:
-                    trainer.files.save_weights(trainer.result, epoch)
+                    trainer.files.save_weights(trainer.model, epoch)
                     trainer.files.save_state(trainer.tensors(), progress)
                     log.info("epoch %d: mean loss %.4f, at most %s of memory, saved %s", epoch, progress.unjudged_loss,
                              runtime.peak_memory(), weights_path(folder, epoch))
         loss = progress.unjudged_loss
-        trainer.result.eval()
-        score, scores = evaluator(trainer.result, str(epoch), folder)
+        trainer.model.eval()
+        score, scores = evaluator(trainer.model, str(epoch), folder)
         with trainer.stop.finishing():
             is_best = progress.judge(epoch, score)
             if runtime.is_main:
@@ -220,8 +204,6 @@ def _update(trainer: Trainer) -> bool:
         return False
     with torch.no_grad():
         trainer.model.clip.logit_scale.clamp_(max=MAX_LOG_SCALE)
-    if trainer.averaged:
-        trainer.averaged.update_parameters(trainer.model)
     return True
 
 

@@ -11,7 +11,7 @@ run=${MINI_DIR:-runs/mini}
 common="--datatype clevr --image_cache $run/cache --num_thread_reader 0 --max_words 28 --batch_size_val 100 --select_on val
   --seed ${SEED:-42} --pretrained_clip_name modules/clip-mini.json --intra_num_hidden_layers 0 --linear_patch 3d --precision bf16
   --freeze_layer_num -1 --optimizer adamw"
-adapt="$python main_task_retrieval.py --do_train $common --batch_size 64 --distractor_negatives"
+adapt="$python main_task_retrieval.py --do_train $common --batch_size 64"
 truth=$run/gt/clevr_total_change_captions_reformat.json
 
 echo "== draw scenes, make the ground truth"

@@ -112,30 +112,6 @@ def test_choosing_on_val_reports_on_test(spot, tiny_sizes, tmp_path):
     assert "epochs are chosen on the val split" in (run / "log.txt").read_text()
 
 
-def test_averaged_weights_are_what_is_saved(clevr, tiny_sizes, tmp_path):
-    """At decay .5: half of the last step's and half of the first one's, of two steps."""
-    import main_task_retrieval as script
-    from modules import training
-
-    seen, update = [], training._update
-
-    def watched(trainer):
-        taken = update(trainer)
-        seen.append({key: value.clone() for key, value in trainer.model.state_dict().items()})
-        return taken
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_update", watched)
-        script.main(words(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train", "--epochs", "2", "--ema", ".5"))
-    saved = torch.load(tmp_path / "run" / "pytorch_model.bin.1", weights_only=True)
-    expected = dict(seen[0])
-    for weights in seen[1:]:
-        expected = {key: (value + weights[key]) / 2 for key, value in expected.items()}
-    assert len(seen) > 1
-    assert all(torch.allclose(saved[key], value, atol=1e-6) for key, value in expected.items())
-    assert not torch.equal(saved["clip.visual.proj"], seen[-1]["clip.visual.proj"])
-
-
 @pytest.mark.parametrize("task", [["--do_eval"], ["--do_train", "--scst"]])
 def test_evaluating_and_self_critical_training_need_a_captioner(task, spot, tiny_sizes, tmp_path, capsys):
     options = words(spot, tmp_path / "run", tiny_sizes, "caption", *task)

@@ -780,12 +780,12 @@ def test_what_was_read_is_what_was_saved(tmp_path):
 
 @pytest.mark.parametrize("state", [b"", b"garbage", saved([1]), saved({"model": None}), saved({"model": {1: 2}}), saved({"model": {}}),
                                    saved({"model": torch.nn.Linear(2, 3).state_dict()}),
-                                   saved({"model": torch.nn.Linear(3, 2).state_dict(), "averaged": None, "optimizer": [], "scaler": {}}),
-                                   saved({"model": torch.nn.Linear(2, 3).state_dict(), "averaged": None, "optimizer": [], "scaler": {}}),
+                                   saved({"model": torch.nn.Linear(3, 2).state_dict(), "optimizer": [], "scaler": {}}),
+                                   saved({"model": torch.nn.Linear(2, 3).state_dict(), "optimizer": [], "scaler": {}}),
                                    b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."])
 def test_a_training_state_that_makes_no_sense_is_refused(state, tmp_path):
     model = torch.nn.Linear(2, 3)
-    trainer = SimpleNamespace(model=model, averaged=None, optimizer=torch.optim.AdamW(model.parameters()), scaler=torch.amp.GradScaler("cpu"))
+    trainer = SimpleNamespace(model=model, optimizer=torch.optim.AdamW(model.parameters()), scaler=torch.amp.GradScaler("cpu"))
     path = tmp_path / "training_state.bin.0"
     path.write_bytes(state)
     sidecar = {"sha256": file_sha256(path), "progress": asdict(Progress(epoch=1)), "options": {}, "data": "", "card": {}}

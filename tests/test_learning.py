@@ -5,7 +5,7 @@ import torch
 
 from dataloaders import load_scenes
 from dataloaders.images import ImageFiles, load_image, normalize
-from dataloaders.pairs import AdaptationSamples, FinetuningSamples, build_loader
+from dataloaders.pairs import AdaptationSamples, build_loader
 from modules import decoder
 from modules.checkpoint import Progress
 from modules.clip import CLIP, ClipSizes, Features
@@ -14,6 +14,7 @@ from modules.generation import greedy_search
 from modules.losses import vocabulary_loss
 from modules.options import parse_options
 from modules.runtime import Runtime
+from modules.stages import SAMPLES
 from modules.tokenizer import decode
 from modules.training import build_trainer, train_epoch
 from preprocess import synthesize
@@ -42,8 +43,7 @@ def train(model: CLIP4IDC, scenes, stage: str) -> float:
              str(STEPS[stage]), "--lr", RATE[stage], "--coef_lr", COEF[stage], "--freeze_layer_num", "-1", "--max_words", str(WORDS)]
     options = parse_options(words, stage, "", num_processes=1)
     kept = {path: load_image(path, 64) for scene in scenes for path in scene.image_paths}  # decoded once, not at every step
-    samples = (AdaptationSamples if stage == "retrieval" else FinetuningSamples)(
-        scenes, lambda paths: torch.stack([kept[path] for path in paths]), WORDS)
+    samples = SAMPLES[stage](scenes, lambda paths: torch.stack([kept[path] for path in paths]), WORDS)
     loader = build_loader(samples, SCENES, True, 0, 0, 1, 0)
     trainer = build_trainer(model, loader, options, Runtime())
     return [train_epoch(trainer, Progress(epoch)) for epoch in range(STEPS[stage])][-1]
@@ -77,13 +77,13 @@ def test_sixteen_scenes_are_learned_by_heart(stage, scenes):
 def test_with_a_broken_gradient_path_they_are_not(stage, scenes, monkeypatch):
     """Stage 1: none reaches the vision tower; stage 2: none comes from the vocabulary's loss into the captioner."""
     if stage == "retrieval":
-        encode = CLIP4IDC.encode_against_first
+        encode = CLIP4IDC.encode_pairs
 
         def cut(model: CLIP4IDC, images: torch.Tensor) -> Features:
             pairs = encode(model, images)
             return Features(pairs.tokens.detach(), pairs.pooled.detach())
 
-        monkeypatch.setattr(CLIP4IDC, "encode_against_first", cut)
+        monkeypatch.setattr(CLIP4IDC, "encode_pairs", cut)
     else:
         monkeypatch.setattr(decoder, "vocabulary_loss", lambda hidden, *others: vocabulary_loss(hidden.detach(), *others))
     loss, _ = learn(scenes, stage)

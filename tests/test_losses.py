@@ -27,9 +27,6 @@ def test_contrastive_loss_by_hand():
     rows = -(similarity.log_softmax(dim=1)).diagonal().mean()
     columns = -(similarity.log_softmax(dim=0)).diagonal().mean()
     assert contrastive_loss(similarity).item() == pytest.approx(((rows + columns) / 2).item())
-    wrong = torch.cat([similarity, torch.tensor([[5.0], [-1.0]])], dim=1)  # a column that fits no row
-    rows = -(wrong.log_softmax(dim=1)[:, :2]).diagonal().mean()
-    assert contrastive_loss(wrong).item() == pytest.approx(((rows + columns) / 2).item())
 
 
 def test_caption_loss_ignores_pad():
@@ -39,16 +36,15 @@ def test_caption_loss_ignores_pad():
     assert caption_loss(logits, torch.zeros_like(target)).item() == 0
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [0, 5, 150])  # 150 fill more than two chunks
-def test_vocabulary_loss_has_the_gradients_of_cross_entropy(rows, dtype, smoothing):
+def test_vocabulary_loss_has_the_gradients_of_cross_entropy(rows, dtype):
     draw = torch.Generator().manual_seed(0)
     hidden, words, bias = (torch.randn(*shape, generator=draw, requires_grad=True) for shape in ((rows, 16), (300, 16), (300,)))
     target, weights = torch.randint(1, 300, (rows,), generator=draw), torch.rand(rows, generator=draw) / 100
-    expected = 3 * (weights * F.cross_entropy(hidden @ words.T + bias, target, reduction="none", label_smoothing=smoothing)).sum()
+    expected = 3 * (weights * F.cross_entropy(hidden @ words.T + bias, target, reduction="none")).sum()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        loss = 3 * vocabulary_loss(hidden, words, bias, target, weights, smoothing)
+        loss = 3 * vocabulary_loss(hidden, words, bias, target, weights)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
     for found, right in zip(*(torch.autograd.grad(x, (hidden, words, bias)) for x in (loss, expected)), strict=True):
@@ -114,11 +110,9 @@ def worker(rank: int, port: int, case: tuple, results) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("case", [("retrieval", "loose", False), ("retrieval", "tight", False), ("retrieval", "loose", True),
-                                  ("retrieval", "tight", True), ("caption", "loose", False),
+@pytest.mark.parametrize("case", [("retrieval", "loose", False), ("retrieval", "tight", False), ("caption", "loose", False),
                                   ("caption", "loose", True)], ids=lambda c: "-".join(map(str, c)))
 def test_two_processes_have_the_gradient_of_one(case):
-    """Also where distractors are negatives of stage 1."""
     one_loss, one = gradients(*case, 0, 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

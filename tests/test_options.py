@@ -49,8 +49,6 @@ def test_flags_without_effect_are_accepted_and_named():
     ([*NEEDED, "--datatype", "spot"], "--features_path"), ([*NEEDED, "--task_type", "caption"], "--task_type"),
     ([*NEEDED, "--fp16", "--precision", "bf16"], "contradicts"), ([*NEEDED, "--warmup_proportion", "1"], "warmup"),
     ([*NEEDED, "--batch_size", "7", "--gradient_accumulation_steps", "2"], "not divisible"), ([*NEEDED, "--seed", "-1"], "--seed"),
-    ([*NEEDED, "--datatype", "pairs", "--distractor_negatives"], "--datatype clevr alone has"), ([*NEEDED, "--drop_path", "1"], "--drop_path"),
-    ([*NEEDED, "--ema", "1"], "--ema is 1.0"),
     ([*NEEDED, "--freeze_layer_num", "-2"], "freeze"), ([*NEEDED, "--coef_lr", "nan"], "--coef_lr")])
 def test_wrong_options_are_one_line_and_exit_2(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -59,12 +57,6 @@ def test_wrong_options_are_one_line_and_exit_2(words, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def test_self_critical_training_has_no_targets_to_smooth(capsys):
-    with pytest.raises(SystemExit):
-        parse_options([*NEEDED, "--scst", "--label_smoothing", ".1"], "caption", "")
-    assert "--label_smoothing belongs to the cross-entropy, which --scst does not use" in capsys.readouterr().err
 
 
 def test_batches_divide_over_processes(capsys):

@@ -86,8 +86,8 @@ def break_off_after_first_epoch(options: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("stage", "more"), [
-    ("retrieval", []), ("caption", []), pytest.param("retrieval", ["--ema", ".8"], marks=pytest.mark.slow),
-    pytest.param("caption", ["--ema", ".8", "--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
+    ("retrieval", []), ("caption", []), pytest.param("retrieval", ["--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
+    pytest.param("caption", ["--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
     pytest.param("caption", ["--scst"], marks=pytest.mark.slow)])
 def test_broken_off_at_any_step_or_evaluation_and_resumed_equals_uninterrupted(stage, more, clevr, sizes, tmp_path, monkeypatch):
     if "--scst" in more:
@@ -184,7 +184,6 @@ def test_what_cannot_be_continued_is_refused_before_anything_is_written(spot, si
                           (["--resume_model", str(run / "pytorch_model.bin.best")], "expected a file pytorch_model.bin.<epoch>"),
                           ([*named, "--lr", "2e-3"], "is of another run: --lr is 0.002, was 0.001. Give"),
                           ([*named, "--freeze_layer_num", "2", "--resume_force"], "with these options"),
-                          ([*named, "--ema", ".9", "--resume_force"], "--ema was not given"),
                           ([*named, "--output_dir", str(tmp_path / "other")], "give --output_dir"),
                           ([*named, "--resume", "auto"], "give either"), (["--resume_force"], "belongs to --resume auto")):
         assert message in refused("retrieval", [*options, *more], capsys)
