@@ -44,8 +44,13 @@ class Thing:
 
     @property
     def half(self) -> float:
-        """Half its height, which is also half its width."""
-        return RADII[self.size] / (sqrt(2) if self.shape == "cube" else 1)
+        """Half its height, which is also half its width; in CLEVR-Change's pictures a cube is as wide as a cylinder."""
+        return RADII[self.size]
+
+    @property
+    def foot(self) -> float:
+        """Radius of the circle around what stands on the plane."""
+        return self.half * (sqrt(2) if self.shape == "cube" else 1)
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def far_to_near(things: tuple[Thing, ...], camera: tuple[float, float, float]) -
     """Indices of the things in painting order; exact for round feet that do not overlap."""
     return sorted(
         range(len(things)),
-        key=lambda i: RADII[things[i].size] ** 2 - (things[i].x - camera[0]) ** 2 - (things[i].y - camera[1]) ** 2,
+        key=lambda i: things[i].foot ** 2 - (things[i].x - camera[0]) ** 2 - (things[i].y - camera[1]) ** 2,
     )
 
 

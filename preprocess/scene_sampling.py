@@ -28,7 +28,7 @@ from preprocess.scene_geometry import (
 CHANGE_TYPES = ("color", "material", "add", "drop", "move")
 NUM_THINGS = (3, 10)
 _REACH = 3.0  # things stand in [-3, 3]^2
-_GAP = 0.25  # between the feet of two things
+_GAP = 0.25  # between two things, cubes being taken for cylinders; their corners do not meet either
 _MARGIN = 0.4  # between two things along each axis of the usual camera: left, right, front and behind are clear
 _SCENE_JITTER = 1.0  # of the camera, from scene to scene
 _PICTURE_JITTER = 1.3  # of the camera, among the pictures of a scene; as far as in the real ones
@@ -141,15 +141,15 @@ def _placed(thing: Thing, others: tuple[Thing, ...], rng: Random) -> Thing | Non
     """The thing at a random free place, None where 50 tries found none."""
     for _ in range(50):
         x, y = rng.uniform(-_REACH, _REACH), rng.uniform(-_REACH, _REACH)
-        if all(_apart(x - other.x, y - other.y, RADII[thing.size] + RADII[other.size]) for other in others):
+        if all(_apart(x - other.x, y - other.y, max(thing.half + other.half + _GAP, thing.foot + other.foot)) for other in others):
             return replace(thing, x=x, y=y)
     return None
 
 
-def _apart(x: float, y: float, radii: float) -> bool:
-    """Whether two things with this offset leave a gap and are clearly left or right, in front or behind."""
+def _apart(x: float, y: float, least: float) -> bool:
+    """Whether two things with this offset are as far apart as they must be, and clearly left or right, in front or behind."""
     across, along = x * _RIGHT[0] + y * _RIGHT[1], x * _RIGHT[1] - y * _RIGHT[0]
-    return abs(across) > _MARGIN and abs(along) > _MARGIN and hypot(x, y) > radii + _GAP
+    return abs(across) > _MARGIN and abs(along) > _MARGIN and hypot(x, y) > least
 
 
 def _sample_changes(types: tuple[str, ...], before: Scene, rng: Random) -> tuple[Change, ...] | None:

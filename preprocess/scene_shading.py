@@ -12,6 +12,7 @@ from preprocess.scene_geometry import BEVELS, COLORS, FOCAL, HEIGHT, WIDTH, Scen
 LAMP_RGB = np.array([[4.93, 4.55, 3.95], [0.95, 1.07, 1.35], [1.81, 1.89, 1.73]], np.float32)
 AMBIENT = 0.135
 _GROUND_ALBEDO = 0.72
+_ARCH = 0.12  # how far the normals of a face lean outward at its edges, as those of Blender's smooth shading do
 
 
 def shade(scene: Scene, boxes: dict[int, tuple[int, int, int, int]]) -> np.ndarray:
@@ -99,6 +100,7 @@ def _hit_cylinder(
     radius = np.maximum(np.sqrt(points[0] ** 2 + points[1] ** 2), 1e-6)
     out = np.maximum(radius - inner, 0) / radius
     normals = np.stack([points[0] * out, points[1] * out, np.maximum(points[2] - inner, 0)])
+    normals += points * (_ARCH * bevel)
     return points, normals / np.maximum(np.sqrt(_dot(normals, normals)), 1e-6)
 
 
@@ -109,7 +111,7 @@ def _hit_cube(eyes: np.ndarray, rays: np.ndarray, turn: np.ndarray, bevel: np.nd
     points = eyes + rays * ((-np.sign(steep) - eyes) / steep).max(0)
     points = np.clip(points, -1, 1)
     inner = 1 - bevel
-    normals = points - np.clip(points, -inner, inner)
+    normals = points - np.clip(points, -inner, inner) + points * (_ARCH * bevel)
     normals /= np.maximum(np.sqrt(_dot(normals, normals)), 1e-6)
     return _turned(points, turn), _turned(normals, turn)
 
@@ -136,16 +138,16 @@ def _metal(scene: Scene, owner: np.ndarray, points: np.ndarray, normals: np.ndar
     bright = np.zeros_like(points)
     # On the few pixels of an edge a lamp's sharp image would flicker.
     round_ones = np.array([thing.shape == "sphere" for thing in scene.things])
-    sharpness, gain = np.where(round_ones, np.float32([[160], [0.7]]), np.float32([[15], [0.12]])).take(owner, axis=1)
+    sharpness, gain = np.where(round_ones, np.float32([[220], [2.0]]), np.float32([[20], [0.6]])).take(owner, axis=1)
     for lamp, rgb in zip(scene.view.lamps, LAMP_RGB, strict=True):
         ground += rgb[::-1, None] * lamp_light(lamp, floor, None)
         to_lamp = np.array(lamp, np.float32)[:, None] - points
         cos = _dot(to_lamp, mirrored) / np.sqrt(_dot(to_lamp, to_lamp))
-        bright += rgb[::-1, None] * (gain * np.exp(np.minimum(cos - 1, 0) * sharpness))
+        bright += gain * np.exp(np.minimum(cos - 1, 0) * sharpness)  # lamps shine alike, the larger ones throw more light
     ground *= 1 - 0.5 * np.exp(reach * -3)
     away = -np.array(scene.view.camera[:2], np.float32) / np.hypot(*scene.view.camera[:2])
-    backdrop = 1.3 * np.maximum(away @ mirrored[:2], 0)  # bright behind the things, dark above the camera
-    light = np.clip(0.5 + (backdrop - mirrored[2]) * 3, 0, 1)
+    backdrop = np.maximum(away @ mirrored[:2], 0)  # bright behind the things, dark above the camera
+    light = np.clip(0.5 + 0.35 * backdrop - 0.8 * mirrored[2], 0, 1)
     world = ground * light + 0.01 * (1 - light)
     _mirror_neighbours(scene, owner, points, mirrored, world)
     return albedo * (1.25 * world + bright + 0.1 * _diffuse(scene.view, points, normals))

@@ -163,8 +163,9 @@ def test_scenes_are_sized_spaced_and_balanced() -> None:
         for i, one in enumerate(scene.things):
             assert max(abs(one.x), abs(one.y)) <= 3
             for other in scene.things[:i]:
-                radii = {"large": 0.7, "small": 0.35}
-                assert np.hypot(one.x - other.x, one.y - other.y) > radii[one.size] + radii[other.size] + 0.25
+                radii = [{"large": 0.7, "small": 0.35}[thing.size] for thing in (one, other)]
+                corners = [radius * (np.sqrt(2) if thing.shape == "cube" else 1) for radius, thing in zip(radii, (one, other), strict=True)]
+                assert np.hypot(one.x - other.x, one.y - other.y) > max(sum(radii) + 0.25, sum(corners))
 
 
 def test_spot_pair_changes_one_to_three_things_before_a_fixed_camera() -> None:
@@ -258,6 +259,17 @@ def test_pictures_show_the_palette() -> None:
         else:
             assert abs((seen[0] - hue + 90) % 180 - 90) <= 4, color
             assert seen[1] > 90
+
+
+def test_a_cube_that_faces_the_camera_is_as_wide_as_the_other_shapes() -> None:
+    """As in CLEVR-Change's pictures, whatever its generator's text says of cubes."""
+    facing = np.arctan2(View().camera[1], View().camera[0])
+    widths = {}
+    for shape in ("cube", "sphere", "cylinder"):
+        (outline,) = outlines((Thing(shape, "red", "rubber", "large", 0.0, 0.0, facing),), View().camera)
+        widths[shape] = np.ptp(outline[..., 0])
+    assert widths["sphere"] == pytest.approx(widths["cylinder"], rel=0.06)
+    assert widths["cube"] == pytest.approx(widths["cylinder"], rel=0.08)  # its front is nearer
 
 
 @pytest.mark.parametrize("shape", ["cube", "sphere", "cylinder"])
