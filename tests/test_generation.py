@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from modules.generation import beam_search, greedy_search
+from modules.generation import beam_search, greedy_search, sample
 
 
 def plain_greedy(model, tokens, max_words):
@@ -63,9 +63,10 @@ def test_captions_of_one_pair_share_its_memory_and_follow_each_other(tiny_captio
 
 
 class Markov:
-    """A toy of five words whose next-word probabilities depend on the pair and the last word. SOT 3, EOT 4."""
+    """A toy whose next-word probabilities depend on the pair and the last word. Of five words SOT is 3, EOT 4."""
 
-    vocab_size = 5
+    def __init__(self, vocab_size=5):
+        self.vocab_size = vocab_size
 
     class State:
         def __init__(self, tables):
@@ -149,3 +150,30 @@ def test_batched_beams_equal_single_ones(tiny_captioner):
 def test_more_words_than_positions_is_refused(tiny_captioner):
     with pytest.raises(ValueError, match="77 positions"):
         greedy_search(tiny_captioner, torch.randn(1, 10, 64), 78)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_drawn_words_are_where_the_running_sum_passes_their_number(top_p):
+    """A vocabulary of several blocks, most of its words impossible, pairs that end early and late, against a plain loop."""
+    draw = torch.Generator().manual_seed(1)
+    size, sot, eot = 700, 698, 699
+    tables = torch.randn(4, size, size, generator=draw) * 3
+    tables[torch.rand(tables.shape, generator=draw) < 0.9] = -1e4
+    tables[..., eot] = torch.tensor([8.0, 6.0, 5.0, -1e4])[:, None]
+    numbers = torch.rand(4, 3, 12, generator=draw)
+    found = sample(Markov(size), tables, numbers, top_p=top_p)
+    lengths = set()
+    for pair, table in enumerate(tables.double().softmax(dim=-1)):
+        for which in range(3):
+            words = [sot]
+            for number in numbers[pair, which].tolist():
+                probs, order = table[words[-1]].sort(descending=True) if top_p < 1 else (table[words[-1]], torch.arange(size))
+                probs = probs * (probs.cumsum(0) - probs < top_p)
+                words.append(int(order[(probs.cumsum(0) <= number * probs.sum()).sum()]))
+                if words[-1] == eot:
+                    break
+            lengths.add(len(words) - 1)
+            assert [word for word in found[pair, which].tolist() if word] == [word for word in words[1:] if word]
+            assert not found[pair, which, len(words) - 1 :].any()
+    assert min(lengths) < 4
+    assert max(lengths) == 12
