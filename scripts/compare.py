@@ -29,7 +29,6 @@ JOINT = "--intra_num_hidden_layers 0 --linear_patch 3d"
 ADAPT = "main_task_retrieval.py --do_train --batch_size 64 --lr 7e-4 --epochs 1"
 CAPTION = "CLIP4IDCinference.py --decoder_model decoder-demo"
 FINETUNE = f"{CAPTION} --do_train --batch_size 32 --lr 1e-3 --coef_lr 2"
-MORE = "--epochs 1 --lr 1e-4"
 CHOICE = "--epochs 6 --freeze_vision --keep_checkpoints -1"  # the run whose epochs are chosen in two ways
 
 
@@ -56,8 +55,9 @@ ROWS = {
     "AdamW in stage 1": Row(adapt="--optimizer adamw"),
     "AdamW in stage 2": Row(finetune="--epochs 3 --optimizer adamw"),
     "stage 1 twice as long": Row(adapt="--epochs 2"),
-    "base, then an epoch of cross-entropy": Row(more=MORE),
-    "base, then an epoch of --scst": Row(more=MORE + " --scst"),
+    "base, then an epoch of cross-entropy": Row(more="--epochs 1 --lr 1e-4"),
+    "base, then five epochs of cross-entropy": Row(more="--epochs 5 --lr 1e-4"),  # as long as the next was
+    "base, then an epoch of --scst": Row(more="--epochs 1 --lr 1e-4 --scst"),
     "base, 5 beams": Row(decode="--beam_size 5"),
     "base, 5 beams, length penalty .7": Row(decode="--beam_size 5 --length_penalty .7"),
     "base, 5 beams, length penalty 1": Row(decode="--beam_size 5 --length_penalty 1"),
