@@ -1,6 +1,6 @@
 """Whether captions of CLEVR-Change's kind say what really changed: seen or not, its type, the object's looks, the new value.
 
-    python gt/eval_utils.py changes --changed_object data/changed_object.json --results hyp_ep_eval.json
+    python gt/eval_utils.py changes --changed_object data/changed_object.json --results hyp_ep_eval.json [--by size]
 
 Word overlap (BLEU, CIDEr) is one thing, being right another: here a caption is parsed and held against what was drawn.
 """
@@ -84,6 +84,15 @@ def judge(captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]])
     return rows
 
 
+def judge_by(look: str, captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]]) -> dict[str, list[bool]]:
+    """As `judge`, the scenes told apart by a look of what changes in them: questions are named as in "small: type"."""
+    rows = {}
+    for value in KINDS[look]:
+        of_value = {key: caption for key, caption in captions.items() if changed.get(key.removesuffix("_n"), {}).get(look) == value}
+        rows |= {f"{value}: {question}": answers for question, answers in judge(of_value, changed).items()}
+    return rows
+
+
 def _type_of(true: Mapping[str, str]) -> str:
     """The type, where it is not told by a new value's name."""
     return true.get("type") or next(name.removeprefix("new_") for name in true if name.startswith("new_"))
@@ -121,6 +130,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--changed_object", type=Path, required=True, help="what changed, by image name: type, size, color, "
                         "material, shape, new_color or new_material")
     parser.add_argument("--results", type=Path, required=True, help="captions, [{image_id, caption}]")
+    parser.add_argument("--by", choices=KINDS, help="tell scenes apart by this look of what changes")
     parser.add_argument("--output", type=Path, help="also write the shares as JSON")
     args = parser.parse_args(argv)
 
@@ -128,7 +138,9 @@ def main(argv: list[str]) -> int:
         from modules.scoring import read_results
 
         changed = read_changes(args.changed_object)
-        shares = {name: share(answers) for name, answers in sorted(judge(read_results(args.results), changed).items())}
+        captions = read_results(args.results)
+        rows = judge(captions, changed) | (judge_by(args.by, captions, changed) if args.by else {})
+        shares = {name: share(answers) for name, answers in sorted(rows.items())}
         if args.output:
             write_json(args.output, shares)
         print(as_table(shares))

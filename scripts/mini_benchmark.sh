@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # "CLEVR-Change mini", from nothing to scores: draws scenes with a camera and lamps that move a little between the pictures, adapts and
 # finetunes a small CLIP of random weights on them, tells scores with 95 % intervals, by type, and whether captions are right. Stage 1
-# begins on scenes that stand still, where a change can be seen patch by patch: without that it hardly begins (docs/experiments.md).
+# begins on scenes that stand still, where a change can be seen patch by patch: without that it hardly begins. Stage 2 sees larger images,
+# where small things are large enough to be told apart (docs/experiments.md).
 # Epochs are chosen on val. Hours on two cores. Environment: MINI_DIR STILL TRAIN VAL TEST SEED EPOCHS0 EPOCHS1 EPOCHS2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,7 +18,7 @@ truth=$run/gt/clevr_total_change_captions_reformat.json
 echo "== draw scenes, make the ground truth"
 draw() { [ -f "$2/splits.json" ] || $python preprocess/synthesize.py --seed "$1" --output "$2" "${@:3}"; }
 draw 5 "$run/still" --jitter 0 --train "${STILL:-10000}" --val 500 --test 0
-draw 0 "$run/data" --train "${TRAIN:-20000}" --val "${VAL:-1000}" --test "${TEST:-2000}"
+draw 0 "$run/data" --train "${TRAIN:-30000}" --val "${VAL:-1000}" --test "${TEST:-2000}"
 $python gt/eval_utils.py --datatype clevr --data_path "$run/data" --output "$truth"
 
 echo "== stage 1, adaptation: scenes that stand still, then the others"
@@ -27,7 +28,7 @@ $adapt --data_path "$run/data" --output_dir "$run/retrieval" --epochs "${EPOCHS1
 
 echo "== stage 2, finetuning"
 $python CLIP4IDCinference.py --do_train $common --data_path "$run/data" --gt_dir "$run/gt" --decoder_model decoder-mini \
-  --output_dir "$run/caption" --epochs "${EPOCHS2:-14}" --batch_size 32 --lr 7e-4 \
+  --image_resolution 192 --output_dir "$run/caption" --epochs "${EPOCHS2:-8}" --batch_size 16 --lr 3e-4 --warmup_proportion .03 \
   --init_model "$run/retrieval/pytorch_model.bin.best"
 
 echo "== scores of the best epoch on the test scenes"
@@ -35,4 +36,4 @@ $python gt/eval_utils.py score --gt "$truth" --results "$run/caption/hyp_ep_eval
   --bootstrap 1000 --output "$run/scores.json"
 echo "== what captions say, against what was drawn"
 $python gt/eval_utils.py changes --changed_object "$run/data/changed_object.json" --results "$run/caption/hyp_ep_eval.json" \
-  --output "$run/changes.json"
+  --by size --output "$run/changes.json"

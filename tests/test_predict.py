@@ -385,5 +385,6 @@ def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_
     captions = {key: found[0].text for key, found in zip(pairs, demo.captions(list(pairs.values())), strict=True)}
     changed = json.loads((root / "changed_object.json").read_text())
     shares = {name: share(answers)["share"] for name, answers in judge(captions, changed).items()}
-    for name, least in (("change recognised", 0.8), ("no change recognised", 0.6), ("type", 0.8), ("new color", 0.7), ("color", 0.7)):
+    floors = {"change recognised": 0.9, "no change recognised": 0.85, "type": 0.85, "new color": 0.85, "color": 0.85, "shape": 0.4}
+    for name, least in floors.items():
         assert shares[name] >= least, f"{name}: {shares[name]}"

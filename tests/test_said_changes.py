@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from gt import eval_utils
-from gt.said_changes import Said, judge, parse, share
+from gt.said_changes import Said, judge, judge_by, parse, share
 from preprocess.scene_captions import ATTRIBUTES, NO_CHANGE_SENTENCES, change_sentences
 from preprocess.scene_sampling import described, sample_clevr_pair
 
@@ -41,6 +41,16 @@ def test_what_is_wrong_or_left_out_counts_as_wrong():
         judge({"3.png": "no change"}, true)
 
 
+def test_scenes_are_told_apart_by_a_look_of_what_changes():
+    true = {f"{n}.png": {"type": "move", "size": size, "color": "red", "material": "metal", "shape": "cube"}
+            for n, size in enumerate(("small", "small", "large"))}
+    captions = {"0.png": "the tiny cube moved", "1.png": "the big cube moved", "2.png": "the big ball is gone", "2.png_n": "no change"}
+    rows = judge_by("size", captions, true)
+    assert {name for name in rows if name.startswith("small")} == {f"small: {name}" for name in judge({"0.png": ""}, true)}
+    assert (rows["small: size"], rows["small: shape"], rows["large: type"]) == ([True, False], [True, True], [False])
+    assert (rows["large: shape"], rows["large: no change recognised"]) == ([False], [True])
+
+
 def test_the_interval_is_wilsons():
     row = share([True] * 8 + [False] * 2)
     assert (row["share"], row["count"]) == (0.8, 10)
@@ -56,6 +66,8 @@ def test_the_command(tmp_path, capsys):
     assert eval_utils.main([*words, "--output", str(tmp_path / "out.json")]) == 0
     assert "type: move         100.0" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text())["color and shape"]["share"] == 1
+    assert eval_utils.main([*words, "--by", "size"]) == 0
+    assert "large: shape" in capsys.readouterr().out
     (tmp_path / "true.json").write_text(json.dumps({"1.png": {**true, "shape": "cone"}}))
     with pytest.raises(SystemExit, match="2"):
         eval_utils.main(words)
