@@ -303,7 +303,7 @@ def test_rotation_sizes_and_modes(tmp_path):
 
 
 def test_attention_is_shares_of_patches_and_finds_what_was_drawn(demo, tmp_path):
-    """One pass explains the caption that captioning gives; on a drawn pair the strongest patch lies where a ball has gone."""
+    """One pass explains the caption that captioning gives; on a drawn pair the strongest patch lies where a block has gone."""
     before, after = (ROOT / "docs" / "examples" / f"removed_{name}.png" for name in ("before", "after"))
     found = demo.explain(before, after)
     assert found.caption.text == demo.caption(before, after)
@@ -316,8 +316,8 @@ def test_attention_is_shares_of_patches_and_finds_what_was_drawn(demo, tmp_path)
         assert (maps >= 0).all()
         assert (maps.sum(axis=(1, 2, 3)) <= 1 + 1e-5).all()
     brightest = np.unravel_index(found.class_maps[1, 1].argmax(), (side, side))
-    ball = (4, 1)  # row and column of the patch in which the red ball lay: the left, below the middle
-    assert max(abs(a - b) for a, b in zip(brightest, ball, strict=True)) <= 1, f"looks at {brightest}, the ball was at {ball}"
+    block = (4, 3)  # row and column of the patch in which the red block's middle was, of 12 each: 152 of 480 pixels, 112 of 320
+    assert max(abs(a - b) for a, b in zip(brightest, block, strict=True)) <= 1, f"looks at {brightest}, the block was at {block}"
     assert all(module.kept is None for modules in demo.model.attention_modules for module in modules)
     draw_explanation(tmp_path / "a.png", before, after, found)
     assert Image.open(tmp_path / "a.png").size[0] > 1000
