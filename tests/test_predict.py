@@ -309,14 +309,14 @@ def test_attention_is_shares_of_patches_and_finds_what_was_drawn(demo, tmp_path)
     assert found.caption.text == demo.caption(before, after)
     assert found.words[-1] == "(end)"
     assert " ".join(found.words[:-1]) == found.caption.text
-    side = demo.model.clip.visual.image_resolution // 16
+    side = demo.model.clip.visual.image_resolution // demo.model.clip.visual.patch_size
     assert found.class_maps.shape == (2, 2, side, side)
     assert found.word_maps.shape == (len(found.words), 2, side, side)
     for maps in (found.class_maps, found.word_maps):
         assert (maps >= 0).all()
         assert (maps.sum(axis=(1, 2, 3)) <= 1 + 1e-5).all()
     brightest = np.unravel_index(found.class_maps[1, 1].argmax(), (side, side))
-    block = (4, 3)  # row and column of the patch in which the red block's middle was, of 12 each: 152 of 480 pixels, 112 of 320
+    block = (112 * side // 320, 152 * side // 480)  # row and column of the patch with the red block's middle, in pixels of the file
     assert max(abs(a - b) for a, b in zip(brightest, block, strict=True)) <= 1, f"looks at {brightest}, the block was at {block}"
     assert all(module.kept is None for modules in demo.model.attention_modules for module in modules)
     draw_explanation(tmp_path / "a.png", before, after, found)
