@@ -20,7 +20,8 @@ from torch import Tensor
 from modules.card import checked_card
 from modules.clip4idc import CLIP4IDC
 from modules.fetching import fetch, shelf_of
-from modules.files import file_sha256, read_json, short, shown, write_json, written_at_once
+from modules.files import file_sha256, read_json, short, write_json, written_at_once
+from modules.urls import Address
 from modules.weight_files import read_saved
 
 log = logging.getLogger(__name__)
@@ -219,22 +220,23 @@ def named_state(name: str) -> ResumePoint:
     return _verified(state)
 
 
-def state_at(url: str, cache_dir: str | None) -> ResumePoint:
+def state_at(url: Address, cache_dir: str | None) -> ResumePoint:
     """The state at an address, brought into the cache, and beside it what the run's folder needs to go on; errors as above."""
-    folder_url, shelf, name = shelf_of(url, cache_dir)
-    if url != f"{folder_url}/{name}":
-        raise ValueError(f"--resume_model {shown(url)}: an address with a query has no neighbours, which a state needs")
+    folder, shelf, name = shelf_of(url, cache_dir)
+    if url != folder.joined(name):
+        raise ValueError(f"--resume_model {url}: an address with a query has no neighbours, which a state needs")
     state = shelf / _state_name(name)
     _sidecar(state).unlink(missing_ok=True)  # another run may have written there since
-    fetch(f"{folder_url}/{_sidecar(state).name}", _sidecar(state))
+    sidecar = folder.joined(_sidecar(state).name)
+    fetch(sidecar, _sidecar(state))
     sha256 = read_json(_sidecar(state), dict).get("sha256")
     if not isinstance(sha256, str):
-        raise ValueError(f"{folder_url}/{_sidecar(state).name} is no sidecar of a training state")
-    fetch(f"{folder_url}/{state.name}", state, sha256)
+        raise ValueError(f"{sidecar} is no sidecar of a training state")
+    fetch(folder.joined(state.name), state, sha256)
     point = _verified(state)
     for file in _neighbours(point):
         (shelf / file).unlink(missing_ok=True)
-        fetch(f"{folder_url}/{file}", shelf / file)
+        fetch(folder.joined(file), shelf / file)
     return point
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from modules.files import cache_folder, file_sha256, is_s3, is_web_page, read_json, short, shown, write_json
+from modules.files import cache_folder, file_sha256, read_json, short, write_json
+from modules.urls import Address, is_web_page, scrub
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +51,16 @@ class _Answer:
     blocks: Iterator[bytes]
 
 
-def shelf_of(url: str, cache_dir: str | None) -> tuple[str, Path, str]:
-    """An address' folder, the folder in the cache where all that comes from it lies side by side, and the file's name."""
-    place, query = (url, "") if is_s3(url) else (url.partition("?")[0], url.partition("?")[2])
-    folder_url, _, name = place.rpartition("/")
-    return folder_url, cache_folder(cache_dir) / _digest(f"{folder_url}?{query}")[:12], name or "weights"
+def shelf_of(url: Address | str, cache_dir: str | None) -> tuple[Address, Path, str]:
+    """An address' folder, the folder in the cache where all that comes from it lies side by side,
+    and the file's name."""
+    folder, name, query = Address.of(url).split()
+    shelf = _digest(f"{folder.reveal()}?{query}")[:12]
+    return folder, cache_folder(cache_dir) / shelf, name or "weights"
 
 
-def fetch(url: str, target: Path, sha256: str | None = None, check: Callable[[Path], None] | None = None) -> Path:
+def fetch(url: Address | str, target: Path, sha256: str | None = None,
+          check: Callable[[Path], None] | None = None) -> Path:
     """`target`, downloaded unless it is there and has the checksum, where one is known; one process at a time does it.
 
     `check` looks at the whole file before it takes its name; a ValueError of its refuses the file. Raises FileNotFoundError or
@@ -66,6 +69,7 @@ def fetch(url: str, target: Path, sha256: str | None = None, check: Callable[[Pa
     """
     if _is_there(target, sha256):
         return target
+    url = Address.of(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if not _is_there(target, sha256):
@@ -79,9 +83,9 @@ def _is_there(target: Path, sha256: str | None) -> bool:
     return target.is_file() and (sha256 is None or file_sha256(target) == sha256)
 
 
-def _bring(url: str, target: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
+def _bring(url: Address, target: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
     part, note = (target.with_name(target.name + ending) for ending in (".part", ".part.json"))
-    log.info("downloading %s to %s", shown(url), target)
+    log.info("downloading %s to %s", url, target)
     try:
         _download(url, part, note, sha256 is not None)
     except OSError:
@@ -98,14 +102,14 @@ def _bring(url: str, target: Path, sha256: str | None, check: Callable[[Path], N
     except ValueError as error:
         part.unlink()
         note.unlink(missing_ok=True)
-        raise OSError(f"{shown(url)}: {str(error).replace(str(part), 'the file there')}") from None
+        raise OSError(f"{url}: {str(error).replace(str(part), 'the file there')}") from None
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     part.replace(target)
     note.unlink(missing_ok=True)
 
 
-def _download(url: str, part: Path, note: Path, checked: bool) -> None:
+def _download(url: Address, part: Path, note: Path, checked: bool) -> None:
     """Bring the part to its whole length, in as many attempts as bring something."""
     failures, most = 0, _size(part)
     while True:
@@ -118,11 +122,11 @@ def _download(url: str, part: Path, note: Path, checked: bool) -> None:
             most = max(most, _size(part))
             if failures == ATTEMPTS:
                 kept = f"; {_size(part)} bytes are kept, and the same command goes on from there" if _size(part) else ""
-                raise OSError(f"cannot get {shown(url)}: {error}{kept}") from None
+                raise OSError(f"cannot get {url}: {error}{kept}") from None
             time.sleep(PAUSE * 2 ** max(failures - 1, 0))
 
 
-def _continue(url: str, part: Path, note: Path, checked: bool) -> None:
+def _continue(url: Address, part: Path, note: Path, checked: bool) -> None:
     """Write what is missing of the part. A part of which nobody knows the version counts only if a checksum will be looked at."""
     start = _size(part)
     version = _noted_version(note, url) if start else None
@@ -130,13 +134,13 @@ def _continue(url: str, part: Path, note: Path, checked: bool) -> None:
         start = 0
     with _open(url, start, version) as answer:
         if answer.size is not None and shutil.disk_usage(part.parent).free < answer.size - answer.start:
-            raise OSError(f"no room for {shown(url)} in {part.parent}: it takes {(answer.size - answer.start) / 1e9:.3f} GB more")
-        write_json(note, {"address": _digest(url), "version": answer.version})
+            raise OSError(f"no room for {url} in {part.parent}: it takes {(answer.size - answer.start) / 1e9:.3f} GB more")
+        write_json(note, {"address": _digest(url.reveal()), "version": answer.version})
         with (open(part, "ab" if answer.start else "wb") as file,
               tqdm(total=answer.size, initial=answer.start, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar):
             for block in answer.blocks:
                 if file.tell() == 0 and is_web_page(block):
-                    raise WebPage(f"{shown(url)} answers with a web page in the file's place: open it in a browser to see why")
+                    raise WebPage(f"{url} answers with a web page in the file's place: open it in a browser to see why")
                 bar.update(file.write(block))
     if answer.size is not None and _size(part) != answer.size:
         raise (_Broken if _size(part) < answer.size else _Stale)(f"{_size(part)} of {answer.size} bytes came")
@@ -146,41 +150,41 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
-def _noted_version(note: Path, url: str) -> str | None:
+def _noted_version(note: Path, url: Address) -> str | None:
     try:
         found = read_json(note, dict)
     except (ValueError, OSError):
         return None
     version = found.get("version")
-    return version if found.get("address") == _digest(url) and isinstance(version, str) else None
+    return version if found.get("address") == _digest(url.reveal()) and isinstance(version, str) else None
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _open(url: str, start: int, version: str | None) -> AbstractContextManager[_Answer]:
-    return (_open_s3 if is_s3(url) else _open_http)(url, start, version)
+def _open(url: Address, start: int, version: str | None) -> AbstractContextManager[_Answer]:
+    return (_open_s3 if url.is_s3 else _open_http)(url, start, version)
 
 
 @contextmanager
-def _open_http(url: str, start: int, version: str | None) -> Iterator[_Answer]:
+def _open_http(url: Address, start: int, version: str | None) -> Iterator[_Answer]:
     import requests
 
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     headers |= {"If-Range": version} if start and version else {}
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
+        with requests.get(url.reveal(), headers=headers, stream=True, timeout=TIMEOUT) as answer:
             yield _read_answer(url, start, answer)
     except requests.exceptions.SSLError as error:
-        raise OSError(f"cannot get {shown(url)}: {_reason(error)}") from None
+        raise OSError(f"cannot get {url}: {_reason(error)}") from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _Broken(_reason(error)) from None
     except (requests.RequestException, ValueError) as error:  # ValueError: where a redirect leads is no address
-        raise OSError(f"cannot get {shown(url)}: {_reason(error)}") from None
+        raise OSError(f"cannot get {url}: {_reason(error)}") from None
 
 
-def _read_answer(url: str, start: int, answer) -> _Answer:
+def _read_answer(url: Address, start: int, answer) -> _Answer:
     """The head of an answer to `requests.get`. What is refused is raised as `fetch` tells it."""
     code, head = answer.status_code, answer.headers
     sent = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", head.get("Content-Range", ""))
@@ -195,7 +199,7 @@ def _read_answer(url: str, start: int, answer) -> _Answer:
         raise _Broken(f"the server answers {code} {answer.reason}")
     if code >= 400:
         kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}.get(code, OSError)
-        raise kind(f"cannot get {shown(url)}: the server answers {code} {answer.reason}")
+        raise kind(f"cannot get {url}: the server answers {code} {answer.reason}")
     if code == 206 and not (sent and sent.group(1) and int(sent.group(1)) == start):
         raise _Stale("the server sends another part than was asked for")
     if code != 206:
@@ -206,12 +210,12 @@ def _read_answer(url: str, start: int, answer) -> _Answer:
 
 
 @contextmanager
-def _open_s3(url: str, start: int, version: str | None) -> Iterator[_Answer]:
+def _open_s3(url: Address, start: int, version: str | None) -> Iterator[_Answer]:
     import boto3
     from botocore import exceptions
     from botocore.config import Config
 
-    bucket, _, key = url[len("s3://") :].partition("/")
+    bucket, _, key = url.reveal()[len("s3://") :].partition("/")
     if not (bucket and key):
         raise ValueError(f"{url}: expected s3://bucket/key")
     asked = {"Bucket": bucket, "Key": key}
@@ -226,7 +230,7 @@ def _open_s3(url: str, start: int, version: str | None) -> Iterator[_Answer]:
             yield _Answer(start, start + answer["ContentLength"], answer.get("ETag"), body.iter_chunks(BLOCK))
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError,
             exceptions.ProfileNotFound) as error:
-        raise OSError(f"cannot get {url}: {short(error).rstrip('.')}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        raise OSError(f"cannot get {url}: {scrub(short(error)).rstrip('.')}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
                       "AWS_PROFILE") from None
     except exceptions.ClientError as error:
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -237,8 +241,8 @@ def _open_s3(url: str, start: int, version: str | None) -> Iterator[_Answer]:
         raise {403: PermissionError, 404: FileNotFoundError}.get(status, OSError)(f"cannot get {url}: S3 answers {code}") from None
     except (exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:  # connections refused, broken, timed out
         raise _Broken(_reason(error)) from None
-    except exceptions.BotoCoreError as error:
-        raise OSError(f"cannot get {url}: {short(error)}") from None
+    except (exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is none
+        raise OSError(f"cannot get {url}: {scrub(short(error))}") from None
 
 
 def _reason(error: Exception) -> str:
@@ -249,4 +253,4 @@ def _reason(error: Exception) -> str:
     if "timed out" in text or "imeout" in type(error).__name__:
         return f"no answer within {TIMEOUT} seconds"
     found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(r"(certificate verify failed[^('\"]*)", text)
-    return found.group(1).rstrip(": ") if found else type(error).__name__
+    return scrub(found.group(1)).rstrip(": ") if found else type(error).__name__

@@ -68,30 +68,6 @@ def short(error: Exception) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
-def is_address(name: str) -> bool:
-    """Whether a name is https://…, http://… or s3://…"""
-    return name.lower().startswith(("https://", "http://", "s3://"))
-
-
-def is_s3(name: str) -> bool:
-    """Whether an address is s3://bucket/key."""
-    return name.lower().startswith("s3://")
-
-
-def shown(name: str) -> str:
-    """A name as it may be printed and kept: of an address without what may be secret, user, password and query."""
-    if not is_address(name) or is_s3(name):
-        return name
-    scheme, _, rest = name.partition("://")
-    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def is_web_page(head: bytes) -> bool:
-    """Whether a file that begins so is what servers send in the place of what they do not give."""
-    return re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", head, re.IGNORECASE) is not None
-
-
 def is_plain_name(name: str) -> bool:
     """Whether a name is a file's in its folder, and leads nowhere else."""
     return name not in ("", ".", "..") and not set(name) & set("/\\\0")

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modules.files import is_address, shown
+from modules.escaping import one_line
 from modules.stopping import TRY_AGAIN, StopRequested
+from modules.urls import Address, redact, scrub
 
 IGNORED_FLAGS = ("do_pretrain", "do_lower_case", "lr_decay", "margin", "hard_negative_rate", "negative_weighting", "n_pair",
                  "use_mil", "sampled_use_mil", "feature_framerate", "fp16_opt_level", "n_gpu", "world_size", "rank",
@@ -76,15 +77,15 @@ class DataOptions:
 class ModelOptions:
     """Where the weights come from, and what their shapes cannot say."""
 
-    init_model: str | None = flag(None, "weights to start from: a file or folder, as given or below ckpts/, an address (https://, "
-                                 "s3://), or owner/name on the Hugging Face hub")
+    init_model: Address | None = flag(None, "weights to start from: a file or folder, as given or below ckpts/, an address "
+                                     "(https://, s3://), or owner/name on the Hugging Face hub", Address)
     resume: str | None = flag(None, "auto: continue the run in --output_dir from its newest sound state, or begin it",
                               choices=("auto",))
-    resume_model: str | None = flag(None, "continue from this pytorch_model.bin.<epoch> or training_state.bin.<epoch>[.<steps>]: a "
-                                   "file in --output_dir, or an address")
+    resume_model: Address | None = flag(None, "continue from this pytorch_model.bin.<epoch> or "
+                                       "training_state.bin.<epoch>[.<steps>]: a file in --output_dir, or an address", Address)
     resume_force: bool = flag(False, "continue although options have changed that change what comes out", bool)
-    pretrained_clip_name: str = flag("ViT-B/32", "CLIP: a name of OpenAI's, whatever --init_model takes, or a .json of sizes for "
-                                     "random weights")
+    pretrained_clip_name: Address = flag(Address("ViT-B/32"), "CLIP: a name of OpenAI's, whatever --init_model takes, or a .json "
+                                         "of sizes for random weights", Address)
     quick_gelu: bool = flag(False, "vouch for CLIP weights that do not say it: they were trained with the quick GELU", bool)
     image_resolution: int | None = flag(None, "side of the images, where not the weights': position embeddings are resized", int)
     cache_dir: str | None = flag(None, "folder for downloads (default: the user's cache folder)")
@@ -161,8 +162,14 @@ class Options:
         """
         parts = (getattr(self, name) for name in GROUPS if name != "predict" or self.run.do_predict)
         found = [(f, getattr(part, f.name)) for part in parts for f in fields(part) if _belongs(f, self.stage)]
-        return [(f.name, shown(value) if isinstance(value, str) else value) for f, value in found
-                if changed is None or (value != f.default) == changed]
+        return [(f.name, _as_shown(value)) for f, value in found if changed is None or (value != f.default) == changed]
+
+
+def _as_shown(value: Any) -> Any:
+    """An option's value for people and files."""
+    if isinstance(value, Address):
+        return str(value)
+    return redact(value) if isinstance(value, str) else value
 
 
 GROUPS: dict[str, type] = {"run": RunOptions, "data": DataOptions, "model": ModelOptions, "training": TrainingOptions,
@@ -173,7 +180,8 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (--help lists the options)\n")
+        line = one_line(scrub(" ".join(message.split())))
+        self.exit(2, f"{self.prog}: {line} (--help lists the options)\n")
 
 
 def parse_options(argv: list[str] | None, stage: str, description: str, num_processes: int | None = None) -> Options:
@@ -219,7 +227,7 @@ def check_options(options: Options, num_processes: int) -> list[str]:
     """Everything wrong with the options that can be known before any file is opened."""
     run, data, model, training = options.run, options.data, options.model, options.training
     sources = "init_model", "resume_model", "pretrained_clip_name"
-    problems = [f"--{name} is empty" for name in sources if getattr(model, name) == ""]
+    problems = [f"--{name} is empty" for name in sources if getattr(model, name) == Address("")]
     if run.do_train + run.do_eval + run.do_predict != 1:
         tasks = "--do_train, --do_eval and --do_predict" if options.stage == "caption" else "--do_train and --do_eval"
         problems.append(f"give exactly one of {tasks}")
@@ -243,9 +251,9 @@ def check_options(options: Options, num_processes: int) -> list[str]:
         problems.append("give either --resume auto or --resume_model")
     if model.resume_force and not (model.resume_model or model.resume):
         problems.append("--resume_force belongs to --resume auto or --resume_model")
-    if model.resume_model and run.output_dir and not is_address(model.resume_model):
-        folder = Path(model.resume_model).parent
-        if not Path(model.resume_model).is_file():
+    if model.resume_model and run.output_dir and not model.resume_model.is_remote:
+        folder = Path(model.resume_model.reveal()).parent
+        if not Path(model.resume_model.reveal()).is_file():
             problems.append(f"--resume_model: no file {model.resume_model}")
         elif folder.resolve() != Path(run.output_dir).resolve():
             problems.append(f"--resume_model {model.resume_model} continues the run in its folder: give --output_dir {folder}")
@@ -348,4 +356,5 @@ def run_and_report(script: str, job: Any) -> int:
 
 def _complain(script: str, text: str) -> None:
     rank = os.environ.get("RANK", "0")
-    print(f"{script if rank == '0' else f'{script} (process {rank})'}: {' '.join(text.split())}", file=sys.stderr)
+    who = script if rank == "0" else f"{script} (process {rank})"
+    print(f"{who}: {one_line(scrub(' '.join(text.split())))}", file=sys.stderr)

@@ -122,7 +122,7 @@ def _into_file(rounds: Iterator[list[Captioned]], path: Path, done: int, kept_by
 def _origin(options: Options, decoding: Decoding) -> dict[str, Any]:
     """What results depend on beside the images."""
     source = options.model
-    return {"checkpoint_sha256": file_sha256(find_weights(source.init_model or str(DEMO), source.cache_dir)),
+    return {"checkpoint_sha256": file_sha256(find_weights(source.init_model or DEMO, source.cache_dir)),
             "max_words": options.data.max_words, "decoder_model": source.decoder_model, "linear_patch": source.linear_patch,
             "intra_num_hidden_layers": source.intra_num_hidden_layers, "image_resolution": source.image_resolution,
             **vars(decoding)}

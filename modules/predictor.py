@@ -29,6 +29,7 @@ from modules.options import decoding_problems
 from modules.pretrained import ROOT, load_weights
 from modules.runtime import Runtime, choose_device, choose_precision, fast_products
 from modules.tokenizer import decode, split_words
+from modules.urls import Address
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,9 @@ class Predictor:
         self.model, self.max_words, self.trained_on = model.to(self.runtime.device).eval(), max_words, trained_on
 
     @classmethod
-    def load(cls, checkpoint: str | Path | None = None, device: str | torch.device | None = None, precision: str = "auto",
+    def load(cls, checkpoint: str | Path | Address | None = None, device: str | torch.device | None = None, precision: str = "auto",
              intra_layers: int = 9, linear_patch: str = "2d", decoder_config: str | Path | Mapping | None = None,
-             max_words: int = 20, clip_name: str = "ViT-B/32", cache_dir: str | None = None,
+             max_words: int = 20, clip_name: str | Address = "ViT-B/32", cache_dir: str | None = None,
              image_resolution: int | None = None, quick_gelu: bool = False) -> "Predictor":
         """From a finetuned checkpoint: a file or a folder, as given or below ckpts/, an address, or owner/name on the Hugging Face
         hub; without one, the small model in ckpts/demo.
@@ -99,7 +100,7 @@ class Predictor:
         where there is one. Raises ValueError or OSError for what cannot be found, read or used.
         """
         device = torch.device(device) if device else choose_device()
-        weights, card, origin = load_weights(str(checkpoint or DEMO), clip_name, cache_dir, image_resolution, quick_gelu)
+        weights, card, origin = load_weights(Address.of(checkpoint or DEMO), clip_name, cache_dir, image_resolution, quick_gelu)
         if checkpoint is None:
             log.warning("no --init_model: the small one in %s is used, trained on %s", DEMO.parent.relative_to(ROOT),
                         card["trained_on"])

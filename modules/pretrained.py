@@ -15,8 +15,9 @@ from modules.card import CARD, read_card
 from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import PAIR_KEYS, clip_part, holds_all_of_clip, released_names, resized_for
 from modules.fetching import WebPage, fetch, shelf_of
-from modules.files import cache_folder, file_sha256, is_address, read_json, short
+from modules.files import cache_folder, file_sha256, read_json, short
 from modules.layouts import EXTRAS, huggingface_problems, layout_of, open_clip_problems, to_released, without_wrapping
+from modules.urls import Address, scrub
 from modules.weight_files import read_weights
 
 log = logging.getLogger(__name__)
@@ -44,15 +45,15 @@ class Loaded(NamedTuple):
     origin: str
 
 
-def load_weights(init_model: str | None, clip_name: str, cache_dir: str | None = None, image_resolution: int | None = None,
-                 quick_gelu: bool = False) -> Loaded:
+def load_weights(init_model: Address | str | None, clip_name: Address | str, cache_dir: str | None = None,
+                 image_resolution: int | None = None, quick_gelu: bool = False) -> Loaded:
     """init_model's tensors, and those of CLIP that it lacks. CLIP is not touched where init_model holds all of it.
 
     With image_resolution the position embeddings are resized for images of that side. `quick_gelu` vouches for files that do not
     say their activation. Raises ValueError or OSError with what to do for anything that cannot be found, read or used.
     """
     tensors: dict[str, Tensor] = {}
-    card, origin = {}, clip_name
+    card, origin = {}, str(Address.of(clip_name))
     if init_model:
         path = find_weights(init_model, cache_dir)
         log.info("weights from %s", path)
@@ -97,11 +98,13 @@ def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
         raise ValueError(f"{path} does not fit: {config}: {'; '.join(problems)}")
 
 
-def find_weights(name: str, cache_dir: str | None = None) -> Path:
+def find_weights(source: Address | str, cache_dir: str | None = None) -> Path:
     """The file that a name means: a path, the same below ckpts/, a folder of either; an address; one of OpenAI's names; owner/name
     on the Hugging Face hub (`@revision` may follow). Raises OSError where there is none."""
-    if is_address(name):
-        return _from_address(name, cache_dir)
+    source = Address.of(source)
+    name = source.reveal()
+    if source.is_remote:
+        return _from_address(source, cache_dir)
     if name in CLIP_SHA256:
         return _openais(name, cache_dir)
     tried = [Path(name), ROOT / "ckpts" / name]
@@ -112,8 +115,8 @@ def find_weights(name: str, cache_dir: str | None = None) -> Path:
             return _in_folder(path)
     if _may_be_on_hub(name):
         return _in_folder(_from_hub(name, cache_dir))
-    raise FileNotFoundError(f"no weights {name}: tried {' and '.join(map(str, tried))}, and OpenAI's names "
-                            f"{', '.join(CLIP_SHA256)}")
+    places = f"{source} as it is and in {ROOT / 'ckpts'}"
+    raise FileNotFoundError(f"no weights {source}: tried {places}, and OpenAI's names {', '.join(CLIP_SHA256)}")
 
 
 def _in_folder(folder: Path) -> Path:
@@ -123,11 +126,13 @@ def _in_folder(folder: Path) -> Path:
     return found[0]
 
 
-def _load_clip(name: str, cache_dir: str | None, quick_gelu: bool) -> dict[str, Tensor]:
+def _load_clip(source: Address | str, cache_dir: str | None, quick_gelu: bool) -> dict[str, Tensor]:
+    source = Address.of(source)
+    name = source.reveal()
     if name.endswith(".json"):
         log.info("CLIP of random weights in the sizes of %s", name)
         return released_names(random_clip(name))
-    path = find_weights(name, cache_dir)
+    path = find_weights(source, cache_dir)
     log.info("CLIP from %s", path)
     return released_names(read_released(path, quick_gelu or name in CLIP_SHA256))
 
@@ -161,16 +166,18 @@ def _openais_file(name: str) -> str:
     return name.replace("/", "-").replace("@", "-") + ".pt"
 
 
-def _from_address(url: str, cache_dir: str | None) -> Path:
+def _from_address(url: Address, cache_dir: str | None) -> Path:
     """The file at an address, kept in the cache, and beside it what says what it is."""
-    folder_url, shelf, name = shelf_of(url, cache_dir)
+    folder, shelf, name = shelf_of(url, cache_dir)
     target = shelf / name
 
     def look(part: Path) -> None:
         read_weights(part)
-        for beside in (f"{name}.json", *BESIDE) if url == f"{folder_url}/{name}" else ():  # signed addresses have no neighbours
+        if url != folder.joined(name):  # signed addresses have no neighbours
+            return
+        for beside in (f"{name}.json", *BESIDE):
             with suppress(FileNotFoundError, PermissionError, WebPage):  # which all mean that there is none
-                fetch(f"{folder_url}/{beside}", shelf / beside, check=lambda part: read_json(part, dict) and None)
+                fetch(folder.joined(beside), shelf / beside, check=lambda part: read_json(part, dict) and None)
 
     if target.is_file():
         log.info("%s was brought before; remove it to bring it anew", target)
@@ -198,7 +205,7 @@ def _from_hub(name: str, cache_dir: str | None) -> Path:
         with suppress(Exception):
             return Path(snapshot_download(**where, local_files_only=True))
         raise OSError(f"{name} is neither a path here or in {ROOT / 'ckpts'} nor to be had from the Hugging Face hub: "
-                      f"{short(error)}") from None
+                      f"{scrub(short(error))}") from None
 
 
 def random_clip(path: str | Path) -> dict[str, Tensor]:

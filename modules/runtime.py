@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
+from modules.escaping import SafeFormatter
 from modules.options import Options
 
 try:
@@ -261,7 +262,7 @@ def _logging(is_main: bool, level: int) -> Iterator[None]:
     before, handlers = root.level, []
     if is_main:
         terminal = _TerminalHandler()
-        terminal.setFormatter(logging.Formatter("%(message)s"))
+        terminal.setFormatter(SafeFormatter("%(message)s"))
         # Keeps the lines until the run has a folder: nothing is written before the inputs have been checked.
         early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
         handlers = [terminal, early]
@@ -310,7 +311,7 @@ def open_output_dir(options: Options, runtime: Runtime) -> Iterator[Path]:
 def _log_into(folder: Path) -> None:
     """Write all log lines so far, and from now on, to the folder's log.txt."""
     file = _LogFile(folder / "log.txt", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     for early in [h for h in root.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
         early.setTarget(file)

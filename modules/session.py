@@ -21,7 +21,7 @@ from modules.checkpoint import STATE, Progress, ResumePoint, RunFiles, named_sta
 from modules.cider import CiderReward
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import CaptionEvaluator, Evaluator, RetrievalEvaluator
-from modules.files import is_address, shown, write_json
+from modules.files import write_json
 from modules.java import ensure_java
 from modules.options import ModelOptions, Options
 from modules.pretrained import Loaded, load_weights
@@ -65,7 +65,7 @@ def build_model(options: Options, loaded: Loaded | None = None) -> CLIP4IDC:
     weights = loaded.tensors
     needy = "--do_eval" if options.run.do_eval else "--scst" if options.training.scst else None
     if needy and options.stage == "caption" and not any(key.startswith("decoder.") for key in weights):
-        raise ValueError(f"{needy} needs the weights of a captioner (decoder.*): --init_model is {shown(str(source.init_model))}")
+        raise ValueError(f"{needy} needs the weights of a captioner (decoder.*): --init_model is {source.init_model}")
     decoder_config = cross_config = None
     settings = with_card({"intra_num_hidden_layers": source.intra_num_hidden_layers, "linear_patch": source.linear_patch},
                          loaded.card, loaded.origin)
@@ -147,11 +147,11 @@ def _open_state(source: ModelOptions, folder: Path) -> ResumePoint | None:
     """What is asked for: the newest state of the folder, a file's, or that at an address."""
     if source.resume:
         return newest_state(folder)
-    if not is_address(source.resume_model):
-        return named_state(source.resume_model)
+    if not source.resume_model.is_remote:
+        return named_state(source.resume_model.reveal())
     if any(folder.glob(f"{STATE}.*")):
         raise ValueError(f"{folder} holds states of a run already: --resume auto continues it; to continue that at "
-                         f"{shown(source.resume_model)} give --output_dir an empty folder")
+                         f"{source.resume_model} give --output_dir an empty folder")
     return state_at(source.resume_model, source.cache_dir)
 
 

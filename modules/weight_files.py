@@ -4,34 +4,25 @@ A file is held for hostile. Nothing that it names is called but what makes dicti
 own size does not warrant. (torch.load with weights_only runs no code either, but makes a `bytearray` of any size it is told to.)
 """
 
-import io
-import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modules.files import DAMAGED, is_web_page, short
+from modules.archives import opened_zip, read_into
+from modules.files import DAMAGED, short
+from modules.unpickler import DTYPES, CountedReader, RestrictedUnpickler, ScriptedModule, Storage
+from modules.urls import is_web_page
 
 MOST_PICKLED = 16 << 20  # bytes of the pickle that says how the tensors lie
 MOST_INFLATED = 64 << 20  # bytes by which an archive's entries may exceed the file: TorchScript's sources are compressed
-MOST_SHARED = 8  # times its size that a file's tensors may have together: tied ones share their bytes
+MOST_ENTRIES = 100_000  # of an archive
 MOST_ATTRIBUTES, LONGEST_NAME = 100_000, 1000  # of a TorchScript archive's modules; letters of a tensor's name
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what torch.save's older format begins with
-DTYPES = {"HalfStorage": torch.float16, "FloatStorage": torch.float32, "DoubleStorage": torch.float64,
-          "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
-          "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
-OPCODES = (pickle.PROTO, pickle.STOP, pickle.MARK, pickle.GLOBAL, pickle.REDUCE, pickle.NEWOBJ, pickle.BUILD, pickle.BINPERSID,
-           pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1,
-           pickle.BINFLOAT, pickle.BINUNICODE, pickle.SHORT_BINSTRING, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1,
-           pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.SETITEM,
-           pickle.SETITEMS, pickle.BINPUT, pickle.LONG_BINPUT, pickle.BINGET, pickle.LONG_BINGET)
 REFUSED = (pickle.UnpicklingError, ValueError)  # whose words are for the user
 UNREADABLE = (*REFUSED, zipfile.BadZipFile, *DAMAGED)
 
@@ -70,7 +61,7 @@ def format_of(path: Path) -> str:
         return "safetensors"
     if head[:4] != b"PK\3\4":
         return "saved by torch, older format"
-    with zipfile.ZipFile(path) as archive:
+    with opened_zip(path, MOST_ENTRIES) as archive:
         scripted = any("/code/" in name for name in archive.namelist())
     return "TorchScript archive" if scripted else "saved by torch"
 
@@ -88,7 +79,7 @@ def read_saved(path: Path) -> Any:
         raise ValueError(f"cannot read weights from {path}: neither torch nor safetensors wrote it")
     try:
         value = (_read_archive if is_archive else _read_older)(path)
-        return _tensors_below(value) if isinstance(value, _ScriptedModule) else value
+        return _tensors_below(value) if isinstance(value, ScriptedModule) else value
     except (OSError, *UNREADABLE) as error:  # OSError: an archive's directory can name places before the file's beginning
         reason = short(error) if isinstance(error, REFUSED) else f"it is damaged ({type(error).__name__}: {short(error)})"
         raise ValueError(f"cannot read weights from {path}: {reason}") from None
@@ -99,102 +90,19 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+        if length > MOST_PICKLED:
+            raise ValueError(f"its header has {length} bytes")
         return load_file(path)
     except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(f"cannot read weights from {path}: {short(error)}") from None
 
 
-@dataclass(frozen=True, eq=False)
-class _Storage:
-    """A file's bytes of one or more tensors, and the same as a tensor (n,)."""
-
-    content: bytearray
-    values: Tensor
-
-    @classmethod
-    def of(cls, content: bytearray, dtype: torch.dtype) -> "_Storage":
-        return cls(content, torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype))
-
-
-class _ScriptedModule:
-    """Stands for any scripted class while an archive is read: keeps its attributes, has none of its code."""
-
-
-StorageOpener = Callable[[torch.dtype, str, int], _Storage]  # type, key and number of elements as the pickle tells them
-
-
-class _Unpickler(pickle._Unpickler):
-    """Rebuilds containers, numbers, texts and tensors; knows no class that could run anything.
-
-    Its base is Python's own, not the faster one in C, which takes memory for whatever memo number a file names.
-    """
-
-    dispatch = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in OPCODES}
-
-    def __init__(self, file: io.BytesIO, open_storage: StorageOpener, file_size: int) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.open_storage, self.room = open_storage, MOST_SHARED * file_size
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("__torch__"):
-            return _ScriptedModule
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return self._rebuild
-        if (module, name) == ("torch._utils", "_rebuild_parameter") or (
-                module == "torch.jit._pickle" and name.startswith("build_")):
-            return self._first
-        if (module, name) == ("collections", "OrderedDict"):
-            return self._dictionary
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong into weights")
-
-    def load_build(self) -> None:
-        """Attributes go to scripted modules alone; an OrderedDict's, which are versions of modules, are passed over."""
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, _ScriptedModule):
-            target.__dict__.update(state)
-        elif not isinstance(target, dict):
-            raise pickle.UnpicklingError(f"a {type(target).__name__} with attributes does not belong into weights")
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def persistent_load(self, pid: tuple) -> _Storage:
-        kind, dtype, key, _, count, *views = pid
-        if not (kind == "storage" and isinstance(dtype, torch.dtype) and isinstance(key, str) and type(count) is int
-                and count >= 0 and views in ([], [None])):
-            raise pickle.UnpicklingError("a storage is described in no known way")
-        if key not in self.storages:
-            self.storages[key] = self.open_storage(dtype, key, count)
-        return self.storages[key]
-
-    def _rebuild(self, storage: _Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-        if not (isinstance(storage, _Storage) and len(size) == len(stride)
-                and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))):
-            raise pickle.UnpicklingError("a tensor is described in no known way")
-        count = math.prod(size)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if count and last >= len(storage.values):
-            raise pickle.UnpicklingError(f"a tensor ends at element {last} of a storage of {len(storage.values)}")
-        self.room -= count * storage.values.element_size()
-        if self.room < 0:
-            raise pickle.UnpicklingError(f"its tensors would take more than {MOST_SHARED} times the file's size")
-        return torch.as_strided(storage.values, size, stride, offset)
-
-    @staticmethod
-    def _first(value: Any, *_: Any) -> Any:
-        return value
-
-    @staticmethod
-    def _dictionary() -> dict:
-        return {}
-
-
 def _read_archive(path: Path) -> Any:
     """The newer format, a zip: the pickle, and an entry for each storage."""
     size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    with opened_zip(path, MOST_ENTRIES) as archive:
         entries = archive.infolist()
         inflated = sum(entry.file_size for entry in entries)
         if inflated > size + MOST_INFLATED:
@@ -205,33 +113,36 @@ def _read_archive(path: Path) -> Any:
         if pickled is None or pickled.file_size > MOST_PICKLED:
             raise ValueError("it has no data.pkl" if pickled is None else f"its data.pkl has {pickled.file_size} bytes")
         folder = pickled.filename.removesuffix("data.pkl")
-        if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
+        order = next((entry for entry in entries if entry.filename == f"{folder}byteorder"), None)
+        if order is not None and (order.file_size > len(b"little") or archive.read(order) != b"little"):
             raise ValueError("its byte order is not little-endian: save it anew on a usual machine")
 
-        def open_storage(dtype: torch.dtype, key: str, _: int) -> _Storage:
-            return _Storage.of(bytearray(archive.read(f"{folder}data/{key}")), dtype)
+        def open_storage(dtype: torch.dtype, key: str, _: int) -> Storage:
+            return Storage.of(read_into(archive, f"{folder}data/{key}"), dtype)
 
-        return _Unpickler(io.BytesIO(archive.read(pickled)), open_storage, size).load()
+        return RestrictedUnpickler(CountedReader(archive.read(pickled)), open_storage, size).load()
 
 
 def _read_older(path: Path) -> Any:
     """The older format: five pickles (magic number, version, system, the value, keys of storages), then the storages' bytes."""
     size = room = path.stat().st_size
 
-    def open_storage(dtype: torch.dtype, _: str, count: int) -> _Storage:
+    def open_storage(dtype: torch.dtype, _: str, count: int) -> Storage:
         nonlocal room
         room -= count * dtype.itemsize
         if room < 0:
             raise ValueError("its storages would take more bytes than the file has")
-        return _Storage.of(bytearray(count * dtype.itemsize), dtype)
+        return Storage.of(bytearray(count * dtype.itemsize), dtype)
 
     with open(path, "rb") as file:
-        pickles = io.BytesIO(file.read(MOST_PICKLED))
-        unpickler = _Unpickler(pickles, open_storage, size)
+        pickles = CountedReader(file.read(MOST_PICKLED))
+        unpickler = RestrictedUnpickler(pickles, open_storage, size)
         if unpickler.load() != MAGIC or unpickler.load() != PROTOCOL:
             raise ValueError("torch.save did not write it")
         _, value, keys = (unpickler.load() for _ in range(3))
         file.seek(pickles.tell())
+        if not (isinstance(keys, list) and all(type(key) is str for key in keys)):
+            raise ValueError("its storages are named in no known way")
         for key in keys:
             storage = unpickler.storages.pop(key)
             (count,) = struct.unpack("<q", file.read(8))
@@ -242,17 +153,19 @@ def _read_older(path: Path) -> Any:
     return value
 
 
-def _tensors_below(root: _ScriptedModule) -> dict[str, Tensor]:
+def _tensors_below(root: ScriptedModule) -> dict[str, Tensor]:
     """A module's tensors by name, its own before those of modules in it."""
     tensors: dict[str, Tensor] = {}
     modules, room = [("", root)], MOST_ATTRIBUTES
     for prefix, module in modules:  # which grows meanwhile
         room -= len(vars(module))
-        if room < 0 or len(prefix) > LONGEST_NAME:
+        if room < 0:
             raise ValueError("its modules lie in each other without end")
         for name, value in vars(module).items():
+            if len(prefix) + len(name) > LONGEST_NAME:
+                raise ValueError("its modules lie in each other without end")
             if isinstance(value, Tensor):
                 tensors[prefix + name] = value
-            elif isinstance(value, _ScriptedModule):
+            elif isinstance(value, ScriptedModule):
                 modules.append((f"{prefix}{name}.", value))
     return tensors

@@ -15,9 +15,17 @@ from typing import IO
 
 from tqdm import tqdm
 
+from modules.archives import MeteredReader, NoArchive, opened_tar, opened_zip, tar_files
+from modules.escaping import has_control_characters, one_line
 from modules.files import BLOCK, DAMAGED, short
 
 SPARE = 1 << 28  # bytes of the disk that unpacking leaves free
+MOST_FILES = 500_000  # of an archive
+MOST_FOLDERS = 32  # within each other
+LONGEST_PATH = 1024  # bytes of a file's path in the archive
+LONGEST_NAME = 255  # bytes of a part of it, which is what file systems take
+LONGEST_END = 16 << 20  # bytes of zeros behind a tar's last file
+SHOWN_NAME = 80  # letters of a name in a message
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, *set(DAMAGED) - {ValueError})
 
 
@@ -29,9 +37,11 @@ class DamagedArchive(ValueError):
 def unpacked(archive: Path, beside: Path) -> Iterator[Path]:
     """The archive's files in a folder of their own below `beside`, which is gone after the block.
 
-    Raises DamagedArchive for what is none or is damaged, ValueError for what would write elsewhere or holds more than files and
-    folders, OSError where the disk has no room for it.
+    Folders that were made for it go too, where they are empty then. Raises DamagedArchive for what is
+    none or is damaged, ValueError for what would write elsewhere, holds more than files and folders, or
+    is larger than any dataset in some way, OSError where the disk has no room for it.
     """
+    made = [place for place in (beside, *beside.parents) if not place.exists()]
     beside.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=beside))
     try:
@@ -39,59 +49,89 @@ def unpacked(archive: Path, beside: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        for place in made:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     room = shutil.disk_usage(folder).free - SPARE
+    no_room = OSError(errno.ENOSPC, f"no room to unpack {archive} in {folder.parent}")
     try:
-        for name, size, content in _members(archive):
+        for number, (name, size, content) in enumerate(_members(archive, room, no_room)):
             room -= size
             if room < 0:
-                raise OSError(errno.ENOSPC, f"no room to unpack {archive} in {folder.parent}")
+                raise no_room
+            if number >= MOST_FILES:
+                raise ValueError(f"{archive} holds more than {MOST_FILES} files")
             target = folder / _safe(name, archive)
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(target, "xb") as file:
-                shutil.copyfileobj(content, file)
+                shutil.copyfileobj(content, file, BLOCK)
                 if file.tell() != size:
-                    raise DamagedArchive(f"{archive} is damaged: {name} has {file.tell()} bytes, not {size}")
+                    raise DamagedArchive(
+                        f"{archive} is damaged: {name} has {file.tell()} bytes, not {size}"
+                    )
     except BROKEN as error:
         raise DamagedArchive(f"{archive} is damaged: {short(error)}") from None
     except FileExistsError as error:
-        raise DamagedArchive(f"{archive} holds {Path(error.filename).relative_to(folder)} twice") from None
+        twice = Path(error.filename).relative_to(folder)
+        raise DamagedArchive(f"{archive} holds {twice} twice") from None
     except OSError as error:
         if error.errno is None:  # of a decompressor
             raise DamagedArchive(f"{archive} is damaged: {short(error)}") from None
         raise
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _members(archive: Path, room: int, no_room: OSError) -> Iterator[tuple[str, int, IO[bytes]]]:
     """Name, size and content of each file of an archive, one after another."""
     if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as opened:
-            for entry in tqdm(opened.infolist(), archive.name, unit=" files", disable=None):
-                kind = stat.S_IFMT(entry.external_attr >> 16)
-                if entry.is_dir():
-                    continue
-                if kind not in (0, stat.S_IFREG):
-                    raise ValueError(f"{archive} holds more than files: {entry.filename}")
-                with opened.open(entry) as content:
-                    yield entry.filename, entry.file_size, content
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as opened:
-            for entry in tqdm(opened, archive.name, unit=" files", disable=None):
-                if entry.isdir():
-                    continue
-                if not entry.isreg():
-                    raise ValueError(f"{archive} holds more than files: {entry.name}")
-                with opened.extractfile(entry) as content:
-                    yield entry.name, entry.size, content
-            _check_end(opened.fileobj, archive)
+        yield from _zip_members(archive, room, no_room)
     else:
-        raise DamagedArchive(f"{archive} is neither a zip nor a tar archive")
+        yield from _tar_members(archive)
 
 
-def _check_end(rest: IO[bytes], archive: Path) -> None:
-    """DamagedArchive unless a tar archive ends as it must, with zeros: `tarfile` takes a header that makes no sense for the end."""
+def _zip_members(archive: Path, room: int, no_room: OSError) -> Iterator[tuple[str, int, IO[bytes]]]:
+    with _named(archive), opened_zip(archive, MOST_FILES) as opened:
+        entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+        if sum(entry.file_size for entry in entries) > room:
+            raise no_room
+        for entry in tqdm(entries, archive.name, unit=" files", disable=None):
+            if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
+                raise ValueError(f"{archive} holds more than files: {_shown(entry.filename)}")
+            with opened.open(entry) as content:
+                yield entry.filename, entry.file_size, content
+
+
+def _tar_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
+    with _named(archive), opened_tar(archive) as (opened, stream):
+        for entry in tqdm(tar_files(opened, stream), archive.name, unit=" files", disable=None):
+            if entry.isdir():
+                continue
+            if not entry.isreg() or entry.issparse():
+                raise ValueError(f"{archive} holds more than files: {_shown(entry.name)}")
+            with opened.extractfile(entry) as content:
+                yield entry.name, entry.size, content
+        stream.allow(LONGEST_END)
+        _check_end(stream, archive)
+
+
+@contextmanager
+def _named(archive: Path) -> Iterator[None]:
+    """Inside, what is refused without the archive's name gets it."""
+    try:
+        yield
+    except NoArchive:
+        raise DamagedArchive(f"{archive} is neither a zip nor a tar archive") from None
+    except ValueError as error:
+        if str(archive) in str(error):
+            raise
+        raise ValueError(f"{archive} is refused: {error}") from None
+
+
+def _check_end(rest: MeteredReader, archive: Path) -> None:
+    """DamagedArchive unless a tar archive ends as it must, with zeros: `tarfile` takes a header that
+    makes no sense for the end."""
     zeros = 0
     while block := rest.read(BLOCK):
         if block.strip(b"\0"):
@@ -102,20 +142,40 @@ def _check_end(rest: IO[bytes], archive: Path) -> None:
 
 
 def _safe(name: str, archive: Path) -> str:
-    """The name, if it stays below the folder that it is put into."""
+    """The name, if it stays below the folder that it is put into and is one that a dataset may have."""
     parts = name.replace("\\", "/").split("/")
-    if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name or not parts[-1]:
-        raise ValueError(f"{archive} would write outside its folder: {name}")
-    return "/".join(part for part in parts if part not in ("", "."))
+    is_absolute = name.startswith(("/", "\\")) or ":" in parts[0]
+    if is_absolute or ".." in parts or "\0" in name or not parts[-1]:
+        raise ValueError(f"{archive} would write outside its folder: {_shown(name)}")
+    if has_control_characters(name):
+        raise ValueError(f"{archive} holds a name with control characters: {_shown(name)}")
+    parts = [part for part in parts if part not in ("", ".")]
+    longest = max(len(os.fsencode(part)) for part in parts)
+    if len(os.fsencode(name)) > LONGEST_PATH or longest > LONGEST_NAME:
+        raise ValueError(f"{archive} holds a name that is too long: {_shown(name)}")
+    if len(parts) > MOST_FOLDERS:
+        raise ValueError(f"{archive} holds folders more than {MOST_FOLDERS} deep: {_shown(name)}")
+    return "/".join(parts)
+
+
+def _shown(name: str) -> str:
+    """A name of an archive's in a message."""
+    line = one_line(name)
+    return line if len(line) <= SHOWN_NAME else f"{line[: SHOWN_NAME - 1]}…"
 
 
 def move_into(source: Path, target: Path) -> int:
-    """Move a folder's files into another, whose own stay; returns their number. ValueError where one is there in another size."""
+    """Move a folder's files into another, whose own stay; returns their number. ValueError where one is
+    there in another size."""
     files = [Path(root, name) for root, _, names in os.walk(source) for name in names]
     places = {file: target / file.relative_to(source) for file in files}
     for file, place in places.items():
-        if place.exists() and not (place.is_file() and place.stat().st_size == file.stat().st_size):
-            raise ValueError(f"{place} is there already, and another than the archive's: move it away, or give --to another folder")
+        is_same = place.is_file() and place.stat().st_size == file.stat().st_size
+        if place.exists() and not is_same:
+            raise ValueError(
+                f"{place} is there already, and another than the archive's: move it away, or give --to "
+                "another folder"
+            )
     for file, place in places.items():
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)

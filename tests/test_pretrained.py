@@ -15,8 +15,8 @@ from safetensors.torch import save, save_file
 from modules import fetching, pretrained
 from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import CLIP4IDC, resized_for
-from modules.files import is_web_page
 from modules.pretrained import find_weights, load_weights, random_clip
+from modules.urls import is_web_page
 from modules.weight_files import read_weights
 from tests.conftest import TINY, tiny_weights
 from tests.servers import web_site

@@ -1,0 +1,105 @@
+"""Text that others wrote, put into a place that has a grammar: one function for each grammar.
+
+HTML has `html.escape` and the templates' own escaping, JSON and CSV their writers; the others are here.
+"""
+
+import logging
+import re
+import unicodedata
+from typing import Any
+
+from modules.urls import scrub
+
+LONGEST_MARKDOWN = 300  # letters of a text that is shown on a page
+BREAKS = "\n\t"  # what a text of several lines of our own may hold
+DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")  # controls, breaks of lines and paragraphs, halves of letters
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_"},
+}
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@&])")
+
+
+class Lines(str):
+    """A text of several lines that is ours: in the log its breaks stay breaks."""
+
+
+def one_line(value: object) -> str:
+    """For a terminal or a log: all control characters, breaks of lines too, shown as escapes."""
+    return _escaped(str(value), "")
+
+
+def printable(text: str) -> str:
+    """The same for a text of several lines, whose line breaks and tabs stay."""
+    return _escaped(text, BREAKS)
+
+
+def _escaped(text: str, kept: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escape(letter) if _drives_terminal(letter, kept) else letter for letter in text)
+
+
+def _drives_terminal(letter: str, kept: str) -> bool:
+    if letter in kept:
+        return False
+    return letter in DIRECTIONS or unicodedata.category(letter) in UNPRINTABLE
+
+
+def _escape(letter: str) -> str:
+    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether it holds anything that `one_line` would show as an escape."""
+    return any(_drives_terminal(letter, "") for letter in text)
+
+
+def markdown_text(text: str) -> str:
+    """For Markdown that a browser shows: plain text in one line of at most LONGEST_MARKDOWN letters."""
+    line = one_line(" ".join(text.split()))
+    if len(line) > LONGEST_MARKDOWN:
+        line = line[: LONGEST_MARKDOWN - 1] + "…"
+    marked = MARKDOWN.sub(r"\\\1", line)
+    return marked.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def latex_text(text: str) -> str:
+    """For LaTeX: letters that mean something there escaped, in one line."""
+    return "".join(LATEX.get(letter, letter) for letter in one_line(" ".join(text.split())))
+
+
+def spreadsheet_text(text: str) -> str:
+    """For a cell that a spreadsheet may open: what it would take for a formula begins with a '."""
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+class SafeFormatter(logging.Formatter):
+    """Log lines for a terminal or a file: each argument in one line unless it is `Lines`, no control
+    characters, no secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        shown = logging.makeLogRecord(record.__dict__)
+        if isinstance(record.args, tuple):
+            shown.args = tuple(map(_as_argument, record.args))
+        return scrub(printable(super().format(shown)))
+
+
+def _as_argument(value: Any) -> Any:
+    is_number = hasattr(value, "__float__") or hasattr(value, "__index__")
+    return value if is_number or isinstance(value, Lines) else one_line(value)
+
+
+def show(text: object, **where: Any) -> None:
+    """Print a text of one or several lines: no control characters, no secrets."""
+    print(scrub(printable(str(text))), **where)
