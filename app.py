@@ -2,21 +2,25 @@
 
 import argparse
 import html
+import importlib.util
 import json
 import os
-import socket
 import sys
-import tempfile
+import threading
 from pathlib import Path
 
+from modules.escaping import markdown_text, show
 from modules.options import OneLineParser, run_and_report
+from modules.urls import Address
 
 ROOT = Path(__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
 MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload, in 2**20 bytes and millions
-KEPT_SECONDS = 3600  # that the server's copies of uploads live at most
+LEAST_SPACE = 50 * 10**6  # bytes for uploads: two files and what comes with them
+MAX_SECONDS = 10  # that decoding the pictures of a request may take
 MOST_CAPTIONS = 10
 MOST_WAITING = 32  # requests; more are told to come back later
+DECODING_AT_ONCE = 4  # requests whose pictures are decoded while another is captioned
 
 STYLE = """
 .words { display: flex; flex-wrap: wrap; gap: 10px; }
@@ -34,31 +38,29 @@ DOWNLOAD = """(text) => {
 }"""
 
 
-def open_upload(path: str | None, which: str):
-    """An uploaded file as a PIL image, its size looked at before it is decoded. Raises ValueError, for the visitor to read."""
-    from PIL import Image, UnidentifiedImageError
+def open_uploads(paths, uploads) -> list:
+    """The files of a request, before and after, as PIL images. Raises ValueError, for the visitor to
+    read, for what is no upload, too large, or cannot be read in MAX_SECONDS."""
+    from modules.web.decoding import decode
 
-    from dataloaders.images import read_image
+    names = ("before", "after")
+    found = [check_upload(path, name, uploads) for path, name in zip(paths, names, strict=True)]
+    return decode(found, names, MAX_MEGAPIXELS * 1_000_000, MAX_SECONDS)
 
+
+def check_upload(path: str | None, which: str, uploads) -> str:
+    """The real path of an upload whose size is allowed. Raises ValueError, for the visitor to read."""
     if path is None:
         raise ValueError(f"The {which} image is missing.")
-    if not Path(path).is_file():
+    try:
+        real = uploads.resolve(path)
+    except PermissionError:
+        raise ValueError(f"The {which} image was not uploaded to this page.") from None
+    if not real.is_file():
         raise ValueError(f"The {which} image is no longer on the server: upload it again.")
-    if Path(path).stat().st_size > MAX_MEGABYTES * 2**20:
+    if real.stat().st_size > MAX_MEGABYTES * 2**20:
         raise ValueError(f"The {which} image is larger than {MAX_MEGABYTES} MB.")
-    try:
-        with Image.open(path) as image:
-            too_many = image.width * image.height > MAX_MEGAPIXELS * 1_000_000
-    except Image.DecompressionBombError:
-        too_many = True
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError):
-        raise ValueError(f"The {which} file is not an image that can be read.") from None
-    if too_many:
-        raise ValueError(f"The {which} image has more than {MAX_MEGAPIXELS} million pixels.")
-    try:
-        return read_image(path)
-    except ValueError:  # whose text names a path of the server
-        raise ValueError(f"The {which} file is not an image that can be read.") from None
+    return str(real)
 
 
 def attention_html(before, after, explanations) -> str:
@@ -76,40 +78,52 @@ def attention_html(before, after, explanations) -> str:
     return "".join(parts)
 
 
-def build_page(predictor, model_name: str):
-    """The Gradio page around a predictor, the model's name shown on it."""
+def build_page(predictor, model_name: str, uploads):
+    """The Gradio page around a predictor, the model's name shown on it; `uploads` is the UploadFolder
+    that its files lie in."""
     import gradio as gr
 
     from modules.predictor import Decoding
 
+    one_at_a_time = threading.Lock()  # the model keeps what an explanation has seen
+
     def upload(name: str) -> gr.Image:
-        """An image component that hands over the upload's path undecoded, so that what is wrong with it can be told."""
+        """An image component that hands over the upload's path undecoded, so that what is wrong with
+        it can be told; of files that are no uploads it hands over none."""
         image = gr.Image(label=name, type="filepath", sources=["upload", "clipboard"], height=280, elem_id=name.lower())
-        image.preprocess = lambda payload: None if payload is None else payload.path
+        image.preprocess = lambda payload: own_path(payload)
         return image
+
+    def own_path(payload) -> str | None:
+        if payload is None:
+            return None
+        try:
+            return str(uploads.resolve(payload.path))
+        except PermissionError as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
     def caption(before_path, after_path, beam_size, length_penalty, num_captions, temperature, top_p, seed):
         try:
-            before, after = open_upload(before_path, "before"), open_upload(after_path, "after")
+            before, after = open_uploads([before_path, after_path], uploads)
             if num_captions > 1 and beam_size > 1:
                 raise ValueError("Beams and several captions do not go together: set one of them to 1.")
             drawn = {"num_captions": int(num_captions), "temperature": temperature, "top_p": top_p} if num_captions > 1 else {}
             decoding = Decoding(int(beam_size), float(length_penalty), seed=int(seed or 0), **drawn)
         except ValueError as error:
-            raise gr.Error(str(error), duration=8, print_exception=False) from None
-        explanations = predictor.explanations([(before, after)], decoding)[0]
+            raise gr.Error(html.escape(str(error)), duration=8, print_exception=False) from None
+        with one_at_a_time:
+            explanations = predictor.explanations([(before, after)], decoding)[0]
         rows = [{"caption": one.caption.text, "score": round(one.caption.score, 4)} for one in explanations]
         shown = "\n".join(row["caption"] for row in rows)
         result = json.dumps({"captions": rows, "decoding": vars(decoding)}, indent=2)
         table = [[row["caption"], row["score"]] for row in rows]
         return shown, table, attention_html(before, after, explanations), result, gr.Column(visible=True)
 
-    kept = (min(60, KEPT_SECONDS), KEPT_SECONDS)  # how often the server looks, and what is then too old
-    with gr.Blocks(title="CLIP4IDC: what changed?", delete_cache=kept, analytics_enabled=False) as page:
+    kept = f"{uploads.max_age / 60:.0f} minutes" if uploads.max_age >= 120 else f"{uploads.max_age:.0f} seconds"
+    with gr.Blocks(title="CLIP4IDC: what changed?", analytics_enabled=False) as page:
         gr.Markdown("# What changed?\nTwo pictures of nearly the same scene go in, a sentence that says what changed comes out. "
-                    f"Each may have up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels; none is kept longer than "
-                    "about an hour.\n\n"
-                    f"Model: {model_name}")
+                    f"Each may have up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels; none is kept longer "
+                    f"than {kept}.\n\nModel: {markdown_text(model_name)}")
         with gr.Row():
             before, after = upload("Before"), upload("After")
         names = json.loads((EXAMPLES / "captions.json").read_text(encoding="utf-8"))
@@ -136,7 +150,7 @@ def build_page(predictor, model_name: str):
         settings = [beam_size, length_penalty, num_captions, temperature, top_p, seed]
         shown = [sentence, scores, attention, result, found]
         go.click(lambda: ("", gr.Column(visible=False)), None, [sentence, found], api_name=False, queue=False).then(
-            caption, [before, after, *settings], shown, concurrency_limit=1, api_name="caption")
+            caption, [before, after, *settings], shown, concurrency_limit=DECODING_AT_ONCE, api_name="caption")
         swap.click(lambda one, other: (other, one), [before, after], [before, after], api_name=False)
         download.click(None, result, js=DOWNLOAD)
     return page
@@ -144,44 +158,76 @@ def build_page(predictor, model_name: str):
 
 def serve(args: argparse.Namespace) -> None:
     """Load the model and serve until stopped."""
-    from PIL import Image
-
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # what visitors do is not written down
+    if importlib.util.find_spec("gradio") is None:
+        raise OSError("the page needs Gradio: pip install -r requirements-app.txt")
     from modules.predictor import Predictor
     from modules.runtime import keep_freed_memory
+    from modules.web.decoding import start_decoding
+    from modules.web.hosts import allowed_hosts
+    from modules.web.server import (
+        Limits,
+        address_of,
+        build_application,
+        ending_on_signals,
+        open_socket,
+        run_server,
+    )
+    from modules.web.uploads import open_uploads as open_upload_folder
 
-    try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise OSError("the page needs Gradio: pip install -r requirements-app.txt") from None
-    with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((args.host, args.port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {args.host}, port {args.port}: {error.strerror}") from None
-    predictor = Predictor.load(args.init_model)
-    keep_freed_memory()
-    Image.MAX_IMAGE_PIXELS = MAX_MEGAPIXELS * 500_000  # Pillow refuses twice as many
-    name = Path(args.init_model).name if args.init_model else "the small one that ships"
-    if predictor.trained_on:
-        name += f", trained on {predictor.trained_on}"
-    with tempfile.TemporaryDirectory(prefix="clip4idc-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # gone with the server
-        page = build_page(predictor, name).queue(default_concurrency_limit=1, max_size=MOST_WAITING)
-        print(f"The page: http://{args.host}:{args.port}  (Ctrl-C ends it)", flush=True)
-        page.launch(server_name=args.host, server_port=args.port, css=STYLE, max_file_size=MAX_MEGABYTES * 2**20, show_error=False,
-                    allowed_paths=[], share=False, footer_links=["api"], quiet=True)
+    hosts = allowed_hosts(args.host, args.allowed_hosts)
+    with ending_on_signals(), open_socket(args.host, args.port) as listening:
+        predictor = Predictor.load(args.init_model)
+        keep_freed_memory()
+        name = str(args.init_model) if args.init_model else "the small one that ships"
+        if predictor.trained_on:
+            name += f", trained on {predictor.trained_on}"
+        start_decoding()
+        with open_upload_folder(args.upload_age, args.upload_space) as uploads:
+            os.environ["GRADIO_TEMP_DIR"] = str(uploads.root)  # read when Gradio is imported; gone with the server
+            page = build_page(predictor, name, uploads)
+            page.queue(default_concurrency_limit=1, max_size=MOST_WAITING)
+            application = build_application(page, STYLE, uploads, hosts, Limits(MAX_MEGABYTES * 2**20))
+            uploads.keep_present()
+            show(f"The page: {address_of(args.host, args.port)}  (Ctrl-C ends it)", flush=True)
+            run_server(application, listening)
+
+
+def byte_count(text: str) -> int:
+    """Bytes of a size such as 500 MB, 2 GB or 1000000. ValueError for what is none."""
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+    number = text.strip().lower().rstrip("bkmgt ")
+    unit = text.strip().lower()[len(number) :].strip()
+    return int(float(number) * units[unit] if unit in units else float("nan"))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--init_model", help="finetuned weights (default: the small model in ckpts/demo)")
+    parser.add_argument("--init_model", type=Address, help="finetuned weights (default: the small model in ckpts/demo)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names under which the page may be "
+                        "asked for, behind a proxy for example (default: localhost, --host, and on 0.0.0.0 and :: this machine's)")
+    parser.add_argument("--upload_age", type=float, default=3600, metavar="SECONDS", help="seconds that an upload is kept at most "
+                        "(default: 3600)")
+    parser.add_argument("--upload_space", type=byte_count, default=2 * 10**9, metavar="SIZE", help="what all uploads may take "
+                        "together, such as 500MB; the oldest go first (default: 2GB)")
     args = parser.parse_args(argv)
+    problems = []
     if not 1 <= args.port <= 65535:
-        parser.error(f"--port is {args.port}, expected 1 to 65535")
+        problems.append(f"--port is {args.port}, expected 1 to 65535")
+    if not 1 <= args.upload_age <= 10**9:
+        problems.append(f"--upload_age is {args.upload_age:g}, expected at least 1 second")
+    if args.upload_space < LEAST_SPACE:
+        least = f"{LEAST_SPACE // 10**6}MB, room for one upload"
+        problems.append(f"--upload_space is {args.upload_space} bytes, expected at least {least}")
+    from modules.web.hosts import host_name
+
+    problems += [f"--allowed_hosts {name} is no name of a host" for name in args.allowed_hosts if host_name(name) is None]
+    if problems:
+        parser.error("; ".join(problems))
     return run_and_report("app.py", lambda: serve(args))
 
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from dataloaders.images import read_image
 from modules.files import cache_folder, read_json, write_json
+from modules.picture_files import read_image
 
 log = logging.getLogger(__name__)
 

@@ -1,21 +1,19 @@
 """Image files to tensors: decode, resize, normalise (SPEC §3, Images)."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from modules.files import DAMAGED, short
+from modules.picture_files import read_image, to_rgb
 
 RESOLUTION = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # at half of what Pillow refuses
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -45,30 +43,7 @@ def to_image(picture: Picture) -> Image.Image:
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
         raise ValueError(f"a {type(picture).__name__}, expected a path, a PIL image or an array")
-    return _rgb(ImageOps.exif_transpose(picture))
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """An image file in RGB, turned as its EXIF data say; errors as in `load_image`."""
-    try:
-        with Image.open(path) as image:
-            if image.format == "EPS":
-                raise ValueError("a PostScript file, which a program would have to run")
-            return _rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no image {path}") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError, *DAMAGED) as error:
-        reason = "not an image that Pillow knows" if isinstance(error, UnidentifiedImageError) else short(error)
-        if isinstance(error, Image.DecompressionBombError):
-            reason = f"more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
-        raise ValueError(f"cannot read the image {path}: {reason}") from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; of 16-bit grey the upper half, which Pillow by itself would cut off at 255."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return to_rgb(ImageOps.exif_transpose(picture))
 
 
 def _resized(rgb: Image.Image, resolution: int) -> Tensor:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from dataloaders.pairs import Scene, check_scenes
 from modules.files import parse_json, short
+from modules.picture_files import picture_endings
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("before", "after", "split", "caption", "id", "type")
@@ -62,7 +61,7 @@ def _images(folder: Path) -> dict[str, Path]:
     """The folder's images by name without ending, sorted; ValueError where two have the same."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
-    known = Image.registered_extensions()
+    known = picture_endings()
     images: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file()):
         if any("\ud800" <= letter <= "\udfff" for letter in path.name):

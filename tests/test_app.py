@@ -2,13 +2,20 @@
 is refused before decoding, how requests wait for each other, and that nothing stays."""
 
 import base64
+import io
 import json
 import os
+import re
+import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +27,10 @@ import pytest
 from PIL import Image
 
 import app
+from modules.escaping import markdown_text
 from modules.predictor import Caption, Explanation
+from modules.web.hosts import allowed_hosts, host_name
+from modules.web.uploads import NoRoom, UploadFolder, open_uploads, remove_orphans, safe_name
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -30,19 +40,27 @@ SECONDS = 120
 
 
 def test_uploads_are_looked_at_before_they_are_decoded(tmp_path, monkeypatch):
+    uploads = UploadFolder(tmp_path, 60, 10**9)
     broken = tmp_path / "broken.png"
     broken.write_bytes((EXAMPLES / "removed_before.png").read_bytes()[:300])
     text = tmp_path / "text.png"
     text.write_text("no image")
-    for path, message in ((None, "missing"), (str(broken), "not an image"), (str(text), "not an image")):
+    sound = str(shutil.copy(EXAMPLES / "removed_before.png", tmp_path / "sound.png"))
+    elsewhere = str(EXAMPLES / "removed_before.png")
+    gone = str(tmp_path / "gone.png")
+    for path, message in ((None, "missing"), (str(broken), "not an image"), (str(text), "not an image"),
+                          (elsewhere, "not uploaded"), (gone, "no longer on the server")):
         with pytest.raises(ValueError, match=f"before .*{message}"):
-            app.open_upload(path, "before")
+            app.open_uploads([path, sound], uploads)
+        with pytest.raises(ValueError, match=f"after .*{message}"):
+            app.open_uploads([sound, path], uploads)
+    assert [image.size for image in app.open_uploads([sound, sound], uploads)] == [(480, 320)] * 2
     monkeypatch.setattr(app, "MAX_MEGAPIXELS", 0.01)
-    with pytest.raises(ValueError, match="million pixels"):
-        app.open_upload(str(EXAMPLES / "removed_before.png"), "before")
+    with pytest.raises(ValueError, match="more than 0.01 million pixels"):
+        app.open_uploads([sound, sound], uploads)
     monkeypatch.setattr(app, "MAX_MEGABYTES", 0.001)
     with pytest.raises(ValueError, match="larger than"):
-        app.open_upload(str(EXAMPLES / "removed_before.png"), "before")
+        app.open_uploads([sound, sound], uploads)
 
 
 def test_what_a_sentence_holds_is_text_in_the_page():
@@ -55,30 +73,51 @@ def test_what_a_sentence_holds_is_text_in_the_page():
     assert "<h3>" not in app.attention_html(image, image, [explanation])
 
 
-@pytest.mark.parametrize(("words", "message"), [(["--port", "99999"], "--port is 99999"), (["--init_model", "nowhere"], "no weights")])
+@pytest.mark.parametrize(("words", "message"), [
+    (["--port", "99999"], "--port is 99999"), (["--init_model", "nowhere"], "no weights"),
+    (["--upload_age", "0"], "--upload_age is 0"), (["--upload_age", "nan"], "--upload_age is nan"),
+    (["--upload_space", "1MB"], "--upload_space is 1000000"), (["--upload_space", "much"], "--upload_space"),
+    (["--allowed_hosts", "a b"], "--allowed_hosts a b is no name"), (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+    (["--init_model", "htps://user:hunter2@host/x"], "no weights htps://host/x")])
 def test_wrong_options_are_one_line(words, message, capsys):
     pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
     with pytest.raises(SystemExit) as exit_:
         app.main(words)
     assert exit_.value.code == 2
-    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in line
+    assert "hunter2" not in line
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager
-def served(files: Path, **changed: int):
-    """The page's address, served on a free port by `python app.py` with constants of it changed; its copies of uploads go to `files`."""
+def served(files: Path, *options: str, **changed: int):
+    """The page's address, served on a free port by `python app.py` with constants of it changed; its copies of uploads go to `files`.
+    The server's log must hold no traceback in the end."""
+    with started(files, *options, **changed) as (server, url):
+        yield url
+        assert server.poll() is None, "the server has ended"
+
+
+@contextmanager
+def started(files: Path, *options: str, sent_ctrl_c: bool = False, **changed: int):
+    """The same, with the server's process; it is ended by SIGTERM, or as by Ctrl-C."""
     pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
     files.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port, log = free_port(), files.with_name(f"{files.name}.log")
     program = "import sys, app\n" + "".join(f"app.{name} = {value}\n" for name, value in changed.items()) + "sys.exit(app.main())"
-    server = subprocess.Popen([sys.executable, "-c", program, "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(files)})
+    with open(log, "wb") as errors:
+        server = subprocess.Popen([sys.executable, "-c", program, "--port", str(port), *options], cwd=ROOT, stdout=subprocess.DEVNULL,
+                                  stderr=errors, env={**os.environ, "TMPDIR": str(files)})
     url = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(SECONDS):
-            assert server.poll() is None, "app.py ended"
+            assert server.poll() is None, f"app.py ended: {log.read_text()}"
             try:
                 with urllib.request.urlopen(url, timeout=2):
                     break
@@ -86,10 +125,16 @@ def served(files: Path, **changed: int):
                 time.sleep(1)
         else:
             pytest.fail("the page does not answer")
-        yield url
+        yield server, url
     finally:
-        server.terminate()
+        if server.poll() is None:
+            server.send_signal(signal.SIGINT if sent_ctrl_c else signal.SIGTERM)
         server.wait(20)
+    assert "Traceback" not in log.read_text()
+    if server.returncode == -signal.SIGKILL:
+        return
+    assert server.returncode == (130 if sent_ctrl_c else 0)
+    assert not [path for path in files.rglob("*") if path.name.startswith("clip4idc-page-")], "nothing of visitors is left"
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +255,7 @@ def test_an_upload_over_the_stated_size_is_a_message(page, tmp_path):
     assert page.locator("#before img").count() == 0
 
 
-def test_an_upload_that_is_gone_is_a_message(page, tmp_path):
-    with pytest.raises(ValueError, match="no longer on the server"):
-        app.open_upload(str(tmp_path / "gone.png"), "before")
+def test_beams_and_several_captions_together_are_a_message(page):
     fill(page, "removed")
     page.click("#caption")
     page.wait_for_selector("#attention img")
@@ -231,7 +274,7 @@ def test_a_broken_file_is_a_message_and_the_page_goes_on(page, tmp_path):
     upload(page, "after", EXAMPLES / "added_after.png")
     page.wait_for_selector("#after img")
     page.click("#caption")
-    assert page.inner_text(".toast-message-text") == "The before file is not an image that can be read."
+    assert page.inner_text(".toast-message-text") .startswith("The before file is not an image that can be read")
     page.reload()
     page.wait_for_selector("#caption")
     fill(page, "added")
@@ -269,35 +312,287 @@ def ask(address: str, before: str, after: str) -> str:
         return answer.read().decode()
 
 
-def test_requests_at_once_wait_for_each_other_and_all_are_answered(address):
-    names = list(CAPTIONS) * 2
+def call(address: str, route: str, body: object) -> tuple[int, str]:
+    """Post JSON, or bytes as they are; returns status and answer."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return request(address + route, content, {"Content-Type": "application/json"})
+
+
+def request(url: str, content: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, content, headers or {}), timeout=SECONDS) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+SETTINGS = [1, 0, 1, 1, 0.9, 42]
+
+
+def swap_number(address: str) -> int:
+    """The number of the function that swaps the pictures."""
+    functions = json.loads(request(f"{address}config")[1])["dependencies"]
+    return next(one["id"] for one in functions if one["backend_fn"] and len(one["inputs"]) == len(one["outputs"]) == 2)
+
+
+def hostile_paths(upload: Path) -> list[object]:
+    """What a visitor may name who wants a file that is no upload; links lie in the folder already."""
+    root, other = upload.parents[1], EXAMPLES / "removed_after.png"
+    return ["/etc/passwd", str(other), str(root / "link.png"), str(root / "folder" / other.name), f"{upload}/../../link.png",
+            f"{root}/../../../../../../../../../..{other}", str(root), str(upload.parent), "docs/examples/removed_after.png", "", ".", "..",
+            f"file://{upload}", f"http://127.0.0.1/{upload}", "https://example.org/a.png", "data:image/png;base64,AAAA", "a" * 5000,
+            f"{upload}\0", f"{upload}\0.png", "\ud800", 5, None, True, [str(upload)], {"path": str(upload)}]
+
+
+@pytest.fixture
+def upload_with_links(address):
+    """A sound upload; beside it in the folder lie links that lead out of it."""
+    path = Path(send(address, EXAMPLES / "removed_before.png"))
+    link, folder = (path.parents[1] / name for name in ("link.png", "folder"))
+    link.symlink_to(EXAMPLES / "removed_after.png")
+    folder.symlink_to(EXAMPLES)
+    yield path
+    link.unlink()
+    folder.unlink()
+
+
+@pytest.mark.parametrize("mark", [{}, {"meta": {"_type": "gradio.FileData"}}, {"meta": {}}, {"meta": {"_type": "x"}}, {"url": "x", "orig_name": "a.png"}],
+                         ids=["bare", "marked", "empty mark", "false mark", "with url"])
+def test_no_file_is_opened_or_handed_out_that_was_not_uploaded(address, upload_with_links, mark):
+    sound = {"path": str(upload_with_links), **mark}
+    number = swap_number(address)
+    for path in hostile_paths(upload_with_links):
+        hostile = {"path": path, **mark}
+        for pair in ([hostile, sound], [sound, hostile]):
+            assert call(address, "gradio_api/call/caption", {"data": [*pair, *SETTINGS]})[0] in (403, 422), path
+            body = {"data": pair, "fn_index": number, "session_hash": "visitor"}
+            assert call(address, "gradio_api/queue/join", body)[0] in (403, 422), path
+            for route in ("run", "api"):
+                assert call(address, f"gradio_api/{route}/caption", {"data": [*pair, *SETTINGS]})[0] in (403, 422), path
+    status, answer = call(address, "gradio_api/call/caption", {"data": [sound, sound, *SETTINGS]})
+    assert status == 200
+    assert "event: complete" in request(f"{address}gradio_api/call/caption/{json.loads(answer)['event_id']}")[1]
+
+
+def test_the_components_refuse_what_the_guard_would_let_through(tmp_path):
+    """The second door: the page itself asks for uploads, whoever calls it."""
+    gr = pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
+    page = app.build_page(None, "", UploadFolder(tmp_path, 60, 10**9))
+    images = [block for block in page.blocks.values() if isinstance(block, gr.Image)]
+    assert len(images) == 2
+    for image in images:
+        with pytest.raises(gr.Error, match="not uploaded"):
+            image.preprocess(image.data_model(path=str(EXAMPLES / "removed_before.png")))
+
+
+def test_values_that_are_no_picture_and_no_number_are_refused(address):
+    sound = {"path": send(address, EXAMPLES / "removed_before.png")}
+    for value in ({"url": "http://127.0.0.1/x.png"}, [sound], [sound["path"]], sound["path"], 5, [], {}, {"path": [sound["path"]]}):
+        assert call(address, "gradio_api/call/caption", {"data": [value, value, *SETTINGS]})[0] == 422, value
+    for place, value in ((0, 99), (0, 1.5), (0, True), (0, None), (0, "1"), (2, 101), (3, "<img src=x>"), (5, -1), (5, 2**70), (5, [1])):
+        settings = [*SETTINGS]
+        settings[place] = value
+        assert call(address, "gradio_api/call/caption", {"data": [sound, sound, *settings]})[0] == 422, (place, value)
+    for data in (None, {}, [], [sound], [sound, sound, *SETTINGS, 1]):
+        assert call(address, "gradio_api/call/caption", {"data": data})[0] == 422, data
+
+
+@pytest.mark.parametrize("route", ["call/caption", "queue/join", "run/caption", "api/caption", "cancel", "reset", "call/none"])
+def test_bodies_that_are_no_calls_are_refused(address, route):
+    for content in (b"", b"x", b"[]", b"5", b"[" * 100_000, b'{"data": NaN}', b"\xff", b'{"data": {}}', b'{"fn_index": 10000000}'):
+        assert 400 <= call(address, f"gradio_api/{route}", content)[0] < 500, content[:20]
+    assert call(address, f"gradio_api/{route}", b" " * (3 << 19))[0] == 413
+
+
+def test_only_uploads_can_be_fetched(address, upload_with_links):
+    assert request(f"{address}gradio_api/file={upload_with_links}")[0] == 200
+    for path in hostile_paths(upload_with_links):
+        name = urllib.parse.quote(str(path), errors="surrogatepass")
+        assert request(f"{address}gradio_api/file={name}")[0] == 403, path
+    assert request(f"{address}gradio_api/file={upload_with_links.parent}/other.png")[0] == 404
+
+
+@pytest.mark.parametrize("route", [
+    "gradio_api/proxy=http://example.org", "gradio_api/run-history/records", "gradio_api/deep_link?session_hash=a", "monitoring", "docs",
+    "gradio_api/component_server", "gradio_api/vibe-code", "gradio_api/queue/data?session_hash=a", "gradio_api/call/caption/a", "login",
+    "gradio_api/stream/a/b", "static/%2e%2e/%2e%2e/app.py", "assets/..%2f..%2f..%2fetc%2fpasswd", "gradio_api/upload_progress?upload_id=a"])
+def test_nothing_else_of_gradio_answers(address, route):
+    assert request(address + route)[0] in (403, 404)
+
+
+def send_raw(address: str, content: bytes) -> bytes:
+    """The first bytes of the answer to bytes as they are."""
+    host, port = address.removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as visitor:
+        visitor.sendall(content)
+        return visitor.recv(100)
+
+
+@pytest.mark.parametrize(("host", "status"), [
+    ("127.0.0.1", 200), ("LOCALHOST:1", 200), ("[::1]:80", 200), ("localhost.", 200), ("evil.example", 421), ("127.0.0.1.evil.example", 421),
+    ("a@127.0.0.1", 421), ("127.0.0.1:80:90", 421), ("2130706433", 421), ("evil\r\nX-Forwarded-Host: 127.0.0.1", 421), ("", 421)])
+def test_other_names_than_the_pages_own_get_421(address, host, status):
+    answer = send_raw(address, f"GET /config HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    sent = f"POST /gradio_api/reset HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://{host}\r\nContent-Length: 2\r\n\r\n{{}}"
+    if status == 421 and "\r" not in host:
+        assert send_raw(address, sent.encode()).startswith(b"HTTP/1.1 403 "), "another site's page sends nothing here"
+
+
+def test_the_names_of_a_page_that_listens_everywhere():
+    mine = {socket.gethostname().lower(), "127.0.0.1"} - {""}
+    for host in ("0.0.0.0", "::"):
+        assert mine <= allowed_hosts(host)
+    assert allowed_hosts("192.0.2.7", ["Page.example", "[2001:DB8::0:1]"]) == {
+        "localhost", "127.0.0.1", "::1", "192.0.2.7", "page.example", "2001:db8::1"}
+    assert [host_name(name) for name in ("A.b:80", "[::1]:9", "::1", "x:y", "[::1", "a b", "", "x.")] == [
+        "a.b", "::1", "::1", None, None, None, None, "x"]
+
+
+def form(name: str, content: bytes, files: int = 1) -> tuple[bytes, dict[str, str]]:
+    part = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+    return part * files + b"--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def test_uploads_that_are_none_or_too_large_are_refused_and_leave_nothing(address, upload_with_links):
+    root = upload_with_links.parents[1]
+    before = sorted(root.iterdir())
+    for content, headers in ((b"x", {"Content-Type": "text/plain"}), (b"x", {"Content-Type": "multipart/form-data"}), form("a", b"b", files=3),
+                             (b"", form("", b"")[1]), (b"--y", form("", b"")[1]), (b'--x\r\nContent-Disposition: form-data\r\n\r\nb\r\n--x--\r\n', form("", b"")[1])):
+        assert request(f"{address}gradio_api/upload", content, headers)[0] == 400
+    for size in (app.MAX_MEGABYTES * 2**20 + 1, 3 * app.MAX_MEGABYTES * 2**20):
+        assert request(f"{address}gradio_api/upload", *form("a.png", bytes(size)))[0] == 413
+    assert sorted(root.iterdir()) == before
+    assert not [file for file in root.parent.iterdir() if file.is_file() and not file.name.endswith(".lock")]
+
+
+def test_hostile_names_of_uploads_and_models_are_text(address, page, tmp_path):
+    """Names with HTML and controls in the browser: no script of theirs runs, no element of theirs is made."""
+    asked = []
+    page.on("request", lambda one: asked.append(one.url))
+    page.on("dialog", lambda one: pytest.fail(f"a script has run: {one.message}"))
+    for number, name in enumerate(("<img src=x onerror=alert(1)>.png", "\x1b[31m\nall 9.png", "..png", "'\"><script>alert(2)</script>.png", "‮gnp.png")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = folder / name.replace("/", "∕")
+        shutil.copy(EXAMPLES / "removed_before.png", path)
+        page.reload()
+        page.wait_for_selector("#caption")
+        upload(page, "before", path)
+        upload(page, "after", EXAMPLES / "removed_after.png")
+        for side in ("before", "after"):
+            page.wait_for_selector(f"#{side} img")
+        page.click("#caption")
+        wait_for_sentence(page, CAPTIONS["removed"])
+    names = [urllib.parse.urlsplit(url).path.rpartition("/")[2] for url in asked if "/file=" in url]
+    assert names
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-") for name in names)
+
+
+def test_a_models_card_is_text_on_the_page():
+    sly = "mine\n\n# Session expired\n\n[Log in](http://127.0.0.1:9/) ![](http://127.0.0.1:9/p.png) <form action=x> **b** `c` | d\x1b[31m"
+    shown = markdown_text(sly)
+    assert "\n" not in shown
+    assert "\x1b" not in shown
+    for mark in ("# S", "[L", "](", "![", "<form", "**b", "`c"):
+        assert not re.search(rf"(?<!\\){re.escape(mark)}", shown), mark
+    assert len(markdown_text("a" * 10**6)) == 300
+
+
+def test_thirty_visitors_at_once_are_all_answered_rightly(address):
     files = {name: [send(address, EXAMPLES / f"{name}_{side}.png") for side in ("before", "after")] for name in CAPTIONS}
+    names = (list(CAPTIONS) * 30)[:30]
     with ThreadPoolExecutor(len(names)) as visitors:
         answers = list(visitors.map(lambda name: ask(address, *files[name]), names))
     for name, answer in zip(names, answers, strict=True):
-        assert "event: complete" in answer
         assert json.loads(answer.rsplit("data: ", 1)[1])[0] == CAPTIONS[name]
 
 
 def test_nothing_a_visitor_sent_is_kept(tmp_path):
+    """By age, also what broke off; and when the server is killed, the next one takes it away."""
     own = tmp_path / "own.png"
     Image.open(EXAMPLES / "moved_before.png").rotate(5).save(own)
     files = tmp_path / "files"
-    with served(files, KEPT_SECONDS=2) as url:
+
+    def lies_there(content: bytes) -> bool:
+        return any(content in path.read_bytes() for path in files.rglob("*") if path.is_file())
+
+    with started(files, "--upload_age", "3") as (server, url):
         sent = send(url, own)
         assert files in Path(sent).parents
         assert "event: complete" in ask(url, sent, sent)
-        for _ in range(30):
-            if not any(path.is_file() and path.read_bytes() == own.read_bytes() for path in files.rglob("*")):
-                return
-            time.sleep(1)
-        pytest.fail("the upload is still there")
+        head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2].rstrip("/")))) as visitor:
+            visitor.sendall(head + form("cut.png", b"broken off " * 200_000)[0][:-10])
+        deadline = time.monotonic() + 30
+        while lies_there(own.read_bytes()) or lies_there(b"broken off "):
+            assert time.monotonic() < deadline, "the upload is still there"
+            time.sleep(0.5)
+        assert (EXAMPLES / "moved_before.png").read_bytes() in [path.read_bytes() for path in files.rglob("*.png")], "examples stay"
+        sent = send(url, own)
+        server.kill()
+        server.wait()
+    assert Path(sent).is_file()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(files))
+        with open_uploads(60, 10**9) as uploads:
+            assert not Path(sent).exists(), "what an earlier server left goes at the start"
+            remove_orphans(files)
+            assert uploads.root.is_dir(), "a server that runs keeps its own"
+        assert not [path for path in files.iterdir() if path.name.startswith("clip4idc-page-")]
 
 
-def test_no_file_of_the_server_can_be_named(address):
-    """Neither through Gradio's file route nor as an input of the page's own function."""
-    for path in ("/etc/passwd", str(ROOT / "app.py")):
-        with pytest.raises(OSError, match="40[34]"):
-            urllib.request.urlopen(f"{address}gradio_api/file={path}", timeout=10)
-    for path in ("/etc/passwd", str(EXAMPLES / "captions.json"), str(EXAMPLES / "removed_before.png") + "/../removed_after.png"):
-        assert ask(address, path, path).startswith("event: error"), path
+def test_the_oldest_uploads_make_room_for_new_ones(tmp_path):
+    uploads = UploadFolder(tmp_path, 1000, 300_000)
+    stay = uploads.store("example.png", io.BytesIO(bytes(200_000)))
+    uploads.keep_present()
+    paths = []
+    for number in range(4):
+        with uploads.reserved(100_000):
+            paths.append(uploads.store("a.png", io.BytesIO(bytes(100_000))))
+        os.utime(paths[-1], (number, time.time() - 100 + number))
+        os.utime(paths[-1].parent, (number, time.time() - 100 + number))
+    uploads.sweep()
+    assert [path.exists() for path in paths] == [False, False, True, True]
+    assert stay.is_file()
+    with uploads.reserved(250_000):
+        assert not any(path.exists() for path in paths)
+        with pytest.raises(NoRoom):
+            uploads.reserved(100_000).__enter__()
+    for _ in range(40):
+        (tmp_path / secrets.token_hex(4)).mkdir()
+        uploads.store("", io.BytesIO(b""))
+    uploads.sweep()
+    assert len(list(tmp_path.iterdir())) < 81, "empty files and folders take room, too"
+
+
+def test_an_upload_that_the_disk_does_not_take_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        UploadFolder(tmp_path, 60, 10**9).store("a.png", io.BytesIO(b"x"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "kept"), [("../../x/<b>ä 1.png", "_b_1.png"), ("..", "upload"), ("", "upload"), ("a\\b\x1b.jpg", "b_.jpg"), ("x" * 500 + ".png", "x" * 76 + ".png"), (".htaccess", "htaccess")])
+def test_uploads_are_called_by_plain_names(name, kept):
+    assert safe_name(name) == kept
+
+
+def slow_picture() -> bytes:
+    """A JPEG of 300 kB that a decoder works on for minutes: the last of its scans 3,000 times."""
+    buffer = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(buffer, "JPEG", progressive=True)
+    whole = buffer.getvalue()
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + 3000 * scan + whole[-2:]
+
+
+def test_a_picture_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(app, "MAX_SECONDS", 1)
+    uploads = UploadFolder(tmp_path, 60, 10**9)
+    sound = str(uploads.store("a.png", io.BytesIO((EXAMPLES / "removed_before.png").read_bytes())))
+    slow = str(uploads.store("b.jpg", io.BytesIO(slow_picture())))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="The after image takes too long"):
+        app.open_uploads([sound, slow], uploads)
+    assert time.monotonic() - start < 10

@@ -1,0 +1,83 @@
+"""Files of pictures: which formats are opened, and one of them decoded. Needs Pillow alone, no torch."""
+
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from modules.files import DAMAGED, short
+
+# What pictures of datasets and cameras are. Left out: what runs a program (PostScript, WMF), what holds
+# another format that Pillow would open (IPTC, FPX, MIC), films and stubs that only name a format.
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DDS",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "QOI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # at half of what Pillow refuses
+
+
+class TooManyPixels(ValueError):
+    """A picture that is larger than its reader wants."""
+
+
+@cache
+def known_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow can open."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def picture_endings() -> frozenset[str]:
+    """The endings of files of FORMATS, in small letters, such as ".jpg"."""
+    endings = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in endings if name in known_formats())
+
+
+def read_image(path: str | Path, most_pixels: int | None = None) -> Image.Image:
+    """A picture's file in RGB, turned as its EXIF data say.
+
+    Raises FileNotFoundError for no file, TooManyPixels (before anything is decoded) for more than
+    `most_pixels` or than Pillow takes, ValueError for what cannot be decoded; each names the file.
+    """
+    try:
+        with Image.open(path, formats=known_formats()) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise TooManyPixels(_too_many(path, most_pixels))
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image {path}") from None
+    except TooManyPixels:
+        raise
+    except Image.DecompressionBombError:
+        raise TooManyPixels(_too_many(path, 2 * Image.MAX_IMAGE_PIXELS)) from None
+    except UnidentifiedImageError:
+        formats = ", ".join(known_formats())
+        raise ValueError(
+            f"cannot read the image {path}: not an image of a format that is read here ({formats})"
+        ) from None
+    except (OSError, SyntaxError, *DAMAGED) as error:
+        raise ValueError(f"cannot read the image {path}: {short(error)}") from None
+
+
+def _too_many(path: str | Path, limit: int) -> str:
+    return f"cannot read the image {path}: more than {limit / 1e6:.0f} million pixels"
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; of 16-bit grey the upper half, which Pillow by itself would cut off at 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

@@ -1,0 +1,54 @@
+"""Under which names the page may be asked for. A browser can be led to it under another (DNS rebinding):
+then what it shows would belong to a stranger's site."""
+
+import ipaddress
+import socket
+from collections.abc import Iterable
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+ANYWHERE = ("0.0.0.0", "::")
+
+
+def allowed_hosts(host: str, more: Iterable[str] = ()) -> frozenset[str]:
+    """The names that stand for a page that listens on `host`, in the form of `host_name`.
+
+    On all addresses of the machine (0.0.0.0, ::) these are also its name and its addresses.
+    """
+    names = {*LOCAL, host, *more}
+    if host in ANYWHERE:
+        names |= _own_names()
+    return frozenset(filter(None, map(host_name, names)))
+
+
+def host_name(header: str) -> str | None:
+    """A Host header's name in small letters, an address in its usual form; no port, no final dot.
+    None for what is no host."""
+    header = header.strip().lower()
+    if header.startswith("["):
+        name, bracket, port = header[1:].partition("]")
+        if not bracket or port and not port.startswith(":"):
+            return None
+        port = port[1:]
+    elif header.count(":") > 1:  # an IPv6 address without brackets, as on a command line
+        name, port = header, ""
+    else:
+        name, _, port = header.partition(":")
+    if port and not (port.isascii() and port.isdigit()):
+        return None
+    name = name.partition("%")[0].rstrip(".")
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        is_name = name and all(letter.isalnum() or letter in "-._" for letter in name)
+        return name if is_name else None
+
+
+def _own_names() -> set[str]:
+    """This machine's name and addresses."""
+    import psutil
+
+    names = {socket.gethostname(), socket.getfqdn()}
+    names |= {name.partition(".")[0] for name in names}
+    for addresses in psutil.net_if_addrs().values():
+        names |= {one.address for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6)}
+    return names

@@ -1,0 +1,181 @@
+"""The page's server: Gradio's application inside a guard, with an upload of its own, on one socket."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from modules.web.guard import UPLOAD, Body, Guard, Number, PageFunction, Picture, Refused, TooLarge
+from modules.web.uploads import NoRoom, UploadFolder
+
+MOST_FILES, MOST_FIELDS = 2, 8  # of one upload
+SLACK = 1 << 16  # bytes of an upload beside its files
+UPLOAD_SECONDS = 300  # that an upload may take
+LARGEST_SEED = 2**53 - 1  # the largest whole number that a browser's script knows to be one
+GRACE = 2  # seconds that open connections have when the server is told to end
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of what a visitor may send."""
+
+    file_bytes: int
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens; OSError in one line where it cannot be had."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address[:2], family=family, dualstack_ipv6=both)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(f"cannot listen on {host}, port {port}: {reason}") from None
+
+
+def address_of(host: str, port: int) -> str:
+    """What a browser on this machine opens."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def build_application(page: Any, css: str, uploads: UploadFolder, hosts: frozenset[str],
+                      limits: Limits) -> Guard:
+    """The ASGI application that visitors reach: `page` is Gradio's Blocks."""
+    import gradio as gr
+    from fastapi import FastAPI
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    async def upload(request: Request) -> Response:
+        return await receive_upload(request, uploads, limits)
+
+    inner.add_route(UPLOAD, upload, methods=["POST"])
+    gr.mount_gradio_app(inner, page, path="/", css=css, max_file_size=limits.file_bytes, show_error=False,
+                        allowed_paths=[], footer_links=["api"], ssr_mode=False)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of each form that is none
+    return Guard(inner, hosts, uploads, functions_of(page), lambda name: is_awaited(page, name))
+
+
+def is_awaited(page: Any, name: str) -> bool:
+    """Whether answers to a session or a call are to come, by Gradio's queue. Asking it for others' ends
+    in a traceback in the log."""
+    queue = page._queue
+    if name in queue.pending_messages_per_session or name in queue.event_ids_to_events:
+        return True
+    return any(name in calls for calls in queue.pending_event_ids_session.values())
+
+
+def functions_of(page: Any) -> list[PageFunction]:
+    """The functions of a Gradio page that run on the server, and what each takes."""
+    functions = []
+    for function in page.fns.values():
+        if function.fn is None:
+            continue
+        name = function.api_name if isinstance(function.api_name, str) else None
+        inputs = [_input_of(block) for block in function.inputs]
+        functions.append(PageFunction(function._id, name, inputs))
+    return functions
+
+
+def _input_of(block: Any) -> Number | Picture:
+    import gradio as gr
+
+    if isinstance(block, gr.Image):
+        return Picture()
+    if isinstance(block, gr.Slider):
+        return Number(block.minimum, block.maximum, whole=block.step == 1)
+    if isinstance(block, gr.Dataset):
+        return Number(0, len(block.samples) - 1, whole=True)
+    if isinstance(block, gr.Number):
+        return Number(0, LARGEST_SEED, whole=True, optional=True)
+    raise TypeError(f"the page has an input of a kind that the guard does not know: {type(block).__name__}")
+
+
+async def receive_upload(request: Any, uploads: UploadFolder, limits: Limits) -> Any:
+    """Take in a form's `files` and answer with their paths, as Gradio's own upload does. What breaks off
+    leaves nothing."""
+    from starlette.responses import JSONResponse, PlainTextResponse
+
+    body = Body(request.receive, MOST_FILES * limits.file_bytes + SLACK)
+    try:
+        paths = await asyncio.wait_for(_stored(request, body, uploads, limits), UPLOAD_SECONDS)
+        return JSONResponse([str(path) for path in paths])
+    except Refused as refusal:
+        if refusal.status != 503:  # under load nothing more is read
+            await body.drain()
+        return PlainTextResponse(str(refusal), refusal.status)
+    except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+        return PlainTextResponse("the upload takes too long", 408)
+
+
+async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limits) -> list[Path]:
+    """The paths of a form's files, written. Refused for what is no form or too large."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.formparsers import MultiPartException
+    from starlette.requests import ClientDisconnect, Request
+
+    most = MOST_FILES * limits.file_bytes + SLACK
+    told = request.headers.get("content-length", "")
+    expected = int(told) if told.isascii() and told.isdigit() else most
+    too_large = Refused(413, f"a file may have {limits.file_bytes // 2**20} MB")
+    if expected > most:
+        raise too_large
+    try:
+        with uploads.reserved(expected):
+            async with Request(request.scope, body).form(max_files=MOST_FILES, max_fields=MOST_FIELDS) as form:
+                files = [value for value in form.getlist("files") if not isinstance(value, str)]
+                if not files:
+                    raise Refused(400, "a form with files is expected")
+                if any((file.size or 0) > limits.file_bytes for file in files):
+                    raise too_large
+                return [await run_in_threadpool(uploads.store, one.filename or "", one.file) for one in files]
+    except NoRoom as error:
+        raise Refused(503, f"{error}: try again in a while") from None
+    except TooLarge:
+        raise too_large from None
+    except ClientDisconnect:
+        raise Refused(400, "the upload broke off") from None
+    except (MultiPartException, HTTPException, AssertionError, LookupError, ValueError):
+        raise Refused(400, "the form cannot be read") from None
+    except OSError:
+        raise Refused(507, "the server cannot keep the upload at the moment") from None
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Inside, SIGTERM and a closed terminal end the process through its `finally` blocks, with exit
+    code 0: it is how services are stopped. A second signal does not break into that."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for name in (*names, "SIGINT"):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        raise SystemExit(0)
+
+    for name in names:
+        signal.signal(getattr(signal, name), end)
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def run_server(application: Guard, listening: socket.socket) -> None:
+    """Serve until a signal comes."""
+    import uvicorn
+
+    config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=GRACE, ws="none",
+                            server_header=False, proxy_headers=False, access_log=False)
+    uvicorn.Server(config).run(sockets=[listening])

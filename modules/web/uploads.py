@@ -1,0 +1,195 @@
+"""What visitors of the page have sent: one folder, which is bounded in age and size and goes with the
+server."""
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout
+
+from modules.files import BLOCK
+
+PREFIX = "clip4idc-page-"  # of the folder; beside it lies a file of the same name and LOCK
+LOCK = ".lock"
+PAUSE = 1.0  # seconds between two looks for what is too old
+LONGEST_NAME = 80  # letters that are kept of an upload's name
+
+
+class NoRoom(OSError):
+    """An upload for which there is no room at the moment."""
+
+
+class UploadFolder:
+    """A folder of its own for each upload, under a name that nobody can guess.
+
+    Whoever knows the path of an upload may use it: it is told to the visitor who sent it, to nobody
+    else. Use `open_uploads` to make one.
+    """
+
+    def __init__(self, root: Path, max_age: float, max_bytes: int) -> None:
+        self.root = root.resolve()
+        self.max_age = max_age
+        self.max_bytes = max_bytes
+        self._kept: frozenset[Path] = frozenset()
+        self._reserved = 0
+        self._lock = threading.Lock()
+
+    def resolve(self, path: object) -> Path:
+        """The real path of a file in this folder, which need not be there any more. PermissionError
+        for anything else, however it is written."""
+        if not isinstance(path, str) or "\0" in path:
+            raise PermissionError("no upload is called so")
+        try:
+            real = Path(path).resolve()
+            is_folder = real.is_dir()
+        except (OSError, RuntimeError, ValueError):  # a name too long; links in a circle; halves of letters
+            raise PermissionError("no upload is called so") from None
+        if is_folder or self.root not in real.parents:
+            raise PermissionError("it was not uploaded to this page")
+        return real
+
+    def store(self, name: str, content: IO[bytes]) -> Path:
+        """Write an upload; returns its path. OSError where the disk does not take it."""
+        folder = self.root / secrets.token_hex(16)
+        folder.mkdir(mode=0o700)
+        try:
+            path = folder / safe_name(name)
+            with open(path, "xb") as file:
+                shutil.copyfileobj(content, file, BLOCK)
+            return path
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    @contextmanager
+    def reserved(self, size: int) -> Iterator[None]:
+        """Inside, so many bytes may come in; the oldest uploads make room for them. NoRoom where other
+        uploads that are under way take all of it."""
+        with self._lock:
+            if self._reserved + size > self.max_bytes:
+                raise NoRoom("too many uploads at once")
+            self._reserved += size
+        try:
+            self.sweep()
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= size
+
+    def keep_present(self) -> None:
+        """What is there now is the page's own, its examples, and stays as long as the server."""
+        self._kept = frozenset(self.root.iterdir())
+
+    def sweep(self) -> None:
+        """Remove what is too old, then the oldest until the rest and what is under way have room."""
+        entries = sorted(self._entries())
+        total = sum(size for _, size, _ in entries)
+        now = time.time()
+        with self._lock:
+            room = self.max_bytes - self._reserved
+        for changed, size, path in entries:
+            if now - changed > self.max_age or total > room:
+                _remove(path)
+                total -= size
+
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        """When it was last changed, bytes on the disk, and path of each upload."""
+        for path in self.root.iterdir():
+            if path in self._kept:
+                continue
+            with suppress(OSError):  # it may go meanwhile
+                yield (*_age_and_size(path), path)
+
+
+def safe_name(name: str) -> str:
+    """A file's name made of an upload's: letters, digits, dot, dash and underscore; its ending stays."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("\\", "/").rpartition("/")[2]).lstrip(".")
+    return plain[-LONGEST_NAME:].lstrip(".") or "upload"
+
+
+def _age_and_size(path: Path) -> tuple[float, int]:
+    status = path.lstat()
+    changed, size = status.st_mtime, _on_disk(status)
+    if path.is_dir() and not path.is_symlink():
+        for below in path.rglob("*"):
+            status = below.lstat()
+            changed = max(changed, status.st_mtime)
+            size += _on_disk(status)
+    return changed, size
+
+
+def _on_disk(status: os.stat_result) -> int:
+    """Bytes that a file or folder takes there, where the system tells, so that empty ones count too."""
+    return max(status.st_size, getattr(status, "st_blocks", 0) * 512)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+@contextmanager
+def open_uploads(max_age: float, max_bytes: int) -> Iterator[UploadFolder]:
+    """The folder while the block runs, in the system's folder for temporary files. At the start those
+    of servers that are gone are removed; a thread looks for what is too old or too much."""
+    place = Path(tempfile.gettempdir())
+    remove_orphans(place)
+    name = PREFIX + secrets.token_hex(8)
+    lock = FileLock(place / f"{name}{LOCK}")
+    with suppress(NotImplementedError, OSError):  # a file system without locks; nobody can take them there
+        lock.acquire(timeout=0)
+    folder = place / name
+    folder.mkdir(mode=0o700)
+    stop = threading.Event()
+    try:
+        uploads = UploadFolder(folder, max_age, max_bytes)
+        sweeper = threading.Thread(target=_sweep_until, args=(stop, uploads), daemon=True)
+        sweeper.start()
+        yield uploads
+        stop.set()
+        sweeper.join()
+    finally:
+        stop.set()
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _sweep_until(stop: threading.Event, uploads: UploadFolder) -> None:
+    while not stop.wait(PAUSE):
+        with suppress(OSError):
+            uploads.sweep()
+
+
+def remove_orphans(place: Path) -> None:
+    """Remove the folders of servers that ended without doing so: nobody holds their locks."""
+    for path in place.glob(f"{PREFIX}*{LOCK}"):
+        folder = path.with_name(path.name.removesuffix(LOCK))
+        with suppress(OSError, NotImplementedError):
+            if path.is_symlink() or path.stat().st_uid != _own_user(path):
+                continue
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            if not folder.is_symlink():
+                shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
+            path.unlink(missing_ok=True)
+
+
+def _own_user(path: Path) -> int:
+    """This process' user, where the system has users with numbers."""
+    return os.getuid() if hasattr(os, "getuid") else path.stat().st_uid
