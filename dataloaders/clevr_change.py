@@ -5,6 +5,7 @@ import reprlib
 from pathlib import Path
 
 from dataloaders.pairs import Scene, check_scenes
+from modules.escaping import has_control_characters
 from modules.files import is_plain_name, read_json
 
 FOLDERS = {"images": "CLEVR_default_", "sc_images": "CLEVR_semantic_", "nsc_images": "CLEVR_nonsemantic_"}
@@ -45,6 +46,9 @@ def read_type_mapping(path: Path) -> dict[str, list[str]]:
     for change_type, names in types.items():
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise ValueError(f'{path}: {reprlib.repr(change_type)} is not a list of image names')
+    unprintable = next(filter(has_control_characters, types), None)
+    if unprintable is not None:
+        raise ValueError(f"{path}: the type {reprlib.repr(unprintable)} has a control character in its name")
     if "all" in types:
         raise ValueError(f"{path}: a type is called 'all', which the scores of all pairs are")
     return types

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloaders.pairs import Scene, check_scenes
+from modules.escaping import has_control_characters
 from modules.files import parse_json, short
 from modules.picture_files import picture_endings
 
@@ -49,8 +50,8 @@ def list_pairs(before: str | None, after: str | None, table: str | None) -> list
         if pair.id in seen:
             raise ValueError(f"{source}: the id {pair.id} occurs twice")
         seen.add(pair.id)
-        if len(f"{pair.id}{pair.before}{pair.after}".splitlines()) > 1:
-            raise ValueError(f"{source}: the pair {pair.id!r} has a line break in its id or paths")
+        if has_control_characters(f"{pair.id}{pair.before}{pair.after}"):
+            raise ValueError(f"{source}: the pair {pair.id!r} has a line break or another control character in its id or paths")
         for path in (pair.before, pair.after):
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"no image {path} (pair {pair.id}, {source})")
@@ -148,6 +149,8 @@ def _identity(path: Path, number: int, row: dict) -> str | None:
         return None
     if type(identity) not in (str, int):
         raise ValueError(f"{path} line {number}: the id is {reprlib.repr(identity)}, expected text")
+    if has_control_characters(str(identity)):
+        raise ValueError(f"{path} line {number}: the id is {reprlib.repr(identity)}, which has a control character in it")
     return str(identity)
 
 
@@ -184,6 +187,8 @@ def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> l
         change_type = row.get("type") or None
         if change_type is not None and (not isinstance(change_type, str) or change_type == "all"):
             raise ValueError(f"{path} line {number}: the type is {reprlib.repr(change_type)}, expected text other than 'all'")
+        if change_type is not None and has_control_characters(change_type):
+            raise ValueError(f"{path} line {number}: the type is {reprlib.repr(change_type)}, which has a control character in it")
         entry = found.setdefault((*images, part), {"id": None, "type": None, "captions": [], "line": number})
         for name, value in (("id", _identity(path, number, row)), ("type", change_type)):
             if value is not None and entry[name] not in (None, value):

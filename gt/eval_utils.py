@@ -13,6 +13,7 @@ from dataloaders.clevr_change import CAPTION_FILES, read_captions  # noqa: E402
 from dataloaders.own_pairs import load_own_pairs  # noqa: E402
 from dataloaders.spot_the_diff import read_annotations  # noqa: E402
 from gt import said_changes, score_files  # noqa: E402
+from modules.escaping import one_line, show  # noqa: E402
 from modules.files import write_json  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
 from modules.scoring import coco_ground_truth  # noqa: E402
@@ -40,7 +41,7 @@ def make_ground_truth(datatype: str, data_path: Path, split: str, output: Path) 
     ground_truth = coco_ground_truth(captions)
     write_json(output, ground_truth)
     ids = {row["id"] for row in ground_truth["images"]}
-    print(f"{output}: {len(ids)} ids, {len(ground_truth['annotations'])} captions")
+    show(f"{one_line(output)}: {len(ids)} ids, {len(ground_truth['annotations'])} captions")
 
 
 def main(argv: list[str] | None = None) -> int:

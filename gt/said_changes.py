@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modules.escaping import show
 from modules.files import read_json, write_json
 from modules.options import OneLineParser, run_and_report
 from preprocess.scene_captions import ATTRIBUTES, CHANGE_PHRASES, WORDS
@@ -143,6 +144,6 @@ def main(argv: list[str]) -> int:
         shares = {name: share(answers) for name, answers in sorted(rows.items())}
         if args.output:
             write_json(args.output, shares)
-        print(as_table(shares))
+        show(as_table(shares))
 
     return run_and_report(parser.prog, job)

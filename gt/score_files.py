@@ -5,12 +5,12 @@
 
 import argparse
 import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataloaders.clevr_change import read_type_mapping
+from modules.escaping import latex_text, one_line, show
 from modules.files import to_json, write_json
 from modules.options import OneLineParser, run_and_report
 from modules.tables import MISSING, format_score
@@ -37,7 +37,7 @@ def score_files(args: argparse.Namespace) -> dict:
     if unknown:
         raise ValueError(f"{args.results[0]} captions {unknown[0]}, which {args.gt} does not hold")
     if len(first) < len(truth):
-        print(f"{len(first)} of the {len(truth)} ids of {args.gt} are captioned and scored", file=sys.stderr)
+        show(f"{len(first)} of the {len(truth)} ids of {one_line(args.gt)} are captioned and scored", file=sys.stderr)
     truth = {key: truth[key] for key in first}
     if args.references == "joined":
         truth = {key: [" ".join(sentences)] for key, sentences in truth.items()}
@@ -88,20 +88,21 @@ def add_intervals(report: dict, references, tokens: Mapping[str, Mapping[str, st
 def as_table(report: dict) -> str:
     """Aligned text: a line for each system and group, its intervals below, then the differences to the first system."""
     lines = [f"{report['ids']['all']} pairs; {report['references']}"]
-    width = max(len(name) for name in report["ids"])
+    width = max(len(one_line(name)) for name in report["ids"])
     for system, values in report["systems"].items():
-        lines += ["", system, " " * width + "".join(f"{name:>16}" for name in HEADINGS)]
+        lines += ["", one_line(system), " " * width + "".join(f"{name:>16}" for name in HEADINGS)]
         for group, scores in values["scores"].items():
-            lines.append(f"{group:<{width}}" + "".join(f"{format_score(scores[name]):>16}" for name in HEADINGS))
+            lines.append(f"{one_line(group):<{width}}" + "".join(f"{format_score(scores[name]):>16}" for name in HEADINGS))
             if "intervals" in values:
                 lines.append(" " * width + "".join(f"{_span(values['intervals'][group][name]):>16}" for name in HEADINGS))
         for group, found in values.get("against_first", {}).items():
-            lines.append(f"{group}: difference to {next(iter(report['systems']))}, 95 % interval and p")
+            first = one_line(next(iter(report["systems"])))
+            lines.append(f"{one_line(group)}: difference to {first}, 95 % interval and p")
             lines.append(" " * width + "".join(f"{_span(found[name]['interval']):>16}" for name in HEADINGS))
             lines.append(" " * width + "".join(f"{'p ' + format_score(found[name]['p'], 3):>16}" for name in HEADINGS))
     few = [name for name, count in report["ids"].items() if count < FEW_PAIRS]
     if few and "bootstrap" in report:
-        lines += ["", f"fewer than {FEW_PAIRS} pairs, whose intervals say little: {', '.join(few)}"]
+        lines += ["", f"fewer than {FEW_PAIRS} pairs, whose intervals say little: {', '.join(map(one_line, few))}"]
     return "\n".join(lines)
 
 
@@ -120,7 +121,7 @@ def as_latex(report: dict) -> str:
                 low, high = values["intervals"][group][name] if "intervals" in values else (math.nan, math.nan)
                 spread = "" if math.isnan(low) else rf" {{\scriptsize $\pm${50 * (high - low):.1f}}}"
                 cells.append(f"{format_score(100 * scores[name], 1)}{spread}")
-            lines.append(" & ".join([re.sub(r"([_&%#$])", r"\\\1", Path(system).stem), group, *cells]) + r" \\")
+            lines.append(" & ".join([latex_text(Path(system).stem), latex_text(group), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
@@ -145,6 +146,6 @@ def main(argv: list[str]) -> int:
         if args.output:
             write_json(args.output, report)
         formats = {"table": as_table, "json": lambda found: to_json(found, indent=2), "latex": as_latex}
-        print(formats[args.format](report))
+        show(formats[args.format](report))
 
     return run_and_report(parser.prog, job)

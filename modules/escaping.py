@@ -12,7 +12,8 @@ from modules.urls import scrub
 
 LONGEST_MARKDOWN = 300  # letters of a text that is shown on a page
 BREAKS = "\n\t"  # what a text of several lines of our own may hold
-DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# They turn the order of what follows around, so that a line reads as what it is not.
+DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")  # controls, breaks of lines and paragraphs, halves of letters
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 LATEX = {
@@ -47,29 +48,25 @@ def printable(text: str) -> str:
 def _escaped(text: str, kept: str) -> str:
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escape(letter) if _drives_terminal(letter, kept) else letter for letter in text)
+    return "".join(letter if letter in kept else _as_shown(letter) for letter in text)
 
 
-def _drives_terminal(letter: str, kept: str) -> bool:
-    if letter in kept:
-        return False
-    return letter in DIRECTIONS or unicodedata.category(letter) in UNPRINTABLE
-
-
-def _escape(letter: str) -> str:
-    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+def _as_shown(letter: str) -> str:
+    if letter in DIRECTIONS or has_control_characters(letter):
+        return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return letter
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether it holds anything that `one_line` would show as an escape."""
-    return any(_drives_terminal(letter, "") for letter in text)
+    """Whether it holds controls, breaks of lines or paragraphs, or halves of letters, which no name has."""
+    return any(unicodedata.category(letter) in UNPRINTABLE for letter in text)
 
 
-def markdown_text(text: str) -> str:
-    """For Markdown that a browser shows: plain text in one line of at most LONGEST_MARKDOWN letters."""
+def markdown_text(text: str, longest: int = LONGEST_MARKDOWN) -> str:
+    """For Markdown that a browser shows: plain text in one line of at most so many letters."""
     line = one_line(" ".join(text.split()))
-    if len(line) > LONGEST_MARKDOWN:
-        line = line[: LONGEST_MARKDOWN - 1] + "…"
+    if len(line) > longest:
+        line = line[: longest - 1] + "…"
     marked = MARKDOWN.sub(r"\\\1", line)
     return marked.replace("<", "&lt;").replace(">", "&gt;")
 

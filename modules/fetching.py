@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
+from modules.escaping import one_line
 from modules.files import cache_folder, file_sha256, read_json, short, write_json
 from modules.urls import Address, is_web_page, scrub
 
@@ -136,8 +137,9 @@ def _continue(url: Address, part: Path, note: Path, checked: bool) -> None:
         if answer.size is not None and shutil.disk_usage(part.parent).free < answer.size - answer.start:
             raise OSError(f"no room for {url} in {part.parent}: it takes {(answer.size - answer.start) / 1e9:.3f} GB more")
         write_json(note, {"address": _digest(url.reveal()), "version": answer.version})
+        label = one_line(part.stem)
         with (open(part, "ab" if answer.start else "wb") as file,
-              tqdm(total=answer.size, initial=answer.start, unit="B", unit_scale=True, desc=part.stem, disable=None) as bar):
+              tqdm(total=answer.size, initial=answer.start, unit="B", unit_scale=True, desc=label, disable=None) as bar):
             for block in answer.blocks:
                 if file.tell() == 0 and is_web_page(block):
                     raise WebPage(f"{url} answers with a web page in the file's place: open it in a browser to see why")

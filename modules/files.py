@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from modules.escaping import has_control_characters
+
 BLOCK = 1 << 20  # bytes read at once
 DAMAGED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error,
            zlib.error)  # what readers of binary files, others' and ours, raise over bytes that make no sense
@@ -69,8 +71,8 @@ def short(error: Exception) -> str:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name is a file's in its folder, and leads nowhere else."""
-    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+    """Whether a name is a file's in its folder, leads nowhere else, and has no control characters."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\") and not has_control_characters(name)
 
 
 def refuse_existing(*paths: Path) -> None:

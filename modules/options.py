@@ -7,8 +7,10 @@ import argparse
 import os
 import re
 import sys
+import traceback
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from modules.escaping import one_line
@@ -327,7 +329,8 @@ def _check_batch(data: DataOptions, training: TrainingOptions, num_processes: in
 
 def run_and_report(script: str, job: Any) -> int:
     """Run `job()`; what a user can cause (ValueError, OSError, want of memory) becomes one line on stderr and exit code 2, Ctrl-C
-    130, a training that was asked to stop 75, and the loss of another process 1."""
+    130, a training that was asked to stop 75, and the loss of another process 1. The traceback of a bug has no secrets in it."""
+    sys.excepthook = _print_scrubbed
     try:
         job()
     except StopRequested:
@@ -352,6 +355,10 @@ def run_and_report(script: str, job: Any) -> int:
                 raise SystemExit(code) from None
         raise
     return 0
+
+
+def _print_scrubbed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(scrub("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def _complain(script: str, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dataloaders.own_pairs import OwnPair, list_pairs
 from modules.bert_config import load_decoder_config
+from modules.escaping import one_line, show, spreadsheet_text
 from modules.files import file_sha256, parse_json, read_json, write_json
 from modules.options import Options
 from modules.predictor import DEMO, Caption, Decoding, Predictor
@@ -93,7 +94,7 @@ def _onto_terminal(rounds: Iterator[list[Captioned]], alone: bool) -> None:
         print(_csv_lines([COLUMNS]), end="")
     for captioned in rounds:
         if alone:
-            print("\n".join(caption.text for caption in captioned[0][1]), flush=True)
+            show("\n".join(one_line(caption.text) for caption in captioned[0][1]), flush=True)
         else:
             print(_lines(captioned, ".csv"), end="", flush=True)
 
@@ -147,11 +148,17 @@ def _beside(path: Path) -> Path:
 def _lines(captioned: Sequence[Captioned], kind: str) -> str:
     """CSV with a row for each caption, or JSON with a line for each pair."""
     if kind == ".csv":
-        return _csv_lines([(pair.id, caption.text, f"{caption.score:.4f}", pair.before, pair.after)
-                           for pair, captions in captioned for caption in captions])
+        return _csv_lines([_row(pair, caption) for pair, captions in captioned for caption in captions])
     return "".join(json.dumps({"id": pair.id, "before": str(pair.before), "after": str(pair.after), "captions": [
         {"caption": caption.text, "score": round(caption.score, 4)} for caption in captions]}, ensure_ascii=False) + "\n"
         for pair, captions in captioned)
+
+
+def _row(pair: OwnPair, caption: Caption) -> tuple[str, ...]:
+    """What a spreadsheet may open: texts of others are no formulas there."""
+    before, after = (spreadsheet_text(str(path)) for path in (pair.before, pair.after))
+    text = spreadsheet_text(one_line(caption.text))
+    return spreadsheet_text(pair.id), text, f"{caption.score:.4f}", before, after
 
 
 def _csv_lines(rows: Sequence[Sequence[object]]) -> str:
@@ -170,11 +177,15 @@ def _finished(path: Path, pairs: Sequence[OwnPair], num_captions: int) -> tuple[
     try:
         if lines[:head] != [_csv_lines([COLUMNS]).encode()][: len(lines[:head])]:
             raise other
-        ids = [row[0] for row in csv.reader(line.decode() for line in lines[head:])] if head else [
-            parse_json(line.decode())["id"] for line in lines]
+        if head:
+            found = [row[0] for row in csv.reader(line.decode() for line in lines[head:])]
+            expected = [spreadsheet_text(pair.id) for pair in pairs]
+        else:
+            found = [parse_json(line.decode())["id"] for line in lines]
+            expected = [pair.id for pair in pairs]
     except (ValueError, KeyError, TypeError, IndexError, csv.Error):
         raise other from None
-    if len(ids) > len(pairs) * per_pair or any(pairs[n // per_pair].id != identity for n, identity in enumerate(ids)):
+    if len(found) > len(pairs) * per_pair or any(expected[n // per_pair] != one for n, one in enumerate(found)):
         raise other
-    done = len(ids) // per_pair
+    done = len(found) // per_pair
     return done, sum(map(len, lines[: head + done * per_pair])) if done else 0

@@ -80,7 +80,8 @@ class Address:
         return is_s3(self._given)
 
     def split(self) -> tuple["Address", str, str]:
-        """The folder that it lies in, the name there, and the query; s3:// has none."""
+        """The folder that it lies in, the name there, and the query. In s3:// a ? may stand in a
+        folder's name."""
         place, query = self._given, ""
         if not self.is_s3:
             place, _, query = self._given.partition("?")
@@ -88,6 +89,8 @@ class Address:
         folder, slash, name = rest.rpartition("/")
         if not slash:
             return Address(place), "", query
+        if self.is_s3:
+            name, _, query = name.partition("?")
         return Address(f"{scheme}://{folder}"), name.rpartition("@")[2], query
 
     def joined(self, name: str) -> "Address":
@@ -120,18 +123,17 @@ def _may_hold_secrets(name: str) -> bool:
 
 
 def _secrets_in(name: str) -> Iterator[str]:
-    """The parts of an address that are looked for in all text: user with password, password, query."""
+    """The parts of an address that are looked for in all text: the password, and what is long enough
+    to be a token: all before the last @, the query and its values."""
     if not _may_hold_secrets(name):
         return
     found = SCHEME.match(name)
-    before, at, _ = name[found.end() if found else 0 :].rpartition("@")
-    if at:
-        for part in (before, before.partition(":")[2], unquote(before.partition(":")[2])):
-            if len(part) >= SHORTEST_PASSWORD:
-                yield part
+    before = name[found.end() if found else 0 :].rpartition("@")[0]
+    password = before.partition(":")[2]
     query = name.partition("?")[2]
-    values = [query, *(value for _, value in parse_qsl(query))]
-    yield from (value for value in values if len(value) >= SHORTEST_TOKEN)
+    tokens = (before, query, *(value for _, value in parse_qsl(query)))
+    yield from (value for value in (password, unquote(password)) if len(value) >= SHORTEST_PASSWORD)
+    yield from (value for value in tokens if len(value) >= SHORTEST_TOKEN)
 
 
 def _environment_secrets() -> Iterator[str]:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm  # noqa: E402
 
+from modules.escaping import one_line, show  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
 
 SPLITS = ("train", "val", "test")
@@ -88,7 +89,7 @@ def check_split(scenes: Sequence, max_words: int, workers: int, split: str) -> F
 def describe(split: str, found: Findings, max_words: int) -> str:
     """The findings as lines of text."""
     if found.unreadable:
-        return f"{split}: WRONG: {found.unreadable}"
+        return f"{split}: WRONG: {one_line(found.unreadable)}"
     lines = [f"{split}: {found.pairs} pairs, {found.captions} captions, the longest {found.longest} tokens"]
     if found.cut:
         lines.append(f"  {found.cut} captions are longer than --max_words {max_words} and will be cut")
@@ -99,7 +100,7 @@ def describe(split: str, found: Findings, max_words: int) -> str:
                         (found.identical, "{} images equal their pair's first, pixel by pixel, at 224 × 224")):
         if names:
             lines.append("  " + what.format(len(names)))
-            lines += [f"    {name}" for name in names[:SHOWN]] + (["    …"] if len(names) > SHOWN else [])
+            lines += [f"    {one_line(name)}" for name in names[:SHOWN]] + (["    …"] if len(names) > SHOWN else [])
     return "\n".join(lines)
 
 
@@ -129,11 +130,11 @@ def check(args: argparse.Namespace) -> bool:
             seen.update((scene.before, scene.after) for scene in scenes)
         except (ValueError, OSError) as error:
             scenes, found = [], Findings(unreadable=" ".join(str(error).split()))
-        print(describe(split, found, args.max_words), flush=True)
+        show(describe(split, found, args.max_words), flush=True)
         wrong |= found.is_wrong
         if args.contact_sheet and split == splits[0] and not found.is_wrong:
             draw_contact_sheet(args.contact_sheet, scenes, args.seed)
-            print(f"  {args.contact_sheet}: pairs drawn at random")
+            show(f"  {one_line(args.contact_sheet)}: pairs drawn at random")
     lacking = [split for split in ("train", "test") if split not in splits and not args.splits]
     if lacking:
         print(f"WRONG: no {' and no '.join(lacking)} split, which training needs")

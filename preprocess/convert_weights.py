@@ -17,10 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.escaping import one_line, show  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
+from modules.urls import Address  # noqa: E402
 
 
-def convert(source: str, target: Path, quick_gelu: bool) -> None:
+def convert(source: Address, target: Path, quick_gelu: bool) -> None:
     """Write `target` in the format that its name says; ValueError or OSError where the source is no CLIP's weights."""
     import torch
     from safetensors.torch import save_file
@@ -50,12 +52,12 @@ def convert(source: str, target: Path, quick_gelu: bool) -> None:
         write_json(target / HUGGING_FACE_CONFIG, huggingface_config(sizes))
     if card:
         write_card(own_card, card)
-    print(f"{target}: {len(weights)} tensors of {path}")
+    show(f"{one_line(target)}: {len(weights)} tensors of {one_line(path)}")
     if not card:
         print("no card was beside it: what shapes cannot say (--intra_num_hidden_layers, --linear_patch) is still to be given")
 
 
-def inspect(source: str) -> str:
+def inspect(source: Address) -> list[str]:
     """Lines that say what a file of weights is. ValueError or OSError where it is none."""
     from modules.bert_config import load_decoder_config
     from modules.card import find_card, read_card
@@ -92,7 +94,7 @@ def inspect(source: str) -> str:
     try:
         sizes = ClipSizes.from_weights(clip_part(weights))
     except ValueError as error:
-        return "\n".join([*lines, f"fits       no: {error}"])
+        return [*lines, f"fits       no: {error}"]
     lines.append("sizes      " + ", ".join(f"{name} {value}" for name, value in vars(sizes).items()))
     try:
         layers = len({key.split(".")[3] for key in weights if key.startswith("decoder.decoder.layer.")})
@@ -100,24 +102,25 @@ def inspect(source: str) -> str:
         CLIP4IDC.from_weights(weights, "caption" if has["decoder."] else "retrieval", card.get("intra_num_hidden_layers", 0), patch,
                               config, "tight" if has["cross."] and not has["decoder."] else "loose")
     except Misfit as error:
-        return "\n".join([*lines, "fits       no:", *(f"           {problem}" for problem in error.problems)])
+        return [*lines, "fits       no:", *(f"           {problem}" for problem in error.problems)]
     except ValueError as error:
-        return "\n".join([*lines, f"fits       no: {error}"])
-    return "\n".join([*lines, "fits       yes: nothing is missing or left over"])
+        return [*lines, f"fits       no: {error}"]
+    return [*lines, "fits       yes: nothing is missing or left over"]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="?", metavar="IN", help="a file, a folder, an address, a name of OpenAI's or of the hub")
+    parser.add_argument("source", nargs="?", type=Address, metavar="IN",
+                        help="a file, a folder, an address, a name of OpenAI's or of the hub")
     parser.add_argument("target", nargs="?", type=Path, metavar="OUT", help="what to write")
-    parser.add_argument("--inspect", metavar="FILE", help="say what this is, write nothing")
+    parser.add_argument("--inspect", type=Address, metavar="FILE", help="say what this is, write nothing")
     parser.add_argument("--quick_gelu", action="store_true", help="vouch for CLIP weights that do not say their activation")
     args = parser.parse_args(argv)
     if args.inspect and args.source or not (args.inspect or args.target and args.target.name):
         parser.error("give either IN and OUT, or --inspect FILE")
     if args.inspect:
-        return run_and_report(parser.prog, lambda: print(inspect(args.inspect)))
+        return run_and_report(parser.prog, lambda: show("\n".join(map(one_line, inspect(args.inspect)))))
     return run_and_report(parser.prog, lambda: convert(args.source, args.target, args.quick_gelu))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.escaping import show  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,6 +58,7 @@ def from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
     from gdown.exceptions import DownloadError
 
     from modules.files import short
+    from modules.urls import scrub
 
     last_way = f"open {item.address} in a browser and {by_hand}"
     bring = gdown.download_folder if item.folder else gdown.download
@@ -66,8 +68,9 @@ def from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
     except requests.ConnectionError:
         raise OSError(f"Google Drive cannot be reached for {item.name}: try again with a network, or {last_way}") from None
     except (DownloadError, requests.RequestException) as error:
-        raise OSError(f"Google Drive does not give {item.name} ({short(error)}). It hands a file out only so often a day: try "
-                      f"again tomorrow, or {last_way}") from None
+        reason = scrub(short(error))
+        raise OSError(f"Google Drive does not give {item.name} ({reason}). It hands a file out only so often a day: try again "
+                      f"tomorrow, or {last_way}") from None
 
 
 def get_spot(folder: Path, archive: Path | None) -> None:
@@ -85,7 +88,7 @@ def get_spot(folder: Path, archive: Path | None) -> None:
         try:
             from_drive(SPOT_LISTS, folder, "save its files")
         except OSError as error:
-            print(f"{error}. Made from the annotations instead:", file=sys.stderr)
+            show(f"{error}. Made from the annotations instead:", file=sys.stderr)
         if not all(path.is_file() for path in lists):
             reformat(folder, list(SPLITS), folder)
     entries = {split: read_annotations(path) for split, path in zip(SPLITS, lists, strict=True)}
@@ -96,7 +99,7 @@ def get_spot(folder: Path, archive: Path | None) -> None:
     if _missing(images, wanted):
         _unpack_from(SPOT_IMAGES, folder, archive, lambda names: any(name.endswith("_2.png") for name in names), images)
     _expect(len(wanted) - len(_missing(images, wanted)), len(wanted), f"images of {images}")
-    print(f"Spot-the-Diff in {folder}: {sum(PAIRS.values())} pairs, all images there")
+    show(f"Spot-the-Diff in {folder}: {sum(PAIRS.values())} pairs, all images there")
 
 
 def get_clevr(folder: Path, archive: Path | None) -> None:
@@ -121,14 +124,14 @@ def get_clevr(folder: Path, archive: Path | None) -> None:
     _expect(sum(map(len, read_types(folder).values())), total, f"scenes in {folder / 'type_mapping.json'}")
     absent = lacking()
     _expect(3 * total - len(absent), 3 * total, f"images below {folder}" + (f" (no {absent[0]})" if absent else ""))
-    print(f"CLEVR-Change in {folder}: {total} scenes, all images there")
+    show(f"CLEVR-Change in {folder}: {total} scenes, all images there")
 
 
 def get_clip(folder: Path, name: str) -> None:
     """One of OpenAI's CLIPs, under the name that is looked for."""
     from modules.pretrained import fetch_openais
 
-    print(fetch_openais(name, folder, folder))
+    show(fetch_openais(name, folder, folder))
 
 
 def get_weights(item: DriveItem, folder: Path) -> None:
@@ -144,7 +147,7 @@ def get_weights(item: DriveItem, folder: Path) -> None:
         weights = read_released(path)
         kind = "captioner" if any(key.startswith("decoder.") for key in weights) else "adapted CLIP"
         whole = "" if holds_all_of_clip(weights) else ", without all of CLIP"
-        print(f"{path}: {kind} of {len(clip_part(weights))} CLIP tensors{whole}")
+        show(f"{path}: {kind} of {len(clip_part(weights))} CLIP tensors{whole}")
 
 
 def _unpack_from(item: DriveItem, folder: Path, archive: Path | None, fits: Callable[[list[str]], bool], target: Path) -> None:

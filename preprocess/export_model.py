@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from modules.escaping import markdown_text, one_line, show  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
+from modules.urls import Address  # noqa: E402
 
+LONGEST_ORIGIN = 5000  # letters of what a model was trained on
 TOLD = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")  # the scores that a README shows
 
 
-def export(checkpoint: str, folder: Path, trained_on: str, name: str, metrics: Path | None) -> None:
+def export(checkpoint: Address, folder: Path, trained_on: str, name: str, metrics: Path | None) -> None:
     """Write the folder's three files; tied tensors are kept once. The weights need a card beside them, as runs have it.
 
     Scores are those of `metrics`, else of the run's own `metrics.json`, which is its best weights'.
@@ -56,7 +60,7 @@ def export(checkpoint: str, folder: Path, trained_on: str, name: str, metrics: P
     with written_at_once(folder / "README.md") as temporary:
         parameters = sum(weight.numel() for weight in weights.values())
         temporary.write_text(readme(name or folder.resolve().name, stage, trained_on, parameters, scores), encoding="utf-8")
-    print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
+    show(f"{one_line(folder)}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 
 def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapping[str, Any]) -> str:
@@ -67,11 +71,12 @@ def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapp
         use = f'from modules.predictor import Predictor\n\nprint({loaded}.caption("before.png", "after.png"))'
     else:
         what, language = "is a CLIP adapted to pairs of pictures and sentences on what changed; finetuning starts from it", "bash"
-        use = f"python CLIP4IDCinference.py --do_train --init_model {name} …"
+        use = f"python CLIP4IDCinference.py --do_train --init_model {shlex.quote(one_line(name))} …"
     kind = ["pipeline_tag: image-to-text"] if stage == "caption" else []
     head = ["---", "library_name: clip4idc", *kind, "tags:", "- clip4idc",
-            "- image-difference-captioning", "---", "", f"# {name}", "",
-            f"A CLIP4IDC model ({parameters / 1e6:.1f} M parameters, float16): it {what}.", "", f"Trained on: {trained_on}.", "",
+            "- image-difference-captioning", "---", "", f"# {markdown_text(name)}", "",
+            f"A CLIP4IDC model ({parameters / 1e6:.1f} M parameters, float16): it {what}.", "",
+            f"Trained on: {markdown_text(trained_on, LONGEST_ORIGIN)}.", "",
             f"```{language}", use, "```", ""]
     groups = {"captions": scores} if stage == "caption" else {
         way.replace("_to_", " → "): {key.removeprefix(f"{way}_"): value for key, value in scores.items() if key.startswith(way)}
@@ -83,7 +88,7 @@ def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapp
             if any(score in values for score in columns)]
     names = {"spot": "Spot-the-Diff", "clevr": "data in CLEVR-Change's layout", "pairs": "a table of pairs"}
     data = names.get(scores.get("datatype"), "its data")
-    title = f"Scores on the {scores.get('split', 'evaluated')} split of {data}:"
+    title = f"Scores on the {markdown_text(str(scores.get('split', 'evaluated')))} split of {data}:"
     header = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     return "\n".join([*head, title, "", *header, *rows, ""])
 
@@ -95,7 +100,7 @@ def _number(value: Any) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="pytorch_model.bin.<epoch> of a run, or its folder")
+    parser.add_argument("checkpoint", type=Address, help="pytorch_model.bin.<epoch> of a run, or its folder")
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--trained_on", required=True, help="what it has seen, for those who use it")
     parser.add_argument("--name", default="", help="what its README calls it, owner/name on the hub (default: the folder's name)")
