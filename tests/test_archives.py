@@ -1,0 +1,216 @@
+"""Archives of a hostile author: whatever a zip or a tar claims, it is unpacked below its folder or refused in one line, with little memory,
+and nothing is left behind."""
+
+import bz2
+import gzip
+import io
+import lzma
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modules import archives
+from preprocess import download, unpacking
+from preprocess.unpacking import DamagedArchive, unpacked
+from tests.conftest import ROOT
+from tests.test_hostile import MIB
+
+
+def tar_entry(name: str, content: bytes = b"x", **values: object) -> bytes:
+    """A tar's header and content as they are."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in values.items():
+        setattr(info, key, value)
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def zipped(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+def tarred(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"x"))
+    return buffer.getvalue()
+
+
+END = bytes(1024)
+
+
+def refused(path: Path, content: bytes, message: str) -> None:
+    """The archive is refused in one line that names it, and its folder, made for it, is gone."""
+    path.write_bytes(content)
+    place = path.parent / "made" / "for it"
+    with pytest.raises(ValueError, match=message) as error, unpacked(path, place):
+        pass
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300 + len(str(path))
+    assert sorted(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("make", [zipped, tarred], ids=["zip", "tar"])
+@pytest.mark.parametrize(("names", "message"), [
+    (["a/" * 33 + "x"], "folders more than 32 deep"), (["a/" * 400 + "x", "a/" * 1600 + "x"], "too long|deep"), (["n" * 256], "a name that is too long"),
+    (["n" * 5000], "a name that is too long"), (["/".join(["n" * 200] * 6)], "a name that is too long"), (["字" * 86], "a name that is too long"),
+    (["a\x1b[2Jb"], r"control characters: a\\x1b\[2Jb"), (["a\nall 9.9"], r"control characters: a\\nall"), (["x", "./x"], "twice"),
+    (["ok", "../../out"], "outside")])
+def test_names_that_no_dataset_has_are_refused(make, names, message, tmp_path):
+    refused(tmp_path / "x.archive", make(*names), message)
+
+
+def test_names_at_the_bounds_are_unpacked(tmp_path):
+    names = ["a/" * 31 + "x", "n" * 255, "字" * 85, "b/./c//d"]
+    for make in (zipped, tarred):
+        (tmp_path / "x").write_bytes(make(*names))
+        with unpacked(tmp_path / "x", tmp_path / "to") as folder:
+            found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        assert found == sorted([*names[:3], "b/c/d"])
+        assert not (tmp_path / "to").exists()
+    (tmp_path / "to").mkdir()
+    with unpacked(tmp_path / "x", tmp_path / "to"):
+        pass
+    assert (tmp_path / "to").is_dir(), "a folder that was there stays"
+
+
+def gz(parts: list[tuple[bytes, int]]) -> bytes:
+    """Parts, each so many times, compressed."""
+    buffer = io.BytesIO()
+    with gzip.open(buffer, "wb", compresslevel=1) as file:
+        for part, times in parts:
+            for _ in range(times):
+                file.write(part)
+    return buffer.getvalue()
+
+
+def sparse_header() -> bytes:
+    """A tar's sparse file whose list of holes goes on in the next block."""
+    header = bytearray(tar_entry("x", b"", type=tarfile.GNUTYPE_SPARSE)[:512])
+    header[482] = 1
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def more_holes() -> bytes:
+    """A block of such a list, which is not the last one."""
+    return (b"%011o\0" % 1 + b"%011o\0" % 1) * 21 + b"\1" + bytes(7)
+
+
+HOSTILE_TARS: dict[str, Callable[[], bytes]] = {
+    "a long name": lambda: gz([(long_header(300 * MIB), 1), (b"a" * MIB, 300), (tar_entry("x"), 1)]),
+    "a long pax header": lambda: gz([(long_header(300 * MIB, tarfile.XHDTYPE), 1), (b"a" * MIB, 300), (tar_entry("x"), 1)]),
+    "a long global header": lambda: gz([(long_header(300 * MIB, tarfile.XGLTYPE), 1), (b"a" * MIB, 300), (tar_entry("x"), 1)]),
+    "a long list of holes": lambda: gz([(sparse_header(), 1), (more_holes() * 2048, 200)]),
+    "headers before headers": lambda: gz([(long_header(1, tarfile.XGLTYPE) + bytes(512), 300_000)]),
+    "a folder with content": lambda: gz([(long_header(300 * MIB, tarfile.DIRTYPE, "d/"), 1), (bytes(MIB), 300), (tar_entry("x"), 1)]),
+    "an endless end": lambda: gz([(tar_entry("x"), 1), (bytes(MIB), 300)]),
+}
+
+
+def long_header(size: int, kind: bytes = tarfile.GNUTYPE_LONGNAME, name: str = "x") -> bytes:
+    """The header alone of an entry that claims so many bytes."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def peak_of(path: Path, place: Path) -> tuple[int, str]:
+    """Bytes of memory that a process takes that unpacks an archive, and what it says."""
+    program = ("import sys, resource\nfrom pathlib import Path\nfrom preprocess.unpacking import unpacked\n"
+               "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+               "try:\n    with unpacked(Path(sys.argv[1]), Path(sys.argv[2])): print('unpacked')\n"
+               "except ValueError as error: print(error)\n"
+               "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
+    done = subprocess.run([sys.executable, "-c", program, str(path), str(place)], cwd=ROOT, capture_output=True, text=True, check=True)
+    said, peak = done.stdout.strip().splitlines()
+    return int(peak) * 1024, said
+
+
+@pytest.mark.parametrize("name", HOSTILE_TARS)
+def test_headers_take_no_memory_that_was_not_looked_at(name, tmp_path):
+    path = tmp_path / "x.tar.gz"
+    path.write_bytes(HOSTILE_TARS[name]())
+    assert path.stat().st_size < 4 * MIB
+    peak, said = peak_of(path, tmp_path / "to")
+    assert str(path) in said
+    assert peak < 40 * MIB
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "MOST_FILES", 20)
+    names = [f"{number}.png" for number in range(21)]
+    refused(tmp_path / "x.tar", tarred(*names), "more than 20 files")
+    refused(tmp_path / "x.tar", zipped(*names), "more than 20 entries")
+    (tmp_path / "x.tar").write_bytes(tarred(*names[:20]))
+    with unpacked(tmp_path / "x.tar", tmp_path / "to") as folder:
+        assert len(list(folder.iterdir())) == 20
+
+
+def test_a_zip_whose_list_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MOST_DIRECTORY", 2000)
+    refused(tmp_path / "x.zip", zipped(*(f"{number}.png" for number in range(100))), "is refused: .* more than 2000 bytes")
+
+
+def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    (tmp_path / "x.zip").write_bytes(zipped("a", "b"))
+    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: type("Usage", (), {"free": unpacking.SPARE + 1})())
+    monkeypatch.setattr(unpacking.shutil, "copyfileobj", lambda *_: pytest.fail("something was written"))
+    with pytest.raises(OSError, match="no room to unpack"), unpacked(tmp_path / "x.zip", tmp_path / "to"):
+        pass
+
+
+def test_an_xz_that_asks_for_more_memory_than_it_should_is_refused(tmp_path):
+    decoded = tarred("x")
+    (tmp_path / "sound.tar.xz").write_bytes(lzma.compress(decoded, preset=6))
+    with unpacked(tmp_path / "sound.tar.xz", tmp_path / "to") as folder:
+        assert (folder / "x").read_bytes() == b"x"
+    small = lzma.compress(decoded, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 12}])
+    assert archives.MOST_DICTIONARY < 1 << 30
+    header = bytearray(small)
+    place = header.index(b"\x21\x01", 12) + 2  # of the LZMA2 filter's property, the size of its dictionary
+    header[place] = 36  # 1 GiB
+    end = 12 + (header[12] + 1) * 4
+    header[end - 4 : end] = zlib.crc32(bytes(header[12 : end - 4])).to_bytes(4, "little")
+    (tmp_path / "x.tar.xz").write_bytes(bytes(header))
+    with pytest.raises(DamagedArchive, match="emory"), unpacked(tmp_path / "x.tar.xz", tmp_path / "to"):
+        pass
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress], ids=["plain", "gzip", "bzip2", "xz"])
+def test_tars_are_unpacked_however_they_are_compressed(compress, tmp_path):
+    content = bytes(range(256)) * 5000
+    whole = tar_entry("a/one", content) + tar_entry("a/", b"", type=tarfile.DIRTYPE) + tar_entry("a/two", b"") + tar_entry("three", b"3" * 511) + END
+    (tmp_path / "x").write_bytes(compress(whole))
+    with unpacked(tmp_path / "x", tmp_path / "to") as folder:
+        assert (folder / "a" / "one").read_bytes() == content
+        assert (folder / "a" / "two").read_bytes() == b""
+        assert (folder / "three").read_bytes() == b"3" * 511
+    for cut in (100, 600, len(whole) - 1500):
+        (tmp_path / "x").write_bytes(compress(whole)[:-20] if compress is not bytes else whole[:cut])
+        with pytest.raises(DamagedArchive), unpacked(tmp_path / "x", tmp_path / "to"):
+            pass
+
+
+def test_a_refused_archive_is_one_line_and_leaves_no_folder(tmp_path, capsys):
+    (tmp_path / "x.zip").write_bytes(zipped("a/" * 800 + "x"))
+    with pytest.raises(SystemExit, match="2"):
+        download.main(["clevr", "--to", str(tmp_path / "new" / "to"), "--archive", str(tmp_path / "x.zip")])
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (tmp_path / "new").exists()
