@@ -43,6 +43,7 @@ from modules.clip import ClipSizes
 from modules.clip4idc import CLIP4IDC, PAIR_KEYS
 from modules.files import file_sha256, parse_json, read_json
 from modules.layers import MAX_PARAMETERS
+from modules.picture_files import picture_endings
 from modules.prediction import _finished, picture_name
 from modules.predictor import Predictor
 from modules.pretrained import read_sizes
@@ -520,6 +521,32 @@ def test_postscript_under_a_pictures_name_runs_no_program(tmp_path, monkeypatch)
         load_image(tmp_path / "a.png")
     assert stays_inside(events, tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_formats_that_hold_others_or_run_programs_are_not_opened(tmp_path):
+    """Whatever their name: PostScript inside IPTC, Windows' metafiles, FITS, icons, PDF, films; also where a folder is listed."""
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 moveto\n%%EOF\n"
+    side = struct.pack(">H", 10)
+    fields = (((3, 60), b"\1\0"), ((3, 20), side), ((3, 30), side), ((3, 120), b"\5"), ((8, 10), postscript))
+    iptc = b"".join(b"\x1c" + bytes(kind) + struct.pack(">H", len(content)) + content for kind, content in fields)
+    small = Image.new("RGB", (16, 16), "red")
+    others = {name: encoded(small, name) for name in ("ICO", "ICNS", "PCX", "SGI", "PDF", "IM", "SPIDER", "XBM", "MSP") if name in Image.SAVE
+              and name not in ("SPIDER", "XBM", "MSP")}
+    for name, content in {"IPTC": iptc, "PostScript": postscript, **others}.items():
+        (tmp_path / "a.png").write_bytes(content)
+        with seen() as events, pytest.raises(ValueError, match=r"a\.png: not an image of a format that is read here \(AVIF|BMP"):
+            read_image(tmp_path / "a.png")
+        assert stays_inside(events, tmp_path), name
+    for ending in (".png", ".JPG", ".webp", ".tif", ".gif", ".bmp", ".jp2"):
+        assert ending.lower() in picture_endings()
+    assert not picture_endings() & {".eps", ".ps", ".iim", ".wmf", ".emf", ".pdf", ".mpg", ".h5", ".ico", ".fits", ".psd"}
+
+
+def test_every_reader_of_pictures_opens_the_same_formats():
+    """`Image.open` is called in one place."""
+    places = [path for folder in ("", "modules", "modules/web", "dataloaders", "preprocess", "gt", "scripts", "benchmarks")
+              for path in (ROOT / folder).glob("*.py") if "Image.open(" in path.read_text()]
+    assert places == [ROOT / "modules" / "picture_files.py"]
 
 
 # Weights.
