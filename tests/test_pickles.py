@@ -27,8 +27,7 @@ from tests.test_hostile import MIB, only_our_error, rebuilt, saved, scripted, wi
 MOST_SECONDS, MOST_MEMORY = 10, 1024 * MIB
 LONGEST_PROGRAM = 12 * MIB  # less than what is refused unread
 REPEATS = (2, 5, 60, 150, 5000, 200_000, 2_000_000)  # how often something is repeated; the last rarely
-WEIGHTS_OF_LONGEST_PROGRAM = 12 * MIB  # less than what is refused unread
-REPEATS = (20, 20, 20, 20, 15, 4, 1)
+WEIGHTS_OF_REPEATS = (20, 20, 20, 20, 15, 4, 1)
 GETS = (b"h\0", b"h\1", b"j\0\0\0\0", b"j\xff\xff\xff\x7f")
 VALUES = (b"N", b"\x88", b"K\1", b"J\xff\xff\xff\x7f", b"\x8a\xff" + b"\xff" * 255, b"G" + struct.pack(">d", 1e300), b"X\3\0\0\0abc", b"]", b"}", b")",
           b"(", b"U\3abc", b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"c__torch__\nM\n",
