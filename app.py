@@ -5,6 +5,7 @@ import html
 import importlib.util
 import json
 import os
+import re
 import sys
 import threading
 from pathlib import Path
@@ -12,11 +13,11 @@ from pathlib import Path
 from modules.escaping import markdown_text, show
 from modules.options import OneLineParser, run_and_report
 from modules.urls import Address
+from modules.web.hosts import allowed_hosts, host_name
 
 ROOT = Path(__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
 MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload, in 2**20 bytes and millions
-LEAST_SPACE = 50 * 10**6  # bytes for uploads: two files and what comes with them
 MAX_SECONDS = 10  # that decoding the pictures of a request may take
 MOST_CAPTIONS = 10
 MOST_WAITING = 32  # requests; more are told to come back later
@@ -165,7 +166,6 @@ def serve(args: argparse.Namespace) -> None:
     from modules.predictor import Predictor
     from modules.runtime import keep_freed_memory
     from modules.web.decoding import start_decoding
-    from modules.web.hosts import allowed_hosts
     from modules.web.server import (
         Limits,
         address_of,
@@ -195,39 +195,48 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def byte_count(text: str) -> int:
-    """Bytes of a size such as 500 MB, 2 GB or 1000000. ValueError for what is none."""
-    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-    number = text.strip().lower().rstrip("bkmgt ")
-    unit = text.strip().lower()[len(number) :].strip()
-    return int(float(number) * units[unit] if unit in units else float("nan"))
+    """Bytes of a size such as 500MB, 2 GB or 1000000. ArgumentTypeError for what is none."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) *([kmgt]?)b?", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 500MB or 2GB")
+    factor = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}[found.group(2)]
+    return int(float(found.group(1)) * factor)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line; see --help."""
+def parse_words(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, checked; wrong words print one line and exit with 2."""
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--init_model", type=Address, help="finetuned weights (default: the small model in ckpts/demo)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
+    model = "finetuned weights (default: the small model in ckpts/demo)"
+    host = "address to listen on (default: 127.0.0.1, this machine alone)"
+    names = (
+        "further names under which the page may be asked for, such as that of a web server before it "
+        "(default: localhost, --host, and on 0.0.0.0 and :: this machine's name and addresses)"
+    )
+    age = "seconds that an upload is kept at most (default: 3600)"
+    space = "what all uploads may take together, such as 500MB; the oldest go first (default: 2GB)"
+    parser.add_argument("--init_model", type=Address, help=model)
+    parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--allowed_hosts", nargs="+", default=[], metavar="NAME", help="further names under which the page may be "
-                        "asked for, behind a proxy for example (default: localhost, --host, and on 0.0.0.0 and :: this machine's)")
-    parser.add_argument("--upload_age", type=float, default=3600, metavar="SECONDS", help="seconds that an upload is kept at most "
-                        "(default: 3600)")
-    parser.add_argument("--upload_space", type=byte_count, default=2 * 10**9, metavar="SIZE", help="what all uploads may take "
-                        "together, such as 500MB; the oldest go first (default: 2GB)")
+    parser.add_argument("--allowed_hosts", nargs="+", action="extend", default=[], metavar="NAME", help=names)
+    parser.add_argument("--upload_age", type=float, default=3600, metavar="SECONDS", help=age)
+    parser.add_argument("--upload_space", type=byte_count, default=2 * 10**9, metavar="SIZE", help=space)
     args = parser.parse_args(argv)
-    problems = []
+    args.allowed_hosts = [name for names in args.allowed_hosts for name in names.split(",") if name]
+    problems = [f"--allowed_hosts {name} is no name of a host" for name in args.allowed_hosts if host_name(name) is None]
     if not 1 <= args.port <= 65535:
         problems.append(f"--port is {args.port}, expected 1 to 65535")
     if not 1 <= args.upload_age <= 10**9:
         problems.append(f"--upload_age is {args.upload_age:g}, expected at least 1 second")
-    if args.upload_space < LEAST_SPACE:
-        least = f"{LEAST_SPACE // 10**6}MB, room for one upload"
-        problems.append(f"--upload_space is {args.upload_space} bytes, expected at least {least}")
-    from modules.web.hosts import host_name
-
-    problems += [f"--allowed_hosts {name} is no name of a host" for name in args.allowed_hosts if host_name(name) is None]
+    if args.upload_space < 1:
+        problems.append(f"--upload_space is {args.upload_space}, expected at least 1 byte")
     if problems:
         parser.error("; ".join(problems))
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; see --help."""
+    args = parse_words(argv)
     return run_and_report("app.py", lambda: serve(args))
 
 

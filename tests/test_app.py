@@ -1,6 +1,7 @@
 """The web page in headless Chromium: upload, drop, paste, examples, caption, swap, a broken or oversized file, a phone's width; what
 is refused before decoding, how requests wait for each other, and that nothing stays."""
 
+import argparse
 import base64
 import io
 import json
@@ -73,10 +74,18 @@ def test_what_a_sentence_holds_is_text_in_the_page():
     assert "<h3>" not in app.attention_html(image, image, [explanation])
 
 
+@pytest.mark.parametrize(("text", "size"), [("500MB", 500 * 10**6), ("2 GB", 2 * 10**9), ("1000", 1000), ("1.5gb", 15 * 10**8), ("2G", 2 * 10**9), ("7b", 7)])
+def test_sizes(text, size):
+    assert app.byte_count(text) == size
+    for wrong in ("", "x", "-1", "nan", "inf", "1e400", "1" * 5000, "1 XB", "1 MB MB"):
+        with pytest.raises(argparse.ArgumentTypeError, match="no size"):
+            app.byte_count(wrong)
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["--port", "99999"], "--port is 99999"), (["--init_model", "nowhere"], "no weights"),
     (["--upload_age", "0"], "--upload_age is 0"), (["--upload_age", "nan"], "--upload_age is nan"),
-    (["--upload_space", "1MB"], "--upload_space is 1000000"), (["--upload_space", "much"], "--upload_space"),
+    (["--upload_space", "0"], "--upload_space is 0, expected"), (["--upload_space", "much"], "--upload_space"),
     (["--allowed_hosts", "a b"], "--allowed_hosts a b is no name"), (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
     (["--init_model", "htps://user:hunter2@host/x"], "no weights htps://host/x")])
 def test_wrong_options_are_one_line(words, message, capsys):
@@ -443,6 +452,7 @@ def test_the_names_of_a_page_that_listens_everywhere():
     mine = {socket.gethostname().lower(), "127.0.0.1"} - {""}
     for host in ("0.0.0.0", "::"):
         assert mine <= allowed_hosts(host)
+    assert {"0.0.0.0", "localhost"} <= allowed_hosts("0.0.0.0")
     assert allowed_hosts("192.0.2.7", ["Page.example", "[2001:DB8::0:1]"]) == {
         "localhost", "127.0.0.1", "::1", "192.0.2.7", "page.example", "2001:db8::1"}
     assert [host_name(name) for name in ("A.b:80", "[::1]:9", "::1", "x:y", "[::1", "a b", "", "x.")] == [

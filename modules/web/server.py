@@ -130,6 +130,8 @@ async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limit
     too_large = Refused(413, f"a file may have {limits.file_bytes // 2**20} MB")
     if expected > most:
         raise too_large
+    if expected > uploads.max_bytes:
+        raise Refused(413, f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)")
     try:
         with uploads.reserved(expected):
             async with Request(request.scope, body).form(max_files=MOST_FILES, max_fields=MOST_FIELDS) as form:
