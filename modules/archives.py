@@ -17,6 +17,7 @@ from modules.files import BLOCK
 MOST_DIRECTORY = 24 << 20  # bytes of a zip's list of entries, of which each takes some 600 in memory
 MOST_HEADERS = 1 << 20  # bytes of a tar between the content of one file and that of the next
 MOST_DICTIONARY = 256 << 20  # bytes that unpacking xz may take; xz -9 needs 65 MiB
+SIMPLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what zipfile inflates no further than is asked for
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}  # by a file's first bytes
 
 
@@ -58,8 +59,11 @@ class BoundedReader:
 def opened_zip(path: Path, most_entries: int) -> Iterator[zipfile.ZipFile]:
     """A zip to read. ValueError where it lists too much, BadZipFile or OSError where it is none."""
     with open(path, "rb") as file, zipfile.ZipFile(BoundedReader(file, MOST_DIRECTORY)) as archive:
-        if len(archive.infolist()) > most_entries:
+        entries = archive.infolist()
+        if len(entries) > most_entries:
             raise ValueError(f"it has more than {most_entries} entries")
+        if any(entry.compress_type not in SIMPLE for entry in entries):
+            raise ValueError("its entries are compressed in a way that is not read here")
         yield archive
 
 
@@ -174,6 +178,7 @@ def tar_files(archive: tarfile.TarFile, stream: MeteredReader) -> Iterator[tarfi
     stream.allow(MOST_HEADERS)
     while (entry := archive.next()) is not None:
         archive.members.clear()
+        archive.pax_headers.clear()  # global ones would be kept, and copied for each entry
         stream.allow(entry.size + MOST_HEADERS)
         yield entry
         stream.allow(MOST_HEADERS)

@@ -16,6 +16,7 @@ BREAKS = "\n\t"  # what a text of several lines of our own may hold
 DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")  # controls, breaks of lines and paragraphs, halves of letters
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+INVISIBLE = " \u00a0\u200b\u2060\ufeff"  # which may stand before them
 LATEX = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -73,12 +74,13 @@ def markdown_text(text: str, longest: int = LONGEST_MARKDOWN) -> str:
 
 def latex_text(text: str) -> str:
     """For LaTeX: letters that mean something there escaped, in one line."""
-    return "".join(LATEX.get(letter, letter) for letter in one_line(" ".join(text.split())))
+    escaped = "".join(LATEX.get(letter, letter) for letter in one_line(" ".join(text.split())))
+    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped  # else an option of \\ or \midrule
 
 
 def spreadsheet_text(text: str) -> str:
     """For a cell that a spreadsheet may open: what it would take for a formula begins with a '."""
-    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+    return f"'{text}" if text.lstrip(INVISIBLE).startswith(FORMULA_STARTS) else text
 
 
 class SafeFormatter(logging.Formatter):

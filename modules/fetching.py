@@ -232,7 +232,7 @@ def _open_s3(url: Address, start: int, version: str | None) -> Iterator[_Answer]
             yield _Answer(start, start + answer["ContentLength"], answer.get("ETag"), body.iter_chunks(BLOCK))
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError,
             exceptions.ProfileNotFound) as error:
-        raise OSError(f"cannot get {url}: {scrub(short(error)).rstrip('.')}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+        raise OSError(f"cannot get {url}: {short(error).rstrip('.')}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
                       "AWS_PROFILE") from None
     except exceptions.ClientError as error:
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
@@ -244,7 +244,7 @@ def _open_s3(url: Address, start: int, version: str | None) -> Iterator[_Answer]
     except (exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:  # connections refused, broken, timed out
         raise _Broken(_reason(error)) from None
     except (exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is none
-        raise OSError(f"cannot get {url}: {scrub(short(error))}") from None
+        raise OSError(f"cannot get {url}: {short(error)}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.escaping import has_control_characters
+from modules.urls import scrub
 
 BLOCK = 1 << 20  # bytes read at once
 DAMAGED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error,
@@ -65,8 +66,8 @@ def read_json(path: str | Path, kind: type | None = None) -> Any:
 
 
 def short(error: Exception) -> str:
-    """An error's words in one line of at most 160 letters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error's words in one line of at most 160 letters, without secrets of addresses in them."""
+    text = " ".join(scrub(str(error)).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."
 
 

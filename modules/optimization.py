@@ -64,6 +64,20 @@ class BertAdam(torch.optim.Optimizer):
         self.max_total_norm, self.bias_correction = max_total_norm, bias_correction
         self.skipped = 0
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As torch's. ValueError where it is not what `state_dict` gave of such an optimizer."""
+        names = self.param_groups[0].keys()
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            numbers = (group.get("lr"), group.get("warmup"), group.get("t_total"), group.get("eps"), group.get("weight_decay"),
+                       group.get("max_grad_norm"), *group.get("betas", (None,)))
+            are_finite = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            if group.keys() != names or group["schedule"] not in SCHEDULES or not are_finite:
+                raise ValueError("the optimizer's settings in it make no sense")
+            for parameter in group["params"]:
+                if self.state.get(parameter) and not _fits(self.state[parameter], parameter):
+                    raise ValueError("the optimizer's state in it does not fit its parameters")
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """One update of every parameter that has a gradient."""
@@ -129,6 +143,13 @@ class BertAdam(torch.optim.Optimizer):
         group = self.param_groups[0]
         steps = [self.state[p]["step"] for p in group["params"] if p in self.state]
         return self._rate(group, max(steps, default=0))
+
+
+def _fits(state: dict, parameter: Tensor) -> bool:
+    """Whether a parameter's state is one that BertAdam makes."""
+    moments = [state.get("moment"), state.get("square")]
+    are_tensors = all(isinstance(moment, Tensor) and moment.shape == parameter.shape for moment in moments)
+    return state.keys() == {"step", "moment", "square"} and are_tensors and type(state["step"]) is int and state["step"] >= 0
 
 
 def parameter_groups(model: "CLIP4IDC", lr: float, coef_lr: float, weight_decay: float) -> list[dict]:

@@ -8,12 +8,14 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from modules.escaping import one_line
+from modules.files import short
 from modules.stopping import TRY_AGAIN, StopRequested
 from modules.urls import Address, redact, scrub
 
@@ -179,7 +181,14 @@ GROUPS: dict[str, type] = {"run": RunOptions, "data": DataOptions, "model": Mode
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse whose complaints are one line."""
+    """argparse whose complaints are one line, in which no secret of an address stands, whatever option it was given to."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None) -> Any:
+        """As argparse's; what looks like an address in any word is known as one from here on."""
+        words = sys.argv[1:] if args is None else args
+        for word in words:
+            Address(word.partition("=")[2] if word.startswith("-") else word)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         line = one_line(scrub(" ".join(message.split())))
@@ -351,7 +360,7 @@ def run_and_report(script: str, job: Any) -> int:
     except RuntimeError as error:
         for pattern, code, text in FAILURES:
             if pattern.search(str(error)):
-                _complain(script, f"{text} ({str(error)[:100]})")
+                _complain(script, f"{text} ({short(error)})")
                 raise SystemExit(code) from None
         raise
     return 0

@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dataloaders.own_pairs import OwnPair, list_pairs
 from modules.bert_config import load_decoder_config
-from modules.escaping import one_line, show, spreadsheet_text
+from modules.escaping import one_line, printable, show, spreadsheet_text
 from modules.files import file_sha256, parse_json, read_json, write_json
 from modules.options import Options
 from modules.predictor import DEMO, Caption, Decoding, Predictor
@@ -96,7 +97,8 @@ def _onto_terminal(rounds: Iterator[list[Captioned]], alone: bool) -> None:
         if alone:
             show("\n".join(one_line(caption.text) for caption in captioned[0][1]), flush=True)
         else:
-            print(_lines(captioned, ".csv"), end="", flush=True)
+            text = _lines(captioned, ".csv")
+            print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def _into_file(rounds: Iterator[list[Captioned]], path: Path, done: int, kept_bytes: int, origin: dict[str, Any],

@@ -17,7 +17,7 @@ from modules.clip4idc import PAIR_KEYS, clip_part, holds_all_of_clip, released_n
 from modules.fetching import WebPage, fetch, shelf_of
 from modules.files import cache_folder, file_sha256, read_json, short
 from modules.layouts import EXTRAS, huggingface_problems, layout_of, open_clip_problems, to_released, without_wrapping
-from modules.urls import Address, scrub
+from modules.urls import Address
 from modules.weight_files import read_weights
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def _from_hub(name: str, cache_dir: str | None) -> Path:
         with suppress(Exception):
             return Path(snapshot_download(**where, local_files_only=True))
         raise OSError(f"{name} is neither a path here or in {ROOT / 'ckpts'} nor to be had from the Hugging Face hub: "
-                      f"{scrub(short(error))}") from None
+                      f"{short(error)}") from None
 
 
 def random_clip(path: str | Path) -> dict[str, Tensor]:

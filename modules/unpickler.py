@@ -19,6 +19,9 @@ MOST_INSTRUCTIONS = 1_000_000  # of a file; a training state of ViT-L/14 has som
 MOST_TENSORS = 100_000
 MOST_DEPTH = 100  # containers within each other
 MOST_DIMENSIONS = 16  # of a tensor
+MOST_ARGUMENTS = 8  # of a call; torch's own has seven
+MOST_ATTRIBUTES = 1_000_000  # of all scripted modules together, those that are set again counted again
+WIDENED = 4  # bytes of an element as it is used: numbers of fewer are widened to float32
 MOST_SHARED = 8  # times its size that a file's tensors may have together: tied ones share their bytes
 TOO_DEEP = f"its containers lie in each other more than {MOST_DEPTH} deep"
 KEYS_BELOW = 2**31  # whole numbers as keys; larger ones can be chosen so that all have the same hash
@@ -122,6 +125,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         self.open_storage = open_storage
         self.room = MOST_SHARED * file_size
         self.num_tensors = 0
+        self.num_attributes = 0
         self.storages: dict[str, Storage] = {}
         self._rebuild_tensor = self._rebuild  # one object, to be known again when it is called
 
@@ -185,7 +189,8 @@ class RestrictedUnpickler(pickle._Unpickler):
         function = self.stack[-1]
         is_ours = any(function is one for one in (self._rebuild_tensor, _first, _dictionary))
         _refuse_unless(is_ours, f"a call of a {type(function).__name__} does not belong into weights")
-        _refuse_unless(type(arguments) is tuple, "a call is described in no known way")
+        is_known = type(arguments) is tuple and len(arguments) <= MOST_ARGUMENTS
+        _refuse_unless(is_known, "a call is described in no known way")
         self.stack[-1] = function(*arguments)
 
     def load_newobj(self) -> None:
@@ -202,6 +207,9 @@ class RestrictedUnpickler(pickle._Unpickler):
         target = self.stack[-1]
         if isinstance(target, ScriptedModule):
             _refuse_unless(type(state) is dict, "a module's attributes are no dictionary")
+            self.num_attributes += len(state)
+            most = self.num_attributes <= MOST_ATTRIBUTES
+            _refuse_unless(most, f"its modules have more than {MOST_ATTRIBUTES} attributes")
             target.__dict__.update(state)
             return
         name = type(target).__name__
@@ -239,7 +247,7 @@ class RestrictedUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(
                 f"a tensor ends at element {last} of a storage of {len(storage.values)}"
             )
-        self.room -= count * storage.values.element_size()
+        self.room -= count * max(storage.values.element_size(), WIDENED)
         _refuse_unless(self.room >= 0, f"its tensors would take more than {MOST_SHARED} times the file's size")
         self._count_tensor()
         return torch.as_strided(storage.values, size, stride, offset)

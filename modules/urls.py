@@ -2,9 +2,10 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
 HIDDEN = "***"
 SHORTEST_PASSWORD = 4  # shorter ones are not looked for in text: they stand in too many words
@@ -14,9 +15,14 @@ SCHEMES = ("https", "http", "s3", "ftp", "ftps", "sftp", "ssh", "gs", "hf", "fil
 # One letter alone is a Windows drive.
 SCHEME = re.compile(rf"[A-Za-z][\w+.-]+:/+|(?:{'|'.join(SCHEMES)}):|//+", re.IGNORECASE)
 QUERY = re.compile(r"\?[^\s=&/]+=")
+# What begins a query, a fragment or a parameter, also where it is written by another letter or a code.
+TAIL = re.compile(r"[?#&;？＃]|%3f|%23", re.IGNORECASE)
+AT = re.compile(r"[@＠]|%40", re.IGNORECASE)
 NAMES_OF_SECRETS = re.compile(
-    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS|ACCESS_KEY|SECRET_KEY|API_KEY|ACCESS_KEY_ID)$"
+    r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY"
+    r"|(?:^|_)(?:PASS|PAT|AUTH))$"
 )
+NAMES_OF_ADDRESSES = re.compile(r"PROXY|ENDPOINT|UR[LI]|HOST|SERVER|DSN")
 WORD = re.compile(r"[^\s\"'“”‘’<>]+")
 
 _known: set[str] = set()  # what Addresses of this process hold that nobody may read
@@ -49,7 +55,9 @@ class Address:
     _given: str
 
     def __post_init__(self) -> None:
-        _known.update(_secrets_in(self._given))
+        if not _is_there(self._given):
+            for secret in _secrets_in(self._given):
+                _known.update(_spellings(secret))
 
     def reveal(self) -> str:
         """The whole name, secrets included."""
@@ -80,18 +88,18 @@ class Address:
         return is_s3(self._given)
 
     def split(self) -> tuple["Address", str, str]:
-        """The folder that it lies in, the name there, and the query. In s3:// a ? may stand in a
-        folder's name."""
-        place, query = self._given, ""
+        """The folder that it lies in, the name there, and what follows that: query, fragment. In s3://
+        a ? may stand in a folder's name."""
+        place, tail = self._given, ""
         if not self.is_s3:
-            place, _, query = self._given.partition("?")
+            end = min((at for at in map(self._given.find, "?#") if at >= 0), default=len(self._given))
+            place, tail = self._given[:end], self._given[end:]
         scheme, _, rest = place.partition("://")
         folder, slash, name = rest.rpartition("/")
         if not slash:
-            return Address(place), "", query
-        if self.is_s3:
-            name, _, query = name.partition("?")
-        return Address(f"{scheme}://{folder}"), name.rpartition("@")[2], query
+            return Address(place), "", tail
+        plain = TAIL.split(name)[0]
+        return Address(f"{scheme}://{folder}"), AT.split(plain)[-1], name[len(plain) :] + tail
 
     def joined(self, name: str) -> "Address":
         """What lies in this folder under a name."""
@@ -101,39 +109,73 @@ class Address:
 def redact(name: str) -> str:
     """A name as others may read it: of an address, also a mistyped one, neither what stands before
     its last @, nor its query, nor its fragment. Other names stay as they are."""
-    if not _may_hold_secrets(name) or os.path.exists(name):
+    if not _may_hold_secrets(name) or _is_there(name):
         return name
+    scheme, rest = _split_scheme(name)
+    tail = TAIL.search(rest)
+    end = tail.start() if tail else len(rest)
+    ats = [found.span() for found in AT.finditer(rest)]
+    if ats and ats[-1][0] > end:  # a password with a question mark, or a query with an @: who can tell?
+        return f"{scheme}{HIDDEN}"
+    rest = rest[ats[-1][1] if ats else 0 : end]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{HIDDEN if scheme and _is_no_host(host) else host}{slash}{path}"
+
+
+def _split_scheme(name: str) -> tuple[str, str]:
     found = SCHEME.match(name)
     scheme = found.group() if found else ""
-    rest = name[len(scheme) :]
-    end = min((place for place in map(rest.find, "?#") if place >= 0), default=len(rest))
-    at = rest.rfind("@")
-    if at > end:  # a password with a question mark, or a query with an @: who can tell?
-        return f"{scheme}{HIDDEN}"
-    return scheme + rest[at + 1 : end]
+    return scheme, name[len(scheme) :]
+
+
+def _is_no_host(text: str) -> bool:
+    """Whether what should be host:port has something else behind its colon: a password without its @."""
+    host, colon, port = text.rpartition(":")
+    return bool(colon) and not text.startswith("[") and not (port.isdigit() or not port)
+
+
+def _is_there(name: str) -> bool:
+    """Whether a name is a file's or a folder's here."""
+    try:
+        return os.path.exists(name)
+    except ValueError:  # a NUL in it
+        return False
 
 
 def _may_hold_secrets(name: str) -> bool:
     """Whether it is written like an address. owner/name@revision and ViT-L/14@336px are not."""
-    if not set("@?#") & set(name) or re.match(r"[A-Za-z]:[\\/]", name):  # a Windows drive
+    if sys.platform == "win32" and re.match(r"[A-Za-z]:[\\/]", name):
         return False
-    if SCHEME.match(name) or QUERY.search(name):
+    scheme, rest = _split_scheme(name)
+    if scheme and (AT.search(rest) or TAIL.search(rest) or _is_no_host(rest.partition("/")[0])):
         return True
-    return "@" in name.partition("/")[0] or re.search(r":[^@]*@", name) is not None
+    if QUERY.search(name):
+        return True
+    at = AT.search(name)
+    return at is not None and ("/" not in name[: at.start()] or ":" in name[: at.start()])
 
 
 def _secrets_in(name: str) -> Iterator[str]:
     """The parts of an address that are looked for in all text: the password, and what is long enough
-    to be a token: all before the last @, the query and its values."""
+    to be a token: all before the last @, the query and its values, the fragment."""
     if not _may_hold_secrets(name):
         return
-    found = SCHEME.match(name)
-    before = name[found.end() if found else 0 :].rpartition("@")[0]
+    scheme, rest = _split_scheme(name)
+    ats = [found.start() for found in AT.finditer(rest)]
+    before = rest[: ats[-1]] if ats else ""
     password = before.partition(":")[2]
-    query = name.partition("?")[2]
-    tokens = (before, query, *(value for _, value in parse_qsl(query)))
+    if scheme and not ats and _is_no_host(rest.partition("/")[0]):
+        password = rest.partition("/")[0].partition(":")[2]
+    tails = TAIL.split(rest)[1:]
+    values = [value for tail in tails for value in (tail, tail.partition("=")[2])]
+    tokens = (before, *values, *map(unquote, values), name.partition("?")[2])
     yield from (value for value in (password, unquote(password)) if len(value) >= SHORTEST_PASSWORD)
     yield from (value for value in tokens if len(value) >= SHORTEST_TOKEN)
+
+
+def _spellings(secret: str) -> set[str]:
+    """A secret as it is, with its blanks made one, and with its control characters as escapes."""
+    return {secret, " ".join(secret.split()), secret.encode("unicode_escape").decode("ascii")}
 
 
 def _environment_secrets() -> Iterator[str]:
@@ -141,7 +183,7 @@ def _environment_secrets() -> Iterator[str]:
     for name, value in os.environ.items():
         if NAMES_OF_SECRETS.search(name.upper()) and len(value) >= SHORTEST_TOKEN:
             yield value
-        elif "@" in value and ("://" in value or name.lower().endswith("_proxy")):
+        elif NAMES_OF_ADDRESSES.search(name.upper()):
             yield from _secrets_in(value)
 
 
@@ -156,11 +198,11 @@ def scrub(text: str) -> str:
 
 def _redact_within(word: str) -> str:
     """A word of a text, the address in it redacted; what stands before its scheme stays."""
+    found = SCHEME.search(word)
+    if found and not _is_there(word) and _may_hold_secrets(word[found.start() :]):
+        return word[: found.start()] + redact(word[found.start() :])
     if "@" not in word and "?" not in word:
         return word
-    found = SCHEME.search(word)
-    if found and ("@" in word[found.end() :] or QUERY.search(word)):
-        return word[: found.start()] + redact(word[found.start() :])
     if QUERY.search(word) or re.search(r"\w:[^@]*[^@:]@\w", word):
         return redact(word)
     return word

@@ -22,6 +22,7 @@ MOST_PICKLED = 16 << 20  # bytes of the pickle that says how the tensors lie
 MOST_INFLATED = 64 << 20  # bytes by which an archive's entries may exceed the file: TorchScript's sources are compressed
 MOST_ENTRIES = 100_000  # of an archive
 MOST_ATTRIBUTES, LONGEST_NAME = 100_000, 1000  # of a TorchScript archive's modules; letters of a tensor's name
+LONGEST_SHOWN = 100  # letters of a tensor's name in a message
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what torch.save's older format begins with
 REFUSED = (pickle.UnpicklingError, ValueError)  # whose words are for the user
 UNREADABLE = (*REFUSED, zipfile.BadZipFile, *DAMAGED)
@@ -49,7 +50,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no state dict of tensors")
     for key, value in weights.items():
         if value.dtype not in DTYPES.values():
-            raise ValueError(f"{path}: {key} is of the type {str(value.dtype).removeprefix('torch.')}, which is not read here")
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(f"{path}: {key[:LONGEST_SHOWN]} is of the type {kind}, which is not read here")
     return weights
 
 
@@ -107,8 +109,6 @@ def _read_archive(path: Path) -> Any:
         inflated = sum(entry.file_size for entry in entries)
         if inflated > size + MOST_INFLATED:
             raise ValueError(f"its entries would inflate from {size} to {inflated} bytes")
-        if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-            raise ValueError("its entries are compressed in a way that torch does not write")
         pickled = next((entry for entry in entries if entry.filename.endswith("/data.pkl")), None)
         if pickled is None or pickled.file_size > MOST_PICKLED:
             raise ValueError("it has no data.pkl" if pickled is None else f"its data.pkl has {pickled.file_size} bytes")

@@ -58,7 +58,6 @@ def from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
     from gdown.exceptions import DownloadError
 
     from modules.files import short
-    from modules.urls import scrub
 
     last_way = f"open {item.address} in a browser and {by_hand}"
     bring = gdown.download_folder if item.folder else gdown.download
@@ -68,7 +67,7 @@ def from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
     except requests.ConnectionError:
         raise OSError(f"Google Drive cannot be reached for {item.name}: try again with a network, or {last_way}") from None
     except (DownloadError, requests.RequestException) as error:
-        reason = scrub(short(error))
+        reason = short(error)
         raise OSError(f"Google Drive does not give {item.name} ({reason}). It hands a file out only so often a day: try again "
                       f"tomorrow, or {last_way}") from None
 
@@ -107,15 +106,17 @@ def get_clevr(folder: Path, archive: Path | None) -> None:
     from dataloaders.clevr_change import CAPTION_FILES, FOLDERS, read_captions, read_split, read_types
 
     splits = folder / "splits.json"
+    files = (*CAPTION_FILES, splits.name, "type_mapping.json")
 
     def lacking() -> list[str]:
         names = [name for split in SPLITS for name in read_split(folder, split)] if splits.is_file() else []
-        files = [str(folder / file) for file in (*CAPTION_FILES, splits.name, "type_mapping.json") if not (folder / file).is_file()]
-        return files + [missing for place, prefix in FOLDERS.items()
+        absent = [str(folder / file) for file in files if not (folder / file).is_file()]
+        return absent + [missing for place, prefix in FOLDERS.items()
                         for missing in _missing(folder / place, [prefix + name for name in names])]
 
     if lacking():
-        _unpack_from(CLEVR, folder, archive, set(FOLDERS).issubset, folder)
+        needed = {*FOLDERS, *(file for file in files if not (folder / file).is_file())}
+        _unpack_from(CLEVR, folder, archive, needed.issubset, folder)
     for split in SPLITS:
         _expect(len(read_split(folder, split)), SCENES[split], f"scenes of the {split} split in {splits}")
     total = sum(SCENES.values())

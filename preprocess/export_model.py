@@ -20,6 +20,7 @@ from modules.escaping import markdown_text, one_line, show  # noqa: E402
 from modules.options import OneLineParser, run_and_report  # noqa: E402
 from modules.urls import Address  # noqa: E402
 
+LARGEST_SCORE = 1e6  # above which a number is no score
 LONGEST_ORIGIN = 5000  # letters of what a model was trained on
 TOLD = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")  # the scores that a README shows
 
@@ -54,12 +55,13 @@ def export(checkpoint: Address, folder: Path, trained_on: str, name: str, metric
     if metrics is None and own.is_file() and best.is_file() and path.samefile(best):
         metrics = own
     scores = read_json(metrics, dict) if metrics else {}
+    parameters = sum(weight.numel() for weight in weights.values())
+    page = readme(name or folder.resolve().name, stage, trained_on, parameters, scores)
     with written_at_once(folder / "model.safetensors") as temporary:
         save_file(weights, temporary, {"format": "pt"})
     write_card(folder / CARD, {**card, "trained_on": trained_on})
     with written_at_once(folder / "README.md") as temporary:
-        parameters = sum(weight.numel() for weight in weights.values())
-        temporary.write_text(readme(name or folder.resolve().name, stage, trained_on, parameters, scores), encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     show(f"{one_line(folder)}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 
@@ -87,14 +89,16 @@ def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapp
     rows = [f"| {group} | " + " | ".join(_number(values.get(score)) for score in columns) + " |" for group, values in groups.items()
             if any(score in values for score in columns)]
     names = {"spot": "Spot-the-Diff", "clevr": "data in CLEVR-Change's layout", "pairs": "a table of pairs"}
-    data = names.get(scores.get("datatype"), "its data")
+    data = names.get(str(scores.get("datatype")), "its data")
     title = f"Scores on the {markdown_text(str(scores.get('split', 'evaluated')))} split of {data}:"
     header = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     return "\n".join([*head, title, "", *header, *rows, ""])
 
 
 def _number(value: Any) -> str:
-    return "–" if not isinstance(value, int | float) else f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    if not isinstance(value, int | float) or not abs(value) < LARGEST_SCORE:
+        return "–"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def main(argv: list[str] | None = None) -> int:

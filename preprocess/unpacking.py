@@ -18,6 +18,7 @@ from tqdm import tqdm
 from modules.archives import MeteredReader, NoArchive, opened_tar, opened_zip, tar_files
 from modules.escaping import has_control_characters, one_line
 from modules.files import BLOCK, DAMAGED, short
+from modules.picture_files import picture_endings
 
 SPARE = 1 << 28  # bytes of the disk that unpacking leaves free
 MOST_FILES = 500_000  # of an archive
@@ -25,6 +26,7 @@ MOST_FOLDERS = 32  # within each other
 LONGEST_PATH = 1024  # bytes of a file's path in the archive
 LONGEST_NAME = 255  # bytes of a part of it, which is what file systems take
 LONGEST_END = 16 << 20  # bytes of zeros behind a tar's last file
+TABLE_ENDINGS = frozenset((".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".h5", ".npy"))
 SHOWN_NAME = 80  # letters of a name in a message
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, *set(DAMAGED) - {ValueError})
 
@@ -58,12 +60,10 @@ def _unpack(archive: Path, folder: Path) -> None:
     room = shutil.disk_usage(folder).free - SPARE
     no_room = OSError(errno.ENOSPC, f"no room to unpack {archive} in {folder.parent}")
     try:
-        for number, (name, size, content) in enumerate(_members(archive, room, no_room)):
+        for name, size, content in _members(archive, room, no_room):
             room -= size
             if room < 0:
                 raise no_room
-            if number >= MOST_FILES:
-                raise ValueError(f"{archive} holds more than {MOST_FILES} files")
             target = folder / _safe(name, archive)
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(target, "xb") as file:
@@ -96,7 +96,7 @@ def _zip_members(archive: Path, room: int, no_room: OSError) -> Iterator[tuple[s
         entries = [entry for entry in opened.infolist() if not entry.is_dir()]
         if sum(entry.file_size for entry in entries) > room:
             raise no_room
-        for entry in tqdm(entries, archive.name, unit=" files", disable=None):
+        for entry in tqdm(entries, one_line(archive.name), unit=" files", disable=None):
             if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
                 raise ValueError(f"{archive} holds more than files: {_shown(entry.filename)}")
             with opened.open(entry) as content:
@@ -105,7 +105,10 @@ def _zip_members(archive: Path, room: int, no_room: OSError) -> Iterator[tuple[s
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     with _named(archive), opened_tar(archive) as (opened, stream):
-        for entry in tqdm(tar_files(opened, stream), archive.name, unit=" files", disable=None):
+        entries = tqdm(tar_files(opened, stream), one_line(archive.name), unit=" files", disable=None)
+        for number, entry in enumerate(entries):
+            if number >= MOST_FILES:
+                raise ValueError(f"{archive} holds more than {MOST_FILES} files and folders")
             if entry.isdir():
                 continue
             if not entry.isreg() or entry.issparse():
@@ -129,6 +132,12 @@ def _named(archive: Path) -> Iterator[None]:
         raise ValueError(f"{archive} is refused: {error}") from None
 
 
+def _is_data(path: Path) -> bool:
+    """Whether a file of an archive is one of a dataset's, by its name."""
+    is_hidden = any(part.startswith(".") for part in path.parts)
+    return not is_hidden and path.suffix.lower() in picture_endings() | TABLE_ENDINGS
+
+
 def _check_end(rest: MeteredReader, archive: Path) -> None:
     """DamagedArchive unless a tar archive ends as it must, with zeros: `tarfile` takes a header that
     makes no sense for the end."""
@@ -150,6 +159,8 @@ def _safe(name: str, archive: Path) -> str:
     if has_control_characters(name):
         raise ValueError(f"{archive} holds a name with control characters: {_shown(name)}")
     parts = [part for part in parts if part not in ("", ".")]
+    if not parts:
+        raise ValueError(f"{archive} holds a file without a name: {_shown(name)}")
     longest = max(len(os.fsencode(part)) for part in parts)
     if len(os.fsencode(name)) > LONGEST_PATH or longest > LONGEST_NAME:
         raise ValueError(f"{archive} holds a name that is too long: {_shown(name)}")
@@ -165,9 +176,11 @@ def _shown(name: str) -> str:
 
 
 def move_into(source: Path, target: Path) -> int:
-    """Move a folder's files into another, whose own stay; returns their number. ValueError where one is
-    there in another size."""
-    files = [Path(root, name) for root, _, names in os.walk(source) for name in names]
+    """Move the pictures and tables below a folder into another, whose own stay; returns their number.
+    What is hidden, or of another kind, such as programs, stays. ValueError where one is there in another
+    size."""
+    found = [Path(root, name) for root, _, names in os.walk(source) for name in names]
+    files = [file for file in found if _is_data(file.relative_to(source))]
     places = {file: target / file.relative_to(source) for file in files}
     for file, place in places.items():
         is_same = place.is_file() and place.stat().st_size == file.stat().st_size

@@ -52,15 +52,16 @@ def test_what_is_printed_has_no_controls(capsys):
 @pytest.mark.parametrize(("text", "escaped"), [
     ("color & size", r"color \& size"), ("100%_moved", r"100\%\_moved"), (r"\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
     ("a~b^c#d$e", r"a\textasciitilde{}b\textasciicircum{}c\#d\$e"), ("a\nb\\\\", r"a b\textbackslash{}\textbackslash{}"),
-    ("<|>", r"\textless{}\textbar{}\textgreater{}"), ("add", "add")])
+    ("[5cm] a", r"{}[5cm] a"), ("*x", r"{}*x"), ("<|>", r"\textless{}\textbar{}\textgreater{}"), ("add", "add")])
 def test_latex(text, escaped):
     assert latex_text(text) == escaped
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "＝1", "=HYPERLINK(\"http://x\")"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "＝1", " =1", "\ufeff=1", "\u200b@x", "=HYPERLINK(\"http://x\")"])
 def test_spreadsheets_see_no_formula(text):
     assert spreadsheet_text(text) == f"'{text}"
     assert spreadsheet_text(f"a{text}") == f"a{text}"
+    assert spreadsheet_text(" a") == " a"
 
 
 def test_markdown_makes_no_element_and_no_link():
@@ -152,6 +153,8 @@ def test_a_models_words_do_not_drive_the_terminal(tmp_path, capsys):
 
 
 def test_a_models_readme_holds_its_card_as_text():
+    for score in (10**400, float("inf"), "x", None, [1]):
+        assert "| captions | – |" in readme("x", "caption", "x", 1, {"CIDEr": score, "datatype": []})
     page = readme("own/<b>name", "caption", "mine\n\n# Head [x](http://y) <script>", 10**6, {"CIDEr": 1.0, "datatype": "spot", "split": "<i>\n# x"})
     assert "# own/&lt;b&gt;name" in page
     assert r"Trained on: mine \# Head \[x\]\(http\://y\) &lt;script&gt;." in page

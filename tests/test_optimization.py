@@ -1,5 +1,6 @@
 """BertAdam against a plain loop, schedules, freezing by name, groups."""
 
+import copy
 import math
 
 import pytest
@@ -21,6 +22,28 @@ def plain_bert_adam(values, gradients, steps, lr, warmup, t_total, betas, eps, d
         rate = lr * (share / warmup if share < warmup else 0.5 * (1 + math.cos(math.pi * share)))
         x = x - rate * (m / (v.sqrt() + eps) + decay * x)
     return x
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda state: state["param_groups"][0].update(schedule="evil"), lambda state: state["param_groups"][0].pop("schedule"),
+    lambda state: state["param_groups"][0].update(lr="1"), lambda state: state["param_groups"][0].update(lr=math.nan),
+    lambda state: state["param_groups"][0].update(betas=(0.9,) * 2 + ("x",)), lambda state: state["state"][0].update(step="1"),
+    lambda state: state["state"][0].update(step=-1), lambda state: state["state"][0].pop("moment"),
+    lambda state: state["state"][0].update(moment=torch.zeros(3, 5, 7)), lambda state: state["state"][0].update(square=1.0),
+    lambda state: state["state"][0].update(more=1)])
+def test_a_state_that_is_none_of_bert_adams_is_refused(spoil):
+    def optimizer():
+        parameter = torch.nn.Parameter(torch.ones(2, 2))
+        parameter.grad = torch.ones(2, 2)
+        return BertAdam([{"params": [parameter]}], lr=0.1)
+
+    trained = optimizer()
+    trained.step()
+    optimizer().load_state_dict(trained.state_dict())
+    state = copy.deepcopy(trained.state_dict())
+    spoil(state)
+    with pytest.raises(ValueError, match="the optimizer's"):
+        optimizer().load_state_dict(state)
 
 
 def test_bert_adam_equals_a_plain_loop_and_leaves_parameters_without_gradient():

@@ -1,6 +1,7 @@
 """Pickle programs of a hostile author: instructions inserted, doubled, deep, repeated. Each is read or refused in one line, in bounded
 time and memory, and nothing crashes."""
 
+import functools
 import json
 import os
 import pickle
@@ -14,20 +15,22 @@ import sys
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from modules.unpickler import MOST_DEPTH, MOST_INSTRUCTIONS, MOST_TENSORS
+from modules.unpickler import MOST_DEPTH
 from modules.weight_files import read_saved, read_weights
 from tests.conftest import ROOT
 from tests.test_hostile import MIB, only_our_error, rebuilt, saved, scripted, with_entries
 
 MOST_SECONDS, MOST_MEMORY = 10, 1024 * MIB
 LONGEST_PROGRAM = 12 * MIB  # less than what is refused unread
-REPEATS = (2, 5, 60, 150, 5000, 200_000, 2_000_000)  # how often something is repeated; the last rarely
-WEIGHTS_OF_REPEATS = (20, 20, 20, 20, 15, 4, 1)
+REPEATS = (2, 5, 60, 150, 5000, 100_000, 2_000_000)  # how often something is repeated; the last two rarely
+QUICK = (25, 25, 25, 25, 10, 2, 0)  # the weights of REPEATS
+THOROUGH = (20, 20, 20, 20, 15, 4, 1)
 GETS = (b"h\0", b"h\1", b"j\0\0\0\0", b"j\xff\xff\xff\x7f")
 VALUES = (b"N", b"\x88", b"K\1", b"J\xff\xff\xff\x7f", b"\x8a\xff" + b"\xff" * 255, b"G" + struct.pack(">d", 1e300), b"X\3\0\0\0abc", b"]", b"}", b")",
           b"(", b"U\3abc", b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"c__torch__\nM\n",
@@ -36,10 +39,11 @@ ACTIONS = (b"a", b"e", b"s", b"u", b"t", b"\x85", b"\x86", b"\x87", b"R", b"\x81
            b"l", b"o", b"i", b"\x93", b"\x94", b"\x90", b"\x91", b"\x95" + b"\xff" * 8, b"\x96" + b"\xff" * 8, b".")
 
 
-def instructions(program: bytes) -> list[bytes]:
+@functools.cache
+def instructions(program: bytes) -> tuple[bytes, ...]:
     """A pickle's instructions, each with its arguments."""
     places = [place for _, _, place in pickletools.genops(program)]
-    return [program[start:end] for start, end in zip(places, [*places[1:], len(program)], strict=True)]
+    return tuple(program[start:end] for start, end in zip(places, [*places[1:], len(program)], strict=True))
 
 
 def data_pickle(archive: bytes) -> bytes:
@@ -60,12 +64,12 @@ def sound_programs() -> list[tuple[bytes, bytes]]:
     return [(archive, data_pickle(archive)) for archive in archives]
 
 
-def mutated_program(program: bytes, draw: random.Random) -> bytes:
+def mutated_program(program: bytes, draw: random.Random, weights: Sequence[int]) -> bytes:
     """The program with one to four changes to its instructions."""
-    parts = instructions(program)
+    parts = list(instructions(program))
     for _ in range(draw.choice((1, 1, 2, 4))):
         place = draw.randrange(1, len(parts))
-        times = draw.choices(REPEATS, WEIGHTS_OF_REPEATS)[0]
+        times = draw.choices(REPEATS, weights)[0]
         kind = draw.choice(("insert", "insert", "insert pair", "double", "delete", "swap", "deep", "deep key", "shared", "repeat", "chain", "stretch"))
         if kind == "insert":
             parts.insert(place, draw.choice(VALUES + ACTIONS))
@@ -108,7 +112,7 @@ def fuzz(folder: str, count: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (data + MOST_MEMORY, data + MOST_MEMORY))
     for number in range(count):
         archive, program = archives[number % len(archives)]
-        content = mutated_program(program, draw)
+        content = mutated_program(program, draw, QUICK if count <= 300 else THOROUGH)
         path.write_bytes(with_entries(archive, lambda _, content=content: content))
         signal.alarm(MOST_SECONDS)
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
@@ -146,6 +150,9 @@ def test_mutated_programs_crash_nothing_and_stay_within_bounds(count, tmp_path):
     assert told["largest"] < MOST_MEMORY // MIB
 
 
+MOST = 30_000  # instructions, in the place of a million, so that a test is quick
+
+
 def program(*parts: bytes) -> bytes:
     return b"\x80\x02" + b"".join(parts) + b"."
 
@@ -161,7 +168,7 @@ def tensor() -> bytes:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (program(b"})", b"\x85" * 2_000_000, b"K\1s"), "instructions"), (program(b"})", b"\x85" * 300_000, b"K\1s"), "a tuple as a key"),
+    (program(b"})", b"\x85" * 2_000_000, b"K\1s"), "instructions"), (program(b"})", b"\x85" * 20_000, b"K\1s"), "a tuple as a key"),
     (program(b"})K\1s"), "a tuple as a key"), (program(b"}NK\1s"), "a NoneType as a key"), (program(b"}\x88K\1s"), "a bool as a key"),
     (program(b"}G" + bytes(8) + b"K\1s"), "a float as a key"), (program(b"}\x8a\x09" + b"\xff" * 8 + b"\0K\1s"), "a int as a key"),
     (program(tensor(), b"K\0K\1s"), "items of a Tensor"), (program(tensor(), b"(K\0K\1u"), "items of a Tensor"), (program(b"]K\0K\1s"), "items of a list"),
@@ -170,13 +177,18 @@ def tensor() -> bytes:
     (program(b"ctorch._utils\n_rebuild_parameter\n", tensor(), b"R"), "a call is described"), (program(tensor(), b")R"), "a call of a Tensor"),
     (program(b"c__torch__\nM\n)R"), "a call of a type"), (program(b"c__torch__\nM\n", tensor(), b"\x81"), "no module"),
     (program(b"ccollections\nOrderedDict\n)\x81"), "no module"), (program(tensor(), b"Q"), "a storage is described"),
-    (program(b"c__torch__\nM\n)\x81", tensor(), b"b"), "attributes are no dictionary"), (program(b")", b"\x85" * 200_000), f"more than {MOST_DEPTH} deep"),
+    (program(b"c__torch__\nM\n)\x81", tensor(), b"b"), "attributes are no dictionary"),
+    (program(b"(", b"N" * 9, b"tq\0ctorch._utils\n_rebuild_parameter\nh\0R"), "a call is described"),
+    (program(b"}(", b"".join(b"X\4\0\0\0%04dN" % n for n in range(500)), b"uq\0c__torch__\nM\n)\x81", b"h\0b" * 30), "more than 10000 attributes"), (program(b")", b"\x85" * 20_000), f"more than {MOST_DEPTH} deep"),
     (program(b")", b"q\5h\5\x86" * 200, b"q\6}h\6K\1s"), "a tuple as a key"), (program(b")", b"q\5h\5\x86" * 200), f"more than {MOST_DEPTH} deep"),
     (program(b"]q\0h\0a"), "without end"), (program(b"]q\0]h\0a]h\0h\0a"), "no state dict|damaged|without end"),
-    (program(b"N" * MOST_INSTRUCTIONS), "instructions"),
-    (program(b"](ctorch._utils\n_rebuild_tensor_v2\nq\0(", storage(), b"K\0K\0\x85K\1\x85tq\1Re(", b"h\0h\1R" * MOST_TENSORS, b"e"), "more than 100000 tensors"),
-    (rebuilt((0, (1,) * 100_000, (1,) * 100_000)), "no known way|instructions"), (rebuilt((0, (2**2000,) * 9, (2**2000,) * 9)), "ends at element")])
-def test_programs_that_would_crash_or_take_hours_are_refused(content, message, tmp_path):
+    (program(b"N" * MOST), "instructions"),
+    (program(b"](ctorch._utils\n_rebuild_tensor_v2\nq\0(", storage(), b"K\0K\0\x85K\1\x85tq\1Re(", b"h\0h\1R" * 1000, b"e"), "more than 1000 tensors"),
+    (rebuilt((0, (1,) * 1000, (1,) * 1000)), "no known way|instructions"), (rebuilt((0, (2**2000,) * 9, (2**2000,) * 9)), "ends at element")])
+def test_programs_that_would_crash_or_take_hours_are_refused(content, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("modules.unpickler.MOST_INSTRUCTIONS", MOST)
+    monkeypatch.setattr("modules.unpickler.MOST_TENSORS", 1000)
+    monkeypatch.setattr("modules.unpickler.MOST_ATTRIBUTES", 10_000)
     path = tmp_path / "weights.bin"
     path.write_bytes(with_entries(saved({"a": torch.arange(4.0)}), lambda _: content))
     start = time.monotonic()

@@ -14,18 +14,18 @@ import app
 import CLIP4IDCinference
 import main_task_retrieval
 from gt import eval_utils
-from modules import fetching
+from modules import fetching, scoring, urls
 from modules.escaping import SafeFormatter
 from modules.meteor import WatchedMeteor
 from modules.predictor import Predictor
 from modules.pretrained import random_clip
 from modules.urls import Address, redact, scrub
-from preprocess import convert_weights, download, export_model
+from preprocess import convert_weights, download, export_model, reformat_dataset
 from tests.conftest import ROOT, make_spot
 from tests.runs import words
 from tests.servers import web_site
 
-MARK = "hunter2Mark"
+MARK, AROUND = "hunter2Mark", "3nvironMark"  # of addresses that are given, and of the environment: one must not hide the other
 EXAMPLES = ROOT / "docs" / "examples"
 PAIR = ["--before", str(EXAMPLES / "removed_before.png"), "--after", str(EXAMPLES / "removed_after.png")]
 
@@ -34,28 +34,30 @@ PAIR = ["--before", str(EXAMPLES / "removed_before.png"), "--after", str(EXAMPLE
 def _marked_environment(monkeypatch, tmp_path):
     """Proxies, an S3 of one's own, keys and tokens, all with the mark; what is on this machine is asked past the proxies."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, f"http://someone:{MARK}@127.0.0.1:9")
+        monkeypatch.setenv(name, f"http://someone:{AROUND}@127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://someone:{MARK}@127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://someone:{AROUND}@127.0.0.1:9")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
-        monkeypatch.setenv(name, f"{name}-{MARK}")
+        monkeypatch.setenv(name, f"{name}-{AROUND}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(fetching, "PAUSE", 0)
 
 
 def is_clean(folder: Path, *texts: str) -> bool:
-    """Whether the mark stands neither in the texts nor in a file or a name below the folder."""
-    found = [text for text in texts if MARK in text]
-    found += [str(path) for path in folder.rglob("*") if MARK in path.name]
-    found += [str(path) for path in folder.rglob("*") if path.is_file() and MARK.encode() in path.read_bytes()]
+    """Whether the marks stand neither in the texts nor in a file or a name below the folder."""
+    found = [text for text in texts if MARK in text or AROUND in text]
+    for path in folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        found += [str(path) for mark in (MARK, AROUND) if mark in path.name or mark.encode() in content]
     assert not found, found
     return True
 
 
 def test_both_stages_prediction_scoring_conversion_and_export_keep_no_password(tmp_path, tiny_sizes, capsys, monkeypatch):
-    monkeypatch.setattr(WatchedMeteor, "compute_score", lambda *_: (0.5, [0.5] * 9))  # whose start takes ten seconds
+    monkeypatch.setattr(WatchedMeteor, "compute_score", lambda *_: (0.5, [0.5] * 9))  # Java's starts take long, and know no address
+    monkeypatch.setattr(scoring, "_tokenize_lines", lambda lines: [line.lower() for line in lines])
     torch.manual_seed(0)
     torch.save(random_clip(tiny_sizes), tmp_path / "clip.bin")
     data, work = make_spot(tmp_path / "data", {"train": 4, "val": 2, "test": 3}), tmp_path / "work"
@@ -102,7 +104,11 @@ def bad_addresses(host: str) -> list[str]:
             f"http://user:a/{MARK}@{host}/none.bin", f"s3://user:{MARK}@bucket/key.bin", f"s3://bucket/key.bin?X-Amz-Signature={MARK}",
             f"htps://user:{MARK}@host/x.bin", f"http:/user:{MARK}@host/x.bin", f"http:user:{MARK}@host/x.bin", f"//user:{MARK}@host/x.bin",
             f"user:{MARK}@host/x.bin", f"{MARK}@host/x.bin", f"ftp://user:{MARK}@host/x.bin", f"hf://user:{MARK}@host/x.bin?{MARK}={MARK}",
-            f"host/x.bin?X-Amz-Signature={MARK}", f"HTTP://USER:{MARK}@HOST.INVALID/X.BIN", f"http:\\\\user:{MARK}@host/x.bin"]
+            f"http://user:{MARK}%40host/x.bin", f"http://user:{MARK}host/x.bin", f"http://user:{MARK}＠host/x.bin", f"http://user@{MARK}:host/x.bin",
+            f"http://{host}/none.bin&sig={MARK}", f"http://{host}/none.bin%3Ftoken={MARK}", f"http://{host}/none.bin？token={MARK}",
+            f"http://{host}/a;token={MARK}/none.bin", f"http://{host}/none.bin#{MARK}", f"http://{host}/none.bin?{MARK}", f"C:/user:{MARK}@host/x.bin",
+            f"http://user:pa s{MARK}@host/x.bin", f"http://user:a\"b{MARK}@host/x.bin", f"http://user:<{MARK}>@host/x.bin", f"user:{MARK}@",
+            f"http://user:a\tb{MARK}@host/x.bin", f"http://user:a\nb{MARK}@host/x.bin", f"host/x.bin?X-Amz-Signature={MARK}", f"HTTP://USER:{MARK}@HOST.INVALID/X.BIN", f"http:\\\\user:{MARK}@host/x.bin"]
 
 
 def test_no_refusal_tells_a_password(tmp_path, tiny_sizes, capsys, caplog):
@@ -112,41 +118,63 @@ def test_no_refusal_tells_a_password(tmp_path, tiny_sizes, capsys, caplog):
         host = site.address.removeprefix("http://")
         train = ["--do_train", *words(data, tmp_path / "run", tiny_sizes, "retrieval")]
         commands = []
-        for address in bad_addresses(host):
-            commands += [(CLIP4IDCinference.main, ["--do_predict", *PAIR, "--init_model", address]),
-                         (main_task_retrieval.main, [*train, "--pretrained_clip_name", address]),
-                         (main_task_retrieval.main, [*train, "--resume_model", f"{address}/training_state.bin.0"]),
-                         (convert_weights.main, ["--inspect", address]), (convert_weights.main, [address, str(tmp_path / "out.bin")]),
-                         (export_model.main, [address, str(tmp_path / "exported"), "--trained_on", "x"])]
+        for number, address in enumerate(bad_addresses(host)):
+            others = [(main_task_retrieval.main, [*train, "--pretrained_clip_name", address]),
+                      (main_task_retrieval.main, [*train, "--resume_model", f"{address}/training_state.bin.0"]),
+                      (convert_weights.main, ["--inspect", address]), (convert_weights.main, [address, str(tmp_path / "out.bin")]),
+                      (export_model.main, [address, str(tmp_path / "exported"), "--trained_on", "x"]),
+                      (main_task_retrieval.main, ["--do_eval", *train[1:], "--init_modle", address]),
+                      (main_task_retrieval.main, ["--do_eval", *train[1:], f"--init_modle={address}"]),
+                      (main_task_retrieval.main, ["--do_eval", *train[1:], "--datatype", address]),
+                      (main_task_retrieval.main, [*train, "--data_path", address]), (app.main, ["--port", address]),
+                      (reformat_dataset.main, ["--data_path", address])]
+            commands += [(CLIP4IDCinference.main, ["--do_predict", *PAIR, "--init_model", address]), others[number % len(others)]]
         url = f"http://user:{MARK}@{host}/run"
-        commands += [(main_task_retrieval.main, [*train, "--resume_model", f"{url}/training_state.bin.0"]),
-                     (main_task_retrieval.main, ["--do_eval", *train[1:], "--init_modle", url]),
-                     (main_task_retrieval.main, ["--do_eval", *train[1:], "--datatype", url]), (app.main, ["--port", url]),
-                     (main_task_retrieval.main, [*train, "--data_path", url]), (main_task_retrieval.main, [*train, "--features_path", url]),
+        commands += [(main_task_retrieval.main, [*train, "--resume_model", f"{url}/training_state.bin.0"]), (main_task_retrieval.main, [*train, "--features_path", url]),
                      (CLIP4IDCinference.main, ["--do_predict", "--before", url, "--after", url]),
                      (CLIP4IDCinference.main, ["--do_predict", "--pairs", f"{url}/pairs.csv"]),
                      (CLIP4IDCinference.main, ["--do_predict", *PAIR, "--decoder_model", url]),
                      (eval_utils.main, ["score", "--gt", url, "--results", url]), (download.main, ["clip", "--to", str(tmp_path / "c")])]
         for command, options in commands:
+            urls._known.clear()
             with pytest.raises(SystemExit) as stop:
                 command(options)
             assert stop.value.code == 2, options
             said = capsys.readouterr()
             assert MARK not in said.out + said.err, options
+            assert AROUND not in said.out + said.err, options
             assert len(said.err.strip().splitlines()[-1]) > 20
         for address in bad_addresses(host):
+            urls._known.clear()
             with pytest.raises((ValueError, OSError)) as error:
                 Predictor.load(address)
             assert MARK not in str(error.value)
-    assert MARK not in "".join(SafeFormatter("%(message)s").format(record) for record in caplog.records)
-    assert is_clean(tmp_path)
+    assert is_clean(tmp_path, *(SafeFormatter("%(message)s").format(record) for record in caplog.records))
+
+
+@pytest.mark.parametrize("endpoint", [f"http://user:{MARK}{'x' * 190}@127.0.0.1:bad/", f"{MARK}@host", f"someone:pa {MARK}@host", f"http://u:{MARK}@bad host:1"])
+def test_an_endpoint_that_is_none_is_told_without_its_password(endpoint, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    urls._known.clear()
+    with pytest.raises(SystemExit, match="2"):
+        convert_weights.main(["--inspect", "s3://bucket/key.bin"])
+    said = capsys.readouterr().err
+    assert "s3://bucket/key.bin" in said
+    assert MARK not in said
+
+
+@pytest.mark.parametrize("name", ["PGPASSWORD", "DB_PASS", "GITHUB_PAT", "OPENAI_APIKEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "X_AUTH", "DATABASE_URL"])
+def test_secrets_of_the_environment_are_known(name, monkeypatch):
+    value = f"https://x:{MARK}@host/" if name.endswith("URL") else MARK
+    monkeypatch.setenv(name, value)
+    assert scrub(f"a {MARK} b") == "a *** b"
 
 
 def test_the_hubs_own_words_are_scrubbed(tmp_path, monkeypatch, capsys):
     import huggingface_hub
 
     def refuse(*_, **__):
-        raise RuntimeError(f"401 for https://huggingface.co/api/x?token={MARK} with HF_TOKEN-{MARK} by http://someone:{MARK}@127.0.0.1:9")
+        raise RuntimeError(f"401 for https://huggingface.co/api/x?token={MARK} with HF_TOKEN-{AROUND} by http://someone:{'x' * 160}{MARK}@127.0.0.1:9")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
@@ -155,6 +183,7 @@ def test_the_hubs_own_words_are_scrubbed(tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().err
     assert "401 for https://huggingface.co/api/x" in line
     assert MARK not in line
+    assert AROUND not in line
 
 
 def test_the_traceback_of_a_bug_has_no_secrets(tmp_path):
@@ -184,7 +213,9 @@ def test_an_address_cannot_be_written_by_mistake():
     ("http://host/x#key=1", "http://host/x"), ("htps://u:p@host/x", "htps://host/x"), ("https:u:p@host/x", "https:host/x"),
     ("u:p@host/x", "host/x"), ("token@host/x", "host/x"), ("s3://k:s@bucket/key", "s3://bucket/key"), ("//u:p@host/x", "//host/x"),
     ("host/x?token=1", "host/x"), ("ViT-L/14@336px", "ViT-L/14@336px"), ("owner/name@v1.0", "owner/name@v1.0"),
-    ("C:\\run@home\\x", "C:\\run@home\\x"), ("C:/run@home/x", "C:/run@home/x"), ("runs/a?b", "runs/a?b"), ("", "")])
+    ("http://u:p%40host/x", "http://host/x"), ("http://u:password/x", "http://***/x"), ("http://host:80/x", "http://host:80/x"),
+    ("http://[::1]:80/x", "http://[::1]:80/x"), ("http://host/x%3Fa=1", "http://host/x"), ("http://host/x;a=1/y", "http://host/x"),
+    ("http://host/x&a=1", "http://host/x"), ("runs/a?b", "runs/a?b"), ("", "")])
 def test_what_is_shown_of_a_name(name, shown):
     assert redact(name) == shown
     assert str(Address(name)) == shown
