@@ -13,11 +13,12 @@ from pathlib import Path
 from modules.escaping import markdown_text, show
 from modules.options import OneLineParser, run_and_report
 from modules.urls import Address
-from modules.web.hosts import allowed_hosts, host_name
+from modules.web.hosts import host_name, own_hosts, plain_names
 
 ROOT = Path(__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
 MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload, in 2**20 bytes and millions
+MAX_SIDE = 20_000  # pixels: resizing what is long and thin takes far more memory than the picture
 MAX_SECONDS = 10  # that decoding the pictures of a request may take
 MOST_CAPTIONS = 10
 MOST_WAITING = 32  # requests; more are told to come back later
@@ -46,7 +47,7 @@ def open_uploads(paths, uploads) -> list:
 
     names = ("before", "after")
     found = [check_upload(path, name, uploads) for path, name in zip(paths, names, strict=True)]
-    return decode(found, names, MAX_MEGAPIXELS * 1_000_000, MAX_SECONDS)
+    return decode(found, names, MAX_MEGAPIXELS * 1_000_000, MAX_SIDE, MAX_SECONDS)
 
 
 def check_upload(path: str | None, which: str, uploads) -> str:
@@ -92,16 +93,19 @@ def build_page(predictor, model_name: str, uploads):
         """An image component that hands over the upload's path undecoded, so that what is wrong with
         it can be told; of files that are no uploads it hands over none."""
         image = gr.Image(label=name, type="filepath", sources=["upload", "clipboard"], height=280, elem_id=name.lower())
-        image.preprocess = lambda payload: own_path(payload)
+        image.preprocess = lambda payload: None if payload is None else own_path(payload.path)
+        image.async_move_resource_to_block_cache = own_path_later
         return image
 
-    def own_path(payload) -> str | None:
-        if payload is None:
-            return None
+    def own_path(path) -> str | None:
+        """The real path of an upload; for no other does Gradio read, copy or fetch anything."""
         try:
-            return str(uploads.resolve(payload.path))
+            return None if path is None else str(uploads.resolve(str(path)))
         except PermissionError as error:
             raise gr.Error(str(error), print_exception=False) from None
+
+    async def own_path_later(path) -> str | None:
+        return own_path(path)
 
     def caption(before_path, after_path, beam_size, length_penalty, num_captions, temperature, top_p, seed):
         try:
@@ -176,7 +180,7 @@ def serve(args: argparse.Namespace) -> None:
     )
     from modules.web.uploads import open_uploads as open_upload_folder
 
-    hosts = allowed_hosts(args.host, args.allowed_hosts)
+    hosts, others = own_hosts(args.host), plain_names(args.allowed_hosts)
     with ending_on_signals(), open_socket(args.host, args.port) as listening:
         predictor = Predictor.load(args.init_model)
         keep_freed_memory()
@@ -188,7 +192,7 @@ def serve(args: argparse.Namespace) -> None:
             os.environ["GRADIO_TEMP_DIR"] = str(uploads.root)  # read when Gradio is imported; gone with the server
             page = build_page(predictor, name, uploads)
             page.queue(default_concurrency_limit=1, max_size=MOST_WAITING)
-            application = build_application(page, STYLE, uploads, hosts, Limits(MAX_MEGABYTES * 2**20))
+            application = build_application(page, STYLE, uploads, hosts, others, Limits(MAX_MEGABYTES * 2**20))
             uploads.keep_present()
             show(f"The page: {address_of(args.host, args.port)}  (Ctrl-C ends it)", flush=True)
             run_server(application, listening)
@@ -229,6 +233,8 @@ def parse_words(argv: list[str] | None) -> argparse.Namespace:
         problems.append(f"--upload_age is {args.upload_age:g}, expected at least 1 second")
     if args.upload_space < 1:
         problems.append(f"--upload_space is {args.upload_space}, expected at least 1 byte")
+    if args.init_model == Address(""):
+        problems.append("--init_model is empty")
     if problems:
         parser.error("; ".join(problems))
     return args

@@ -2,6 +2,7 @@
 is refused before decoding, how requests wait for each other, and that nothing stays."""
 
 import argparse
+import asyncio
 import base64
 import io
 import json
@@ -30,7 +31,8 @@ from PIL import Image
 import app
 from modules.escaping import markdown_text
 from modules.predictor import Caption, Explanation
-from modules.web.hosts import allowed_hosts, host_name
+from modules.web.hosts import host_name, own_hosts, plain_names
+from modules.web.server import Limits, receive_upload
 from modules.web.uploads import NoRoom, UploadFolder, open_uploads, remove_orphans, safe_name
 from tests.conftest import ROOT
 
@@ -59,6 +61,10 @@ def test_uploads_are_looked_at_before_they_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "MAX_MEGAPIXELS", 0.01)
     with pytest.raises(ValueError, match="more than 0.01 million pixels"):
         app.open_uploads([sound, sound], uploads)
+    monkeypatch.setattr(app, "MAX_MEGAPIXELS", 50)
+    monkeypatch.setattr(app, "MAX_SIDE", 400)
+    with pytest.raises(ValueError, match="a side of more than 400"):
+        app.open_uploads([sound, sound], uploads)
     monkeypatch.setattr(app, "MAX_MEGABYTES", 0.001)
     with pytest.raises(ValueError, match="larger than"):
         app.open_uploads([sound, sound], uploads)
@@ -86,7 +92,7 @@ def test_sizes(text, size):
     (["--port", "99999"], "--port is 99999"), (["--init_model", "nowhere"], "no weights"),
     (["--upload_age", "0"], "--upload_age is 0"), (["--upload_age", "nan"], "--upload_age is nan"),
     (["--upload_space", "0"], "--upload_space is 0, expected"), (["--upload_space", "much"], "--upload_space"),
-    (["--allowed_hosts", "a b"], "--allowed_hosts a b is no name"), (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+    (["--upload_space", "1e400"], "no size"), (["--init_model", ""], "--init_model is empty"), (["--allowed_hosts", "a b"], "--allowed_hosts a b is no name"), (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
     (["--init_model", "htps://user:hunter2@host/x"], "no weights htps://host/x")])
 def test_wrong_options_are_one_line(words, message, capsys):
     pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
@@ -336,6 +342,7 @@ def request(url: str, content: bytes | None = None, headers: dict[str, str] | No
 
 
 SETTINGS = [1, 0, 1, 1, 0.9, 42]
+ARGUMENTS = ("before_path", "after_path", "beam_size", "length_penalty", "num_captions", "temperature", "top_p", "seed")
 
 
 def swap_number(address: str) -> int:
@@ -349,7 +356,7 @@ def hostile_paths(upload: Path) -> list[object]:
     root, other = upload.parents[1], EXAMPLES / "removed_after.png"
     return ["/etc/passwd", str(other), str(root / "link.png"), str(root / "folder" / other.name), f"{upload}/../../link.png",
             f"{root}/../../../../../../../../../..{other}", str(root), str(upload.parent), "docs/examples/removed_after.png", "", ".", "..",
-            f"file://{upload}", f"http://127.0.0.1/{upload}", "https://example.org/a.png", "data:image/png;base64,AAAA", "a" * 5000,
+            f"file://{upload}", f"http://127.0.0.1/{upload}", "https://example.org/a.png", "data:image/png;base64,AAAA", "a" * 5000, "/dev/zero", f"{root}/\udcff.png",
             f"{upload}\0", f"{upload}\0.png", "\ud800", 5, None, True, [str(upload)], {"path": str(upload)}]
 
 
@@ -373,11 +380,13 @@ def test_no_file_is_opened_or_handed_out_that_was_not_uploaded(address, upload_w
     for path in hostile_paths(upload_with_links):
         hostile = {"path": path, **mark}
         for pair in ([hostile, sound], [sound, hostile]):
-            assert call(address, "gradio_api/call/caption", {"data": [*pair, *SETTINGS]})[0] in (403, 422), path
+            assert call(address, "gradio_api/call/caption", {"data": [*pair, *SETTINGS]})[0] in (400, 403, 422), path
             body = {"data": pair, "fn_index": number, "session_hash": "visitor"}
-            assert call(address, "gradio_api/queue/join", body)[0] in (403, 422), path
-            for route in ("run", "api"):
-                assert call(address, f"gradio_api/{route}/caption", {"data": [*pair, *SETTINGS]})[0] in (403, 422), path
+            assert call(address, "gradio_api/queue/join", body)[0] in (400, 403, 422), path
+            for route in ("run/caption", "api/caption", "call/v2/caption"):
+                assert call(address, f"gradio_api/{route}", {"data": [*pair, *SETTINGS]})[0] in (400, 404), path
+            arguments = dict(zip(ARGUMENTS, [*pair, *SETTINGS], strict=True))
+            assert call(address, "gradio_api/call/v2/caption", arguments)[0] in (400, 404), path
     status, answer = call(address, "gradio_api/call/caption", {"data": [sound, sound, *SETTINGS]})
     assert status == 200
     assert "event: complete" in request(f"{address}gradio_api/call/caption/{json.loads(answer)['event_id']}")[1]
@@ -390,8 +399,11 @@ def test_the_components_refuse_what_the_guard_would_let_through(tmp_path):
     images = [block for block in page.blocks.values() if isinstance(block, gr.Image)]
     assert len(images) == 2
     for image in images:
-        with pytest.raises(gr.Error, match="not uploaded"):
-            image.preprocess(image.data_model(path=str(EXAMPLES / "removed_before.png")))
+        for path in (str(EXAMPLES / "removed_before.png"), "/dev/zero", "http://127.0.0.1/x.png"):
+            with pytest.raises(gr.Error, match="not uploaded"):
+                image.preprocess(image.data_model(path=path))
+            with pytest.raises(gr.Error, match="not uploaded"):
+                asyncio.run(image.async_move_resource_to_block_cache(path))
 
 
 def test_values_that_are_no_picture_and_no_number_are_refused(address):
@@ -406,25 +418,25 @@ def test_values_that_are_no_picture_and_no_number_are_refused(address):
         assert call(address, "gradio_api/call/caption", {"data": data})[0] == 422, data
 
 
-@pytest.mark.parametrize("route", ["call/caption", "queue/join", "run/caption", "api/caption", "cancel", "reset", "call/none"])
+@pytest.mark.parametrize("route", ["call/caption", "queue/join", "run/caption", "api/caption", "cancel", "reset", "call/none", "call/v2/caption"])
 def test_bodies_that_are_no_calls_are_refused(address, route):
-    for content in (b"", b"x", b"[]", b"5", b"[" * 100_000, b'{"data": NaN}', b"\xff", b'{"data": {}}', b'{"fn_index": 10000000}'):
+    for content in (b"", b"x", b"[]", b"5", b'{"session_hash": 1e400}', b'{"\\ud800": 1}', b'{"a": 1, "a": 2}', b"[" * 100_000, b'{"data": NaN}', b"\xff", b'{"data": {}}', b'{"fn_index": 10000000}'):
         assert 400 <= call(address, f"gradio_api/{route}", content)[0] < 500, content[:20]
-    assert call(address, f"gradio_api/{route}", b" " * (3 << 19))[0] == 413
+    assert call(address, f"gradio_api/{route}", b" " * (3 << 19))[0] in (404, 413)
 
 
 def test_only_uploads_can_be_fetched(address, upload_with_links):
     assert request(f"{address}gradio_api/file={upload_with_links}")[0] == 200
     for path in hostile_paths(upload_with_links):
         name = urllib.parse.quote(str(path), errors="surrogatepass")
-        assert request(f"{address}gradio_api/file={name}")[0] == 403, path
+        assert request(f"{address}gradio_api/file={name}")[0] in (403, 404), path
     assert request(f"{address}gradio_api/file={upload_with_links.parent}/other.png")[0] == 404
 
 
 @pytest.mark.parametrize("route", [
     "gradio_api/proxy=http://example.org", "gradio_api/run-history/records", "gradio_api/deep_link?session_hash=a", "monitoring", "docs",
     "gradio_api/component_server", "gradio_api/vibe-code", "gradio_api/queue/data?session_hash=a", "gradio_api/call/caption/a", "login",
-    "gradio_api/stream/a/b", "static/%2e%2e/%2e%2e/app.py", "assets/..%2f..%2f..%2fetc%2fpasswd", "gradio_api/upload_progress?upload_id=a"])
+    "gradio_api/stream/a/b", "gradio_api/call/v2/caption/a", "gradio_api/call/v2/caption", "assets/" + "a" * 300, "static/" + "a" * 5000, "static/%2e%2e/%2e%2e/app.py", "assets/..%2f..%2f..%2fetc%2fpasswd", "gradio_api/upload_progress?upload_id=a"])
 def test_nothing_else_of_gradio_answers(address, route):
     assert request(address + route)[0] in (403, 404)
 
@@ -449,14 +461,84 @@ def test_other_names_than_the_pages_own_get_421(address, host, status):
 
 
 def test_the_names_of_a_page_that_listens_everywhere():
-    mine = {socket.gethostname().lower(), "127.0.0.1"} - {""}
     for host in ("0.0.0.0", "::"):
-        assert mine <= allowed_hosts(host)
-    assert {"0.0.0.0", "localhost"} <= allowed_hosts("0.0.0.0")
-    assert allowed_hosts("192.0.2.7", ["Page.example", "[2001:DB8::0:1]"]) == {
-        "localhost", "127.0.0.1", "::1", "192.0.2.7", "page.example", "2001:db8::1"}
-    assert [host_name(name) for name in ("A.b:80", "[::1]:9", "::1", "x:y", "[::1", "a b", "", "x.")] == [
-        "a.b", "::1", "::1", None, None, None, None, "x"]
+        assert {socket.gethostname().lower(), "127.0.0.1", "localhost", host} <= own_hosts(host)
+    assert own_hosts("192.0.2.7") == {"localhost", "127.0.0.1", "::1", "192.0.2.7"}
+    assert plain_names(["Page.example", "[2001:DB8::0:1]", "a b"]) == {"page.example", "2001:db8::1"}
+    assert [host_name(name) for name in ("A.b:80", "[::1]:9", "::1", "x:y", "[::1", "a b", "", "x.", "localhost%.evil")] == [
+        "a.b", "::1", "::1", None, None, None, None, "x", None]
+
+
+def exchange(address: str, *lines: str) -> str:
+    """The head and the first of the answer to a request of these lines."""
+    host = address.removeprefix("http://").rstrip("/")
+    own = [] if any(line.lower().startswith("host:") for line in lines) else [f"Host: {host}"]
+    return send_raw(address, "\r\n".join([lines[0], *own, *lines[1:], "Connection: close", "", ""]).encode("latin-1")).decode("latin-1")
+
+
+@pytest.mark.parametrize("lines", [
+    ["GET /?page=x HTTP/1.1"], ["GET /config?page=x HTTP/1.1"], ["GET / HTTP/1.1", "X-Forwarded-Host: a:b"], ["GET /config HTTP/1.1", "X-Forwarded-Host: \x7f"],
+    ["GET /config HTTP/1.1", "X-Forwarded-Proto: x://y"], ["GET / HTTP/1.1", "X-Gradio-Server: http://evil.example"], ["GET / HTTP/1.1", "Range: bytes=0-9,20-3"]])
+def test_headers_and_queries_that_a_visitor_invents_change_nothing(address, lines):
+    assert exchange(address, *lines).startswith("HTTP/1.1 200 ")
+
+
+def test_other_sites_read_and_send_nothing(address):
+    port = int(address.rstrip("/").rpartition(":")[2])
+    evil = "Origin: http://evil.example"
+    host, number = "127.0.0.1", port
+    with socket.create_connection((host, number), timeout=10) as visitor:
+        visitor.sendall(f"GET /config HTTP/1.1\r\nHost: {host}\r\n{evil}\r\nConnection: close\r\n\r\n".encode())
+        head = b"".join(iter(lambda: visitor.recv(65536), b"")).partition(b"\r\n\r\n")[0]
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"access-control-" not in head.lower()
+    for origin in (evil, "Origin: null", f"Origin: http://localhost:{port + 1}", f"Origin: http://127.0.0.1:{port + 1}", "Origin: http://[::1"):
+        assert exchange(address, "POST /gradio_api/reset HTTP/1.1", origin, "Content-Length: 0").startswith("HTTP/1.1 403 "), origin
+    assert exchange(address, "POST /gradio_api/reset HTTP/1.1", f"Origin: http://127.0.0.1:{port}", "Content-Length: 0").startswith("HTTP/1.1 400 ")
+
+
+def test_answers_are_fetched_by_those_who_asked_and_once(address, upload_with_links):
+    sound = {"path": str(upload_with_links)}
+    event = json.loads(call(address, "gradio_api/call/caption", {"data": [sound, sound, *SETTINGS]})[1])["event_id"]
+    assert request(f"{address}gradio_api/queue/data?session_hash=nobody")[0] == 404
+    assert request(f"{address}gradio_api/call/none/{event}")[0] == 404
+    assert "event: complete" in request(f"{address}gradio_api/call/caption/{event}")[1]
+    body = {"data": [sound, sound], "fn_index": swap_number(address), "session_hash": "someone"}
+    event = json.loads(call(address, "gradio_api/queue/join", body)[1])["event_id"]
+    assert request(f"{address}gradio_api/queue/data?session_hash={event}")[0] == 404
+    assert '"success":true' in request(f"{address}gradio_api/queue/data?session_hash=someone")[1]
+
+
+def test_what_is_announced_does_not_count_and_what_comes_in_pieces_does(tmp_path):
+    """By the server's own upload, without Gradio: bodies that lie about their length."""
+    uploads = UploadFolder(tmp_path, 60, 1_000_000)
+    stored = uploads.store("a.png", io.BytesIO(bytes(500_000)))
+
+    def parts(count: int, size: int):
+        head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        return iter([head, *[bytes(size)] * count, b"\r\n--x--\r\n"])
+
+    def send_in(body, **headers: str) -> tuple[int, bytes]:
+        messages = [{"type": "http.request", "body": part, "more_body": True} for part in body] + [{"type": "http.request", "body": b""}]
+        given = {"content-type": "multipart/form-data; boundary=x", **{name.replace("_", "-"): value for name, value in headers.items()}}
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [(k.encode(), v.encode()) for k, v in given.items()]}
+
+        async def receive():
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        answer = asyncio.run(receive_upload(Request(scope, receive), uploads, Limits(600_000)))
+        return answer.status_code, answer.body
+
+    pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
+    from starlette.requests import Request
+
+    assert send_in(iter([]), content_length="1200000")[0] == 400
+    assert stored.is_file(), "what was only announced drives nothing out"
+    assert send_in(parts(20, 100_000), content_length="1", transfer_encoding="chunked")[0] in (413, 503)
+    assert send_in(parts(11, 50_000), transfer_encoding="chunked")[0] == 200
+    assert not stored.exists(), "the oldest makes room"
+    assert send_in(parts(11, 100_000), transfer_encoding="chunked")[0] in (413, 503)
+    assert uploads._arriving == 0
 
 
 def form(name: str, content: bytes, files: int = 1) -> tuple[bytes, dict[str, str]]:
@@ -558,17 +640,24 @@ def test_the_oldest_uploads_make_room_for_new_ones(tmp_path):
     uploads.keep_present()
     paths = []
     for number in range(4):
-        with uploads.reserved(100_000):
+        with uploads.arriving() as arrived:
+            arrived(100_000)
+            uploads.sweep()
             paths.append(uploads.store("a.png", io.BytesIO(bytes(100_000))))
         os.utime(paths[-1], (number, time.time() - 100 + number))
         os.utime(paths[-1].parent, (number, time.time() - 100 + number))
     uploads.sweep()
     assert [path.exists() for path in paths] == [False, False, True, True]
     assert stay.is_file()
-    with uploads.reserved(250_000):
+    with uploads.arriving() as arrived, uploads.arriving() as other:
+        assert sum(path.exists() for path in paths) == 2, "what is only announced takes no room"
+        arrived(250_000)
+        uploads.sweep()
         assert not any(path.exists() for path in paths)
         with pytest.raises(NoRoom):
-            uploads.reserved(100_000).__enter__()
+            other(100_000)
+    with uploads.arriving() as arrived:
+        arrived(290_000)
     for _ in range(40):
         (tmp_path / secrets.token_hex(4)).mkdir()
         uploads.store("", io.BytesIO(b""))
@@ -583,7 +672,7 @@ def test_an_upload_that_the_disk_does_not_take_leaves_nothing(tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("name", "kept"), [("../../x/<b>ä 1.png", "_b_1.png"), ("..", "upload"), ("", "upload"), ("a\\b\x1b.jpg", "b_.jpg"), ("x" * 500 + ".png", "x" * 76 + ".png"), (".htaccess", "htaccess")])
+@pytest.mark.parametrize(("name", "kept"), [("../../x/<b>ä 1.png", "b_1.png"), ("..", "upload"), ("", "upload"), ("a\\b\x1b.JPG", "b.jpg"), ("x" * 500 + ".png", "x" * 80 + ".png"), (".htaccess", "htaccess"), ("a.svg", "a_svg"), ("a.b.png", "a_b.png")])
 def test_uploads_are_called_by_plain_names(name, kept):
     assert safe_name(name) == kept
 

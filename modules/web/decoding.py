@@ -42,21 +42,22 @@ def _nothing() -> None:
     """What a first process does."""
 
 
-def decode(paths: Sequence[str], names: Sequence[str], most_pixels: int, seconds: float) -> list[Image.Image]:
+def decode(paths: Sequence[str], names: Sequence[str], most_pixels: int, longest: int,
+           seconds: float) -> list[Image.Image]:
     """The pictures in RGB; `names` ("before", "after") are what messages call them.
 
-    Raises PictureError for one that cannot be read, has too many pixels, or takes more than `seconds`
+    Raises PictureError for one that cannot be read, has too many pixels or a side above `longest`, or takes more than `seconds`
     together with those before it.
     """
     context = multiprocessing.get_context(HOW)
     ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, list(paths), most_pixels, seconds)
+    arguments = (theirs, list(paths), most_pixels, longest, seconds)
     process = context.Process(target=_decode_into, args=arguments, daemon=True)
     process.start()
     theirs.close()
     try:
         deadline = time.monotonic() + seconds
-        return [_receive(ours, name, most_pixels, deadline) for name in names]
+        return [_receive(ours, name, most_pixels, longest, deadline) for name in names]
     finally:
         process.kill()
         process.join()
@@ -64,7 +65,7 @@ def decode(paths: Sequence[str], names: Sequence[str], most_pixels: int, seconds
         ours.close()
 
 
-def _receive(connection: Connection, name: str, most_pixels: int, deadline: float) -> Image.Image:
+def _receive(connection: Connection, name: str, most_pixels: int, longest: int, deadline: float) -> Image.Image:
     if not connection.poll(max(deadline - time.monotonic(), 0)):
         raise PictureError(f"The {name} image takes too long to be read.")
     try:
@@ -74,12 +75,14 @@ def _receive(connection: Connection, name: str, most_pixels: int, deadline: floa
     except (EOFError, OSError):  # its process has crashed, or had to end
         kind = UNREADABLE
     if kind == TOO_LARGE:
-        raise PictureError(f"The {name} image has more than {most_pixels / 1e6:g} million pixels.")
+        limits = f"{most_pixels / 1e6:g} million pixels, or a side of more than {longest}"
+        raise PictureError(f"The {name} image has more than {limits}.")
     formats = ", ".join(known_formats())
     raise PictureError(f"The {name} file is not an image that can be read ({formats}).")
 
 
-def _decode_into(connection: Connection, paths: Sequence[str], most_pixels: int, seconds: float) -> None:
+def _decode_into(connection: Connection, paths: Sequence[str], most_pixels: int, longest: int,
+                 seconds: float) -> None:
     """In a process of its own: send what each file holds, until one cannot be read."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -90,7 +93,7 @@ def _decode_into(connection: Connection, paths: Sequence[str], most_pixels: int,
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for path in paths:
         try:
-            image = read_image(path, most_pixels)
+            image = read_image(path, most_pixels, longest)
         except TooManyPixels:
             connection.send((TOO_LARGE, None))
             return

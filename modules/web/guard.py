@@ -7,17 +7,22 @@ of the server. Here a call is taken apart and made anew of what is known to be s
 
 import asyncio
 import json
+import logging
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
+from modules.files import parse_json
 from modules.web.hosts import host_name
 from modules.web.uploads import UploadFolder
 
+log = logging.getLogger(__name__)
+
+READING = ("GET", "HEAD")
 MOST_CALL_BYTES = 1 << 20  # of the JSON of a call
 TOO_LARGE = f"the body has more than {MOST_CALL_BYTES} bytes"
 MOST_DRAINED = 256 << 20  # bytes that are read of a body that is not wanted
@@ -25,17 +30,20 @@ DRAIN_SECONDS = 20  # that this may take
 API = "/gradio_api"
 UPLOAD = f"{API}/upload"
 # All that the page's own scripts ask for, and what its API's users call. Other parts of Gradio (proxies,
-# recordings, histories, monitoring, links to states) are not for visitors of this page.
-PLAIN_ROUTES = re.compile(
-    rf"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/\d+)?"
-    rf"|/(assets|static|svelte)/.*|{API}/(info/?|openapi\.json|app_id/?|startup-events|upload|upload_progress"
-    rf"|theme\.css|heartbeat/[\w-]+|queue/(data|status|join)|cancel|reset/?|user/?)"
-    rf"|{API}/call/\w+(/[\w-]+)?|{API}/(run|api)/\w+/?"
+# recordings, histories, monitoring, links to states, other ways to call) are not for visitors.
+READ = re.compile(
+    rf"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/\d{{1,4}})?"
+    rf"|/(assets|static|svelte)/[^\0]+|{API}/(info/?|openapi\.json|app_id/?|startup-events|upload_progress"
+    rf"|theme\.css|heartbeat/[\w-]+|queue/status|user/?)"
 )
-CALLS = re.compile(rf"{API}/(queue/join|call|run|api)(?:/(\w+))?/?")
-STREAMS = re.compile(rf"{API}/(?:queue/data|call/\w+/([\w-]+))")
+WRITTEN = re.compile(rf"{API}/(cancel|reset/?)")
+CALLS = re.compile(rf"{API}/(?:(queue/join)|(call|run|api)/(\w+)/?)")
+SESSIONS = re.compile(rf"{API}/queue/data")
+EVENTS = re.compile(rf"{API}/call/(\w+)/([\w-]+)")
 SESSION = re.compile(r"[\w-]{1,100}")
 FILES = re.compile(rf"{API}/file[=/](.*)", re.DOTALL)
+LONGEST_NAME = 200  # letters between two slashes of an address
+FORWARDED = b"x-forwarded-"  # what a web server before this one adds
 Receive = Callable[[], Awaitable[dict]]
 Send = Callable[[dict], Awaitable[None]]
 
@@ -94,25 +102,38 @@ class Picture:
 
 @dataclass(frozen=True)
 class PageFunction:
-    """A function of the page: its number, the name that its API has, if any, and its inputs."""
+    """A function of the page: its number, the name that its API has, if any, its inputs, and whether
+    its calls wait in a queue."""
 
     number: int
     name: str | None
     inputs: Sequence[Number | Picture]
+    queued: bool = True
+
+
+class Streams(Protocol):
+    """Which answers are to come."""
+
+    def has_session(self, name: str) -> bool:
+        """Whether a session waits for answers."""
+
+    def has_event(self, name: str) -> bool:
+        """Whether a call's answer is to come, or to be fetched."""
 
 
 class Guard:
     """An ASGI application around the page's: passes on what is sound, refuses the rest in one line.
 
-    `is_stream` tells of a session's or a call's name whether answers to it are to come.
+    `hosts` are the names that the page has, `others` those of them that a web server before it has.
     """
 
-    def __init__(self, app: Callable, hosts: frozenset[str], uploads: UploadFolder,
-                 functions: Sequence[PageFunction], is_stream: Callable[[str], bool]) -> None:
+    def __init__(self, app: Callable, hosts: frozenset[str], others: frozenset[str],
+                 uploads: UploadFolder, functions: Sequence[PageFunction], streams: Streams) -> None:
         self.app = app
-        self.hosts = hosts
+        self.hosts = hosts | others
+        self.others = others
         self.uploads = uploads
-        self.is_stream = is_stream
+        self.streams = streams
         self.by_number = {function.number: function for function in functions}
         self.by_name = {function.name: function for function in functions if function.name}
 
@@ -120,63 +141,95 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        answer = Answer(send)
         try:
             if scope["type"] != "http":
                 raise Refused(404, "nothing is here")
             self._check_host(scope)
-            scope, receive = await self._checked(scope, receive)
+            scope, receive = await self._checked(self._with_sound_headers(scope), receive)
+            await self.app(scope, receive, answer)
         except Refused as refusal:
-            await refuse(send, refusal)
+            await answer.refuse(refusal)
+        except asyncio.CancelledError:  # the server ends
             return
-        await self.app(scope, receive, send)
+        except Exception as error:  # of Gradio's; a visitor's mistake that was not foreseen is one line, too
+            log.warning("%s %s: %s: %s", scope["method"], scope["path"], type(error).__name__, error)
+            await answer.refuse(Refused(500, "this request cannot be answered"))
 
     def _check_host(self, scope: dict) -> None:
-        """Each Host header has to be a name of the page's, and so has the page that sends something."""
-        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        """Each Host header has to be a name of the page's, and what a page sends has to be ours."""
+        given = header(scope, b"host")
         if not given or not all(host_name(value) in self.hosts for value in given):
             raise Refused(421, "this page is not served under that name (--allowed_hosts adds names)")
-        if scope["method"] not in ("GET", "HEAD"):
-            origins = [value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"]
-            if not all(self._is_ours(origin) for origin in origins):
-                raise Refused(403, "another site's page sends this (--allowed_hosts adds names)")
+        if scope["method"] in READING:
+            return
+        if not all(self._is_ours(origin, given[0]) for origin in header(scope, b"origin")):
+            raise Refused(403, "another site's page sends this (--allowed_hosts adds names)")
 
-    def _is_ours(self, origin: str) -> bool:
+    def _is_ours(self, origin: str, host: str) -> bool:
+        """Whether a page of that origin came from this server, or through the web server before it."""
         try:
-            return host_name(urlsplit(origin).netloc) in self.hosts
+            place = urlsplit(origin).netloc.lower()
         except ValueError:
             return False
+        return place == host.strip().lower() or host_name(place) in self.others
+
+    def _with_sound_headers(self, scope: dict) -> dict:
+        """Without what Gradio trusts and a visitor may invent: other names of the page, ranges."""
+        headers = [pair for pair in scope["headers"] if self._is_sound(*pair)]
+        query = b"" if scope["path"] in ("/", "/config", "/config/") else scope["query_string"]
+        return {**scope, "headers": headers, "query_string": query}
+
+    def _is_sound(self, name: bytes, value: bytes) -> bool:
+        if name == b"x-forwarded-host":
+            return host_name(value.decode("latin-1")) in self.others
+        if name == b"x-forwarded-proto":
+            return value in (b"http", b"https")
+        return name != b"range" and not name.startswith((FORWARDED, b"x-gradio", b"x-direct"))
 
     async def _checked(self, scope: dict, receive: Receive) -> tuple[dict, Receive]:
         """What the application shall see: a file's real path, a call's body made anew."""
-        path = scope["path"]
+        path, reads = scope["path"], scope["method"] in READING
         named = FILES.fullmatch(path)
-        if named:
+        if named and reads:
             return self._with_real_path(scope, named.group(1)), receive
-        if not PLAIN_ROUTES.fullmatch(path):
+        if max(map(len, path.split("/"))) > LONGEST_NAME:
             raise Refused(404, "nothing is here")
-        stream = STREAMS.fullmatch(path)
-        if stream and scope["method"] == "GET":
-            query = parse_qs(scope["query_string"].decode("latin-1"))
-            names = [stream.group(1)] if stream.group(1) else query.get("session_hash", [])
-            if not (len(names) == 1 and self.is_stream(names[0])):
-                raise Refused(404, "no call of that name is under way")
-        if scope["method"] in ("GET", "HEAD") or path == UPLOAD:
+        if reads:
+            self._check_reading(scope, path)
             return scope, receive
+        if scope["method"] != "POST":
+            raise Refused(405, "this is not done here")
+        if path == UPLOAD:
+            return scope, receive
+        call = CALLS.fullmatch(path)
+        if not (call or WRITTEN.fullmatch(path)):
+            raise Refused(404, "nothing is here")
         sent = Body(receive, MOST_CALL_BYTES)
         try:
             body = parse_call(await read_body(scope, sent))
         except Refused:
             await sent.drain()
             raise
-        call = CALLS.fullmatch(path)
         if call:
-            body = self.sound_call(body, call.group(1), call.group(2))
+            body = self.sound_call(body, call.group(1) or call.group(2), call.group(3))
         content = json.dumps(body).encode()
         return with_length(scope, len(content)), replay(content, receive)
 
+    def _check_reading(self, scope: dict, path: str) -> None:
+        if READ.fullmatch(path):
+            return
+        event = EVENTS.fullmatch(path)
+        if event and event.group(1) in self.by_name and self.streams.has_event(event.group(2)):
+            return
+        if SESSIONS.fullmatch(path):
+            sessions = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [])
+            if len(sessions) == 1 and self.streams.has_session(sessions[0]):
+                return
+            raise Refused(404, "no session of that name waits for answers")
+        raise Refused(404, "nothing is here")
+
     def _with_real_path(self, scope: dict, name: str) -> dict:
-        if scope["method"] not in ("GET", "HEAD"):
-            raise Refused(405, "files are read only")
         try:
             path = self.uploads.resolve(name)
             is_file = path.is_file()
@@ -194,6 +247,8 @@ class Guard:
         function = self._by_number(body.get("fn_index")) if by_number else self.by_name.get(name)
         if function is None:
             raise Refused(404, "the page has no such function")
+        if function.queued and how in ("run", "api"):
+            raise Refused(404, "calls of this function wait in a queue: use call/ and its name")
         data = body.get("data")
         if not isinstance(data, list) or len(data) != len(function.inputs):
             raise Refused(422, f"data is expected to be a list of {len(function.inputs)} values")
@@ -217,18 +272,19 @@ class Guard:
 
 
 def parse_call(content: bytes) -> dict:
-    """A call's JSON object. Refused for what is none."""
+    """A call's JSON object. Refused for what is none, by the strict reader of all our JSON."""
     try:
-        body = json.loads(content, parse_constant=_no_number)
-    except (ValueError, RecursionError):
+        body = parse_json(content.decode())
+    except ValueError:
         raise Refused(400, "the body is not JSON") from None
     if not isinstance(body, dict):
         raise Refused(422, "the body is expected to be a JSON object")
     return body
 
 
-def _no_number(text: str) -> float:
-    raise ValueError(text)
+def header(scope: dict, wanted: bytes) -> list[str]:
+    """All values of a request's header."""
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
 
 
 async def read_body(scope: dict, body: "Body") -> bytes:
@@ -249,25 +305,30 @@ async def read_body(scope: dict, body: "Body") -> bytes:
 
 
 class Body:
-    """A `receive` that knows how much of a body has come, and whether all of it has."""
+    """A `receive` that knows how much of a body has come, and whether all of it has; `arrived` is told
+    of each part."""
 
-    def __init__(self, receive: Receive, most: int) -> None:
+    def __init__(self, receive: Receive, most: int, arrived: Callable[[int], None] | None = None) -> None:
         self._receive = receive
         self._left = most
+        self._arrived = arrived
         self.is_read = False
 
     async def __call__(self) -> dict:
         message = await self._receive()
         self.is_read = message["type"] != "http.request" or not message.get("more_body")
-        self._left -= len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        self._left -= size
         if self._left < 0:
             raise TooLarge
+        if self._arrived:
+            self._arrived(size)
         return message
 
     async def drain(self) -> None:
         """Read the rest, which is not wanted, within limits: a client that is still sending would take
         an early answer for a broken connection."""
-        self._left = MOST_DRAINED
+        self._left, self._arrived = MOST_DRAINED, None
         with suppress(TimeoutError, asyncio.TimeoutError, TooLarge):  # two timeouts before Python 3.11
             await asyncio.wait_for(self._read_on(), DRAIN_SECONDS)
 
@@ -296,9 +357,29 @@ def with_length(scope: dict, length: int) -> dict:
     return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
 
 
-async def refuse(send: Send, refusal: Refused) -> None:
-    """Answer with a status and {"detail": …, "error": …}, which Gradio's clients show."""
-    body = json.dumps({"detail": str(refusal), "error": str(refusal)}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+class Answer:
+    """A `send` that lets no other site read what it sends, and knows whether it has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+
+    async def __call__(self, message: dict) -> None:
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            headers = message.get("headers", [])
+            kept = [pair for pair in headers if not pair[0].lower().startswith(b"access-control-")]
+            message = {**message, "headers": kept}
+        await self._send(message)
+
+    async def refuse(self, refusal: Refused) -> None:
+        """Answer with a status and {"detail": …, "error": …}, which Gradio's clients show; end an answer
+        that has begun."""
+        if self.has_begun:
+            await self._send({"type": "http.response.body", "body": b""})
+            return
+        body = json.dumps({"detail": str(refusal), "error": str(refusal)}).encode()
+        length = str(len(body)).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+        await self({"type": "http.response.start", "status": refusal.status, "headers": headers})
+        await self({"type": "http.response.body", "body": body})

@@ -9,14 +9,14 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 ANYWHERE = ("0.0.0.0", "::")
 
 
-def allowed_hosts(host: str, more: Iterable[str] = ()) -> frozenset[str]:
-    """The names that stand for a page that listens on `host`, in the form of `host_name`.
+def own_hosts(host: str) -> frozenset[str]:
+    """The names of a page that listens on `host`, in the form of `host_name`. On all addresses of the
+    machine (0.0.0.0, ::) these are also its name and its addresses."""
+    return plain_names({*LOCAL, host, *(_own_names() if host in ANYWHERE else ())})
 
-    On all addresses of the machine (0.0.0.0, ::) these are also its name and its addresses.
-    """
-    names = {*LOCAL, host, *more}
-    if host in ANYWHERE:
-        names |= _own_names()
+
+def plain_names(names: Iterable[str]) -> frozenset[str]:
+    """Names in the form of `host_name`, those that are none left out."""
     return frozenset(filter(None, map(host_name, names)))
 
 
@@ -35,7 +35,9 @@ def host_name(header: str) -> str | None:
         name, _, port = header.partition(":")
     if port and not (port.isascii() and port.isdigit()):
         return None
-    name = name.partition("%")[0].rstrip(".")
+    if ":" in name:
+        name = name.partition("%")[0]  # the network interface of an IPv6 address
+    name = name.removesuffix(".")
     try:
         return str(ipaddress.ip_address(name))
     except ValueError:

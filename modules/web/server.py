@@ -46,8 +46,8 @@ def address_of(host: str, port: int) -> str:
 
 
 def build_application(page: Any, css: str, uploads: UploadFolder, hosts: frozenset[str],
-                      limits: Limits) -> Guard:
-    """The ASGI application that visitors reach: `page` is Gradio's Blocks."""
+                      others: frozenset[str], limits: Limits) -> Guard:
+    """The ASGI application that visitors reach: `page` is Gradio's Blocks; hosts as Guard takes them."""
     import gradio as gr
     from fastapi import FastAPI
     from starlette.requests import Request
@@ -62,16 +62,27 @@ def build_application(page: Any, css: str, uploads: UploadFolder, hosts: frozens
     gr.mount_gradio_app(inner, page, path="/", css=css, max_file_size=limits.file_bytes, show_error=False,
                         allowed_paths=[], footer_links=["api"], ssr_mode=False)
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of each form that is none
-    return Guard(inner, hosts, uploads, functions_of(page), lambda name: is_awaited(page, name))
+    page.has_launched = True  # else Gradio's own check of files is off
+    return Guard(inner, hosts, others, uploads, functions_of(page), QueueStreams(page._queue))
 
 
-def is_awaited(page: Any, name: str) -> bool:
-    """Whether answers to a session or a call are to come, by Gradio's queue. Asking it for others' ends
-    in a traceback in the log."""
-    queue = page._queue
-    if name in queue.pending_messages_per_session or name in queue.event_ids_to_events:
-        return True
-    return any(name in calls for calls in queue.pending_event_ids_session.values())
+class QueueStreams:
+    """Which answers are to come, by Gradio's queue, which fails where it is asked for others."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+
+    def has_session(self, name: str) -> bool:
+        """Whether a session has messages to come."""
+        return name in self._queue.pending_messages_per_session
+
+    def has_event(self, name: str) -> bool:
+        """Whether a call belongs to such a session."""
+        event = self._queue.event_ids_to_events.get(name)
+        if event is not None:
+            return self.has_session(event.session_hash)
+        calls = self._queue.pending_event_ids_session.items()
+        return any(name in names and self.has_session(session) for session, names in calls)
 
 
 def functions_of(page: Any) -> list[PageFunction]:
@@ -82,7 +93,7 @@ def functions_of(page: Any) -> list[PageFunction]:
             continue
         name = function.api_name if isinstance(function.api_name, str) else None
         inputs = [_input_of(block) for block in function.inputs]
-        functions.append(PageFunction(function._id, name, inputs))
+        functions.append(PageFunction(function._id, name, inputs, queued=bool(function.queue)))
     return functions
 
 
@@ -105,16 +116,18 @@ async def receive_upload(request: Any, uploads: UploadFolder, limits: Limits) ->
     leaves nothing."""
     from starlette.responses import JSONResponse, PlainTextResponse
 
-    body = Body(request.receive, MOST_FILES * limits.file_bytes + SLACK)
-    try:
-        paths = await asyncio.wait_for(_stored(request, body, uploads, limits), UPLOAD_SECONDS)
-        return JSONResponse([str(path) for path in paths])
-    except Refused as refusal:
-        if refusal.status != 503:  # under load nothing more is read
-            await body.drain()
-        return PlainTextResponse(str(refusal), refusal.status)
-    except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
-        return PlainTextResponse("the upload takes too long", 408)
+    with uploads.arriving() as arrived:
+        body = Body(request.receive, MOST_FILES * limits.file_bytes + SLACK, arrived)
+        try:
+            paths = await asyncio.wait_for(_stored(request, body, uploads, limits), UPLOAD_SECONDS)
+            return JSONResponse([str(path) for path in paths])
+        except Refused as refusal:
+            answer = PlainTextResponse(str(refusal), refusal.status)
+        except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+            answer = PlainTextResponse("the upload takes too long", 408)
+    if answer.status_code in (400, 413):
+        await body.drain()
+    return answer
 
 
 async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limits) -> list[Path]:
@@ -130,17 +143,17 @@ async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limit
     too_large = Refused(413, f"a file may have {limits.file_bytes // 2**20} MB")
     if expected > most:
         raise too_large
-    if expected > uploads.max_bytes:
-        raise Refused(413, f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)")
     try:
-        with uploads.reserved(expected):
-            async with Request(request.scope, body).form(max_files=MOST_FILES, max_fields=MOST_FIELDS) as form:
-                files = [value for value in form.getlist("files") if not isinstance(value, str)]
-                if not files:
-                    raise Refused(400, "a form with files is expected")
-                if any((file.size or 0) > limits.file_bytes for file in files):
-                    raise too_large
-                return [await run_in_threadpool(uploads.store, one.filename or "", one.file) for one in files]
+        async with Request(request.scope, body).form(max_files=MOST_FILES, max_fields=MOST_FIELDS) as form:
+            files = [value for value in form.getlist("files") if not isinstance(value, str)]
+            if not files:
+                raise Refused(400, "a form with files is expected")
+            if any((file.size or 0) > limits.file_bytes for file in files):
+                raise too_large
+            if sum(file.size or 0 for file in files) > uploads.max_bytes:
+                raise Refused(413, f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)")
+            await run_in_threadpool(uploads.sweep)
+            return [await run_in_threadpool(uploads.store, one.filename or "", one.file) for one in files]
     except NoRoom as error:
         raise Refused(503, f"{error}: try again in a while") from None
     except TooLarge:

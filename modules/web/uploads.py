@@ -8,14 +8,16 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
 
+from modules.escaping import has_control_characters
 from modules.files import BLOCK
+from modules.picture_files import picture_endings
 
 PREFIX = "clip4idc-page-"  # of the folder; beside it lies a file of the same name and LOCK
 LOCK = ".lock"
@@ -39,13 +41,13 @@ class UploadFolder:
         self.max_age = max_age
         self.max_bytes = max_bytes
         self._kept: frozenset[Path] = frozenset()
-        self._reserved = 0
+        self._arriving = 0
         self._lock = threading.Lock()
 
     def resolve(self, path: object) -> Path:
         """The real path of a file in this folder, which need not be there any more. PermissionError
         for anything else, however it is written."""
-        if not isinstance(path, str) or "\0" in path:
+        if not isinstance(path, str) or has_control_characters(path):
             raise PermissionError("no upload is called so")
         try:
             real = Path(path).resolve()
@@ -70,19 +72,25 @@ class UploadFolder:
             raise
 
     @contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
-        """Inside, so many bytes may come in; the oldest uploads make room for them. NoRoom where other
-        uploads that are under way take all of it."""
-        with self._lock:
-            if self._reserved + size > self.max_bytes:
-                raise NoRoom("too many uploads at once")
-            self._reserved += size
+    def arriving(self) -> Iterator[Callable[[int], None]]:
+        """Inside, an upload is under way; the yielded function is told of the bytes that have come, and
+        raises NoRoom where all that are under way take more than all uploads may. What has only been
+        announced takes no room."""
+        own = 0
+
+        def arrived(size: int) -> None:
+            nonlocal own
+            own += size
+            with self._lock:
+                self._arriving += size
+                if self._arriving > self.max_bytes:
+                    raise NoRoom("too many uploads at once")
+
         try:
-            self.sweep()
-            yield
+            yield arrived
         finally:
             with self._lock:
-                self._reserved -= size
+                self._arriving -= own
 
     def keep_present(self) -> None:
         """What is there now is the page's own, its examples, and stays as long as the server."""
@@ -94,7 +102,7 @@ class UploadFolder:
         total = sum(size for _, size, _ in entries)
         now = time.time()
         with self._lock:
-            room = self.max_bytes - self._reserved
+            room = self.max_bytes - self._arriving
         for changed, size, path in entries:
             if now - changed > self.max_age or total > room:
                 _remove(path)
@@ -110,9 +118,12 @@ class UploadFolder:
 
 
 def safe_name(name: str) -> str:
-    """A file's name made of an upload's: letters, digits, dot, dash and underscore; its ending stays."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name.replace("\\", "/").rpartition("/")[2]).lstrip(".")
-    return plain[-LONGEST_NAME:].lstrip(".") or "upload"
+    """A file's name made of an upload's: letters, digits, dash and underscore, and a picture's ending."""
+    stem, ending = os.path.splitext(name.replace("\\", "/").rpartition("/")[2])
+    if ending.lower() not in picture_endings():
+        stem, ending = stem + ending, ""
+    plain = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_")
+    return (plain[-LONGEST_NAME:] or "upload") + ending.lower()
 
 
 def _age_and_size(path: Path) -> tuple[float, int]:
