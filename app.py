@@ -4,13 +4,14 @@ import argparse
 import html
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
 import threading
 from pathlib import Path
 
-from modules.escaping import markdown_text, show
+from modules.escaping import SafeFormatter, markdown_text, show
 from modules.options import OneLineParser, run_and_report
 from modules.urls import Address
 from modules.web.hosts import host_name, own_hosts, plain_names
@@ -180,6 +181,9 @@ def serve(args: argparse.Namespace) -> None:
     )
     from modules.web.uploads import open_uploads as open_upload_folder
 
+    lines = logging.StreamHandler()
+    lines.setFormatter(SafeFormatter("%(message)s"))
+    logging.getLogger().addHandler(lines)
     hosts, others = own_hosts(args.host), plain_names(args.allowed_hosts)
     with ending_on_signals(), open_socket(args.host, args.port) as listening:
         predictor = Predictor.load(args.init_model)

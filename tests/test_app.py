@@ -29,8 +29,9 @@ import pytest
 from PIL import Image
 
 import app
-from modules.escaping import markdown_text
+from modules.escaping import SafeFormatter, markdown_text
 from modules.predictor import Caption, Explanation
+from modules.web.guard import Guard
 from modules.web.hosts import host_name, own_hosts, plain_names
 from modules.web.server import Limits, receive_upload
 from modules.web.uploads import NoRoom, UploadFolder, open_uploads, remove_orphans, safe_name
@@ -481,6 +482,33 @@ def exchange(address: str, *lines: str) -> str:
     ["GET /config HTTP/1.1", "X-Forwarded-Proto: x://y"], ["GET / HTTP/1.1", "X-Gradio-Server: http://evil.example"], ["GET / HTTP/1.1", "Range: bytes=0-9,20-3"]])
 def test_headers_and_queries_that_a_visitor_invents_change_nothing(address, lines):
     assert exchange(address, *lines).startswith("HTTP/1.1 200 ")
+
+
+def test_what_nobody_foresaw_is_one_line_of_the_log_and_no_traceback(tmp_path, caplog):
+    """Whatever the application behind the guard raises; an answer that has begun is ended."""
+    begun = {"type": "http.response.start", "status": 200, "headers": [(b"access-control-allow-origin", b"*"), (b"a", b"b")]}
+    sent: list[dict] = []
+
+    async def send(message):
+        sent.append(message)
+
+    def answer_of(*messages: dict) -> list[dict]:
+        async def broken(scope, receive, answer):
+            for message in messages:
+                await answer(message)
+            raise KeyError("a\nb\x1b[2J")
+
+        sent.clear()
+        guard = Guard(broken, frozenset({"localhost"}), frozenset(), UploadFolder(tmp_path, 60, 10**9), [], None)
+        scope = {"type": "http", "method": "GET", "path": "/config", "query_string": b"", "headers": [(b"host", b"localhost")]}
+        asyncio.run(guard(scope, None, send))
+        return sent
+
+    assert [message.get("status") for message in answer_of()] == [500, None]
+    assert answer_of(begun) == [{**begun, "headers": [(b"a", b"b")]}, {"type": "http.response.body", "body": b""}]
+    lines = [SafeFormatter("%(message)s").format(record) for record in caplog.records]
+    assert lines == ["GET /config: KeyError: 'a\\nb\\x1b[2J'"] * 2
+    assert not any(record.exc_info for record in caplog.records)
 
 
 def test_other_sites_read_and_send_nothing(address):
