@@ -187,12 +187,12 @@ def build_loader(dataset: SceneDataset, batch_size: int, training: bool, num_wor
                               persistent_workers=training and num_workers > 0, worker_init_fn=leave_signals_to_parent))
 
 
-def check_scenes(scenes: Sequence[Scene], source: str, need_captions: bool = True) -> None:
+def check_scenes(scenes: Sequence[Scene], source: str) -> None:
     """Refuse an empty split and scenes without a sentence; count and say empty captions."""
     if not scenes:
         raise ValueError(f"{source} lists no pairs")
     for scene in scenes:
-        if need_captions and not (scene.captions and (scene.distractor is None or scene.distractor_captions)):
+        if not (scene.captions and (scene.distractor is None or scene.distractor_captions)):
             raise ValueError(f"{source}: pair {scene.id} has no caption")
     captions = [caption for scene in scenes for caption in scene.captions + scene.distractor_captions]
     empty = sum(not caption.strip() for caption in captions)

@@ -95,8 +95,8 @@ class ModelOptions:
     cache_dir: str | None = flag(None, "folder for downloads (default: the user's cache folder)")
     intra_num_hidden_layers: int = flag(9, "vision blocks that see each image alone", int)
     linear_patch: str = flag("2d", "patches from each image (2d) or from both as two frames (3d)", choices=("2d", "3d"))
-    decoder_model: str = flag("decoder-base", "captioner's config: a name below modules/, a folder or a file", stage="caption+")
-    decoder_num_hidden_layers: int | None = flag(None, "captioner's layers, instead of the config's", int, stage="caption+")
+    decoder_model: str = flag("decoder-base", "captioner's config: a name below modules/, a folder or a file")
+    decoder_num_hidden_layers: int | None = flag(None, "captioner's layers, instead of the config's", int)
     cross_model: str = flag("cross-base", "cross encoder's config: a name below modules/, a folder or a file")
     cross_num_hidden_layers: int | None = flag(None, "cross encoder's layers, instead of the config's", int)
     sim_header: str = flag("loose", "similarity: cosine (loose) or cross encoder (tight)", stage="retrieval",
@@ -218,7 +218,7 @@ def parse_options(argv: list[str] | None, stage: str, description: str, num_proc
 
 
 def _belongs(f: Any, stage: str) -> bool:
-    return f.metadata["stage"] in (None, "caption+", stage)
+    return f.metadata["stage"] in (None, stage)
 
 
 def _add_flags(parser: argparse._ArgumentGroup, group: type, stage: str) -> None:

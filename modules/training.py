@@ -57,11 +57,6 @@ class Trainer:
         """Optimizer steps; an incomplete accumulation is none."""
         return len(self.loader) // self.options.training.gradient_accumulation_steps
 
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """What learns."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
     def tensors(self) -> dict[str, Any]:
         """All that training moves."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}

@@ -1,7 +1,16 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs the tests. Arguments go to pytest: scripts/test.sh -m slow runs the slow tier.
+# Sets up .venv and runs the tests, without the slow ones. Words go to pytest (-k name, a file); --slow runs the slow
+# tests alone, and so does whatever -m says.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh dev
-[ $# -gt 0 ] || set -- -m "not slow"
-exec .venv/bin/python -m pytest "$@"
+chosen=(-m "not slow")
+words=()
+for word in "$@"; do
+  case $word in
+    --slow) chosen=(-m slow) ;;
+    -m) chosen=() words+=("$word") ;;
+    *) words+=("$word") ;;
+  esac
+done
+exec .venv/bin/python -m pytest ${chosen[@]+"${chosen[@]}"} ${words[@]+"${words[@]}"}
