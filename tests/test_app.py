@@ -505,10 +505,33 @@ def test_what_nobody_foresaw_is_one_line_of_the_log_and_no_traceback(tmp_path, c
         return sent
 
     assert [message.get("status") for message in answer_of()] == [500, None]
+    assert answer_of(begun, ended := {"type": "http.response.body", "body": b"x"})[1:] == [ended], "nothing follows an end"
     assert answer_of(begun) == [{**begun, "headers": [(b"a", b"b")]}, {"type": "http.response.body", "body": b""}]
     lines = [SafeFormatter("%(message)s").format(record) for record in caplog.records]
-    assert lines == ["GET /config: KeyError: 'a\\nb\\x1b[2J'"] * 2
+    assert lines == ["GET /config: KeyError: 'a\\nb\\x1b[2J'"] * 3
     assert not any(record.exc_info for record in caplog.records)
+
+
+def test_one_request_does_not_hold_up_the_others(address):
+    """Paths of many parts, and encodings whose work grows with the square of the text."""
+    long = json.dumps({"data": [{"path": "a/" * 250_000}, None, *SETTINGS]}).encode()
+    head = b'--x\r\nContent-Disposition: form-data; name="f-"\r\n\r\na-'
+    start = time.monotonic()
+    assert call(address, "gradio_api/call/caption", long)[0] == 403
+    assert request(f"{address}gradio_api/file={'a/' * 20_000}")[0] == 403
+    kind = {"Content-Type": "multipart/form-data; boundary=x; charset=punycode"}
+    assert request(f"{address}gradio_api/upload", head + b"a" * 900_000 + b"\r\n--x--\r\n", kind)[0] == 400
+    assert request(f"{address}assets/{'a/' * 3000}")[0] == 404
+    assert time.monotonic() - start < 5
+
+
+def test_whole_numbers_may_be_written_as_floats(address):
+    for number in (1.0, -0.0, 1):
+        status, answer = call(address, "gradio_api/run/load_example", {"data": [number]})
+        if status == 404:
+            pytest.skip("this Gradio calls its examples otherwise")
+        assert status == 200
+        assert "path" in answer
 
 
 def test_other_sites_read_and_send_nothing(address):

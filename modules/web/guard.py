@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
-from modules.files import parse_json
+from modules.files import parse_json, short
 from modules.web.hosts import host_name
 from modules.web.uploads import UploadFolder
 
@@ -42,7 +42,7 @@ SESSIONS = re.compile(rf"{API}/queue/data")
 EVENTS = re.compile(rf"{API}/call/(\w+)/([\w-]+)")
 SESSION = re.compile(r"[\w-]{1,100}")
 FILES = re.compile(rf"{API}/file[=/](.*)", re.DOTALL)
-LONGEST_NAME = 200  # letters between two slashes of an address
+LONGEST_PATH, LONGEST_NAME = 1000, 200  # letters of an address' path, and between two of its slashes
 FORWARDED = b"x-forwarded-"  # what a web server before this one adds
 Receive = Callable[[], Awaitable[dict]]
 Send = Callable[[dict], Awaitable[None]]
@@ -76,9 +76,11 @@ class Number:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not self.low <= value <= self.high:
             raise Refused(422, f"a number from {self.low:g} to {self.high:g} is expected")
-        if self.whole and value != int(value):
+        if not self.whole:
+            return value
+        if value != int(value):
             raise Refused(422, "a whole number is expected")
-        return value
+        return int(value)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ class Guard:
         except asyncio.CancelledError:  # the server ends
             return
         except Exception as error:  # of Gradio's; a visitor's mistake that was not foreseen is one line, too
-            log.warning("%s %s: %s: %s", scope["method"], scope["path"], type(error).__name__, error)
+            place = f"{scope['method']} {scope['path'][:LONGEST_NAME]}"
+            log.warning("%s: %s: %s", place, type(error).__name__, short(error))
             await answer.refuse(Refused(500, "this request cannot be answered"))
 
     def _check_host(self, scope: dict) -> None:
@@ -193,7 +196,7 @@ class Guard:
         named = FILES.fullmatch(path)
         if named and reads:
             return self._with_real_path(scope, named.group(1)), receive
-        if max(map(len, path.split("/"))) > LONGEST_NAME:
+        if len(path) > LONGEST_PATH or max(map(len, path.split("/"))) > LONGEST_NAME:
             raise Refused(404, "nothing is here")
         if reads:
             self._check_reading(scope, path)
@@ -363,6 +366,7 @@ class Answer:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.has_begun = False
+        self.has_ended = False
 
     async def __call__(self, message: dict) -> None:
         if message["type"] == "http.response.start":
@@ -370,13 +374,17 @@ class Answer:
             headers = message.get("headers", [])
             kept = [pair for pair in headers if not pair[0].lower().startswith(b"access-control-")]
             message = {**message, "headers": kept}
+        elif not message.get("more_body"):
+            self.has_ended = True
         await self._send(message)
 
     async def refuse(self, refusal: Refused) -> None:
         """Answer with a status and {"detail": …, "error": …}, which Gradio's clients show; end an answer
         that has begun."""
+        if self.has_ended:
+            return
         if self.has_begun:
-            await self._send({"type": "http.response.body", "body": b""})
+            await self({"type": "http.response.body", "body": b""})
             return
         body = json.dumps({"detail": str(refusal), "error": str(refusal)}).encode()
         length = str(len(body)).encode()

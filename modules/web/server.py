@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from modules.web.guard import UPLOAD, Body, Guard, Number, PageFunction, Picture
 from modules.web.uploads import NoRoom, UploadFolder
 
 MOST_FILES, MOST_FIELDS = 2, 8  # of one upload
+LONGEST_FIELD = 1 << 16  # bytes of a field that is no file
 SLACK = 1 << 16  # bytes of an upload beside its files
 UPLOAD_SECONDS = 300  # that an upload may take
 LARGEST_SEED = 2**53 - 1  # the largest whole number that a browser's script knows to be one
@@ -130,6 +132,18 @@ async def receive_upload(request: Any, uploads: UploadFolder, limits: Limits) ->
     return answer
 
 
+def with_plain_form(scope: dict) -> dict:
+    """The scope of a form whose texts are UTF-8, whatever it says: some encodings take a visitor's word
+    for hours of work. Refused for what is no form."""
+    told = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    boundary = re.search(rb'^multipart/form-data *;.*?boundary="?([^";,\s]{1,200})', told, re.IGNORECASE)
+    if boundary is None:
+        raise Refused(400, "a form with files is expected")
+    others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+    kind = (b"content-type", b"multipart/form-data; boundary=" + boundary.group(1))
+    return {**scope, "headers": [*others, kind]}
+
+
 async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limits) -> list[Path]:
     """The paths of a form's files, written. Refused for what is no form or too large."""
     from starlette.concurrency import run_in_threadpool
@@ -143,8 +157,10 @@ async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limit
     too_large = Refused(413, f"a file may have {limits.file_bytes // 2**20} MB")
     if expected > most:
         raise too_large
+    sound = Request(with_plain_form(request.scope), body)
+    limits_of_form = {"max_files": MOST_FILES, "max_fields": MOST_FIELDS, "max_part_size": LONGEST_FIELD}
     try:
-        async with Request(request.scope, body).form(max_files=MOST_FILES, max_fields=MOST_FIELDS) as form:
+        async with sound.form(**limits_of_form) as form:
             files = [value for value in form.getlist("files") if not isinstance(value, str)]
             if not files:
                 raise Refused(400, "a form with files is expected")

@@ -22,6 +22,7 @@ from modules.picture_files import picture_endings
 PREFIX = "clip4idc-page-"  # of the folder; beside it lies a file of the same name and LOCK
 LOCK = ".lock"
 PAUSE = 1.0  # seconds between two looks for what is too old
+LONGEST_PATH = 4096  # letters; following a path takes time that grows with its square
 LONGEST_NAME = 80  # letters that are kept of an upload's name
 
 
@@ -47,7 +48,8 @@ class UploadFolder:
     def resolve(self, path: object) -> Path:
         """The real path of a file in this folder, which need not be there any more. PermissionError
         for anything else, however it is written."""
-        if not isinstance(path, str) or has_control_characters(path):
+        is_path = isinstance(path, str) and len(path) <= LONGEST_PATH
+        if not is_path or has_control_characters(path):
             raise PermissionError("no upload is called so")
         try:
             real = Path(path).resolve()
