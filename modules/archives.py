@@ -14,11 +14,20 @@ from typing import IO
 
 from modules.files import BLOCK
 
-MOST_DIRECTORY = 24 << 20  # bytes of a zip's list of entries, of which each takes some 600 in memory
+MOST_DIRECTORY = (
+    24 << 20
+)  # bytes of a zip's list of entries, of which each takes some 600 in memory
 MOST_HEADERS = 1 << 20  # bytes of a tar between the content of one file and that of the next
 MOST_DICTIONARY = 256 << 20  # bytes that unpacking xz may take; xz -9 needs 65 MiB
-SIMPLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what zipfile inflates no further than is asked for
-COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}  # by a file's first bytes
+SIMPLE = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+)  # what zipfile inflates no further than is asked for
+COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+}  # by a file's first bytes
 
 
 class NoArchive(ValueError):
@@ -34,7 +43,9 @@ class BoundedReader:
 
     def read(self, size: int = -1) -> bytes:
         """As a file's; ValueError for too much."""
-        content = b"" if size > self._most else self._file.read(self._most + 1 if size < 0 else size)
+        content = (
+            b"" if size > self._most else self._file.read(self._most + 1 if size < 0 else size)
+        )
         if size > self._most or len(content) > self._most:
             raise ValueError(f"a part of it that is read at once has more than {self._most} bytes")
         return content

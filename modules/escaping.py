@@ -14,7 +14,12 @@ LONGEST_MARKDOWN = 300  # letters of a text that is shown on a page
 BREAKS = "\n\t"  # what a text of several lines of our own may hold
 # They turn the order of what follows around, so that a line reads as what it is not.
 DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")  # controls, breaks of lines and paragraphs, halves of letters
+UNPRINTABLE = (
+    "Cc",
+    "Zl",
+    "Zp",
+    "Cs",
+)  # controls, breaks of lines and paragraphs, halves of letters
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 INVISIBLE = " \u00a0\u200b\u2060\ufeff"  # which may stand before them
 LATEX = {
@@ -75,7 +80,9 @@ def markdown_text(text: str, longest: int = LONGEST_MARKDOWN) -> str:
 def latex_text(text: str) -> str:
     """For LaTeX: letters that mean something there escaped, in one line."""
     escaped = "".join(LATEX.get(letter, letter) for letter in one_line(" ".join(text.split())))
-    return f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped  # else an option of \\ or \midrule
+    return (
+        f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
+    )  # else an option of \\ or \midrule
 
 
 def spreadsheet_text(text: str) -> str:

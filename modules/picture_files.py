@@ -25,7 +25,9 @@ FORMATS = (
     "TIFF",
     "WEBP",
 )
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # at half of what Pillow refuses
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # at half of what Pillow refuses
 
 
 class TooManyPixels(ValueError):
@@ -46,7 +48,9 @@ def picture_endings() -> frozenset[str]:
     return frozenset(ending for ending, name in endings if name in known_formats())
 
 
-def read_image(path: str | Path, most_pixels: int | None = None, longest: int | None = None) -> Image.Image:
+def read_image(
+    path: str | Path, most_pixels: int | None = None, longest: int | None = None
+) -> Image.Image:
     """A picture's file in RGB, turned as its EXIF data say.
 
     Raises FileNotFoundError for no file, TooManyPixels (before anything is decoded) for more than
@@ -57,7 +61,9 @@ def read_image(path: str | Path, most_pixels: int | None = None, longest: int | 
             if most_pixels is not None and image.width * image.height > most_pixels:
                 raise TooManyPixels(_too_many(path, most_pixels))
             if longest is not None and max(image.size) > longest:
-                raise TooManyPixels(f"cannot read the image {path}: a side of more than {longest} pixels")
+                raise TooManyPixels(
+                    f"cannot read the image {path}: a side of more than {longest} pixels"
+                )
             return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}") from None

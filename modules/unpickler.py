@@ -20,11 +20,17 @@ MOST_TENSORS = 100_000
 MOST_DEPTH = 100  # containers within each other
 MOST_DIMENSIONS = 16  # of a tensor
 MOST_ARGUMENTS = 8  # of a call; torch's own has seven
-MOST_ATTRIBUTES = 1_000_000  # of all scripted modules together, those that are set again counted again
+MOST_ATTRIBUTES = (
+    1_000_000  # of all scripted modules together, those that are set again counted again
+)
 WIDENED = 4  # bytes of an element as it is used: numbers of fewer are widened to float32
-MOST_SHARED = 8  # times its size that a file's tensors may have together: tied ones share their bytes
+MOST_SHARED = (
+    8  # times its size that a file's tensors may have together: tied ones share their bytes
+)
 TOO_DEEP = f"its containers lie in each other more than {MOST_DEPTH} deep"
-KEYS_BELOW = 2**31  # whole numbers as keys; larger ones can be chosen so that all have the same hash
+KEYS_BELOW = (
+    2**31
+)  # whole numbers as keys; larger ones can be chosen so that all have the same hash
 DTYPES = {
     "HalfStorage": torch.float16,
     "FloatStorage": torch.float32,
@@ -93,7 +99,9 @@ class ScriptedModule:
     """Stands for any scripted class: keeps its attributes, has none of its code."""
 
 
-StorageOpener = Callable[[torch.dtype, str, int], Storage]  # type, key and number of elements as told
+StorageOpener = Callable[
+    [torch.dtype, str, int], Storage
+]  # type, key and number of elements as told
 
 
 class CountedReader(io.BytesIO):
@@ -107,7 +115,9 @@ class CountedReader(io.BytesIO):
         """As BytesIO; UnpicklingError where it is asked too often."""
         self._left -= 1
         if self._left < 0:
-            raise pickle.UnpicklingError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
+            raise pickle.UnpicklingError(
+                f"its pickle has more than {MOST_INSTRUCTIONS} instructions"
+            )
         return super().read(size)
 
 
@@ -153,7 +163,9 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         """The storage that a pickle describes as torch.save does."""
-        _refuse_unless(type(pid) is tuple and 5 <= len(pid) <= 6, "a storage is described in no known way")
+        _refuse_unless(
+            type(pid) is tuple and 5 <= len(pid) <= 6, "a storage is described in no known way"
+        )
         kind, dtype, key, _, count, *views = pid
         is_known = type(kind) is str and kind == "storage" and type(key) is str
         is_known = is_known and isinstance(dtype, torch.dtype) and type(count) is int and count >= 0
@@ -188,7 +200,9 @@ class RestrictedUnpickler(pickle._Unpickler):
         arguments = self.stack.pop()
         function = self.stack[-1]
         is_ours = any(function is one for one in (self._rebuild_tensor, _first, _dictionary))
-        _refuse_unless(is_ours, f"a call of a {type(function).__name__} does not belong into weights")
+        _refuse_unless(
+            is_ours, f"a call of a {type(function).__name__} does not belong into weights"
+        )
         is_known = type(arguments) is tuple and len(arguments) <= MOST_ARGUMENTS
         _refuse_unless(is_known, "a call is described in no known way")
         self.stack[-1] = function(*arguments)
@@ -213,7 +227,9 @@ class RestrictedUnpickler(pickle._Unpickler):
             target.__dict__.update(state)
             return
         name = type(target).__name__
-        _refuse_unless(isinstance(target, dict), f"a {name} with attributes does not belong into weights")
+        _refuse_unless(
+            isinstance(target, dict), f"a {name} with attributes does not belong into weights"
+        )
 
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
@@ -225,7 +241,9 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def _set_items(self, items: list) -> None:
         target = self.stack[-1]
-        _refuse_unless(type(target) is dict, f"items of a {type(target).__name__} do not belong into weights")
+        _refuse_unless(
+            type(target) is dict, f"items of a {type(target).__name__} do not belong into weights"
+        )
         for key, value in zip(items[::2], items[1::2], strict=True):
             is_key = type(key) is str or type(key) is int and abs(key) < KEYS_BELOW
             _refuse_unless(is_key, f"a {type(key).__name__} as a key does not belong into weights")
@@ -233,10 +251,15 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def _extend(self, values: list) -> None:
         target = self.stack[-1]
-        _refuse_unless(type(target) is list, f"elements of a {type(target).__name__} do not belong into weights")
+        _refuse_unless(
+            type(target) is list,
+            f"elements of a {type(target).__name__} do not belong into weights",
+        )
         target.extend(values)
 
-    def _rebuild(self, storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    def _rebuild(
+        self, storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any
+    ) -> Tensor:
         is_known = isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple
         is_known = is_known and len(size) == len(stride) <= MOST_DIMENSIONS
         is_known = is_known and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
@@ -248,7 +271,9 @@ class RestrictedUnpickler(pickle._Unpickler):
                 f"a tensor ends at element {last} of a storage of {len(storage.values)}"
             )
         self.room -= count * max(storage.values.element_size(), WIDENED)
-        _refuse_unless(self.room >= 0, f"its tensors would take more than {MOST_SHARED} times the file's size")
+        _refuse_unless(
+            self.room >= 0, f"its tensors would take more than {MOST_SHARED} times the file's size"
+        )
         self._count_tensor()
         return torch.as_strided(storage.values, size, stride, offset)
 

@@ -92,7 +92,9 @@ class Address:
         a ? may stand in a folder's name."""
         place, tail = self._given, ""
         if not self.is_s3:
-            end = min((at for at in map(self._given.find, "?#") if at >= 0), default=len(self._given))
+            end = min(
+                (at for at in map(self._given.find, "?#") if at >= 0), default=len(self._given)
+            )
             place, tail = self._given[:end], self._given[end:]
         scheme, _, rest = place.partition("://")
         folder, slash, name = rest.rpartition("/")
@@ -115,7 +117,9 @@ def redact(name: str) -> str:
     tail = TAIL.search(rest)
     end = tail.start() if tail else len(rest)
     ats = [found.span() for found in AT.finditer(rest)]
-    if ats and ats[-1][0] > end:  # a password with a question mark, or a query with an @: who can tell?
+    if (
+        ats and ats[-1][0] > end
+    ):  # a password with a question mark, or a query with an @: who can tell?
         return f"{scheme}{HIDDEN}"
     rest = rest[ats[-1][1] if ats else 0 : end]
     host, slash, path = rest.partition("/")

@@ -91,7 +91,9 @@ def _members(archive: Path, room: int, no_room: OSError) -> Iterator[tuple[str, 
         yield from _tar_members(archive)
 
 
-def _zip_members(archive: Path, room: int, no_room: OSError) -> Iterator[tuple[str, int, IO[bytes]]]:
+def _zip_members(
+    archive: Path, room: int, no_room: OSError
+) -> Iterator[tuple[str, int, IO[bytes]]]:
     with _named(archive), opened_zip(archive, MOST_FILES) as opened:
         entries = [entry for entry in opened.infolist() if not entry.is_dir()]
         if sum(entry.file_size for entry in entries) > room:
@@ -105,7 +107,9 @@ def _zip_members(archive: Path, room: int, no_room: OSError) -> Iterator[tuple[s
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     with _named(archive), opened_tar(archive) as (opened, stream):
-        entries = tqdm(tar_files(opened, stream), one_line(archive.name), unit=" files", disable=None)
+        entries = tqdm(
+            tar_files(opened, stream), one_line(archive.name), unit=" files", disable=None
+        )
         for number, entry in enumerate(entries):
             if number >= MOST_FILES:
                 raise ValueError(f"{archive} holds more than {MOST_FILES} files and folders")

@@ -42,8 +42,9 @@ def _nothing() -> None:
     """What a first process does."""
 
 
-def decode(paths: Sequence[str], names: Sequence[str], most_pixels: int, longest: int,
-           seconds: float) -> list[Image.Image]:
+def decode(
+    paths: Sequence[str], names: Sequence[str], most_pixels: int, longest: int, seconds: float
+) -> list[Image.Image]:
     """The pictures in RGB; `names` ("before", "after") are what messages call them.
 
     Raises PictureError for one that cannot be read, has too many pixels or a side above `longest`, or takes more than `seconds`
@@ -65,7 +66,9 @@ def decode(paths: Sequence[str], names: Sequence[str], most_pixels: int, longest
         ours.close()
 
 
-def _receive(connection: Connection, name: str, most_pixels: int, longest: int, deadline: float) -> Image.Image:
+def _receive(
+    connection: Connection, name: str, most_pixels: int, longest: int, deadline: float
+) -> Image.Image:
     if not connection.poll(max(deadline - time.monotonic(), 0)):
         raise PictureError(f"The {name} image takes too long to be read.")
     try:
@@ -81,8 +84,9 @@ def _receive(connection: Connection, name: str, most_pixels: int, longest: int, 
     raise PictureError(f"The {name} file is not an image that can be read ({formats}).")
 
 
-def _decode_into(connection: Connection, paths: Sequence[str], most_pixels: int, longest: int,
-                 seconds: float) -> None:
+def _decode_into(
+    connection: Connection, paths: Sequence[str], most_pixels: int, longest: int, seconds: float
+) -> None:
     """In a process of its own: send what each file holds, until one cannot be read."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -8,25 +8,31 @@ of the server. Here a call is taken apart and made anew of what is known to be s
 import asyncio
 import json
 import logging
-import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
-from modules.files import parse_json, short
+from modules.files import short
+from modules.web.calls import PageFunction, parse_call
 from modules.web.hosts import host_name
+from modules.web.messages import (
+    MOST_CALL_BYTES,
+    Answer,
+    Body,
+    Receive,
+    Refused,
+    Send,
+    header,
+    read_body,
+    replay,
+    with_length,
+)
 from modules.web.uploads import UploadFolder
 
 log = logging.getLogger(__name__)
 
 READING = ("GET", "HEAD")
-MOST_CALL_BYTES = 1 << 20  # of the JSON of a call
-TOO_LARGE = f"the body has more than {MOST_CALL_BYTES} bytes"
-MOST_DRAINED = 256 << 20  # bytes that are read of a body that is not wanted
-DRAIN_SECONDS = 20  # that this may take
 API = "/gradio_api"
 UPLOAD = f"{API}/upload"
 # All that the page's own scripts ask for, and what its API's users call. Other parts of Gradio (proxies,
@@ -42,75 +48,11 @@ SESSIONS = re.compile(rf"{API}/queue/data")
 EVENTS = re.compile(rf"{API}/call/(\w+)/([\w-]+)")
 SESSION = re.compile(r"[\w-]{1,100}")
 FILES = re.compile(rf"{API}/file[=/](.*)", re.DOTALL)
-LONGEST_PATH, LONGEST_NAME = 1000, 200  # letters of an address' path, and between two of its slashes
+LONGEST_PATH, LONGEST_NAME = (
+    1000,
+    200,
+)  # letters of an address' path, and between two of its slashes
 FORWARDED = b"x-forwarded-"  # what a web server before this one adds
-Receive = Callable[[], Awaitable[dict]]
-Send = Callable[[dict], Awaitable[None]]
-
-
-class TooLarge(Exception):
-    """More of a body came than is read."""
-
-
-class Refused(Exception):
-    """What a visitor is told instead: a status of HTTP and one line."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-@dataclass(frozen=True)
-class Number:
-    """An input that is a number in a range."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    whole: bool = False
-    optional: bool = False
-
-    def checked(self, value: object, uploads: UploadFolder) -> float | None:
-        """The number; None where it may be left out and is. Refused for all else."""
-        if value is None and self.optional:
-            return None
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not self.low <= value <= self.high:
-            raise Refused(422, f"a number from {self.low:g} to {self.high:g} is expected")
-        if not self.whole:
-            return value
-        if value != int(value):
-            raise Refused(422, "a whole number is expected")
-        return int(value)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An input that is an uploaded file."""
-
-    def checked(self, value: object, uploads: UploadFolder) -> dict | None:
-        """The upload in Gradio's form, made of its path alone. Refused for what is none."""
-        if value is None:
-            return None
-        if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-            raise Refused(422, "an uploaded file is expected: an object with its path")
-        try:
-            path = uploads.resolve(value["path"])
-        except PermissionError as error:
-            raise Refused(403, str(error)) from None
-        name = value.get("orig_name")
-        meta = {"_type": "gradio.FileData"}
-        return {"path": str(path), "orig_name": name if isinstance(name, str) else None, "meta": meta}
-
-
-@dataclass(frozen=True)
-class PageFunction:
-    """A function of the page: its number, the name that its API has, if any, its inputs, and whether
-    its calls wait in a queue."""
-
-    number: int
-    name: str | None
-    inputs: Sequence[Number | Picture]
-    queued: bool = True
 
 
 class Streams(Protocol):
@@ -129,8 +71,15 @@ class Guard:
     `hosts` are the names that the page has, `others` those of them that a web server before it has.
     """
 
-    def __init__(self, app: Callable, hosts: frozenset[str], others: frozenset[str],
-                 uploads: UploadFolder, functions: Sequence[PageFunction], streams: Streams) -> None:
+    def __init__(
+        self,
+        app: Callable,
+        hosts: frozenset[str],
+        others: frozenset[str],
+        uploads: UploadFolder,
+        functions: Sequence[PageFunction],
+        streams: Streams,
+    ) -> None:
         self.app = app
         self.hosts = hosts | others
         self.others = others
@@ -154,7 +103,9 @@ class Guard:
             await answer.refuse(refusal)
         except asyncio.CancelledError:  # the server ends
             return
-        except Exception as error:  # of Gradio's; a visitor's mistake that was not foreseen is one line, too
+        except (
+            Exception
+        ) as error:  # of Gradio's; a visitor's mistake that was not foreseen is one line, too
             place = f"{scope['method']} {scope['path'][:LONGEST_NAME]}"
             log.warning("%s: %s: %s", place, type(error).__name__, short(error))
             await answer.refuse(Refused(500, "this request cannot be answered"))
@@ -163,7 +114,9 @@ class Guard:
         """Each Host header has to be a name of the page's, and what a page sends has to be ours."""
         given = header(scope, b"host")
         if not given or not all(host_name(value) in self.hosts for value in given):
-            raise Refused(421, "this page is not served under that name (--allowed_hosts adds names)")
+            raise Refused(
+                421, "this page is not served under that name (--allowed_hosts adds names)"
+            )
         if scope["method"] in READING:
             return
         if not all(self._is_ours(origin, given[0]) for origin in header(scope, b"origin")):
@@ -256,7 +209,9 @@ class Guard:
         if not isinstance(data, list) or len(data) != len(function.inputs):
             raise Refused(422, f"data is expected to be a list of {len(function.inputs)} values")
         inputs = zip(function.inputs, data, strict=True)
-        sound: dict[str, Any] = {"data": [kind.checked(value, self.uploads) for kind, value in inputs]}
+        sound: dict[str, Any] = {
+            "data": [kind.checked(value, self.uploads) for kind, value in inputs]
+        }
         session = body.get("session_hash")
         if session is not None:
             if not (isinstance(session, str) and SESSION.fullmatch(session)):
@@ -272,122 +227,3 @@ class Guard:
 
     def _by_number(self, number: object) -> PageFunction | None:
         return self.by_number.get(number) if type(number) is int else None
-
-
-def parse_call(content: bytes) -> dict:
-    """A call's JSON object. Refused for what is none, by the strict reader of all our JSON."""
-    try:
-        body = parse_json(content.decode())
-    except ValueError:
-        raise Refused(400, "the body is not JSON") from None
-    if not isinstance(body, dict):
-        raise Refused(422, "the body is expected to be a JSON object")
-    return body
-
-
-def header(scope: dict, wanted: bytes) -> list[str]:
-    """All values of a request's header."""
-    return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
-
-
-async def read_body(scope: dict, body: "Body") -> bytes:
-    """All of a request's body. Refused for one that is too large, or breaks off."""
-    told = dict(scope["headers"]).get(b"content-length", b"0")
-    if told.isdigit() and int(told) > MOST_CALL_BYTES:
-        raise Refused(413, TOO_LARGE)
-    parts: list[bytes] = []
-    try:
-        while not body.is_read:
-            message = await body()
-            if message["type"] != "http.request":
-                raise Refused(400, "the request broke off")
-            parts.append(message.get("body", b""))
-    except TooLarge:
-        raise Refused(413, TOO_LARGE) from None
-    return b"".join(parts)
-
-
-class Body:
-    """A `receive` that knows how much of a body has come, and whether all of it has; `arrived` is told
-    of each part."""
-
-    def __init__(self, receive: Receive, most: int, arrived: Callable[[int], None] | None = None) -> None:
-        self._receive = receive
-        self._left = most
-        self._arrived = arrived
-        self.is_read = False
-
-    async def __call__(self) -> dict:
-        message = await self._receive()
-        self.is_read = message["type"] != "http.request" or not message.get("more_body")
-        size = len(message.get("body", b""))
-        self._left -= size
-        if self._left < 0:
-            raise TooLarge
-        if self._arrived:
-            self._arrived(size)
-        return message
-
-    async def drain(self) -> None:
-        """Read the rest, which is not wanted, within limits: a client that is still sending would take
-        an early answer for a broken connection."""
-        self._left, self._arrived = MOST_DRAINED, None
-        with suppress(TimeoutError, asyncio.TimeoutError, TooLarge):  # two timeouts before Python 3.11
-            await asyncio.wait_for(self._read_on(), DRAIN_SECONDS)
-
-    async def _read_on(self) -> None:
-        while not self.is_read:
-            await self()
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives this body first."""
-    is_given = False
-
-    async def receive_again() -> dict:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive_again
-
-
-def with_length(scope: dict, length: int) -> dict:
-    """The scope of a request whose body has another length now."""
-    headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"transfer-encoding")]
-    return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
-
-
-class Answer:
-    """A `send` that lets no other site read what it sends, and knows whether it has begun."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.has_begun = False
-        self.has_ended = False
-
-    async def __call__(self, message: dict) -> None:
-        if message["type"] == "http.response.start":
-            self.has_begun = True
-            headers = message.get("headers", [])
-            kept = [pair for pair in headers if not pair[0].lower().startswith(b"access-control-")]
-            message = {**message, "headers": kept}
-        elif not message.get("more_body"):
-            self.has_ended = True
-        await self._send(message)
-
-    async def refuse(self, refusal: Refused) -> None:
-        """Answer with a status and {"detail": …, "error": …}, which Gradio's clients show; end an answer
-        that has begun."""
-        if self.has_ended:
-            return
-        if self.has_begun:
-            await self({"type": "http.response.body", "body": b""})
-            return
-        body = json.dumps({"detail": str(refusal), "error": str(refusal)}).encode()
-        length = str(len(body)).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", length)]
-        await self({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self({"type": "http.response.body", "body": body})

@@ -52,5 +52,7 @@ def _own_names() -> set[str]:
     names = {socket.gethostname(), socket.getfqdn()}
     names |= {name.partition(".")[0] for name in names}
     for addresses in psutil.net_if_addrs().values():
-        names |= {one.address for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6)}
+        names |= {
+            one.address for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6)
+        }
     return names

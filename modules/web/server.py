@@ -12,7 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from modules.web.guard import UPLOAD, Body, Guard, Number, PageFunction, Picture, Refused, TooLarge
+from modules.web.calls import Number, PageFunction, Picture
+from modules.web.guard import UPLOAD, Guard
+from modules.web.messages import Body, Refused, TooLarge
 from modules.web.uploads import NoRoom, UploadFolder
 
 MOST_FILES, MOST_FIELDS = 2, 8  # of one upload
@@ -47,8 +49,14 @@ def address_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def build_application(page: Any, css: str, uploads: UploadFolder, hosts: frozenset[str],
-                      others: frozenset[str], limits: Limits) -> Guard:
+def build_application(
+    page: Any,
+    css: str,
+    uploads: UploadFolder,
+    hosts: frozenset[str],
+    others: frozenset[str],
+    limits: Limits,
+) -> Guard:
     """The ASGI application that visitors reach: `page` is Gradio's Blocks; hosts as Guard takes them."""
     import gradio as gr
     from fastapi import FastAPI
@@ -61,9 +69,20 @@ def build_application(page: Any, css: str, uploads: UploadFolder, hosts: frozens
         return await receive_upload(request, uploads, limits)
 
     inner.add_route(UPLOAD, upload, methods=["POST"])
-    gr.mount_gradio_app(inner, page, path="/", css=css, max_file_size=limits.file_bytes, show_error=False,
-                        allowed_paths=[], footer_links=["api"], ssr_mode=False)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of each form that is none
+    gr.mount_gradio_app(
+        inner,
+        page,
+        path="/",
+        css=css,
+        max_file_size=limits.file_bytes,
+        show_error=False,
+        allowed_paths=[],
+        footer_links=["api"],
+        ssr_mode=False,
+    )
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # it tells of each form that is none
     page.has_launched = True  # else Gradio's own check of files is off
     return Guard(inner, hosts, others, uploads, functions_of(page), QueueStreams(page._queue))
 
@@ -110,7 +129,9 @@ def _input_of(block: Any) -> Number | Picture:
         return Number(0, len(block.samples) - 1, whole=True)
     if isinstance(block, gr.Number):
         return Number(0, LARGEST_SEED, whole=True, optional=True)
-    raise TypeError(f"the page has an input of a kind that the guard does not know: {type(block).__name__}")
+    raise TypeError(
+        f"the page has an input of a kind that the guard does not know: {type(block).__name__}"
+    )
 
 
 async def receive_upload(request: Any, uploads: UploadFolder, limits: Limits) -> Any:
@@ -136,7 +157,9 @@ def with_plain_form(scope: dict) -> dict:
     """The scope of a form whose texts are UTF-8, whatever it says: some encodings take a visitor's word
     for hours of work. Refused for what is no form."""
     told = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-    boundary = re.search(rb'^multipart/form-data *;.*?boundary="?([^";,\s]{1,200})', told, re.IGNORECASE)
+    boundary = re.search(
+        rb'^multipart/form-data *;.*?boundary="?([^";,\s]{1,200})', told, re.IGNORECASE
+    )
     if boundary is None:
         raise Refused(400, "a form with files is expected")
     others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
@@ -158,7 +181,11 @@ async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limit
     if expected > most:
         raise too_large
     sound = Request(with_plain_form(request.scope), body)
-    limits_of_form = {"max_files": MOST_FILES, "max_fields": MOST_FIELDS, "max_part_size": LONGEST_FIELD}
+    limits_of_form = {
+        "max_files": MOST_FILES,
+        "max_fields": MOST_FIELDS,
+        "max_part_size": LONGEST_FIELD,
+    }
     try:
         async with sound.form(**limits_of_form) as form:
             files = [value for value in form.getlist("files") if not isinstance(value, str)]
@@ -167,9 +194,14 @@ async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limit
             if any((file.size or 0) > limits.file_bytes for file in files):
                 raise too_large
             if sum(file.size or 0 for file in files) > uploads.max_bytes:
-                raise Refused(413, f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)")
+                raise Refused(
+                    413, f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)"
+                )
             await run_in_threadpool(uploads.sweep)
-            return [await run_in_threadpool(uploads.store, one.filename or "", one.file) for one in files]
+            return [
+                await run_in_threadpool(uploads.store, one.filename or "", one.file)
+                for one in files
+            ]
     except NoRoom as error:
         raise Refused(503, f"{error}: try again in a while") from None
     except TooLarge:
@@ -207,6 +239,13 @@ def run_server(application: Guard, listening: socket.socket) -> None:
     """Serve until a signal comes."""
     import uvicorn
 
-    config = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=GRACE, ws="none",
-                            server_header=False, proxy_headers=False, access_log=False)
+    config = uvicorn.Config(
+        application,
+        log_level="warning",
+        timeout_graceful_shutdown=GRACE,
+        ws="none",
+        server_header=False,
+        proxy_headers=False,
+        access_log=False,
+    )
     uvicorn.Server(config).run(sockets=[listening])

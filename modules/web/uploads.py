@@ -54,7 +54,11 @@ class UploadFolder:
         try:
             real = Path(path).resolve()
             is_folder = real.is_dir()
-        except (OSError, RuntimeError, ValueError):  # a name too long; links in a circle; halves of letters
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ):  # a name too long; links in a circle; halves of letters
             raise PermissionError("no upload is called so") from None
         if is_folder or self.root not in real.parents:
             raise PermissionError("it was not uploaded to this page")
@@ -160,7 +164,9 @@ def open_uploads(max_age: float, max_bytes: int) -> Iterator[UploadFolder]:
     remove_orphans(place)
     name = PREFIX + secrets.token_hex(8)
     lock = FileLock(place / f"{name}{LOCK}")
-    with suppress(NotImplementedError, OSError):  # a file system without locks; nobody can take them there
+    with suppress(
+        NotImplementedError, OSError
+    ):  # a file system without locks; nobody can take them there
         lock.acquire(timeout=0)
     folder = place / name
     folder.mkdir(mode=0o700)
