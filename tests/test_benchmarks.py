@@ -45,7 +45,7 @@ def test_steps_and_their_table(what, monkeypatch, capsys):
     with steps.quiet():
         row = steps.measure(what, Runtime(precision="bf16"), pairs=2, repeats=2)
     assert row["cost_per_pair"] == pytest.approx(row["seconds"] * 100 / 2, abs=0.1)
-    assert row["pairs_per_second"] == pytest.approx(2 / row["seconds"], rel=0.05)
+    assert row["pairs_per_second"] == pytest.approx(2 / row["seconds"], rel=0.05, abs=0.06)
     assert 0 < row["share_of_gemm"] < 10
     aim = run_all.AIMS[what]["bf16"]
     run_all.print_costs([row, {**row, "cost_per_pair": aim}, {**row, "cost_per_pair": aim + 0.1}])

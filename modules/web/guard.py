@@ -159,10 +159,10 @@ class Guard:
         if path == UPLOAD:
             return scope, receive
         call = CALLS.fullmatch(path)
-        if not (call or WRITTEN.fullmatch(path)):
-            raise Refused(404, "nothing is here")
         sent = Body(receive, MOST_CALL_BYTES)
         try:
+            if not (call or WRITTEN.fullmatch(path)):
+                raise Refused(404, "nothing is here")
             body = parse_call(await read_body(scope, sent))
         except Refused:
             await sent.drain()
