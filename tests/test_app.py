@@ -384,10 +384,10 @@ def test_no_file_is_opened_or_handed_out_that_was_not_uploaded(address, upload_w
             assert call(address, "gradio_api/call/caption", {"data": [*pair, *SETTINGS]})[0] in (400, 403, 422), path
             body = {"data": pair, "fn_index": number, "session_hash": "visitor"}
             assert call(address, "gradio_api/queue/join", body)[0] in (400, 403, 422), path
-            for route in ("run/caption", "api/caption", "call/v2/caption"):
-                assert call(address, f"gradio_api/{route}", {"data": [*pair, *SETTINGS]})[0] in (400, 404), path
-            arguments = dict(zip(ARGUMENTS, [*pair, *SETTINGS], strict=True))
-            assert call(address, "gradio_api/call/v2/caption", arguments)[0] in (400, 404), path
+        for route in ("run/caption", "api/caption", "call/v2/caption"):
+            assert call(address, f"gradio_api/{route}", {"data": [hostile, hostile, *SETTINGS]})[0] in (400, 404), path
+        arguments = dict(zip(ARGUMENTS, [hostile, hostile, *SETTINGS], strict=True))
+        assert call(address, "gradio_api/call/v2/caption", arguments)[0] in (400, 404), path
     status, answer = call(address, "gradio_api/call/caption", {"data": [sound, sound, *SETTINGS]})
     assert status == 200
     assert "event: complete" in request(f"{address}gradio_api/call/caption/{json.loads(answer)['event_id']}")[1]
