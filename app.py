@@ -172,7 +172,6 @@ def serve(args: argparse.Namespace) -> None:
     from modules.runtime import keep_freed_memory
     from modules.web.decoding import start_decoding
     from modules.web.server import (
-        Limits,
         address_of,
         build_application,
         ending_on_signals,
@@ -196,7 +195,7 @@ def serve(args: argparse.Namespace) -> None:
             os.environ["GRADIO_TEMP_DIR"] = str(uploads.root)  # read when Gradio is imported; gone with the server
             page = build_page(predictor, name, uploads)
             page.queue(default_concurrency_limit=1, max_size=MOST_WAITING)
-            application = build_application(page, STYLE, uploads, hosts, others, Limits(MAX_MEGABYTES * 2**20))
+            application = build_application(page, STYLE, uploads, hosts, others, MAX_MEGABYTES * 2**20)
             uploads.keep_present()
             show(f"The page: {address_of(args.host, args.port)}  (Ctrl-C ends it)", flush=True)
             run_server(application, listening)

@@ -14,12 +14,8 @@ LONGEST_MARKDOWN = 300  # letters of a text that is shown on a page
 BREAKS = "\n\t"  # what a text of several lines of our own may hold
 # They turn the order of what follows around, so that a line reads as what it is not.
 DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-UNPRINTABLE = (
-    "Cc",
-    "Zl",
-    "Zp",
-    "Cs",
-)  # controls, breaks of lines and paragraphs, halves of letters
+# Unicode's categories of controls, line and paragraph separators, and surrogates.
+UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 INVISIBLE = " \u00a0\u200b\u2060\ufeff"  # which may stand before them
 LATEX = {
@@ -80,9 +76,9 @@ def markdown_text(text: str, longest: int = LONGEST_MARKDOWN) -> str:
 def latex_text(text: str) -> str:
     """For LaTeX: letters that mean something there escaped, in one line."""
     escaped = "".join(LATEX.get(letter, letter) for letter in one_line(" ".join(text.split())))
-    return (
-        f"{{}}{escaped}" if escaped.startswith(("[", "*")) else escaped
-    )  # else an option of \\ or \midrule
+    if escaped.startswith(("[", "*")):  # which would be an argument of the row's end before it
+        return f"{{}}{escaped}"
+    return escaped
 
 
 def spreadsheet_text(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Addresses that may hold secrets: a type that never prints them, and a last look at every line that goes out."""
+"""Addresses that may hold secrets: a type that never prints them, and a filter for all output."""
 
 import os
 import re
@@ -28,18 +28,8 @@ WORD = re.compile(r"[^\s\"'“”‘’<>]+")
 _known: set[str] = set()  # what Addresses of this process hold that nobody may read
 
 
-def is_address(name: str) -> bool:
-    """Whether a name is https://…, http://… or s3://…, which can be fetched."""
-    return name.lower().startswith(("https://", "http://", "s3://"))
-
-
-def is_s3(name: str) -> bool:
-    """Whether an address is s3://bucket/key."""
-    return name.lower().startswith("s3://")
-
-
 def is_web_page(head: bytes) -> bool:
-    """Whether a file that begins so is what servers send in the place of what they do not give."""
+    """Whether a file that begins so is HTML, such as a login page in place of the file."""
     page = rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)"
     return re.match(page, head, re.IGNORECASE) is not None
 
@@ -80,21 +70,20 @@ class Address:
     @property
     def is_remote(self) -> bool:
         """Whether it is fetched, from https://, http:// or s3://."""
-        return is_address(self._given)
+        return self._given.lower().startswith(("https://", "http://", "s3://"))
 
     @property
     def is_s3(self) -> bool:
         """Whether it is s3://bucket/key."""
-        return is_s3(self._given)
+        return self._given.lower().startswith("s3://")
 
     def split(self) -> tuple["Address", str, str]:
         """The folder that it lies in, the name there, and what follows that: query, fragment. In s3://
         a ? may stand in a folder's name."""
         place, tail = self._given, ""
         if not self.is_s3:
-            end = min(
-                (at for at in map(self._given.find, "?#") if at >= 0), default=len(self._given)
-            )
+            ends = [at for at in map(self._given.find, "?#") if at >= 0]
+            end = min(ends, default=len(self._given))
             place, tail = self._given[:end], self._given[end:]
         scheme, _, rest = place.partition("://")
         folder, slash, name = rest.rpartition("/")
@@ -117,9 +106,8 @@ def redact(name: str) -> str:
     tail = TAIL.search(rest)
     end = tail.start() if tail else len(rest)
     ats = [found.span() for found in AT.finditer(rest)]
-    if (
-        ats and ats[-1][0] > end
-    ):  # a password with a question mark, or a query with an @: who can tell?
+    if ats and ats[-1][0] > end:
+        # A password with a question mark, or a query with an @: nobody can tell, so show neither.
         return f"{scheme}{HIDDEN}"
     rest = rest[ats[-1][1] if ats else 0 : end]
     host, slash, path = rest.partition("/")

@@ -33,7 +33,7 @@ from modules.escaping import SafeFormatter, markdown_text
 from modules.predictor import Caption, Explanation
 from modules.web.guard import Guard
 from modules.web.hosts import host_name, own_hosts, plain_names
-from modules.web.server import Limits, receive_upload
+from modules.web.server import receive_upload
 from modules.web.uploads import NoRoom, UploadFolder, open_uploads, remove_orphans, safe_name
 from tests.conftest import ROOT
 
@@ -577,7 +577,7 @@ def test_what_is_announced_does_not_count_and_what_comes_in_pieces_does(tmp_path
         async def receive():
             return messages.pop(0) if messages else {"type": "http.disconnect"}
 
-        answer = asyncio.run(receive_upload(Request(scope, receive), uploads, Limits(600_000)))
+        answer = asyncio.run(receive_upload(Request(scope, receive), uploads, 600_000))
         return answer.status_code, answer.body
 
     pytest.importorskip("gradio", reason="the page needs requirements-app.txt")

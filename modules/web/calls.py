@@ -57,8 +57,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class PageFunction:
-    """A function of the page: its number, the name that its API has, if any, its inputs, and whether
-    its calls wait in a queue."""
+    """A function of the page: its number, its API name if it has one, its inputs, and whether its
+    calls wait in a queue."""
 
     number: int
     name: str | None

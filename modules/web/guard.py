@@ -1,8 +1,7 @@
-"""What comes to the page's server, looked at before Gradio sees it: the name that was asked for, the
-address, the size, and the values of a call, whose files have to be uploads.
+"""Checks every request before Gradio sees it: Host, route, size, and the values of a call.
 
-Gradio looks at files alone that carry its own mark, so that a request without the mark reaches any file
-of the server. Here a call is taken apart and made anew of what is known to be sound.
+Gradio checks only files that carry its own mark (`meta`), so a request without the mark reaches any
+file of the server. Here every call is rebuilt from values that have been checked.
 """
 
 import asyncio
@@ -35,12 +34,13 @@ log = logging.getLogger(__name__)
 READING = ("GET", "HEAD")
 API = "/gradio_api"
 UPLOAD = f"{API}/upload"
-# All that the page's own scripts ask for, and what its API's users call. Other parts of Gradio (proxies,
-# recordings, histories, monitoring, links to states, other ways to call) are not for visitors.
+# All that the page's own scripts ask for, and what its API's users call. Other parts of Gradio
+# (proxies, recordings, histories, monitoring, links to states, other ways to call) are not for
+# visitors.
 READ = re.compile(
     rf"/|/config/?|/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/\d{{1,4}})?"
-    rf"|/(assets|static|svelte)/[^\0]+|{API}/(info/?|openapi\.json|app_id/?|startup-events|upload_progress"
-    rf"|theme\.css|heartbeat/[\w-]+|queue/status|user/?)"
+    rf"|/(assets|static|svelte)/[^\0]+|{API}/(info/?|openapi\.json|app_id/?|startup-events"
+    rf"|upload_progress|theme\.css|heartbeat/[\w-]+|queue/status|user/?)"
 )
 WRITTEN = re.compile(rf"{API}/(cancel|reset/?)")
 CALLS = re.compile(rf"{API}/(?:(queue/join)|(call|run|api)/(\w+)/?)")
@@ -48,10 +48,8 @@ SESSIONS = re.compile(rf"{API}/queue/data")
 EVENTS = re.compile(rf"{API}/call/(\w+)/([\w-]+)")
 SESSION = re.compile(r"[\w-]{1,100}")
 FILES = re.compile(rf"{API}/file[=/](.*)", re.DOTALL)
-LONGEST_PATH, LONGEST_NAME = (
-    1000,
-    200,
-)  # letters of an address' path, and between two of its slashes
+LONGEST_PATH = 1000  # letters of an address' path
+LONGEST_NAME = 200  # letters between two of its slashes
 FORWARDED = b"x-forwarded-"  # what a web server before this one adds
 
 
@@ -103,9 +101,8 @@ class Guard:
             await answer.refuse(refusal)
         except asyncio.CancelledError:  # the server ends
             return
-        except (
-            Exception
-        ) as error:  # of Gradio's; a visitor's mistake that was not foreseen is one line, too
+        except Exception as error:
+            # A visitor's mistake that nobody foresaw is one line of the log, too, and no traceback.
             place = f"{scope['method']} {scope['path'][:LONGEST_NAME]}"
             log.warning("%s: %s: %s", place, type(error).__name__, short(error))
             await answer.refuse(Refused(500, "this request cannot be answered"))
@@ -114,9 +111,8 @@ class Guard:
         """Each Host header has to be a name of the page's, and what a page sends has to be ours."""
         given = header(scope, b"host")
         if not given or not all(host_name(value) in self.hosts for value in given):
-            raise Refused(
-                421, "this page is not served under that name (--allowed_hosts adds names)"
-            )
+            reason = "this page is not served under that name (--allowed_hosts adds names)"
+            raise Refused(421, reason)
         if scope["method"] in READING:
             return
         if not all(self._is_ours(origin, given[0]) for origin in header(scope, b"origin")):

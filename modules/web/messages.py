@@ -1,5 +1,4 @@
-"""Requests and answers of the page's server as ASGI has them: bodies that are bounded, heads that are
-changed, answers that are refused."""
+"""ASGI requests and responses of the page's server: bounded bodies, changed headers, refusals."""
 
 import asyncio
 import json
@@ -27,8 +26,10 @@ class Refused(Exception):
 
 
 class Body:
-    """A `receive` that knows how much of a body has come, and whether all of it has; `arrived` is told
-    of each part."""
+    """A `receive` that counts a body's bytes and knows whether all of them have come.
+
+    `arrived`, if given, is called with the size of each part.
+    """
 
     def __init__(
         self, receive: Receive, most: int, arrived: Callable[[int], None] | None = None
@@ -50,12 +51,13 @@ class Body:
         return message
 
     async def drain(self) -> None:
-        """Read the rest, which is not wanted, within limits: a client that is still sending would take
-        an early answer for a broken connection."""
+        """Read and discard the rest, within limits.
+
+        A client that is still sending takes an early answer for a broken connection.
+        """
         self._left, self._arrived = MOST_DRAINED, None
-        with suppress(
-            TimeoutError, asyncio.TimeoutError, TooLarge
-        ):  # two timeouts before Python 3.11
+        # Before Python 3.11 the two timeouts are two classes.
+        with suppress(TimeoutError, asyncio.TimeoutError, TooLarge):
             await asyncio.wait_for(self._read_on(), DRAIN_SECONDS)
 
     async def _read_on(self) -> None:
@@ -101,12 +103,9 @@ def header(scope: dict, wanted: bytes) -> list[str]:
 
 def with_length(scope: dict, length: int) -> dict:
     """The scope of a request whose body has another length now."""
-    headers = [
-        pair
-        for pair in scope["headers"]
-        if pair[0] not in (b"content-length", b"transfer-encoding")
-    ]
-    return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
+    replaced = (b"content-length", b"transfer-encoding")
+    kept = [pair for pair in scope["headers"] if pair[0] not in replaced]
+    return {**scope, "headers": [*kept, (b"content-length", str(length).encode())]}
 
 
 class Answer:
@@ -128,8 +127,10 @@ class Answer:
         await self._send(message)
 
     async def refuse(self, refusal: Refused) -> None:
-        """Answer with a status and {"detail": …, "error": …}, which Gradio's clients show; end an answer
-        that has begun."""
+        """Answer with a status and {"detail": …, "error": …}, which Gradio's clients show.
+
+        An answer that has begun is only ended.
+        """
         if self.has_ended:
             return
         if self.has_begun:

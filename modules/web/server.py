@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,13 +22,6 @@ SLACK = 1 << 16  # bytes of an upload beside its files
 UPLOAD_SECONDS = 300  # that an upload may take
 LARGEST_SEED = 2**53 - 1  # the largest whole number that a browser's script knows to be one
 GRACE = 2  # seconds that open connections have when the server is told to end
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of what a visitor may send."""
-
-    file_bytes: int
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -55,9 +47,12 @@ def build_application(
     uploads: UploadFolder,
     hosts: frozenset[str],
     others: frozenset[str],
-    limits: Limits,
+    file_bytes: int,
 ) -> Guard:
-    """The ASGI application that visitors reach: `page` is Gradio's Blocks; hosts as Guard takes them."""
+    """The ASGI application that visitors reach.
+
+    `page` is Gradio's Blocks, `file_bytes` the size that an upload may have; hosts as in Guard.
+    """
     import gradio as gr
     from fastapi import FastAPI
     from starlette.requests import Request
@@ -66,7 +61,7 @@ def build_application(
     inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
     async def upload(request: Request) -> Response:
-        return await receive_upload(request, uploads, limits)
+        return await receive_upload(request, uploads, file_bytes)
 
     inner.add_route(UPLOAD, upload, methods=["POST"])
     gr.mount_gradio_app(
@@ -74,15 +69,14 @@ def build_application(
         page,
         path="/",
         css=css,
-        max_file_size=limits.file_bytes,
+        max_file_size=file_bytes,
         show_error=False,
         allowed_paths=[],
         footer_links=["api"],
         ssr_mode=False,
     )
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # it tells of each form that is none
+    # Its warnings say only that a visitor's form is malformed.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     page.has_launched = True  # else Gradio's own check of files is off
     return Guard(inner, hosts, others, uploads, functions_of(page), QueueStreams(page._queue))
 
@@ -134,15 +128,18 @@ def _input_of(block: Any) -> Number | Picture:
     )
 
 
-async def receive_upload(request: Any, uploads: UploadFolder, limits: Limits) -> Any:
-    """Take in a form's `files` and answer with their paths, as Gradio's own upload does. What breaks off
-    leaves nothing."""
+async def receive_upload(request: Any, uploads: UploadFolder, file_bytes: int) -> Any:
+    """Store a form's `files` and answer with their paths, as Gradio's own upload does.
+
+    An upload that breaks off leaves nothing.
+    """
     from starlette.responses import JSONResponse, PlainTextResponse
 
     with uploads.arriving() as arrived:
-        body = Body(request.receive, MOST_FILES * limits.file_bytes + SLACK, arrived)
+        body = Body(request.receive, most_bytes(file_bytes), arrived)
         try:
-            paths = await asyncio.wait_for(_stored(request, body, uploads, limits), UPLOAD_SECONDS)
+            stored = _store(request, body, uploads, file_bytes)
+            paths = await asyncio.wait_for(stored, UPLOAD_SECONDS)
             return JSONResponse([str(path) for path in paths])
         except Refused as refusal:
             answer = PlainTextResponse(str(refusal), refusal.status)
@@ -153,9 +150,17 @@ async def receive_upload(request: Any, uploads: UploadFolder, limits: Limits) ->
     return answer
 
 
+def most_bytes(file_bytes: int) -> int:
+    """Of one request's whole form."""
+    return MOST_FILES * file_bytes + SLACK
+
+
 def with_plain_form(scope: dict) -> dict:
-    """The scope of a form whose texts are UTF-8, whatever it says: some encodings take a visitor's word
-    for hours of work. Refused for what is no form."""
+    """The scope of a form with its charset left out, so that its texts are read as UTF-8.
+
+    Python decodes some charsets, such as punycode, in time that grows with the square of the text.
+    Raises Refused for what is no form.
+    """
     told = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
     boundary = re.search(
         rb'^multipart/form-data *;.*?boundary="?([^";,\s]{1,200})', told, re.IGNORECASE
@@ -167,18 +172,17 @@ def with_plain_form(scope: dict) -> dict:
     return {**scope, "headers": [*others, kind]}
 
 
-async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limits) -> list[Path]:
-    """The paths of a form's files, written. Refused for what is no form or too large."""
+async def _store(request: Any, body: Body, uploads: UploadFolder, file_bytes: int) -> list[Path]:
+    """Write a form's files; returns their paths. Raises Refused for no form and for too much."""
     from starlette.concurrency import run_in_threadpool
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartException
     from starlette.requests import ClientDisconnect, Request
 
-    most = MOST_FILES * limits.file_bytes + SLACK
     told = request.headers.get("content-length", "")
-    expected = int(told) if told.isascii() and told.isdigit() else most
-    too_large = Refused(413, f"a file may have {limits.file_bytes // 2**20} MB")
-    if expected > most:
+    expected = int(told) if told.isascii() and told.isdigit() else 0
+    too_large = Refused(413, f"a file may have {file_bytes // 2**20} MB")
+    if expected > most_bytes(file_bytes):
         raise too_large
     sound = Request(with_plain_form(request.scope), body)
     limits_of_form = {
@@ -191,12 +195,11 @@ async def _stored(request: Any, body: Body, uploads: UploadFolder, limits: Limit
             files = [value for value in form.getlist("files") if not isinstance(value, str)]
             if not files:
                 raise Refused(400, "a form with files is expected")
-            if any((file.size or 0) > limits.file_bytes for file in files):
+            if any((file.size or 0) > file_bytes for file in files):
                 raise too_large
             if sum(file.size or 0 for file in files) > uploads.max_bytes:
-                raise Refused(
-                    413, f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)"
-                )
+                reason = f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)"
+                raise Refused(413, reason)
             await run_in_threadpool(uploads.sweep)
             return [
                 await run_in_threadpool(uploads.store, one.filename or "", one.file)

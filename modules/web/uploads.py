@@ -54,11 +54,7 @@ class UploadFolder:
         try:
             real = Path(path).resolve()
             is_folder = real.is_dir()
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-        ):  # a name too long; links in a circle; halves of letters
+        except (OSError, RuntimeError, ValueError):  # a long name; circular links; lone surrogates
             raise PermissionError("no upload is called so") from None
         if is_folder or self.root not in real.parents:
             raise PermissionError("it was not uploaded to this page")
