@@ -1,4 +1,4 @@
-"""A web page that captions two images: python app.py, then open the address that it prints. A thin caller of the Predictor."""
+"""A web page that captions two images: python app.py, then open the address that it prints."""
 
 import argparse
 import html
@@ -21,6 +21,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload, in 2**20 bytes and millions
 MAX_SIDE = 20_000  # pixels: resizing what is long and thin takes far more memory than the picture
 MAX_SECONDS = 10  # that decoding the pictures of a request may take
+ERROR_SECONDS = 8  # that a message stays on the page
 MOST_CAPTIONS = 10
 MOST_WAITING = 32  # requests; more are told to come back later
 DECODING_AT_ONCE = 4  # requests whose pictures are decoded while another is captioned
@@ -41,9 +42,12 @@ DOWNLOAD = """(text) => {
 }"""
 
 
-def open_uploads(paths, uploads) -> list:
-    """The files of a request, before and after, as PIL images. Raises ValueError, for the visitor to
-    read, for what is no upload, too large, or cannot be read in MAX_SECONDS."""
+def decode_uploads(paths, uploads) -> list:
+    """A request's two uploads as PIL images.
+
+    Raises ValueError, for the visitor to read, for what is no upload, is too large, or cannot be
+    decoded within MAX_SECONDS.
+    """
     from modules.web.decoding import decode
 
     names = ("before", "after")
@@ -52,7 +56,7 @@ def open_uploads(paths, uploads) -> list:
 
 
 def check_upload(path: str | None, which: str, uploads) -> str:
-    """The real path of an upload whose size is allowed. Raises ValueError, for the visitor to read."""
+    """The real path of an upload of allowed size. Raises ValueError, for the visitor to read."""
     if path is None:
         raise ValueError(f"The {which} image is missing.")
     try:
@@ -67,98 +71,203 @@ def check_upload(path: str | None, which: str, uploads) -> str:
 
 
 def attention_html(before, after, explanations) -> str:
-    """The pictures of one or several explanations of a pair, inside the page itself; several stand under their captions."""
-    from modules.visualization import explanation_cells, jpeg_uri
+    """The pictures of a pair's explanations, inside the page itself; several have headings."""
+    from modules.visualization import explanation_cells
 
     parts = []
     for explanation in explanations:
-        figures = [f"<figure><figcaption>{html.escape(label)}</figcaption>"
-                   + "".join(f'<img alt="{html.escape(label)}, {side}" src="{jpeg_uri(image)}">'
-                             for side, image in zip(("before", "after"), images, strict=True)) + "</figure>"
-                   for label, images in explanation_cells(before, after, explanation)]
-        heading = f"<h3>{html.escape(explanation.caption.text)}</h3>" if len(explanations) > 1 else ""
-        parts.append(f'{heading}<div class="words">{"".join(figures)}</div>')
+        cells = explanation_cells(before, after, explanation)
+        figures = "".join(figure_html(label, images) for label, images in cells)
+        if len(explanations) > 1:
+            parts.append(f"<h3>{html.escape(explanation.caption.text)}</h3>")
+        parts.append(f'<div class="words">{figures}</div>')
     return "".join(parts)
 
 
-def build_page(predictor, model_name: str, uploads):
-    """The Gradio page around a predictor, the model's name shown on it; `uploads` is the UploadFolder
-    that its files lie in."""
+def figure_html(label: str, images) -> str:
+    """Before and after, (h, w, 3) each, under a label."""
+    from modules.visualization import jpeg_uri
+
+    text = html.escape(label)
+    pictures = "".join(
+        f'<img alt="{text}, {side}" src="{jpeg_uri(image)}">'
+        for side, image in zip(("before", "after"), images, strict=True)
+    )
+    return f"<figure><figcaption>{text}</figcaption>{pictures}</figure>"
+
+
+def page_error(text: str):
+    """A message for the visitor; nothing is written to the server's log."""
     import gradio as gr
 
+    return gr.Error(html.escape(text), duration=ERROR_SECONDS, print_exception=False)
+
+
+def choose_decoding(beam_size, length_penalty, num_captions, temperature, top_p, seed):
+    """The Decoding of the page's settings. Raises ValueError, for the visitor to read."""
     from modules.predictor import Decoding
 
-    one_at_a_time = threading.Lock()  # the model keeps what an explanation has seen
+    if num_captions == 1:
+        return Decoding(int(beam_size), float(length_penalty), seed=int(seed or 0))
+    if beam_size > 1:
+        raise ValueError("Beams and several captions do not go together: set one of them to 1.")
+    count = int(num_captions)
+    return Decoding(1, float(length_penalty), count, temperature, top_p, seed=int(seed or 0))
 
-    def upload(name: str) -> gr.Image:
-        """An image component that hands over the upload's path undecoded, so that what is wrong with
-        it can be told; of files that are no uploads it hands over none."""
-        image = gr.Image(label=name, type="filepath", sources=["upload", "clipboard"], height=280, elem_id=name.lower())
-        image.preprocess = lambda payload: None if payload is None else own_path(payload.path)
-        image.async_move_resource_to_block_cache = own_path_later
-        return image
+
+class PageCaptioner:
+    """Captions the page's uploads, a pair at a time, since the model records its attention."""
+
+    def __init__(self, predictor, uploads) -> None:
+        self.predictor = predictor
+        self.uploads = uploads
+        self._lock = threading.Lock()
+
+    def caption(
+        self,
+        before_path,
+        after_path,
+        beam_size,
+        length_penalty,
+        num_captions,
+        temperature,
+        top_p,
+        seed,
+    ):
+        """Values for the page's captions, score table, attention, download and results column."""
+        import gradio as gr
+
+        settings = (beam_size, length_penalty, num_captions, temperature, top_p, seed)
+        try:
+            before, after = decode_uploads([before_path, after_path], self.uploads)
+            decoding = choose_decoding(*settings)
+        except ValueError as error:
+            raise page_error(str(error)) from None
+        with self._lock:
+            explanations = self.predictor.explanations([(before, after)], decoding)[0]
+        captions = [one.caption for one in explanations]
+        rows = [{"caption": one.text, "score": round(one.score, 4)} for one in captions]
+        shown = "\n".join(row["caption"] for row in rows)
+        table = [[row["caption"], row["score"]] for row in rows]
+        attention = attention_html(before, after, explanations)
+        result = json.dumps({"captions": rows, "decoding": vars(decoding)}, indent=2)
+        return shown, table, attention, result, gr.Column(visible=True)
+
+
+def add_picture(name: str, uploads):
+    """An image component that passes on an upload's path, and makes Gradio open no other file."""
+    import gradio as gr
 
     def own_path(path) -> str | None:
-        """The real path of an upload; for no other does Gradio read, copy or fetch anything."""
         try:
             return None if path is None else str(uploads.resolve(str(path)))
         except PermissionError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise page_error(str(error)) from None
 
     async def own_path_later(path) -> str | None:
         return own_path(path)
 
-    def caption(before_path, after_path, beam_size, length_penalty, num_captions, temperature, top_p, seed):
-        try:
-            before, after = open_uploads([before_path, after_path], uploads)
-            if num_captions > 1 and beam_size > 1:
-                raise ValueError("Beams and several captions do not go together: set one of them to 1.")
-            drawn = {"num_captions": int(num_captions), "temperature": temperature, "top_p": top_p} if num_captions > 1 else {}
-            decoding = Decoding(int(beam_size), float(length_penalty), seed=int(seed or 0), **drawn)
-        except ValueError as error:
-            raise gr.Error(html.escape(str(error)), duration=8, print_exception=False) from None
-        with one_at_a_time:
-            explanations = predictor.explanations([(before, after)], decoding)[0]
-        rows = [{"caption": one.caption.text, "score": round(one.caption.score, 4)} for one in explanations]
-        shown = "\n".join(row["caption"] for row in rows)
-        result = json.dumps({"captions": rows, "decoding": vars(decoding)}, indent=2)
-        table = [[row["caption"], row["score"]] for row in rows]
-        return shown, table, attention_html(before, after, explanations), result, gr.Column(visible=True)
+    sources = ["upload", "clipboard"]
+    picture = gr.Image(
+        label=name, type="filepath", sources=sources, height=280, elem_id=name.lower()
+    )
+    picture.preprocess = lambda payload: None if payload is None else own_path(payload.path)
+    picture.async_move_resource_to_block_cache = own_path_later
+    return picture
 
-    kept = f"{uploads.max_age / 60:.0f} minutes" if uploads.max_age >= 120 else f"{uploads.max_age:.0f} seconds"
+
+def add_examples(pictures: list) -> None:
+    """Buttons that fill the two pictures with pairs that ship."""
+    import gradio as gr
+
+    names = json.loads((EXAMPLES / "captions.json").read_text(encoding="utf-8"))
+    pairs = [
+        [str(EXAMPLES / f"{name}_{side}.png") for side in ("before", "after")] for name in names
+    ]
+    gr.Examples(pairs, pictures, label="Examples", example_labels=list(names))
+
+
+def add_settings() -> list:
+    """The components of a decoding's settings, in the order of `choose_decoding`."""
+    import gradio as gr
+
+    most = MOST_CAPTIONS
+    with gr.Accordion("How words are chosen", open=False):
+        return [
+            gr.Slider(1, 10, 1, step=1, label="Beams (1: the likeliest word each time)"),
+            gr.Slider(0, 2, 0, step=0.1, label="Length penalty of beams"),
+            gr.Slider(1, most, 1, step=1, label="Captions (more than 1: words are drawn)"),
+            gr.Slider(0.1, 2, 1, step=0.1, label="Temperature of drawing"),
+            gr.Slider(0.05, 1, 0.9, step=0.05, label="Share of probability to draw from"),
+            gr.Number(42, label="Seed of drawing", precision=0),
+        ]
+
+
+def add_results() -> tuple:
+    """The score table, the attention, the text to download, and their column, which is hidden."""
+    import gradio as gr
+
+    label = "Scores: mean log-probability of a caption's words"
+    looked = "Where the model looked: from each class token in the joint layers, and for each word."
+    with gr.Column(visible=False) as found:
+        scores = gr.Dataframe(
+            headers=["caption", "score"],
+            label=label,
+            interactive=False,
+            wrap=True,
+            column_widths=["75%", "25%"],
+        )
+        gr.Markdown(looked)
+        attention = gr.HTML(elem_id="attention")
+        download = gr.Button("Download the result", elem_id="download")
+    result = gr.Textbox(visible=False)
+    download.click(None, result, js=DOWNLOAD)
+    return scores, attention, result, found
+
+
+def page_heading(model_name: str, max_age: float) -> str:
+    """The page's first lines, as Markdown."""
+    kept = f"{max_age / 60:.0f} minutes" if max_age >= 120 else f"{max_age:.0f} seconds"
+    limits = f"{MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels"
+    return (
+        "# What changed?\n"
+        "Two pictures of nearly the same scene go in, a sentence that says what changed comes out. "
+        f"Each may have up to {limits}; none is kept longer than {kept}.\n\n"
+        f"Model: {markdown_text(model_name)}"
+    )
+
+
+def build_page(predictor, model_name: str, uploads):
+    """The Gradio page around a predictor; `uploads` is the UploadFolder of its files."""
+    import gradio as gr
+
+    captioner = PageCaptioner(predictor, uploads)
     with gr.Blocks(title="CLIP4IDC: what changed?", analytics_enabled=False) as page:
-        gr.Markdown("# What changed?\nTwo pictures of nearly the same scene go in, a sentence that says what changed comes out. "
-                    f"Each may have up to {MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels; none is kept longer "
-                    f"than {kept}.\n\nModel: {markdown_text(model_name)}")
+        gr.Markdown(page_heading(model_name, uploads.max_age))
         with gr.Row():
-            before, after = upload("Before"), upload("After")
-        names = json.loads((EXAMPLES / "captions.json").read_text(encoding="utf-8"))
-        pairs = [[str(EXAMPLES / f"{name}_{side}.png") for side in ("before", "after")] for name in names]
-        gr.Examples(pairs, [before, after], label="Examples", example_labels=list(names))
+            pictures = [add_picture("Before", uploads), add_picture("After", uploads)]
+        add_examples(pictures)
         with gr.Row():
             go = gr.Button("Caption", variant="primary", elem_id="caption")
             swap = gr.Button("Swap before and after", elem_id="swap")
         sentence = gr.Textbox(label="Caption", elem_id="sentence", interactive=False)
-        with gr.Accordion("How words are chosen", open=False):
-            beam_size = gr.Slider(1, 10, 1, step=1, label="Beams (1: the likeliest word each time)")
-            length_penalty = gr.Slider(0, 2, 0, step=0.1, label="Length penalty of beams")
-            num_captions = gr.Slider(1, MOST_CAPTIONS, 1, step=1, label="Captions (more than 1: words are drawn)")
-            temperature = gr.Slider(0.1, 2, 1, step=0.1, label="Temperature of drawing")
-            top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Share of probability to draw from")
-            seed = gr.Number(42, label="Seed of drawing", precision=0)
-        with gr.Column(visible=False) as found:
-            scores = gr.Dataframe(headers=["caption", "score"], label="Scores: mean log-probability of a caption's words",
-                                  interactive=False, wrap=True, column_widths=["75%", "25%"])
-            gr.Markdown("Where the model looked: from each class token in the joint layers, and for each word.")
-            attention = gr.HTML(elem_id="attention")
-            download = gr.Button("Download the result", elem_id="download")
-        result = gr.Textbox(visible=False)
-        settings = [beam_size, length_penalty, num_captions, temperature, top_p, seed]
-        shown = [sentence, scores, attention, result, found]
-        go.click(lambda: ("", gr.Column(visible=False)), None, [sentence, found], api_name=False, queue=False).then(
-            caption, [before, after, *settings], shown, concurrency_limit=DECODING_AT_ONCE, api_name="caption")
-        swap.click(lambda one, other: (other, one), [before, after], [before, after], api_name=False)
-        download.click(None, result, js=DOWNLOAD)
+        settings = add_settings()
+        results = add_results()
+        cleared = go.click(
+            lambda: ("", gr.Column(visible=False)),
+            None,
+            [sentence, results[-1]],
+            api_name=False,
+            queue=False,
+        )
+        cleared.then(
+            captioner.caption,
+            [*pictures, *settings],
+            [sentence, *results],
+            concurrency_limit=DECODING_AT_ONCE,
+            api_name="caption",
+        )
+        swap.click(lambda one, other: (other, one), pictures, pictures, api_name=False)
     return page
 
 
@@ -178,7 +287,7 @@ def serve(args: argparse.Namespace) -> None:
         open_socket,
         run_server,
     )
-    from modules.web.uploads import open_uploads as open_upload_folder
+    from modules.web.uploads import open_upload_folder
 
     lines = logging.StreamHandler()
     lines.setFormatter(SafeFormatter("%(message)s"))
@@ -192,10 +301,13 @@ def serve(args: argparse.Namespace) -> None:
             name += f", trained on {predictor.trained_on}"
         start_decoding()
         with open_upload_folder(args.upload_age, args.upload_space) as uploads:
-            os.environ["GRADIO_TEMP_DIR"] = str(uploads.root)  # read when Gradio is imported; gone with the server
+            # Gradio reads this when it is imported; the folder goes with the server.
+            os.environ["GRADIO_TEMP_DIR"] = str(uploads.root)
             page = build_page(predictor, name, uploads)
             page.queue(default_concurrency_limit=1, max_size=MOST_WAITING)
-            application = build_application(page, STYLE, uploads, hosts, others, MAX_MEGABYTES * 2**20)
+            application = build_application(
+                page, STYLE, uploads, hosts, others, MAX_MEGABYTES * 2**20
+            )
             uploads.keep_present()
             show(f"The page: {address_of(args.host, args.port)}  (Ctrl-C ends it)", flush=True)
             run_server(application, listening)
@@ -216,7 +328,7 @@ def parse_words(argv: list[str] | None) -> argparse.Namespace:
     model = "finetuned weights (default: the small model in ckpts/demo)"
     host = "address to listen on (default: 127.0.0.1, this machine alone)"
     names = (
-        "further names under which the page may be asked for, such as that of a web server before it "
+        "further names that the page answers to, such as that of a web server in front of it "
         "(default: localhost, --host, and on 0.0.0.0 and :: this machine's name and addresses)"
     )
     age = "seconds that an upload is kept at most (default: 3600)"
@@ -224,12 +336,20 @@ def parse_words(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--init_model", type=Address, help=model)
     parser.add_argument("--host", default="127.0.0.1", help=host)
     parser.add_argument("--port", type=int, default=7860, help="default: 7860")
-    parser.add_argument("--allowed_hosts", nargs="+", action="extend", default=[], metavar="NAME", help=names)
+    parser.add_argument(
+        "--allowed_hosts", nargs="+", action="extend", default=[], metavar="NAME", help=names
+    )
     parser.add_argument("--upload_age", type=float, default=3600, metavar="SECONDS", help=age)
-    parser.add_argument("--upload_space", type=byte_count, default=2 * 10**9, metavar="SIZE", help=space)
+    parser.add_argument(
+        "--upload_space", type=byte_count, default=2 * 10**9, metavar="SIZE", help=space
+    )
     args = parser.parse_args(argv)
     args.allowed_hosts = [name for names in args.allowed_hosts for name in names.split(",") if name]
-    problems = [f"--allowed_hosts {name} is no name of a host" for name in args.allowed_hosts if host_name(name) is None]
+    problems = [
+        f"--allowed_hosts {name} is no name of a host"
+        for name in args.allowed_hosts
+        if host_name(name) is None
+    ]
     if not 1 <= args.port <= 65535:
         problems.append(f"--port is {args.port}, expected 1 to 65535")
     if not 1 <= args.upload_age <= 10**9:

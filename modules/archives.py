@@ -14,20 +14,14 @@ from typing import IO
 
 from modules.files import BLOCK
 
-MOST_DIRECTORY = (
-    24 << 20
-)  # bytes of a zip's list of entries, of which each takes some 600 in memory
+# Bytes of a zip's central directory. An entry of it takes some 600 bytes in memory.
+MOST_DIRECTORY = 24 << 20
 MOST_HEADERS = 1 << 20  # bytes of a tar between the content of one file and that of the next
 MOST_DICTIONARY = 256 << 20  # bytes that unpacking xz may take; xz -9 needs 65 MiB
-SIMPLE = (
-    zipfile.ZIP_STORED,
-    zipfile.ZIP_DEFLATED,
-)  # what zipfile inflates no further than is asked for
-COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-}  # by a file's first bytes
+# For these alone zipfile decompresses no more at a time than it is asked for.
+BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# By a file's first bytes.
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 
 
 class NoArchive(ValueError):
@@ -73,13 +67,14 @@ def opened_zip(path: Path, most_entries: int) -> Iterator[zipfile.ZipFile]:
         entries = archive.infolist()
         if len(entries) > most_entries:
             raise ValueError(f"it has more than {most_entries} entries")
-        if any(entry.compress_type not in SIMPLE for entry in entries):
+        if any(entry.compress_type not in BOUNDED_METHODS for entry in entries):
             raise ValueError("its entries are compressed in a way that is not read here")
         yield archive
 
 
 def read_into(archive: zipfile.ZipFile, name: str) -> bytearray:
-    """All of an entry, copied once; its size is the one in the list. KeyError where there is none."""
+    """The whole content of an entry. Raises KeyError where there is none, ValueError for another
+    size than the directory gives."""
     entry = archive.getinfo(name)
     content = bytearray(entry.file_size)
     rest = memoryview(content)
@@ -100,7 +95,7 @@ class MeteredReader:
         self._left = 0
 
     def allow(self, size: int) -> None:
-        """So many bytes may be read or passed over from here on; what was allowed before is void."""
+        """Set how many bytes may be read or skipped from here on."""
         self._left = size
 
     def read(self, size: int = -1) -> bytes:
@@ -184,8 +179,10 @@ def _decompressed(file: IO[bytes]) -> IO[bytes]:
 
 
 def tar_files(archive: tarfile.TarFile, stream: MeteredReader) -> Iterator[tarfile.TarInfo]:
-    """The entries of a tar, one after another; none is remembered. When the next one is asked for, the
-    one before has been read or is passed over."""
+    """Yield a tar's entries in order, without keeping them in memory.
+
+    Read an entry's content before asking for the next one; what is left of it is skipped.
+    """
     stream.allow(MOST_HEADERS)
     while (entry := archive.next()) is not None:
         archive.members.clear()

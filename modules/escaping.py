@@ -1,6 +1,6 @@
-"""Text that others wrote, put into a place that has a grammar: one function for each grammar.
+"""Escapes text that others wrote, with one function for each grammar that it is put into.
 
-HTML has `html.escape` and the templates' own escaping, JSON and CSV their writers; the others are here.
+HTML has `html.escape` and the templates' autoescape; JSON and CSV have their writers.
 """
 
 import logging
@@ -60,7 +60,7 @@ def _as_shown(letter: str) -> str:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether it holds controls, breaks of lines or paragraphs, or halves of letters, which no name has."""
+    """Whether it has control characters, line or paragraph separators, or lone surrogates."""
     return any(unicodedata.category(letter) in UNPRINTABLE for letter in text)
 
 
@@ -87,8 +87,10 @@ def spreadsheet_text(text: str) -> str:
 
 
 class SafeFormatter(logging.Formatter):
-    """Log lines for a terminal or a file: each argument in one line unless it is `Lines`, no control
-    characters, no secrets."""
+    """Formats log records without control characters and secrets.
+
+    Each argument becomes one line, unless it is `Lines`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         shown = logging.makeLogRecord(record.__dict__)

@@ -1,4 +1,4 @@
-"""Files of pictures: which formats are opened, and one of them decoded. Needs Pillow alone, no torch."""
+"""Which picture formats are opened, and how a file is decoded. Needs Pillow only, no torch."""
 
 import warnings
 from functools import cache
@@ -9,8 +9,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from modules.files import DAMAGED, short
 
-# What pictures of datasets and cameras are. Left out: what runs a program (PostScript, WMF), what holds
-# another format that Pillow would open (IPTC, FPX, MIC), films and stubs that only name a format.
+# The formats of datasets and cameras. Left out on purpose: formats that run a program (PostScript,
+# WMF), formats that contain another one (IPTC, FPX, MIC), films, and formats Pillow cannot decode.
 FORMATS = (
     "AVIF",
     "BMP",
@@ -25,9 +25,8 @@ FORMATS = (
     "TIFF",
     "WEBP",
 )
-warnings.filterwarnings(
-    "ignore", category=Image.DecompressionBombWarning
-)  # at half of what Pillow refuses
+# Pillow warns at half of the size that it refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class TooManyPixels(ValueError):
@@ -51,10 +50,11 @@ def picture_endings() -> frozenset[str]:
 def read_image(
     path: str | Path, most_pixels: int | None = None, longest: int | None = None
 ) -> Image.Image:
-    """A picture's file in RGB, turned as its EXIF data say.
+    """Decode a picture file to RGB, rotated as its EXIF data say.
 
-    Raises FileNotFoundError for no file, TooManyPixels (before anything is decoded) for more than
-    `most_pixels`, a side above `longest`, or more than Pillow takes, ValueError for what cannot be decoded; each names the file.
+    Errors name the file. Raises FileNotFoundError for no file, ValueError for one that cannot be
+    decoded, and TooManyPixels, before decoding, for more than `most_pixels`, a side above
+    `longest`, or more pixels than Pillow accepts.
     """
     try:
         with Image.open(path, formats=known_formats()) as image:

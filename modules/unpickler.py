@@ -1,8 +1,8 @@
-"""Pickles of weights, read without running code of theirs and within bounds.
+"""Reads pickles of weights without running their code, within bounds.
 
-A pickle is a program for a small machine. What it may do here: make dictionaries, lists, tuples, texts,
-numbers and tensors, put items into dictionaries and lists, attributes into scripted modules. Its keys
-are texts or whole numbers. Its instructions, its tensors and its depth are counted.
+A pickle is a program for a small machine. Here it may only build dictionaries, lists, tuples,
+texts, numbers and tensors, add items to dictionaries and lists, and set attributes of scripted
+modules. Keys are texts or whole numbers. Instructions, tensors, attributes and nesting are limited.
 """
 
 import io
@@ -20,17 +20,14 @@ MOST_TENSORS = 100_000
 MOST_DEPTH = 100  # containers within each other
 MOST_DIMENSIONS = 16  # of a tensor
 MOST_ARGUMENTS = 8  # of a call; torch's own has seven
-MOST_ATTRIBUTES = (
-    1_000_000  # of all scripted modules together, those that are set again counted again
-)
+# Attributes set on all scripted modules together; one that is set again counts again.
+MOST_ATTRIBUTES = 1_000_000
 WIDENED = 4  # bytes of an element as it is used: numbers of fewer are widened to float32
-MOST_SHARED = (
-    8  # times its size that a file's tensors may have together: tied ones share their bytes
-)
+# How many times the file's size its tensors may have together: tied ones share their bytes.
+MOST_SHARED = 8
 TOO_DEEP = f"its containers lie in each other more than {MOST_DEPTH} deep"
-KEYS_BELOW = (
-    2**31
-)  # whole numbers as keys; larger ones can be chosen so that all have the same hash
+# Whole numbers as keys stay below this: larger ones can be chosen so that all hash alike.
+KEYS_BELOW = 2**31
 DTYPES = {
     "HalfStorage": torch.float16,
     "FloatStorage": torch.float32,
@@ -105,7 +102,8 @@ StorageOpener = Callable[
 
 
 class CountedReader(io.BytesIO):
-    """A pickle's bytes, which are read at most `MOST_INSTRUCTIONS` times, once or more an instruction."""
+    """A pickle's bytes. Each instruction reads at least once, so reads are limited to
+    MOST_INSTRUCTIONS."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)

@@ -15,7 +15,7 @@ SCHEMES = ("https", "http", "s3", "ftp", "ftps", "sftp", "ssh", "gs", "hf", "fil
 # One letter alone is a Windows drive.
 SCHEME = re.compile(rf"[A-Za-z][\w+.-]+:/+|(?:{'|'.join(SCHEMES)}):|//+", re.IGNORECASE)
 QUERY = re.compile(r"\?[^\s=&/]+=")
-# What begins a query, a fragment or a parameter, also where it is written by another letter or a code.
+# What begins a query, a fragment or a parameter, full-width and percent-encoded spellings included.
 TAIL = re.compile(r"[?#&;？＃]|%3f|%23", re.IGNORECASE)
 AT = re.compile(r"[@＠]|%40", re.IGNORECASE)
 NAMES_OF_SECRETS = re.compile(
@@ -36,10 +36,11 @@ def is_web_page(head: bytes) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class Address:
-    """A name that a user gave for weights: a path, a name or an address, in which secrets may stand.
+    """A path, name or URL that a user gave for weights, and that may contain secrets.
 
-    Text made of it, by str(), an f-string or a log line, lacks them. `reveal` gives all of it: for
-    opening what it names, and for nothing else. It is no str, so that it is not written by mistake.
+    Text made from it, by str(), an f-string or a log line, leaves the secrets out. `reveal` gives
+    the whole name, for opening it and nothing else. It is not a str, so that it cannot be written
+    by mistake.
     """
 
     _given: str
@@ -121,7 +122,8 @@ def _split_scheme(name: str) -> tuple[str, str]:
 
 
 def _is_no_host(text: str) -> bool:
-    """Whether what should be host:port has something else behind its colon: a password without its @."""
+    """Whether text in the place of host:port has no port behind its colon, as where a password's @
+    is missing."""
     host, colon, port = text.rpartition(":")
     return bool(colon) and not text.startswith("[") and not (port.isdigit() or not port)
 
@@ -148,8 +150,8 @@ def _may_hold_secrets(name: str) -> bool:
 
 
 def _secrets_in(name: str) -> Iterator[str]:
-    """The parts of an address that are looked for in all text: the password, and what is long enough
-    to be a token: all before the last @, the query and its values, the fragment."""
+    """The parts of an address to hide in all text: its password and whatever is long enough to be a
+    token (all before the last @, query values, fragment)."""
     if not _may_hold_secrets(name):
         return
     scheme, rest = _split_scheme(name)
@@ -171,7 +173,7 @@ def _spellings(secret: str) -> set[str]:
 
 
 def _environment_secrets() -> Iterator[str]:
-    """Tokens and keys that the environment holds, and the passwords in its addresses (proxies, AWS)."""
+    """Tokens and keys in the environment, and the passwords in its URLs (proxies, AWS endpoint)."""
     for name, value in os.environ.items():
         if NAMES_OF_SECRETS.search(name.upper()) and len(value) >= SHORTEST_TOKEN:
             yield value
@@ -180,8 +182,10 @@ def _environment_secrets() -> Iterator[str]:
 
 
 def scrub(text: str) -> str:
-    """A text for a terminal, a log or a file, all secrets that are known taken out, and all that stands
-    in it like an address shown as `redact` does. The last step of every way out."""
+    """Remove secrets from text on its way to a terminal, a log or a file.
+
+    Known secrets become ***; whatever looks like an address is shown as `redact` shows it.
+    """
     secrets = sorted({*_known, *_environment_secrets()}, key=len, reverse=True)
     for secret in secrets:
         text = text.replace(secret, HIDDEN)

@@ -1,4 +1,4 @@
-"""Archives of others, unpacked so that nothing lands outside their folder: zip and tar (also compressed)."""
+"""Unpacks zip and tar archives (compressed ones too) so that nothing lands outside their folder."""
 
 import errno
 import lzma
@@ -37,11 +37,11 @@ class DamagedArchive(ValueError):
 
 @contextmanager
 def unpacked(archive: Path, beside: Path) -> Iterator[Path]:
-    """The archive's files in a folder of their own below `beside`, which is gone after the block.
+    """The archive's files in a temporary folder below `beside`, which is deleted after the block.
 
-    Folders that were made for it go too, where they are empty then. Raises DamagedArchive for what is
-    none or is damaged, ValueError for what would write elsewhere, holds more than files and folders, or
-    is larger than any dataset in some way, OSError where the disk has no room for it.
+    Parent folders that were created for it are deleted too if they are empty. Raises DamagedArchive
+    for a corrupt archive or another file, ValueError for one that would write elsewhere, holds more
+    than files and folders, or exceeds a limit, and OSError for a full disk.
     """
     made = [place for place in (beside, *beside.parents) if not place.exists()]
     beside.mkdir(parents=True, exist_ok=True)
@@ -143,8 +143,10 @@ def _is_data(path: Path) -> bool:
 
 
 def _check_end(rest: MeteredReader, archive: Path) -> None:
-    """DamagedArchive unless a tar archive ends as it must, with zeros: `tarfile` takes a header that
-    makes no sense for the end."""
+    """Raise DamagedArchive unless the tar ends with zeros.
+
+    `tarfile` takes a corrupt header for the end of the archive.
+    """
     zeros = 0
     while block := rest.read(BLOCK):
         if block.strip(b"\0"):
@@ -155,7 +157,7 @@ def _check_end(rest: MeteredReader, archive: Path) -> None:
 
 
 def _safe(name: str, archive: Path) -> str:
-    """The name, if it stays below the folder that it is put into and is one that a dataset may have."""
+    """The name, if it stays below its folder and is one that a dataset may have."""
     parts = name.replace("\\", "/").split("/")
     is_absolute = name.startswith(("/", "\\")) or ":" in parts[0]
     if is_absolute or ".." in parts or "\0" in name or not parts[-1]:
@@ -180,19 +182,19 @@ def _shown(name: str) -> str:
 
 
 def move_into(source: Path, target: Path) -> int:
-    """Move the pictures and tables below a folder into another, whose own stay; returns their number.
-    What is hidden, or of another kind, such as programs, stays. ValueError where one is there in another
-    size."""
+    """Move pictures and tables below `source` into `target`; returns their number.
+
+    Hidden files and other kinds, such as programs, are not moved. Files already in `target` stay;
+    raises ValueError where one has another size.
+    """
     found = [Path(root, name) for root, _, names in os.walk(source) for name in names]
     files = [file for file in found if _is_data(file.relative_to(source))]
     places = {file: target / file.relative_to(source) for file in files}
     for file, place in places.items():
         is_same = place.is_file() and place.stat().st_size == file.stat().st_size
         if place.exists() and not is_same:
-            raise ValueError(
-                f"{place} is there already, and another than the archive's: move it away, or give --to "
-                "another folder"
-            )
+            way_out = "move it away, or give --to another folder"
+            raise ValueError(f"{place} is there already, and another than the archive's: {way_out}")
     for file, place in places.items():
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)

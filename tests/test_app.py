@@ -34,7 +34,7 @@ from modules.predictor import Caption, Explanation
 from modules.web.guard import Guard
 from modules.web.hosts import host_name, own_hosts, plain_names
 from modules.web.server import receive_upload
-from modules.web.uploads import NoRoom, UploadFolder, open_uploads, remove_orphans, safe_name
+from modules.web.uploads import NoRoom, UploadFolder, open_upload_folder, remove_orphans, safe_name
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -55,20 +55,20 @@ def test_uploads_are_looked_at_before_they_are_decoded(tmp_path, monkeypatch):
     for path, message in ((None, "missing"), (str(broken), "not an image"), (str(text), "not an image"),
                           (elsewhere, "not uploaded"), (gone, "no longer on the server")):
         with pytest.raises(ValueError, match=f"before .*{message}"):
-            app.open_uploads([path, sound], uploads)
+            app.decode_uploads([path, sound], uploads)
         with pytest.raises(ValueError, match=f"after .*{message}"):
-            app.open_uploads([sound, path], uploads)
-    assert [image.size for image in app.open_uploads([sound, sound], uploads)] == [(480, 320)] * 2
+            app.decode_uploads([sound, path], uploads)
+    assert [image.size for image in app.decode_uploads([sound, sound], uploads)] == [(480, 320)] * 2
     monkeypatch.setattr(app, "MAX_MEGAPIXELS", 0.01)
     with pytest.raises(ValueError, match="more than 0.01 million pixels"):
-        app.open_uploads([sound, sound], uploads)
+        app.decode_uploads([sound, sound], uploads)
     monkeypatch.setattr(app, "MAX_MEGAPIXELS", 50)
     monkeypatch.setattr(app, "MAX_SIDE", 400)
     with pytest.raises(ValueError, match="a side of more than 400"):
-        app.open_uploads([sound, sound], uploads)
+        app.decode_uploads([sound, sound], uploads)
     monkeypatch.setattr(app, "MAX_MEGABYTES", 0.001)
     with pytest.raises(ValueError, match="larger than"):
-        app.open_uploads([sound, sound], uploads)
+        app.decode_uploads([sound, sound], uploads)
 
 
 def test_what_a_sentence_holds_is_text_in_the_page():
@@ -678,7 +678,7 @@ def test_nothing_a_visitor_sent_is_kept(tmp_path):
     assert Path(sent).is_file()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(files))
-        with open_uploads(60, 10**9) as uploads:
+        with open_upload_folder(60, 10**9) as uploads:
             assert not Path(sent).exists(), "what an earlier server left goes at the start"
             remove_orphans(files)
             assert uploads.root.is_dir(), "a server that runs keeps its own"
@@ -744,5 +744,5 @@ def test_a_picture_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
     slow = str(uploads.store("b.jpg", io.BytesIO(slow_picture())))
     start = time.monotonic()
     with pytest.raises(ValueError, match="The after image takes too long"):
-        app.open_uploads([sound, slow], uploads)
+        app.decode_uploads([sound, slow], uploads)
     assert time.monotonic() - start < 10

@@ -1,6 +1,6 @@
-"""Pictures of visitors, decoded in a process that is ended where one takes too long or too much.
+"""Decodes visitors' pictures in a separate process with limits on time and memory.
 
-A small file can hold hours of work for a decoder, or make it crash: neither may reach the page itself.
+A small file can keep a decoder busy for hours, or crash it. Neither may affect the page itself.
 """
 
 import multiprocessing
@@ -25,11 +25,11 @@ READ, TOO_LARGE, UNREADABLE = "read", "too large", "unreadable"
 
 
 class PictureError(ValueError):
-    """What is wrong with a visitor's picture, for the visitor to read; no path of the server is in it."""
+    """What is wrong with a visitor's picture, in words for the visitor, without a server path."""
 
 
 def start_decoding() -> None:
-    """Start the process that decoding processes are made from, so that the first visitor need not wait."""
+    """Start the fork server in advance, so that the first visitor need not wait for it."""
     context = multiprocessing.get_context(HOW)
     if HOW == "forkserver":
         context.set_forkserver_preload(["modules.web.decoding"])
@@ -45,10 +45,10 @@ def _nothing() -> None:
 def decode(
     paths: Sequence[str], names: Sequence[str], most_pixels: int, longest: int, seconds: float
 ) -> list[Image.Image]:
-    """The pictures in RGB; `names` ("before", "after") are what messages call them.
+    """The pictures in RGB. `names` ("before", "after") are what messages call them.
 
-    Raises PictureError for one that cannot be read, has too many pixels or a side above `longest`, or takes more than `seconds`
-    together with those before it.
+    Raises PictureError for a picture that cannot be read, has too many pixels or a side above
+    `longest`, or is not decoded within `seconds`, all pictures together.
     """
     context = multiprocessing.get_context(HOW)
     ours, theirs = context.Pipe(duplex=False)

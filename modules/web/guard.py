@@ -119,7 +119,7 @@ class Guard:
             raise Refused(403, "another site's page sends this (--allowed_hosts adds names)")
 
     def _is_ours(self, origin: str, host: str) -> bool:
-        """Whether a page of that origin came from this server, or through the web server before it."""
+        """Whether a page of that origin came from this server or from the one in front of it."""
         try:
             place = urlsplit(origin).netloc.lower()
         except ValueError:

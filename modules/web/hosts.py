@@ -1,5 +1,8 @@
-"""Under which names the page may be asked for. A browser can be led to it under another (DNS rebinding):
-then what it shows would belong to a stranger's site."""
+"""The host names that the page answers to.
+
+With DNS rebinding, a stranger's site leads a browser here under its own name, and could then read
+what this server sends.
+"""
 
 import ipaddress
 import socket
@@ -10,8 +13,10 @@ ANYWHERE = ("0.0.0.0", "::")
 
 
 def own_hosts(host: str) -> frozenset[str]:
-    """The names of a page that listens on `host`, in the form of `host_name`. On all addresses of the
-    machine (0.0.0.0, ::) these are also its name and its addresses."""
+    """The names of a page that listens on `host`, as `host_name` writes them.
+
+    For 0.0.0.0 and :: these include the machine's name and its addresses.
+    """
     return plain_names({*LOCAL, host, *(_own_names() if host in ANYWHERE else ())})
 
 

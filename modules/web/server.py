@@ -1,4 +1,4 @@
-"""The page's server: Gradio's application inside a guard, with an upload of its own, on one socket."""
+"""The page's server: Gradio behind the guard, with our own upload route, on one socket."""
 
 import asyncio
 import logging

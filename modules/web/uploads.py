@@ -1,5 +1,4 @@
-"""What visitors of the page have sent: one folder, which is bounded in age and size and goes with the
-server."""
+"""The folder of visitors' uploads: limited in age and size, and deleted with the server."""
 
 import os
 import re
@@ -34,7 +33,7 @@ class UploadFolder:
     """A folder of its own for each upload, under a name that nobody can guess.
 
     Whoever knows the path of an upload may use it: it is told to the visitor who sent it, to nobody
-    else. Use `open_uploads` to make one.
+    else. Use `open_upload_folder` to make one.
     """
 
     def __init__(self, root: Path, max_age: float, max_bytes: int) -> None:
@@ -75,9 +74,11 @@ class UploadFolder:
 
     @contextmanager
     def arriving(self) -> Iterator[Callable[[int], None]]:
-        """Inside, an upload is under way; the yielded function is told of the bytes that have come, and
-        raises NoRoom where all that are under way take more than all uploads may. What has only been
-        announced takes no room."""
+        """Count an upload while it arrives. Call the yielded function with the size of each part.
+
+        The function raises NoRoom when all uploads under way exceed `max_bytes` together. Bytes
+        that were only announced do not count.
+        """
         own = 0
 
         def arrived(size: int) -> None:
@@ -99,7 +100,10 @@ class UploadFolder:
         self._kept = frozenset(self.root.iterdir())
 
     def sweep(self) -> None:
-        """Remove what is too old, then the oldest until the rest and what is under way have room."""
+        """Delete uploads that are too old, then the oldest ones until the rest fits.
+
+        Uploads that are still arriving take part of the room.
+        """
         entries = sorted(self._entries())
         total = sum(size for _, size, _ in entries)
         now = time.time()
@@ -120,7 +124,7 @@ class UploadFolder:
 
 
 def safe_name(name: str) -> str:
-    """A file's name made of an upload's: letters, digits, dash and underscore, and a picture's ending."""
+    """A safe file name for an upload: letters, digits, dashes, underscores, a picture's ending."""
     stem, ending = os.path.splitext(name.replace("\\", "/").rpartition("/")[2])
     if ending.lower() not in picture_endings():
         stem, ending = stem + ending, ""
@@ -140,7 +144,7 @@ def _age_and_size(path: Path) -> tuple[float, int]:
 
 
 def _on_disk(status: os.stat_result) -> int:
-    """Bytes that a file or folder takes there, where the system tells, so that empty ones count too."""
+    """Bytes used on the disk, where the system tells, so that empty files count too."""
     return max(status.st_size, getattr(status, "st_blocks", 0) * 512)
 
 
@@ -153,9 +157,11 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def open_uploads(max_age: float, max_bytes: int) -> Iterator[UploadFolder]:
-    """The folder while the block runs, in the system's folder for temporary files. At the start those
-    of servers that are gone are removed; a thread looks for what is too old or too much."""
+def open_upload_folder(max_age: float, max_bytes: int) -> Iterator[UploadFolder]:
+    """The folder of uploads, in the system's temporary folder, while the block runs.
+
+    First deletes folders of servers that no longer run. A thread enforces age and size.
+    """
     place = Path(tempfile.gettempdir())
     remove_orphans(place)
     name = PREFIX + secrets.token_hex(8)
