@@ -1,5 +1,5 @@
-"""Archives of a hostile author: whatever a zip or a tar claims, it is unpacked below its folder or refused in one line, with little memory,
-and nothing is left behind."""
+"""Hostile archives: each is unpacked below its folder, or refused in one line with little memory
+used and nothing left behind."""
 
 import bz2
 import gzip
@@ -66,11 +66,22 @@ def refused(path: Path, content: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("make", [zipped, tarred], ids=["zip", "tar"])
-@pytest.mark.parametrize(("names", "message"), [
-    (["a/" * 33 + "x"], "folders more than 32 deep"), (["a/" * 400 + "x", "a/" * 1600 + "x"], "too long|deep"), (["n" * 256], "a name that is too long"),
-    (["n" * 5000], "a name that is too long"), (["/".join(["n" * 200] * 6)], "a name that is too long"), (["字" * 86], "a name that is too long"),
-    (["a\x1b[2Jb"], r"control characters: a\\x1b\[2Jb"), (["a\nall 9.9"], r"control characters: a\\nall"), (["x", "./x"], "twice"),
-    (["ok", "../../out"], "outside"), (["."], "without a name|outside|damaged")])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a/" * 33 + "x"], "folders more than 32 deep"),
+        (["a/" * 400 + "x", "a/" * 1600 + "x"], "too long|deep"),
+        (["n" * 256], "a name that is too long"),
+        (["n" * 5000], "a name that is too long"),
+        (["/".join(["n" * 200] * 6)], "a name that is too long"),
+        (["字" * 86], "a name that is too long"),
+        (["a\x1b[2Jb"], r"control characters: a\\x1b\[2Jb"),
+        (["a\nall 9.9"], r"control characters: a\\nall"),
+        (["x", "./x"], "twice"),
+        (["ok", "../../out"], "outside"),
+        (["."], "without a name|outside|damaged"),
+    ],
+)
 def test_names_that_no_dataset_has_are_refused(make, names, message, tmp_path):
     refused(tmp_path / "x.archive", make(*names), message)
 
@@ -80,7 +91,9 @@ def test_names_at_the_bounds_are_unpacked(tmp_path):
     for make in (zipped, tarred):
         (tmp_path / "x").write_bytes(make(*names))
         with unpacked(tmp_path / "x", tmp_path / "to") as folder:
-            found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            found = sorted(
+                str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+            )
         assert found == sorted([*names[:3], "b/c/d"])
         assert not (tmp_path / "to").exists()
     (tmp_path / "to").mkdir()
@@ -114,12 +127,26 @@ def more_holes() -> bytes:
 
 
 HOSTILE_TARS: dict[str, Callable[[], bytes]] = {
-    "a long name": lambda: gz([(long_header(SIZE), 1), (b"a" * MIB, SIZE // MIB), (tar_entry("x"), 1)]),
-    "a long pax header": lambda: gz([(long_header(SIZE, tarfile.XHDTYPE), 1), (b"a" * MIB, SIZE // MIB), (tar_entry("x"), 1)]),
-    "a long global header": lambda: gz([(long_header(SIZE, tarfile.XGLTYPE), 1), (b"a" * MIB, SIZE // MIB), (tar_entry("x"), 1)]),
+    "a long name": lambda: gz(
+        [(long_header(SIZE), 1), (b"a" * MIB, SIZE // MIB), (tar_entry("x"), 1)]
+    ),
+    "a long pax header": lambda: gz(
+        [(long_header(SIZE, tarfile.XHDTYPE), 1), (b"a" * MIB, SIZE // MIB), (tar_entry("x"), 1)]
+    ),
+    "a long global header": lambda: gz(
+        [(long_header(SIZE, tarfile.XGLTYPE), 1), (b"a" * MIB, SIZE // MIB), (tar_entry("x"), 1)]
+    ),
     "a long list of holes": lambda: gz([(sparse_header(), 1), (more_holes() * 2048, SIZE // MIB)]),
-    "headers before headers": lambda: gz([(long_header(1, tarfile.XGLTYPE) + bytes(512), SIZE // 1024)]),
-    "a folder with content": lambda: gz([(long_header(SIZE, tarfile.DIRTYPE, "d/"), 1), (bytes(MIB), SIZE // MIB), (tar_entry("x"), 1)]),
+    "headers before headers": lambda: gz(
+        [(long_header(1, tarfile.XGLTYPE) + bytes(512), SIZE // 1024)]
+    ),
+    "a folder with content": lambda: gz(
+        [
+            (long_header(SIZE, tarfile.DIRTYPE, "d/"), 1),
+            (bytes(MIB), SIZE // MIB),
+            (tar_entry("x"), 1),
+        ]
+    ),
     "global headers": lambda: gz([(pax_global(number), 1) for number in range(SIZE // MIB * 2)]),
     "an endless end": lambda: gz([(tar_entry("x"), 1), (bytes(MIB), SIZE // MIB)]),
 }
@@ -154,12 +181,18 @@ for path in map(Path, sys.argv[1:]):
 
 
 def test_headers_take_no_memory_that_was_not_looked_at(tmp_path):
-    """Each archive of some 100 kB in one process, whose memory does not rise by what a header claims."""
+    """Small archives whose headers claim much: memory must not follow the claim."""
     paths = [tmp_path / f"{name}.tar.gz" for name in HOSTILE_TARS]
     for path, make in zip(paths, HOSTILE_TARS.values(), strict=True):
         path.write_bytes(make())
         assert path.stat().st_size < 2 * MIB
-    done = subprocess.run([sys.executable, "-c", UNPACK, *map(str, paths)], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", UNPACK, *map(str, paths)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for path, line in zip(paths, done.stdout.splitlines(), strict=True):
         rise, _, said = line.partition(" ")
         assert str(path) in said
@@ -179,14 +212,25 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
 
 def test_a_zip_whose_list_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MOST_DIRECTORY", 2000)
-    refused(tmp_path / "x.zip", zipped(*(f"{number}.png" for number in range(100))), "is refused: .* more than 2000 bytes")
+    refused(
+        tmp_path / "x.zip",
+        zipped(*(f"{number}.png" for number in range(100))),
+        "is refused: .* more than 2000 bytes",
+    )
 
 
 def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(zipped("a", "b"))
-    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: type("Usage", (), {"free": unpacking.SPARE + 1})())
-    monkeypatch.setattr(unpacking.shutil, "copyfileobj", lambda *_: pytest.fail("something was written"))
-    with pytest.raises(OSError, match="no room to unpack"), unpacked(tmp_path / "x.zip", tmp_path / "to"):
+    monkeypatch.setattr(
+        unpacking.shutil, "disk_usage", lambda _: type("Usage", (), {"free": unpacking.SPARE + 1})()
+    )
+    monkeypatch.setattr(
+        unpacking.shutil, "copyfileobj", lambda *_: pytest.fail("something was written")
+    )
+    with (
+        pytest.raises(OSError, match="no room to unpack"),
+        unpacked(tmp_path / "x.zip", tmp_path / "to"),
+    ):
         pass
 
 
@@ -195,15 +239,22 @@ def test_an_xz_that_asks_for_more_memory_than_it_should_is_refused(tmp_path):
     (tmp_path / "sound.tar.xz").write_bytes(lzma.compress(decoded, preset=6))
     with unpacked(tmp_path / "sound.tar.xz", tmp_path / "to") as folder:
         assert (folder / "x").read_bytes() == b"x"
-    small = lzma.compress(decoded, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 12}])
+    small = lzma.compress(
+        decoded, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 12}]
+    )
     assert archives.MOST_DICTIONARY < 1 << 30
     header = bytearray(small)
-    place = header.index(b"\x21\x01", 12) + 2  # of the LZMA2 filter's property, the size of its dictionary
+    place = (
+        header.index(b"\x21\x01", 12) + 2
+    )  # of the LZMA2 filter's property, the size of its dictionary
     header[place] = 36  # 1 GiB
     end = 12 + (header[12] + 1) * 4
     header[end - 4 : end] = zlib.crc32(bytes(header[12 : end - 4])).to_bytes(4, "little")
     (tmp_path / "x.tar.xz").write_bytes(bytes(header))
-    with pytest.raises(DamagedArchive, match="emory"), unpacked(tmp_path / "x.tar.xz", tmp_path / "to"):
+    with (
+        pytest.raises(DamagedArchive, match="emory"),
+        unpacked(tmp_path / "x.tar.xz", tmp_path / "to"),
+    ):
         pass
 
 
@@ -217,25 +268,52 @@ def test_a_zip_whose_entries_inflate_without_bound_is_refused(method, tmp_path):
 
 
 def test_nothing_but_pictures_and_tables_is_moved(tmp_path):
-    names = ["x.png", "b/y.JPG", "splits.json", "a/readme.txt", "evil.py", "run.sh", ".git/hooks/post-checkout", ".hidden.json", "__init__", "b/.x.png"]
+    names = [
+        "x.png",
+        "b/y.JPG",
+        "splits.json",
+        "a/readme.txt",
+        "evil.py",
+        "run.sh",
+        ".git/hooks/post-checkout",
+        ".hidden.json",
+        "__init__",
+        "b/.x.png",
+    ]
     for name in names:
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(b"x")
     assert unpacking.move_into(tmp_path / "from", tmp_path / "to") == 4
-    assert sorted(str(path.relative_to(tmp_path / "to")) for path in (tmp_path / "to").rglob("*") if path.is_file()) == sorted(names[:4])
+    assert sorted(
+        str(path.relative_to(tmp_path / "to"))
+        for path in (tmp_path / "to").rglob("*")
+        if path.is_file()
+    ) == sorted(names[:4])
 
 
-@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress, lzma.compress], ids=["plain", "gzip", "bzip2", "xz"])
+@pytest.mark.parametrize(
+    "compress",
+    [bytes, gzip.compress, bz2.compress, lzma.compress],
+    ids=["plain", "gzip", "bzip2", "xz"],
+)
 def test_tars_are_unpacked_however_they_are_compressed(compress, tmp_path):
     content = bytes(range(256)) * 1000
-    whole = tar_entry("a/one", content) + tar_entry("a/", b"", type=tarfile.DIRTYPE) + tar_entry("a/two", b"") + tar_entry("three", b"3" * 511) + END
+    whole = (
+        tar_entry("a/one", content)
+        + tar_entry("a/", b"", type=tarfile.DIRTYPE)
+        + tar_entry("a/two", b"")
+        + tar_entry("three", b"3" * 511)
+        + END
+    )
     (tmp_path / "x").write_bytes(compress(whole))
     with unpacked(tmp_path / "x", tmp_path / "to") as folder:
         assert (folder / "a" / "one").read_bytes() == content
         assert (folder / "a" / "two").read_bytes() == b""
         assert (folder / "three").read_bytes() == b"3" * 511
     for cut in (100, 600, len(whole) - 1500):
-        (tmp_path / "x").write_bytes(compress(whole)[:-20] if compress is not bytes else whole[:cut])
+        (tmp_path / "x").write_bytes(
+            compress(whole)[:-20] if compress is not bytes else whole[:cut]
+        )
         with pytest.raises(DamagedArchive), unpacked(tmp_path / "x", tmp_path / "to"):
             pass
 
@@ -243,6 +321,8 @@ def test_tars_are_unpacked_however_they_are_compressed(compress, tmp_path):
 def test_a_refused_archive_is_one_line_and_leaves_no_folder(tmp_path, capsys):
     (tmp_path / "x.zip").write_bytes(zipped("a/" * 800 + "x"))
     with pytest.raises(SystemExit, match="2"):
-        download.main(["clevr", "--to", str(tmp_path / "new" / "to"), "--archive", str(tmp_path / "x.zip")])
+        download.main(
+            ["clevr", "--to", str(tmp_path / "new" / "to"), "--archive", str(tmp_path / "x.zip")]
+        )
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""Ids, types, captions, names of files and cards of others in each place that has a grammar: they stay text."""
+"""Ids, types, captions, file names and model cards from others stay text wherever they are put."""
 
 import csv
 import io
@@ -30,18 +30,33 @@ from preprocess.export_model import readme
 FORGED = "moved\nall            0.9999\x1b[2J"
 
 
-@pytest.mark.parametrize(("text", "shown"), [
-    ("a\nb\r\tc\x1b[0m\x07\x7f\x9b", r"a\nb\r\tc\x1b[0m\x07\x7f\x9b"), ("a\u2028b\u2029c\u0085", r"a\u2028b\u2029c\x85"),
-    ("\u202egnp.exe\u2066", r"\u202egnp.exe\u2066"), ("\ud800\udce9", r"\ud800\udce9"), ("字 é ą 😀 👩‍👩‍👧 שלום\u200f", "字 é ą 😀 👩‍👩‍👧 שלום\u200f"), ("", "")])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\nb\r\tc\x1b[0m\x07\x7f\x9b", r"a\nb\r\tc\x1b[0m\x07\x7f\x9b"),
+        ("a\u2028b\u2029c\u0085", r"a\u2028b\u2029c\x85"),
+        ("\u202egnp.exe\u2066", r"\u202egnp.exe\u2066"),
+        ("\ud800\udce9", r"\ud800\udce9"),
+        ("字 é ą 😀 👩‍👩‍👧 שלום\u200f", "字 é ą 😀 👩‍👩‍👧 שלום\u200f"),
+        ("", ""),
+    ],
+)
 def test_what_a_terminal_is_shown(text, shown):
     assert one_line(text) == shown
-    assert printable(text.replace("\n", "").replace("\t", "")) == shown.replace(r"\n", "").replace(r"\t", "")
+    assert printable(text.replace("\n", "").replace("\t", "")) == shown.replace(r"\n", "").replace(
+        r"\t", ""
+    )
     one_line(text).encode()
 
 
 def test_only_controls_are_no_names():
-    assert [has_control_characters(name) for name in ("a\x1b", "a\n", "\u2028", "\ud800", "\0")] == [True] * 5
-    assert [has_control_characters(name) for name in ("a b.png", "字.png", "e\u0301", "\u202e", "שלום\u200f")] == [False] * 5
+    assert [
+        has_control_characters(name) for name in ("a\x1b", "a\n", "\u2028", "\ud800", "\0")
+    ] == [True] * 5
+    assert [
+        has_control_characters(name)
+        for name in ("a b.png", "字.png", "e\u0301", "\u202e", "שלום\u200f")
+    ] == [False] * 5
 
 
 def test_what_is_printed_has_no_controls(capsys):
@@ -49,15 +64,40 @@ def test_what_is_printed_has_no_controls(capsys):
     assert capsys.readouterr().out == "a\n\\x1b[2Jb http://host/x\n"
 
 
-@pytest.mark.parametrize(("text", "escaped"), [
-    ("color & size", r"color \& size"), ("100%_moved", r"100\%\_moved"), (r"\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
-    ("a~b^c#d$e", r"a\textasciitilde{}b\textasciicircum{}c\#d\$e"), ("a\nb\\\\", r"a b\textbackslash{}\textbackslash{}"),
-    ("[5cm] a", r"{}[5cm] a"), ("*x", r"{}*x"), ("<|>", r"\textless{}\textbar{}\textgreater{}"), ("add", "add")])
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("color & size", r"color \& size"),
+        ("100%_moved", r"100\%\_moved"),
+        (r"\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
+        ("a~b^c#d$e", r"a\textasciitilde{}b\textasciicircum{}c\#d\$e"),
+        ("a\nb\\\\", r"a b\textbackslash{}\textbackslash{}"),
+        ("[5cm] a", r"{}[5cm] a"),
+        ("*x", r"{}*x"),
+        ("<|>", r"\textless{}\textbar{}\textgreater{}"),
+        ("add", "add"),
+    ],
+)
 def test_latex(text, escaped):
     assert latex_text(text) == escaped
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "＝1", " =1", "\ufeff=1", "\u200b@x", "=HYPERLINK(\"http://x\")"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1",
+        "+1",
+        "-1",
+        "@x",
+        "\t=1",
+        "\r=1",
+        "＝1",
+        " =1",
+        "\ufeff=1",
+        "\u200b@x",
+        '=HYPERLINK("http://x")',
+    ],
+)
 def test_spreadsheets_see_no_formula(text):
     assert spreadsheet_text(text) == f"'{text}"
     assert spreadsheet_text(f"a{text}") == f"a{text}"
@@ -65,28 +105,52 @@ def test_spreadsheets_see_no_formula(text):
 
 
 def test_markdown_makes_no_element_and_no_link():
-    html = markdown_text("# a\n[b](http://c) ![d](e) <f> *g* `h` | ~i~ me@example.org www.x.org &amp; 1. - +\x1b")
-    assert html == (r"\# a \[b\]\(http\://c\) \!\[d\]\(e\) &lt;f&gt; \*g\* \`h\` \| \~i\~ me\@example\.org www\.x\.org \&amp; 1\. \- \+\\x1b")
+    html = markdown_text(
+        "# a\n[b](http://c) ![d](e) <f> *g* `h` | ~i~ me@example.org www.x.org &amp; 1. - +\x1b"
+    )
+    assert html == (
+        r"\# a \[b\]\(http\://c\) \!\[d\]\(e\) &lt;f&gt; \*g\* \`h\` \| \~i\~ me\@example\.org "
+        r"www\.x\.org \&amp; 1\. \- \+\\x1b"
+    )
     assert markdown_text("x" * 301) == "x" * 299 + "…"
 
 
 def report(group: str, system: str) -> dict:
-    scores = dict.fromkeys(("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"), 0.5)
+    scores = dict.fromkeys(
+        ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"), 0.5
+    )
     spans = dict.fromkeys(scores, (0.4, 0.6))
     differences = dict.fromkeys(scores, {"interval": (0.1, 0.2), "p": 0.5})
-    values = {"scores": {"all": scores, group: scores}, "intervals": {"all": spans, group: spans}, "against_first": {group: differences}}
-    return {"references": "each", "ids": {"all": 2, group: 2}, "systems": {system: values}, "bootstrap": {}}
+    values = {
+        "scores": {"all": scores, group: scores},
+        "intervals": {"all": spans, group: spans},
+        "against_first": {group: differences},
+    }
+    return {
+        "references": "each",
+        "ids": {"all": 2, group: 2},
+        "systems": {system: values},
+        "bootstrap": {},
+    }
 
 
 def test_tables_of_scores_have_a_line_for_each_group():
-    sound, forged = as_table(report("moved", "a/system.json")), as_table(report(FORGED, f"a/{FORGED}.json"))
+    sound, forged = (
+        as_table(report("moved", "a/system.json")),
+        as_table(report(FORGED, f"a/{FORGED}.json")),
+    )
     assert len(forged.splitlines()) == len(sound.splitlines())
     assert not [line for line in forged.splitlines() if line.startswith("all            0.9999")]
     assert "\x1b" not in forged
     row = as_latex(report("100%_moved & \\input{x}\nall", "a&b_c.json")).splitlines()[5]
     assert row.startswith(r"a\&b\_c & 100\%\_moved \& \textbackslash{}input\{x\} all & ")
     assert row.replace(r"\&", "").count("&") == 8
-    labels = [line.split("  ")[0] for line in format_table([("all", {"CIDEr": 1.0}), (FORGED, {"CIDEr": 1.0})]).splitlines()[1:]]
+    labels = [
+        line.split("  ")[0]
+        for line in format_table([("all", {"CIDEr": 1.0}), (FORGED, {"CIDEr": 1.0})]).splitlines()[
+            1:
+        ]
+    ]
     assert labels == ["all", "moved\\nall"]
 
 
@@ -99,7 +163,9 @@ def test_ids_and_types_with_controls_are_refused_by_their_table(text, tmp_path):
     for column in ("id", "type"):
         values = {"id": "1", "type": "add", column: f'"{text}"'}
         table.write_text(ROW.format(**values), encoding="utf-8", newline="")
-        with pytest.raises(ValueError, match=rf"pairs\.csv line \d: the {column} is .*control character") as error:
+        with pytest.raises(
+            ValueError, match=rf"pairs\.csv line \d: the {column} is .*control character"
+        ) as error:
             load_own_pairs(table, "train", need_images=False)
         assert not has_control_characters(str(error.value))
     for name in ("a.png", "b.png"):
@@ -110,9 +176,11 @@ def test_ids_and_types_with_controls_are_refused_by_their_table(text, tmp_path):
 
 
 def test_names_with_controls_are_refused_by_their_lists(tmp_path):
-    for content, read, message in (({FORGED: []}, read_type_mapping, "type .*control character"),
-                                   ([{"img_id": FORGED, "sentences": ["x"]}], read_annotations, "no plain file name"),
-                                   ({f"CLEVR_default_{FORGED}": ["x"]}, read_captions, "is not \"CLEVR")):
+    for content, read, message in (
+        ({FORGED: []}, read_type_mapping, "type .*control character"),
+        ([{"img_id": FORGED, "sentences": ["x"]}], read_annotations, "no plain file name"),
+        ({f"CLEVR_default_{FORGED}": ["x"]}, read_captions, 'is not "CLEVR'),
+    ):
         (tmp_path / "a.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=rf"a\.json.*{message}") as error:
             read(tmp_path / "a.json")
@@ -120,23 +188,32 @@ def test_names_with_controls_are_refused_by_their_lists(tmp_path):
 
 
 def test_the_look_over_a_dataset_has_a_line_for_each_name():
-    found = Findings(1, 1, missing=[f"a/{FORGED}"], broken=[FORGED], identical=[FORGED], shared=[FORGED])
+    found = Findings(
+        1, 1, missing=[f"a/{FORGED}"], broken=[FORGED], identical=[FORGED], shared=[FORGED]
+    )
     assert len(describe("train", found, 32).splitlines()) == 9
     assert "\x1b" not in describe("train", found, 32)
     assert describe("train", Findings(unreadable=FORGED), 32).count("\n") == 0
 
 
 def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
-    pairs = [OwnPair(name, tmp_path / "a", tmp_path / "b") for name in ("=1+1", "@x", "plain", "-2")]
-    captioned = [(pair, [Caption("=HYPERLINK(\"http://x\")", -0.5)]) for pair in pairs]
+    pairs = [
+        OwnPair(name, tmp_path / "a", tmp_path / "b") for name in ("=1+1", "@x", "plain", "-2")
+    ]
+    captioned = [(pair, [Caption('=HYPERLINK("http://x")', -0.5)]) for pair in pairs]
     text = _lines(captioned, ".csv")
     rows = list(csv.reader(io.StringIO(text)))
-    assert [row[:3] for row in rows] == [[f"'{pair.id}" if pair.id != "plain" else "plain", "'=HYPERLINK(\"http://x\")", "-0.5000"] for pair in pairs]
+    assert [row[:3] for row in rows] == [
+        [f"'{pair.id}" if pair.id != "plain" else "plain", '\'=HYPERLINK("http://x")', "-0.5000"]
+        for pair in pairs
+    ]
     path = tmp_path / "p.csv"
     path.write_text("id,caption,score,before,after\n" + text)
     assert _finished(path, pairs, 1)[0] == 4
     lines = _lines(captioned, ".jsonl")
-    assert [json.loads(line)["id"] for line in lines.splitlines()] == [pair.id for pair in pairs], "JSON is for programs"
+    assert [json.loads(line)["id"] for line in lines.splitlines()] == [pair.id for pair in pairs], (
+        "JSON is for programs"
+    )
     path = tmp_path / "p.jsonl"
     path.write_text(lines)
     assert _finished(path, pairs, 1)[0] == 4
@@ -154,8 +231,16 @@ def test_a_models_words_do_not_drive_the_terminal(tmp_path, capsys):
 
 def test_a_models_readme_holds_its_card_as_text():
     for score in (10**400, float("inf"), "x", None, [1]):
-        assert "| captions | – |" in readme("x", "caption", "x", 1, {"CIDEr": score, "datatype": []})
-    page = readme("own/<b>name", "caption", "mine\n\n# Head [x](http://y) <script>", 10**6, {"CIDEr": 1.0, "datatype": "spot", "split": "<i>\n# x"})
+        assert "| captions | – |" in readme(
+            "x", "caption", "x", 1, {"CIDEr": score, "datatype": []}
+        )
+    page = readme(
+        "own/<b>name",
+        "caption",
+        "mine\n\n# Head [x](http://y) <script>",
+        10**6,
+        {"CIDEr": 1.0, "datatype": "spot", "split": "<i>\n# x"},
+    )
     assert "# own/&lt;b&gt;name" in page
     assert r"Trained on: mine \# Head \[x\]\(http\://y\) &lt;script&gt;." in page
     assert r"on the &lt;i&gt; \# x split" in page
@@ -168,7 +253,9 @@ def test_results_of_others_are_told_in_one_line(tmp_path, capsys, caplog):
     (tmp_path / "r.json").write_text(json.dumps([{"image_id": FORGED, "caption": "x"}]))
     caplog.set_level(logging.ERROR)
     with pytest.raises(SystemExit, match="2"):
-        eval_utils.main(["score", "--gt", str(tmp_path / "gt.json"), "--results", str(tmp_path / "r.json")])
+        eval_utils.main(
+            ["score", "--gt", str(tmp_path / "gt.json"), "--results", str(tmp_path / "r.json")]
+        )
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     assert "\x1b" not in said
