@@ -40,7 +40,7 @@ PAIR = [
 
 @pytest.fixture(autouse=True)
 def _marked_environment(monkeypatch, tmp_path):
-    """Proxies, an S3 endpoint, keys and tokens, all marked; localhost is reached without proxies."""
+    """Marked proxies, S3 endpoint, keys and tokens; localhost is reached without proxies."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://someone:{AROUND}@127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
@@ -327,7 +327,8 @@ def test_the_hubs_own_words_are_scrubbed(tmp_path, monkeypatch, capsys):
 def test_the_traceback_of_a_bug_has_no_secrets(tmp_path):
     program = (
         "from modules.options import run_and_report\nfrom modules.urls import Address\n"
-        f"def job():\n    raise KeyError(Address('http://user:{MARK}@host/x').reveal() + ' {MARK}')\n"
+        "def job():\n"
+        f"    raise KeyError(Address('http://user:{MARK}@host/x').reveal() + ' {MARK}')\n"
         "run_and_report('x', job)"
     )
     done = subprocess.run(
