@@ -22,10 +22,14 @@ LENGTHS = (25, 50, 100, 200, 400, 800)
 ROWS, HEADS = 16, 12
 
 
-def milliseconds(length: int, dtype: torch.dtype, few_keys: int, backward: bool, repeats: int) -> float:
+def milliseconds(
+    length: int, dtype: torch.dtype, few_keys: int, backward: bool, repeats: int
+) -> float:
     """The fastest of some runs of `attend` with its limit set to few_keys."""
     layers.FEW_KEYS = few_keys
-    q, k, v = (torch.randn(ROWS, HEADS, length, 64, dtype=dtype, requires_grad=backward) for _ in range(3))
+    q, k, v = (
+        torch.randn(ROWS, HEADS, length, 64, dtype=dtype, requires_grad=backward) for _ in range(3)
+    )
 
     def work() -> None:
         out = layers.attend(q, k, v)
@@ -42,11 +46,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     with fast_products(torch.device("cpu"), args.precision):
-        results = {f"{length}{'fb' if backward else 'f'}": [
-            milliseconds(length, DTYPES[args.precision], few_keys, backward, args.repeats) for few_keys in (LENGTHS[-1], 0)]
-            for length in LENGTHS for backward in (False, True)}
-    print(json.dumps({"benchmark": "attention", "precision": args.precision, "products_and_sdpa_ms": results,
-                      **description(torch.device("cpu"))}))
+        results = {
+            f"{length}{'fb' if backward else 'f'}": [
+                milliseconds(length, DTYPES[args.precision], few_keys, backward, args.repeats)
+                for few_keys in (LENGTHS[-1], 0)
+            ]
+            for length in LENGTHS
+            for backward in (False, True)
+        }
+    print(
+        json.dumps(
+            {
+                "benchmark": "attention",
+                "precision": args.precision,
+                "products_and_sdpa_ms": results,
+                **description(torch.device("cpu")),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ from modules.options import OneLineParser, run_and_report  # noqa: E402
 from preprocess import reformat_dataset, synthesize  # noqa: E402
 
 DRAWN = 60
-FOLDERS = {"images": "CLEVR_default_", "sc_images": "CLEVR_semantic_", "nsc_images": "CLEVR_nonsemantic_"}
+FOLDERS = {
+    "images": "CLEVR_default_",
+    "sc_images": "CLEVR_semantic_",
+    "nsc_images": "CLEVR_nonsemantic_",
+}
 
 
 class NoImages:
@@ -45,10 +49,15 @@ def enlarge_clevr(drawn: Path, root: Path, scenes: int) -> None:
     for folder, prefix in FOLDERS.items():
         (root / folder).mkdir(parents=True)
         for number in range(scenes):
-            os.link(drawn / folder / f"{prefix}{number % DRAWN:06d}.png", root / folder / f"{prefix}{number:06d}.png")
+            os.link(
+                drawn / folder / f"{prefix}{number % DRAWN:06d}.png",
+                root / folder / f"{prefix}{number:06d}.png",
+            )
     for name in ("change_captions.json", "no_change_captions.json"):
         captions = list(read_json(drawn / name, dict).values())
-        write_json(root / name, {f"CLEVR_default_{n:06d}.png": captions[n % DRAWN] for n in range(scenes)})
+        write_json(
+            root / name, {f"CLEVR_default_{n:06d}.png": captions[n % DRAWN] for n in range(scenes)}
+        )
     write_json(root / "splits.json", {"train": list(range(scenes)), "val": [], "test": []})
 
 
@@ -56,11 +65,17 @@ def enlarge_spot(drawn: Path, root: Path, annotations: Path) -> None:
     """A real train.json, reformatted, with drawn images under its ids."""
     (root / "images_test").mkdir(parents=True)
     pictures = sorted((drawn / "images_test").glob("*_2.png"))
-    write_json(root / "reformat_train.json", reformat_dataset.merge_entries(read_annotations(annotations / "train.json")))
+    write_json(
+        root / "reformat_train.json",
+        reformat_dataset.merge_entries(read_annotations(annotations / "train.json")),
+    )
     for number, (image_id, _) in enumerate(read_annotations(root / "reformat_train.json")):
         after = pictures[number % len(pictures)]
         os.link(after, root / "images_test" / f"{image_id}_2.png")
-        os.link(after.with_name(after.name.replace("_2.png", ".png")), root / "images_test" / f"{image_id}.png")
+        os.link(
+            after.with_name(after.name.replace("_2.png", ".png")),
+            root / "images_test" / f"{image_id}.png",
+        )
 
 
 def private_memory(process: int) -> float:
@@ -79,7 +94,9 @@ def captions_only(samples: type, scenes: Sequence[Scene], workers: int) -> dict[
     for _ in range(len(loader) - 2):  # not to the end, where workers may be gone
         next(batches)
     rate = (len(loader) - 2) * 64 / (time.perf_counter() - start)
-    grown = [private_memory(worker.pid) - mb for worker, mb in zip(batches._workers, before, strict=True)]
+    grown = [
+        private_memory(worker.pid) - mb for worker, mb in zip(batches._workers, before, strict=True)
+    ]
     return {"captions_only_per_second": round(rate), "worker_grows_mb": round(max(grown), 1)}
 
 
@@ -102,8 +119,12 @@ def run(datatype: str, root: Path, workers: list[int], read: int) -> dict[str, o
     objects = list(scenes)  # as it would be without shared tensors
     for name, samples in (("adaptation", AdaptationSamples), ("finetuning", FinetuningSamples)):
         results[name] = captions_only(samples, scenes, max(workers))
-        results[name]["worker_grows_mb_by_objects"] = captions_only(samples, objects, max(workers))["worker_grows_mb"]
-        results[name]["pairs_per_second"] = {str(n): pairs_per_second(samples, scenes, n, read) for n in workers}
+        results[name]["worker_grows_mb_by_objects"] = captions_only(samples, objects, max(workers))[
+            "worker_grows_mb"
+        ]
+        results[name]["pairs_per_second"] = {
+            str(n): pairs_per_second(samples, scenes, n, read) for n in workers
+        }
     return results
 
 
@@ -111,15 +132,27 @@ def main(argv: list[str] | None = None) -> int:
     """Print one JSON line."""
     parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--datatype", choices=("clevr", "spot"), required=True)
-    parser.add_argument("--scenes", type=int, default=4000, help="CLEVR-Change's scenes (default: 4000)")
+    parser.add_argument(
+        "--scenes", type=int, default=4000, help="CLEVR-Change's scenes (default: 4000)"
+    )
     parser.add_argument("--annotations", type=Path, help="folder of Spot-the-Diff's train.json")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="numbers of workers (default: 1 2 4)")
-    parser.add_argument("--read", type=int, default=480, help="pairs whose images are read (default: 480)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4],
+        help="numbers of workers (default: 1 2 4)",
+    )
+    parser.add_argument(
+        "--read", type=int, default=480, help="pairs whose images are read (default: 480)"
+    )
     args = parser.parse_args(argv)
     if args.datatype == "spot" and not args.annotations:
         parser.error("--datatype spot needs --annotations")
     if args.scenes < 256 or min(args.workers) < 1 or args.read < 16:
-        parser.error("expected --scenes of at least 256, --workers of at least 1 and --read of at least 16")
+        parser.error(
+            "expected --scenes of at least 256, --workers of at least 1 and --read of at least 16"
+        )
     return run_and_report(parser.prog, lambda: print(json.dumps(measure(args))))
 
 
@@ -135,7 +168,11 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         else:
             enlarge_spot(drawn, root, args.annotations)
         head = {"benchmark": f"data path, {args.datatype}", "workers": max(args.workers)}
-        return {**head, **run(args.datatype, root, args.workers, args.read), **description(torch.device("cpu"))}
+        return {
+            **head,
+            **run(args.datatype, root, args.workers, args.read),
+            **description(torch.device("cpu")),
+        }
 
 
 if __name__ == "__main__":

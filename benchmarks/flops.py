@@ -20,20 +20,29 @@ def pair_encoder(sizes: ClipSizes, intra_layers: int) -> float:
 
 def text_encoder(sizes: ClipSizes, words: int) -> float:
     """The text tower forward on one sentence of `words` tokens."""
-    return sizes.transformer_layers * clip_block(words, sizes.transformer_width) + 2 * sizes.transformer_width * sizes.embed_dim
+    return (
+        sizes.transformer_layers * clip_block(words, sizes.transformer_width)
+        + 2 * sizes.transformer_width * sizes.embed_dim
+    )
 
 
 def caption_encoder(config: BertConfig, pair_tokens: int) -> float:
     """The captioner's encoder, and the keys and values that its decoder takes from it."""
     width = config.hidden_size
-    layer = pair_tokens * (8 * width**2 + 4 * width * config.intermediate_size) + 4 * pair_tokens**2 * width
+    layer = (
+        pair_tokens * (8 * width**2 + 4 * width * config.intermediate_size)
+        + 4 * pair_tokens**2 * width
+    )
     return config.num_layers * (layer + 4 * pair_tokens * width**2)
 
 
 def caption_decoder(config: BertConfig, pair_tokens: int, words: int) -> float:
     """The captioner's decoder on `words` tokens, without the vocabulary."""
     width = config.hidden_size
-    layer = words * (12 * width**2 + 4 * width * config.intermediate_size) + 4 * words * (words + pair_tokens) * width
+    layer = (
+        words * (12 * width**2 + 4 * width * config.intermediate_size)
+        + 4 * words * (words + pair_tokens) * width
+    )
     return config.num_layers * layer + 2 * words * width**2
 
 

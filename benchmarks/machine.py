@@ -42,10 +42,23 @@ def description(device: torch.device) -> dict[str, object]:
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as file:
             lines = file.read().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+        model = next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), ""
+        )
         flags = next((line.split(":")[1] for line in lines if line.startswith("flags")), "")
     else:
         model = platform.processor()
-    known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()]
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{model} ({', '.join(known)})"
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version()}
+    known = [
+        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags.split()
+    ]
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{model} ({', '.join(known)})"
+    )
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -37,10 +37,15 @@ from modules.training import build_trainer, train_epoch  # noqa: E402
 VIT_B_32 = ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
 MAX_WORDS, BEAMS = 32, 5
 SENTENCES = (  # of Spot-the-Diff's kind and length
-    "the white car near the entrance is gone", "there are two more people walking on the sidewalk",
-    "the man in the dark shirt has moved closer to the truck", "a person carrying a bag is now at the corner",
-    "the group by the door is no longer there", "one of the parked cars has left", "the van is a little further to the right",
-    "a cyclist has appeared in the middle of the road")
+    "the white car near the entrance is gone",
+    "there are two more people walking on the sidewalk",
+    "the man in the dark shirt has moved closer to the truck",
+    "a person carrying a bag is now at the corner",
+    "the group by the door is no longer there",
+    "one of the parked cars has left",
+    "the van is a little further to the right",
+    "a cyclist has appeared in the middle of the road",
+)
 
 
 class SameBatch:
@@ -64,7 +69,9 @@ def random_model(task: str) -> CLIP4IDC:
     """ViT-B/32 and, for captions, the published captioner; seeded random weights."""
     torch.manual_seed(0)
     clip = CLIP(VIT_B_32, intra_layers=0, linear_patch="2d").state_dict()
-    return CLIP4IDC.from_weights({k: v for k, v in clip.items() if k.removeprefix("visual.") not in PAIR_KEYS}, task)
+    return CLIP4IDC.from_weights(
+        {k: v for k, v in clip.items() if k.removeprefix("visual.") not in PAIR_KEYS}, task
+    )
 
 
 def random_batch(stage: str, pairs: int) -> dict[str, Any]:
@@ -83,21 +90,30 @@ def random_batch(stage: str, pairs: int) -> dict[str, Any]:
     return trim_padding({**common, **{name: stacked(name)[:, None] for name in names}})
 
 
-def training_step(stage: str, pairs: int, runtime: Runtime, repeats: int, *more: str) -> tuple[list[float], float]:
+def training_step(
+    stage: str, pairs: int, runtime: Runtime, repeats: int, *more: str
+) -> tuple[list[float], float]:
     """Seconds of each step of the real loop on this process' `pairs`, and the necessary GFLOP of a pair."""
     model, batch = random_model(stage), random_batch(stage, pairs)
     flags = f"--do_train --datatype spot --coef_lr 1e-3 --max_words {MAX_WORDS} --batch_size {pairs} --n_display 1000000"
     places = "--output_dir unused --data_path unused --features_path unused"
-    options = parse_options([*flags.split(), *places.split(), *more], stage, "a benchmark", num_processes=1)
+    options = parse_options(
+        [*flags.split(), *places.split(), *more], stage, "a benchmark", num_processes=1
+    )
     trainer = build_trainer(model, SameBatch(batch, 1), options, runtime)
     times = seconds_of(lambda: train_epoch(trainer, Progress()), runtime.device, repeats)
     forward = flops.pair_encoder(VIT_B_32, 9)
     if stage == "retrieval":
         forward += flops.text_encoder(VIT_B_32, batch["text_ids"].shape[-1])
     else:
-        targets, tokens = int((batch["caption_target_ids"] != 0).sum()) / pairs, 2 * VIT_B_32.num_tokens
+        targets, tokens = (
+            int((batch["caption_target_ids"] != 0).sum()) / pairs,
+            2 * VIT_B_32.num_tokens,
+        )
         config, words = model.decoder.config, batch["caption_mask"].shape[-1]
-        forward += flops.caption_encoder(config, tokens) + flops.caption_decoder(config, tokens, words)
+        forward += flops.caption_encoder(config, tokens) + flops.caption_decoder(
+            config, tokens, words
+        )
         forward += flops.vocabulary(VIT_B_32, targets)
     return times, 3e-9 * forward
 
@@ -113,23 +129,38 @@ def captioning(beams: int, pairs: int, runtime: Runtime, repeats: int) -> tuple[
     def work() -> None:
         with runtime.autocast():
             tokens = model.encode_against_first(normalize(images.to(runtime.device))).tokens
-            ids = greedy_search(model, tokens, MAX_WORDS) if beams == 1 else beam_search(model, tokens, MAX_WORDS, beams)
+            ids = (
+                greedy_search(model, tokens, MAX_WORDS)
+                if beams == 1
+                else beam_search(model, tokens, MAX_WORDS, beams)
+            )
         if ids.shape[1] != MAX_WORDS:
-            raise RuntimeError(f"decoding ended after {ids.shape[1]} steps of {MAX_WORDS}: the count of operations is wrong")
+            raise RuntimeError(
+                f"decoding ended after {ids.shape[1]} steps of {MAX_WORDS}: the count of operations is wrong"
+            )
 
     times = seconds_of(work, runtime.device, repeats)
     tokens, config = 2 * VIT_B_32.num_tokens, model.decoder.config
-    decoding = beams * (flops.caption_decoder(config, tokens, MAX_WORDS) + flops.vocabulary(VIT_B_32, MAX_WORDS))
-    return times, 1e-9 * (flops.pair_encoder(VIT_B_32, 9) + flops.caption_encoder(config, tokens) + decoding)
+    decoding = beams * (
+        flops.caption_decoder(config, tokens, MAX_WORDS) + flops.vocabulary(VIT_B_32, MAX_WORDS)
+    )
+    return times, 1e-9 * (
+        flops.pair_encoder(VIT_B_32, 9) + flops.caption_encoder(config, tokens) + decoding
+    )
 
 
 BENCHMARKS: dict[str, tuple[Callable, object, int]] = {
-    "finetuning": (training_step, "caption", 16), "adaptation": (training_step, "retrieval", 32), "greedy": (captioning, 1, 16),
-    "beam": (captioning, BEAMS, 16)}
+    "finetuning": (training_step, "caption", 16),
+    "adaptation": (training_step, "retrieval", 32),
+    "greedy": (captioning, 1, 16),
+    "beam": (captioning, BEAMS, 16),
+}
 COMPILABLE = ("finetuning", "adaptation")
 
 
-def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int, compiled: bool = False) -> dict[str, object]:
+def measure(
+    what: str, runtime: Runtime, pairs: int | None, repeats: int, compiled: bool = False
+) -> dict[str, object]:
     """One benchmark's numbers. The plain GEMM rate, torch's own choice, is taken before and after, in the same process, while
     the others wait; inside, products run as `fast_products` lets them in the scripts."""
     function, variant, default_pairs = BENCHMARKS[what]
@@ -151,12 +182,25 @@ def measure(what: str, runtime: Runtime, pairs: int | None, repeats: int, compil
         times, gflop = function(variant, pairs // runtime.world_size, runtime, repeats, *more)
         tuned, own = rate(torch.float32), rate(DTYPES[precision])
     plain, seconds = (before + rate(torch.float32)) / 2, statistics.median(times)
-    return {"benchmark": what, "precision": precision, "processes": runtime.world_size, "compiled": compiled,
-            "pairs": pairs, "repeats": repeats,
-            "seconds": round(seconds, 4), "fastest": round(min(times), 4), "pairs_per_second": round(pairs / seconds, 1),
-            "gemm_plain_gflops": round(plain, 1), "gemm_tuned_gflops": round(tuned, 1), "gemm_own_gflops": round(own, 1),
-            "cost_per_pair": round(seconds * plain / pairs, 1), "cost_per_pair_tuned": round(seconds * tuned / pairs, 1),
-            "gflop_per_pair": round(gflop, 1), "share_of_gemm": round(gflop * pairs / seconds / own, 5), **description(device)}
+    return {
+        "benchmark": what,
+        "precision": precision,
+        "processes": runtime.world_size,
+        "compiled": compiled,
+        "pairs": pairs,
+        "repeats": repeats,
+        "seconds": round(seconds, 4),
+        "fastest": round(min(times), 4),
+        "pairs_per_second": round(pairs / seconds, 1),
+        "gemm_plain_gflops": round(plain, 1),
+        "gemm_tuned_gflops": round(tuned, 1),
+        "gemm_own_gflops": round(own, 1),
+        "cost_per_pair": round(seconds * plain / pairs, 1),
+        "cost_per_pair_tuned": round(seconds * tuned / pairs, 1),
+        "gflop_per_pair": round(gflop, 1),
+        "share_of_gemm": round(gflop * pairs / seconds / own, 5),
+        **description(device),
+    }
 
 
 @contextlib.contextmanager
@@ -183,10 +227,16 @@ def main() -> None:
         parser.error("--repeats and --pairs are expected to be at least 1")
     if args.compile and args.what not in COMPILABLE:
         parser.error(f"--compile is measured for {' and '.join(COMPILABLE)} only")
-    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, processes = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
     if args.pairs is not None and args.pairs % processes:
         parser.error(f"--pairs {args.pairs} is not divisible by {processes} processes")
-    device = torch.device(args.device, int(os.environ.get("LOCAL_RANK", 0))) if args.device == "cuda" else torch.device(args.device)
+    device = (
+        torch.device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
+        if args.device == "cuda"
+        else torch.device(args.device)
+    )
     if processes > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with quiet():

@@ -10,8 +10,13 @@ from dataloaders.pairs import Scene
 from dataloaders.spot_the_diff import load_spot_the_diff
 
 
-def load_scenes(datatype: str, data_path: str | Path, features_path: str | Path | None, split: str,
-                need_images: bool = True) -> Sequence[Scene]:
+def load_scenes(
+    datatype: str,
+    data_path: str | Path,
+    features_path: str | Path | None,
+    split: str,
+    need_images: bool = True,
+) -> Sequence[Scene]:
     """A dataset's split in file order (SPEC §3), in memory that workers share. need_images=False lets images be missing."""
     if datatype == "pairs":
         return PackedList(load_own_pairs(data_path, split, need_images))

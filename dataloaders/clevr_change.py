@@ -8,7 +8,11 @@ from dataloaders.pairs import Scene, check_scenes
 from modules.escaping import has_control_characters
 from modules.files import is_plain_name, read_json
 
-FOLDERS = {"images": "CLEVR_default_", "sc_images": "CLEVR_semantic_", "nsc_images": "CLEVR_nonsemantic_"}
+FOLDERS = {
+    "images": "CLEVR_default_",
+    "sc_images": "CLEVR_semantic_",
+    "nsc_images": "CLEVR_nonsemantic_",
+}
 CAPTION_FILES = ("change_captions.json", "no_change_captions.json")
 
 
@@ -17,8 +21,14 @@ def read_captions(path: str | Path) -> dict[str, list[str]]:
     captions = {}
     for key, sentences in read_json(path, dict).items():
         name = key.removeprefix("CLEVR_default_")
-        if name == key or not (is_plain_name(name) and isinstance(sentences, list) and all(isinstance(s, str) for s in sentences)):
-            raise ValueError(f'{path}: entry {reprlib.repr(key)} is not "CLEVR_default_000000.png": ["…", …]')
+        if name == key or not (
+            is_plain_name(name)
+            and isinstance(sentences, list)
+            and all(isinstance(s, str) for s in sentences)
+        ):
+            raise ValueError(
+                f'{path}: entry {reprlib.repr(key)} is not "CLEVR_default_000000.png": ["…", …]'
+            )
         captions[name] = sentences
     return captions
 
@@ -45,10 +55,12 @@ def read_type_mapping(path: Path) -> dict[str, list[str]]:
     types = read_json(path, dict)
     for change_type, names in types.items():
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise ValueError(f'{path}: {reprlib.repr(change_type)} is not a list of image names')
+            raise ValueError(f"{path}: {reprlib.repr(change_type)} is not a list of image names")
     unprintable = next(filter(has_control_characters, types), None)
     if unprintable is not None:
-        raise ValueError(f"{path}: the type {reprlib.repr(unprintable)} has a control character in its name")
+        raise ValueError(
+            f"{path}: the type {reprlib.repr(unprintable)} has a control character in its name"
+        )
     if "all" in types:
         raise ValueError(f"{path}: a type is called 'all', which the scores of all pairs are")
     return types
@@ -72,11 +84,27 @@ def load_clevr_change(data_path: str | Path, split: str, need_images: bool = Tru
     for name in names:
         for captions, file in zip((change, no_change), CAPTION_FILES, strict=True):
             if name not in captions:
-                raise ValueError(f"{root / file} has no captions of CLEVR_default_{name}, which splits.json puts in {split}")
+                raise ValueError(
+                    f"{root / file} has no captions of CLEVR_default_{name}, which splits.json puts in {split}"
+                )
         for folder, prefix in FOLDERS.items():
             if need_images and prefix + name not in present[folder]:
-                raise FileNotFoundError(f"no image {root / folder / (prefix + name)}, which splits.json puts in {split}")
-        before, after, distractor = (str(root / folder / (prefix + name)) for folder, prefix in FOLDERS.items())
-        scenes.append(Scene(name, before, after, tuple(change[name]), distractor, f"{name}_n", tuple(no_change[name])))
+                raise FileNotFoundError(
+                    f"no image {root / folder / (prefix + name)}, which splits.json puts in {split}"
+                )
+        before, after, distractor = (
+            str(root / folder / (prefix + name)) for folder, prefix in FOLDERS.items()
+        )
+        scenes.append(
+            Scene(
+                name,
+                before,
+                after,
+                tuple(change[name]),
+                distractor,
+                f"{name}_n",
+                tuple(no_change[name]),
+            )
+        )
     check_scenes(scenes, f"{root / 'splits.json'} ({split})")
     return scenes

@@ -18,7 +18,9 @@ from modules.files import read_json, write_json
 log = logging.getLogger(__name__)
 
 AT_ONCE = 2048  # images that are decoded and written before the index is saved
-Entry = list[int]  # row in the data file, then the source's size in bytes and its time of change in nanoseconds
+Entry = list[
+    int
+]  # row in the data file, then the source's size in bytes and its time of change in nanoseconds
 
 
 class ImageCache:
@@ -28,9 +30,16 @@ class ImageCache:
         self.data, self.resolution = data, resolution
         keys, order = torch.tensor([_key(path) for path in rows]).sort()
         if (keys[1:] == keys[:-1]).any():
-            raise ValueError(f"two of the images for {data} have one key of 64 bits: rename one of them")
-        self.keys, self.rows = keys, torch.tensor(list(rows.values()))[order]  # tensors, no dict: see PackedList
-        self.pixels: np.memmap | None = None  # opened where it is used, so that workers map the file and copy nothing
+            raise ValueError(
+                f"two of the images for {data} have one key of 64 bits: rename one of them"
+            )
+        self.keys, self.rows = (
+            keys,
+            torch.tensor(list(rows.values()))[order],
+        )  # tensors, no dict: see PackedList
+        self.pixels: np.memmap | None = (
+            None  # opened where it is used, so that workers map the file and copy nothing
+        )
 
     def __call__(self, paths: Sequence[str]) -> Tensor:
         """Images of the given source files; KeyError for one that the cache was not opened for."""
@@ -47,8 +56,12 @@ class ImageCache:
         return {**self.__dict__, "pixels": None}
 
 
-def open_image_cache(folder: str | Path, paths: Iterable[str], resolution: int, progress: Callable[[Iterable, str, str], Iterable]
-                     ) -> ImageCache:
+def open_image_cache(
+    folder: str | Path,
+    paths: Iterable[str],
+    resolution: int,
+    progress: Callable[[Iterable, str, str], Iterable],
+) -> ImageCache:
     """The cache of these images at this resolution; what it lacks, or holds of another size or time, is decoded and added.
 
     A lock lets one process build while others wait; a complete cache is only read. A build that breaks off keeps what it has
@@ -64,35 +77,51 @@ def open_image_cache(folder: str | Path, paths: Iterable[str], resolution: int, 
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(folder / f"images-{resolution}.lock"):
-                entries = _read_index(index, data, resolution)  # another process may have built meanwhile
+                entries = _read_index(
+                    index, data, resolution
+                )  # another process may have built meanwhile
                 _build(data, index, entries, stamps, resolution, progress)
         except OSError as error:
             if error.strerror is None:  # ours, about an image
                 raise
-            raise OSError(f"cannot build the image cache in {folder} (--image_cache): {error.strerror}") from None
+            raise OSError(
+                f"cannot build the image cache in {folder} (--image_cache): {error.strerror}"
+            ) from None
     return ImageCache(data, resolution, {path: entries[name][0] for path, name in names.items()})
 
 
 def _missing(entries: dict[str, Entry], stamps: dict[str, list[int]]) -> list[str]:
-    return [path for path, stamp in stamps.items() if path not in entries or entries[path][1:] != stamp]
+    return [
+        path for path, stamp in stamps.items() if path not in entries or entries[path][1:] != stamp
+    ]
 
 
-def _build(data: Path, index: Path, entries: dict[str, Entry], stamps: dict[str, list[int]], resolution: int,
-           progress: Callable) -> None:
+def _build(
+    data: Path,
+    index: Path,
+    entries: dict[str, Entry],
+    stamps: dict[str, list[int]],
+    resolution: int,
+    progress: Callable,
+) -> None:
     """Add what is missing to the data file and to `entries`, saving the index every AT_ONCE images."""
     missing = _missing(entries, stamps)
     first = 1 + max((entry[0] for entry in entries.values()), default=-1)
     bar = iter(progress(missing, "image cache", "image"))
     for start in range(0, len(missing), AT_ONCE):
         try:
-            for row, path in _append(data, first + start, missing[start : start + AT_ONCE], resolution):
+            for row, path in _append(
+                data, first + start, missing[start : start + AT_ONCE], resolution
+            ):
                 entries[path] = [row, *stamps[path]]
                 next(bar)
         finally:
             write_json(index, {"resolution": resolution, "images": entries})
     next(bar, None)  # closes it
     if missing:
-        log.info("%s: %d images added, %.2f GB in all", data, len(missing), data.stat().st_size / 1e9)
+        log.info(
+            "%s: %d images added, %.2f GB in all", data, len(missing), data.stat().st_size / 1e9
+        )
 
 
 def _append(data: Path, first: int, paths: list[str], resolution: int) -> Iterator[tuple[int, str]]:
@@ -110,7 +139,9 @@ def _append(data: Path, first: int, paths: list[str], resolution: int) -> Iterat
 
 
 def _key(path: str) -> int:
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(path.encode(), digest_size=8).digest(), "little", signed=True
+    )
 
 
 def _bytes_of(resolution: int) -> int:
@@ -134,10 +165,20 @@ def _read_index(index: Path, data: Path, resolution: int) -> dict[str, Entry]:
     except ValueError as error:
         raise ValueError(f"{error}: delete it, and the image cache is built anew") from None
     entries = content.get("images")
-    sound = content.get("resolution") == resolution and isinstance(entries, dict) and all(
-        isinstance(entry, list) and len(entry) == 3 and all(type(n) is int and n >= 0 for n in entry) for entry in entries.values())
+    sound = (
+        content.get("resolution") == resolution
+        and isinstance(entries, dict)
+        and all(
+            isinstance(entry, list)
+            and len(entry) == 3
+            and all(type(n) is int and n >= 0 for n in entry)
+            for entry in entries.values()
+        )
+    )
     if not sound:
-        raise ValueError(f"{index} is no index of an image cache: delete it, and the cache is built anew")
+        raise ValueError(
+            f"{index} is no index of an image cache: delete it, and the cache is built anew"
+        )
     rows = 1 + max((entry[0] for entry in entries.values()), default=-1)
     if not data.is_file() or data.stat().st_size < rows * _bytes_of(resolution):
         log.warning("%s is shorter than its index says: the cache is built anew", data)

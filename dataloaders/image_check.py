@@ -14,8 +14,9 @@ log = logging.getLogger(__name__)
 AT_ONCE = 1024  # images in the hands of the threads
 
 
-def unreadable_images(paths: Iterable[str], cache_dir: str | None, progress: Callable[[Iterable, str, str], Iterable]
-                      ) -> dict[str, str]:
+def unreadable_images(
+    paths: Iterable[str], cache_dir: str | None, progress: Callable[[Iterable, str, str], Iterable]
+) -> dict[str, str]:
     """Path and reason of every image that does not exist or cannot be decoded; looked at on all cores.
 
     `progress(iterable, what, unit)` draws the bar. The answer for these very files, by their sizes and times, is kept in the cache

@@ -38,8 +38,15 @@ def to_image(picture: Picture) -> Image.Image:
     if isinstance(picture, str | Path):
         return read_image(picture)
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-            raise ValueError(f"an array of {picture.dtype} {picture.shape}, expected uint8 (height, width, 3)")
+        if (
+            picture.dtype != np.uint8
+            or picture.ndim != 3
+            or picture.shape[2] != 3
+            or 0 in picture.shape
+        ):
+            raise ValueError(
+                f"an array of {picture.dtype} {picture.shape}, expected uint8 (height, width, 3)"
+            )
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
         raise ValueError(f"a {type(picture).__name__}, expected a path, a PIL image or an array")

@@ -51,7 +51,9 @@ def list_pairs(before: str | None, after: str | None, table: str | None) -> list
             raise ValueError(f"{source}: the id {pair.id} occurs twice")
         seen.add(pair.id)
         if has_control_characters(f"{pair.id}{pair.before}{pair.after}"):
-            raise ValueError(f"{source}: the pair {pair.id!r} has a line break or another control character in its id or paths")
+            raise ValueError(
+                f"{source}: the pair {pair.id!r} has a line break or another control character in its id or paths"
+            )
         for path in (pair.before, pair.after):
             if not os.path.isfile(path):
                 raise FileNotFoundError(f"no image {path} (pair {pair.id}, {source})")
@@ -64,11 +66,15 @@ def _images(folder: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"no folder {folder}")
     known = picture_endings()
     images: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file()):
+    for path in sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in known and path.is_file()
+    ):
         if any("\ud800" <= letter <= "\udfff" for letter in path.name):
             raise ValueError(f"{folder}: the name {path.name!r} is not UTF-8: rename the file")
         if path.stem in images:
-            raise ValueError(f"{images[path.stem]} and {path.name} differ by their ending alone: which belongs to the pair?")
+            raise ValueError(
+                f"{images[path.stem]} and {path.name} differ by their ending alone: which belongs to the pair?"
+            )
         images[path.stem] = path
     return images
 
@@ -76,17 +82,24 @@ def _images(folder: Path) -> dict[str, Path]:
 def _from_folders(before: Path, after: Path | None) -> list[OwnPair]:
     ones = _images(before)
     if after is None:
-        others = {stem.removesuffix(AFTER_ENDING): path for stem, path in ones.items()
-                  if stem.endswith(AFTER_ENDING) and stem.removesuffix(AFTER_ENDING) in ones}
+        others = {
+            stem.removesuffix(AFTER_ENDING): path
+            for stem, path in ones.items()
+            if stem.endswith(AFTER_ENDING) and stem.removesuffix(AFTER_ENDING) in ones
+        }
         ones = {stem: path for stem, path in ones.items() if path not in others.values()}
         if not others:
-            raise ValueError(f"{before} holds no pairs named x.png and x{AFTER_ENDING}.png; for two folders give --after too")
+            raise ValueError(
+                f"{before} holds no pairs named x.png and x{AFTER_ENDING}.png; for two folders give --after too"
+            )
     else:
         others = _images(after)
     alone = sorted(ones.keys() ^ others.keys())
     if alone:
         more = f", and {len(alone) - 1} more" if len(alone) > 1 else ""
-        raise ValueError(f"{alone[0]} has no other image ({before}{f' and {after}' if after else ''}){more}")
+        raise ValueError(
+            f"{alone[0]} has no other image ({before}{f' and {after}' if after else ''}){more}"
+        )
     return [OwnPair(stem, path, others[stem]) for stem, path in ones.items()]
 
 
@@ -103,7 +116,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
     if path.suffix == ".csv":
         yield from _csv_rows(path, text)
         return
-    for number, line in enumerate(text.split("\n"), 1):  # other breaks of lines may stand in JSON's texts
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # other breaks of lines may stand in JSON's texts
         if not line.strip():
             continue
         try:
@@ -120,15 +135,19 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
     try:
         names = reader.fieldnames or []
         if names and not {"before", "after"} <= set(names):
-            raise ValueError(f"{path} has the columns {', '.join(names)}; expected before, after and others, apart by commas")
+            raise ValueError(
+                f"{path} has the columns {', '.join(names)}; expected before, after and others, apart by commas"
+            )
         twice = [name for name in COLUMNS if names.count(name) > 1]
         if twice:
             raise ValueError(f"{path} has two columns {twice[0]}")
         for row in reader:
             if None in row:
                 count = len(names) + len(row[None])
-                raise ValueError(f"{path} line {reader.line_num} has {count} fields, the header {len(names)}: put values with "
-                                 "commas into double quotes")
+                raise ValueError(
+                    f"{path} line {reader.line_num} has {count} fields, the header {len(names)}: put values with "
+                    "commas into double quotes"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from None
@@ -139,7 +158,9 @@ def _paths(path: Path, number: int, row: dict) -> tuple[Path, Path]:
         if not (isinstance(row.get(name), str) and row[name].strip()):
             raise ValueError(f"{path} line {number}: no {name}")
         if "\0" in row[name]:
-            raise ValueError(f"{path} line {number}: {name} is {reprlib.repr(row[name])}, in which a NUL is no letter of a path")
+            raise ValueError(
+                f"{path} line {number}: {name} is {reprlib.repr(row[name])}, in which a NUL is no letter of a path"
+            )
     return path.parent / row["before"].strip(), path.parent / row["after"].strip()
 
 
@@ -150,7 +171,9 @@ def _identity(path: Path, number: int, row: dict) -> str | None:
     if type(identity) not in (str, int):
         raise ValueError(f"{path} line {number}: the id is {reprlib.repr(identity)}, expected text")
     if has_control_characters(str(identity)):
-        raise ValueError(f"{path} line {number}: the id is {reprlib.repr(identity)}, which has a control character in it")
+        raise ValueError(
+            f"{path} line {number}: the id is {reprlib.repr(identity)}, which has a control character in it"
+        )
     return str(identity)
 
 
@@ -178,22 +201,38 @@ def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> l
         images, part = _paths(path, number, row), row.get("split")
         if part not in SPLITS:
             found_part = f"the split is {reprlib.repr(part)}" if part else "no split"
-            raise ValueError(f"{path} line {number}: {found_part}, expected one of {', '.join(SPLITS)}")
+            raise ValueError(
+                f"{path} line {number}: {found_part}, expected one of {', '.join(SPLITS)}"
+            )
         if part != split:
             continue
         sentences = row.get("captions") if row.get("caption") in (None, "") else [row["caption"]]
-        if not (isinstance(sentences, list) and sentences and all(isinstance(s, str) and s.strip() for s in sentences)):
-            raise ValueError(f"{path} line {number}: no caption; expected caption, a text, or in JSON captions, a list of texts")
+        if not (
+            isinstance(sentences, list)
+            and sentences
+            and all(isinstance(s, str) and s.strip() for s in sentences)
+        ):
+            raise ValueError(
+                f"{path} line {number}: no caption; expected caption, a text, or in JSON captions, a list of texts"
+            )
         change_type = row.get("type") or None
         if change_type is not None and (not isinstance(change_type, str) or change_type == "all"):
-            raise ValueError(f"{path} line {number}: the type is {reprlib.repr(change_type)}, expected text other than 'all'")
+            raise ValueError(
+                f"{path} line {number}: the type is {reprlib.repr(change_type)}, expected text other than 'all'"
+            )
         if change_type is not None and has_control_characters(change_type):
-            raise ValueError(f"{path} line {number}: the type is {reprlib.repr(change_type)}, which has a control character in it")
-        entry = found.setdefault((*images, part), {"id": None, "type": None, "captions": [], "line": number})
+            raise ValueError(
+                f"{path} line {number}: the type is {reprlib.repr(change_type)}, which has a control character in it"
+            )
+        entry = found.setdefault(
+            (*images, part), {"id": None, "type": None, "captions": [], "line": number}
+        )
         for name, value in (("id", _identity(path, number, row)), ("type", change_type)):
             if value is not None and entry[name] not in (None, value):
-                raise ValueError(f"{path} line {number}: the {name} is {value!r}, but {entry[name]!r} in line {entry['line']} of "
-                                 "the same two images")
+                raise ValueError(
+                    f"{path} line {number}: the {name} is {value!r}, but {entry[name]!r} in line {entry['line']} of "
+                    "the same two images"
+                )
             entry[name] = value if value is not None else entry[name]
         entry["captions"] += sentences
         for image in images:
@@ -203,8 +242,18 @@ def load_own_pairs(table: str | Path, split: str, need_images: bool = True) -> l
     for count, ((before, after, _), entry) in enumerate(found.items()):
         identity = entry["id"] or f"{split}-{count}"
         if identity in seen:
-            raise ValueError(f"{path} line {entry['line']}: the id {identity} belongs to another pair of images already")
+            raise ValueError(
+                f"{path} line {entry['line']}: the id {identity} belongs to another pair of images already"
+            )
         seen.add(identity)
-        scenes.append(Scene(identity, str(before), str(after), tuple(entry["captions"]), change_type=entry["type"]))
+        scenes.append(
+            Scene(
+                identity,
+                str(before),
+                str(after),
+                tuple(entry["captions"]),
+                change_type=entry["type"],
+            )
+        )
     check_scenes(scenes, f"{path}, split {split}")
     return scenes

@@ -17,7 +17,9 @@ class PackedList(Sequence):
     def __init__(self, items: Iterable[Any]) -> None:
         parts = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
         self._ends = torch.tensor([0, *map(len, parts)]).cumsum(0)
-        self._bytes = torch.frombuffer(bytearray(b"".join(parts)) or bytearray(1), dtype=torch.uint8)  # never of no bytes at all
+        self._bytes = torch.frombuffer(
+            bytearray(b"".join(parts)) or bytearray(1), dtype=torch.uint8
+        )  # never of no bytes at all
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -39,14 +39,20 @@ class Scene:
         return [self.before, self.after] + ([self.distractor] if self.distractor else [])
 
 
-ImageReader = Callable[[Sequence[str]], Tensor]  # paths → (n, 3, H, W) uint8: ImageFiles or ImageCache
-Key = tuple[int, int]  # (epoch, index): all that a sample's random draws may depend on, beside the seed
+ImageReader = Callable[
+    [Sequence[str]], Tensor
+]  # paths → (n, 3, H, W) uint8: ImageFiles or ImageCache
+Key = tuple[
+    int, int
+]  # (epoch, index): all that a sample's random draws may depend on, beside the seed
 
 
 class SceneDataset(Dataset):
     """The base: scenes, their images, and draws that depend on (seed, epoch, index) alone."""
 
-    def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0) -> None:
+    def __init__(
+        self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0
+    ) -> None:
         self.scenes, self.images, self.max_words, self.seed = scenes, images, max_words, seed
 
     def __len__(self) -> int:
@@ -60,9 +66,13 @@ class SceneDataset(Dataset):
 class AdaptationSamples(SceneDataset):
     """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time."""
 
-    def __init__(self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0) -> None:
+    def __init__(
+        self, scenes: Sequence[Scene], images: ImageReader, max_words: int, seed: int = 0
+    ) -> None:
         super().__init__(scenes, images, max_words, seed)
-        self.index = torch.tensor([(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))])
+        self.index = torch.tensor(
+            [(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))]
+        )
 
     def __len__(self) -> int:
         return len(self.index)
@@ -72,8 +82,11 @@ class AdaptationSamples(SceneDataset):
         scene = self.scenes[scene_index]
         swap = scene.distractor is not None and self.draw(key).random() < 0.5
         arrays = tokenize_caption(scene.captions[caption_index], self.max_words)
-        return {"images": self.images([scene.distractor if swap else scene.before, scene.after]), "id": scene.id,
-                "text_ids": torch.from_numpy(arrays["retrieval_text_ids"])}
+        return {
+            "images": self.images([scene.distractor if swap else scene.before, scene.after]),
+            "id": scene.id,
+            "text_ids": torch.from_numpy(arrays["retrieval_text_ids"]),
+        }
 
 
 class FinetuningSamples(SceneDataset):
@@ -81,10 +94,14 @@ class FinetuningSamples(SceneDataset):
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         scene, draw = self.scenes[key[1]], self.draw(key)
-        captions = [draw.choice(scene.captions)] + ([draw.choice(scene.distractor_captions)] if scene.distractor else [])
+        captions = [draw.choice(scene.captions)] + (
+            [draw.choice(scene.distractor_captions)] if scene.distractor else []
+        )
         arrays = [tokenize_caption(caption, self.max_words) for caption in captions]
-        words = {name: torch.stack([torch.from_numpy(array[name]) for array in arrays])  # (captions, L)
-                 for name in ("caption_input_ids", "caption_mask", "caption_target_ids")}
+        words = {
+            name: torch.stack([torch.from_numpy(array[name]) for array in arrays])  # (captions, L)
+            for name in ("caption_input_ids", "caption_mask", "caption_target_ids")
+        }
         return {"images": self.images(scene.image_paths), "id": scene.id, "scene": key[1], **words}
 
 
@@ -97,7 +114,10 @@ class EvaluationPairs(SceneDataset):
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         scene = self.scenes[key[1]]
-        return {"images": self.images(scene.image_paths if self.distractors else scene.image_paths[:2]), "id": scene.id}
+        return {
+            "images": self.images(scene.image_paths if self.distractors else scene.image_paths[:2]),
+            "id": scene.id,
+        }
 
 
 class _TrainingOrder(DistributedSampler):
@@ -143,11 +163,17 @@ def _collate(samples: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exce
 def trim_padding(batch: dict[str, Any]) -> dict[str, Any]:
     """Text arrays (..., L) cut to the batch's longest sentence: what follows takes part in nothing but costs the same."""
     if "text_ids" in batch:
-        return {**batch, "text_ids": batch["text_ids"][..., : int(batch["text_ids"].argmax(dim=-1).max()) + 1]}  # up to EOT
+        return {
+            **batch,
+            "text_ids": batch["text_ids"][..., : int(batch["text_ids"].argmax(dim=-1).max()) + 1],
+        }  # up to EOT
     if "caption_mask" not in batch:
         return batch
     longest = int(batch["caption_mask"].sum(dim=-1).max())
-    return {name: value[..., :longest] if name.startswith("caption_") else value for name, value in batch.items()}
+    return {
+        name: value[..., :longest] if name.startswith("caption_") else value
+        for name, value in batch.items()
+    }
 
 
 class Batches:
@@ -171,20 +197,42 @@ class Batches:
             yield batch
 
 
-def build_loader(dataset: SceneDataset, batch_size: int, training: bool, num_workers: int, rank: int = 0, world_size: int = 1,
-                 seed: int = 0) -> Batches:
+def build_loader(
+    dataset: SceneDataset,
+    batch_size: int,
+    training: bool,
+    num_workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+) -> Batches:
     """Batches of `batch_size` per process: shuffled by epoch with the last incomplete one dropped, or in file order.
 
     Raises ValueError where a training split fills no batch.
     """
     if training and len(dataset) < batch_size * world_size:
-        raise ValueError(f"the training split has {len(dataset)} samples, fewer than one batch of {batch_size * world_size}: "
-                         "lower --batch_size")
-    sampler = (_TrainingOrder(dataset, world_size, rank, shuffle=True, seed=seed) if training
-               else _FileOrder(len(dataset), rank, world_size))
-    return Batches(DataLoader(_Fallible(dataset), batch_size, sampler=sampler, num_workers=num_workers, collate_fn=_collate,
-                              drop_last=training, pin_memory=torch.cuda.is_available(),
-                              persistent_workers=training and num_workers > 0, worker_init_fn=leave_signals_to_parent))
+        raise ValueError(
+            f"the training split has {len(dataset)} samples, fewer than one batch of {batch_size * world_size}: "
+            "lower --batch_size"
+        )
+    sampler = (
+        _TrainingOrder(dataset, world_size, rank, shuffle=True, seed=seed)
+        if training
+        else _FileOrder(len(dataset), rank, world_size)
+    )
+    return Batches(
+        DataLoader(
+            _Fallible(dataset),
+            batch_size,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=_collate,
+            drop_last=training,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=training and num_workers > 0,
+            worker_init_fn=leave_signals_to_parent,
+        )
+    )
 
 
 def check_scenes(scenes: Sequence[Scene], source: str) -> None:
@@ -194,6 +242,14 @@ def check_scenes(scenes: Sequence[Scene], source: str) -> None:
     for scene in scenes:
         if not (scene.captions and (scene.distractor is None or scene.distractor_captions)):
             raise ValueError(f"{source}: pair {scene.id} has no caption")
-    captions = [caption for scene in scenes for caption in scene.captions + scene.distractor_captions]
+    captions = [
+        caption for scene in scenes for caption in scene.captions + scene.distractor_captions
+    ]
     empty = sum(not caption.strip() for caption in captions)
-    log.info("%s: %d pairs, %d captions%s", source, len(scenes), len(captions), f", {empty} of them empty" if empty else "")
+    log.info(
+        "%s: %d pairs, %d captions%s",
+        source,
+        len(scenes),
+        len(captions),
+        f", {empty} of them empty" if empty else "",
+    )

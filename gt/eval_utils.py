@@ -23,7 +23,10 @@ OUTPUT_NAME = "total_change_captions_reformat.json"
 
 def spot_captions(data_path: Path, split: str) -> list[tuple[str, list[str]]]:
     """(`<id>.png`, sentences) of every entry of a raw list."""
-    return [(f"{image_id}.png", sentences) for image_id, sentences in read_annotations(data_path / f"{split}.json")]
+    return [
+        (f"{image_id}.png", sentences)
+        for image_id, sentences in read_annotations(data_path / f"{split}.json")
+    ]
 
 
 def clevr_captions(data_path: Path) -> list[tuple[str, list[str]]]:
@@ -35,9 +38,14 @@ def clevr_captions(data_path: Path) -> list[tuple[str, list[str]]]:
 def make_ground_truth(datatype: str, data_path: Path, split: str, output: Path) -> None:
     """Read a dataset's captions and write the ground-truth file; CLEVR-Change's covers all splits."""
     if datatype == "pairs":
-        captions = [(scene.id, list(scene.captions)) for scene in load_own_pairs(data_path, split, need_images=False)]
+        captions = [
+            (scene.id, list(scene.captions))
+            for scene in load_own_pairs(data_path, split, need_images=False)
+        ]
     else:
-        captions = spot_captions(data_path, split) if datatype == "spot" else clevr_captions(data_path)
+        captions = (
+            spot_captions(data_path, split) if datatype == "spot" else clevr_captions(data_path)
+        )
     ground_truth = coco_ground_truth(captions)
     write_json(output, ground_truth)
     ids = {row["id"] for row in ground_truth["images"]}
@@ -52,18 +60,45 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["changes"]:
         return said_changes.main(words[1:])
     if words and not words[0].startswith("-"):
-        OneLineParser().error(f"{words[0]!r} is no task: expected score, changes, or options alone for ground truth")
-    parser = OneLineParser(description="Ground truth in COCO's form for the caption scores.", epilog="score --help: scores of "
-                           "result files; changes --help: whether captions of drawn scenes are right")
-    parser.add_argument("--datatype", choices=("spot", "clevr", "pairs"), default="spot", help="dataset (default: spot)")
-    parser.add_argument("--data_path", type=Path, default=Path("."), help="folder of the annotations, or the table of pairs "
-                        "(default: this folder)")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="split, of Spot-the-Diff or a table "
-                        "(default: test)")
-    parser.add_argument("--output", type=Path, help=f"file to write (default: {OUTPUT_NAME} where the annotations are)")
+        OneLineParser().error(
+            f"{words[0]!r} is no task: expected score, changes, or options alone for ground truth"
+        )
+    parser = OneLineParser(
+        description="Ground truth in COCO's form for the caption scores.",
+        epilog="score --help: scores of "
+        "result files; changes --help: whether captions of drawn scenes are right",
+    )
+    parser.add_argument(
+        "--datatype",
+        choices=("spot", "clevr", "pairs"),
+        default="spot",
+        help="dataset (default: spot)",
+    )
+    parser.add_argument(
+        "--data_path",
+        type=Path,
+        default=Path("."),
+        help="folder of the annotations, or the table of pairs (default: this folder)",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        default="test",
+        help="split, of Spot-the-Diff or a table (default: test)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help=f"file to write (default: {OUTPUT_NAME} where the annotations are)",
+    )
     args = parser.parse_args(words)
-    output = args.output or (args.data_path.parent if args.datatype == "pairs" else args.data_path) / OUTPUT_NAME
-    return run_and_report(parser.prog, lambda: make_ground_truth(args.datatype, args.data_path, args.split, output))
+    output = (
+        args.output
+        or (args.data_path.parent if args.datatype == "pairs" else args.data_path) / OUTPUT_NAME
+    )
+    return run_and_report(
+        parser.prog, lambda: make_ground_truth(args.datatype, args.data_path, args.split, output)
+    )
 
 
 if __name__ == "__main__":

@@ -21,9 +21,20 @@ from preprocess.scene_geometry import COLORS, MATERIALS, RADII, SHAPES
 
 MEANING = {word: value for value, words in WORDS.items() for word in words}
 KINDS = {"size": tuple(RADII), "color": tuple(COLORS), "material": MATERIALS, "shape": SHAPES}
-PHRASES = sorted({(phrase.replace("{}", "").strip(), kind) for kind, phrases in CHANGE_PHRASES.items() for phrase in phrases},
-                 key=lambda pair: -len(pair[0]))
-NONE, NOTHING = "none", re.compile(r"\b(?:no change|no difference|nothing|same as before|remains the same|identical)\b")
+PHRASES = sorted(
+    {
+        (phrase.replace("{}", "").strip(), kind)
+        for kind, phrases in CHANGE_PHRASES.items()
+        for phrase in phrases
+    },
+    key=lambda pair: -len(pair[0]),
+)
+NONE, NOTHING = (
+    "none",
+    re.compile(
+        r"\b(?:no change|no difference|nothing|same as before|remains the same|identical)\b"
+    ),
+)
 Z = 1.96  # of 95 per cent
 
 
@@ -39,11 +50,15 @@ class Said:
 
 def parse(caption: str) -> Said:
     """Read a sentence of CLEVR-Change's grammar (preprocess/scene_captions.py)."""
-    found = [(match, kind) for phrase, kind in PHRASES if (match := re.search(rf"\b{phrase}\b", caption))]
+    found = [
+        (match, kind) for phrase, kind in PHRASES if (match := re.search(rf"\b{phrase}\b", caption))
+    ]
     if not found:
         return Said(NONE if NOTHING.search(caption) else None, {}, None)
     match, kind = found[0]
-    subject = caption[match.end() :] if match.group().startswith("someone") else caption[: match.start()]
+    subject = (
+        caption[match.end() :] if match.group().startswith("someone") else caption[: match.start()]
+    )
     looks, value = _values(subject.split(" that ")[0]), None
     if kind in ("color", "material"):  # the same verbs: what it became tells them apart
         new = _values(caption[match.end() :])
@@ -55,11 +70,15 @@ def parse(caption: str) -> Said:
 def _values(words: str) -> dict[str, str]:
     """The first value that is named of each attribute."""
     meant = [MEANING.get(word, word) for word in words.split()]
-    named = {name: next((word for word in meant if word in KINDS[name]), None) for name in ATTRIBUTES}
+    named = {
+        name: next((word for word in meant if word in KINDS[name]), None) for name in ATTRIBUTES
+    }
     return {name: value for name, value in named.items() if value}
 
 
-def judge(captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]]) -> dict[str, list[bool]]:
+def judge(
+    captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[bool]]:
     """For each question the answers, right or wrong, of the captions that it is asked of. Ids that end in `_n` are distractors.
 
     What a caption leaves out counts as wrong. ValueError for a change that `changed` does not tell.
@@ -75,7 +94,11 @@ def judge(captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]])
         true = changed[key]
         kind = _type_of(true)
         new = true.get(f"new_{kind}")
-        answers = {"change recognised": said.type in CHANGE_PHRASES, "type": said.type == kind, f"type: {kind}": said.type == kind}
+        answers = {
+            "change recognised": said.type in CHANGE_PHRASES,
+            "type": said.type == kind,
+            f"type: {kind}": said.type == kind,
+        }
         answers |= {name: said.looks.get(name) == true[name] for name in ATTRIBUTES}
         answers["color and shape"] = answers["color"] and answers["shape"]
         if new:
@@ -85,28 +108,48 @@ def judge(captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]])
     return rows
 
 
-def judge_by(look: str, captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]]) -> dict[str, list[bool]]:
+def judge_by(
+    look: str, captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]]
+) -> dict[str, list[bool]]:
     """As `judge`, the scenes told apart by a look of what changes in them: questions are named as in "small: type"."""
     rows = {}
     for value in KINDS[look]:
-        of_value = {key: caption for key, caption in captions.items() if changed.get(key.removesuffix("_n"), {}).get(look) == value}
-        rows |= {f"{value}: {question}": answers for question, answers in judge(of_value, changed).items()}
+        of_value = {
+            key: caption
+            for key, caption in captions.items()
+            if changed.get(key.removesuffix("_n"), {}).get(look) == value
+        }
+        rows |= {
+            f"{value}: {question}": answers
+            for question, answers in judge(of_value, changed).items()
+        }
     return rows
 
 
 def _type_of(true: Mapping[str, str]) -> str:
     """The type, where it is not told by a new value's name."""
-    return true.get("type") or next(name.removeprefix("new_") for name in true if name.startswith("new_"))
+    return true.get("type") or next(
+        name.removeprefix("new_") for name in true if name.startswith("new_")
+    )
 
 
 def read_changes(path: Path) -> dict[str, dict[str, str]]:
     """What changed, by image name. Raises ValueError for another schema."""
     changed = read_json(path, dict)
     for name, true in changed.items():
-        if not (isinstance(true, dict) and all(true.get(look) in KINDS[look] for look in ATTRIBUTES) and (
-                true["type"] in tuple(CHANGE_PHRASES) if "type" in true else any(key.startswith("new_") for key in true))):
-            raise ValueError(f"{path}: {name} is {reprlib.repr(true)}, expected size, color, material, shape, and "
-                             "type or a new value")
+        if not (
+            isinstance(true, dict)
+            and all(true.get(look) in KINDS[look] for look in ATTRIBUTES)
+            and (
+                true["type"] in tuple(CHANGE_PHRASES)
+                if "type" in true
+                else any(key.startswith("new_") for key in true)
+            )
+        ):
+            raise ValueError(
+                f"{path}: {name} is {reprlib.repr(true)}, expected size, color, material, shape, and "
+                "type or a new value"
+            )
     return changed
 
 
@@ -115,23 +158,44 @@ def share(answers: Sequence[bool]) -> dict[str, float]:
     count, mean = len(answers), sum(answers) / len(answers)
     middle = (mean + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z / (1 + Z**2 / count) * math.sqrt(mean * (1 - mean) / count + Z**2 / (4 * count**2))
-    return {"share": mean, "count": count, "low": max(middle - half, 0.0), "high": min(middle + half, 1.0)}
+    return {
+        "share": mean,
+        "count": count,
+        "low": max(middle - half, 0.0),
+        "high": min(middle + half, 1.0),
+    }
 
 
 def as_table(shares: Mapping[str, Mapping[str, float]]) -> str:
     """Rows in per cent."""
     width = max(map(len, shares))
-    return "\n".join(f"{name:<{width}}  {100 * row['share']:5.1f}  [{100 * row['low']:5.1f}, {100 * row['high']:5.1f}]  "
-                     f"of {row['count']}" for name, row in shares.items())
+    return "\n".join(
+        f"{name:<{width}}  {100 * row['share']:5.1f}  [{100 * row['low']:5.1f}, {100 * row['high']:5.1f}]  "
+        f"of {row['count']}"
+        for name, row in shares.items()
+    )
 
 
 def main(argv: list[str]) -> int:
     """Command line; see --help."""
-    parser = OneLineParser(prog="eval_utils.py changes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--changed_object", type=Path, required=True, help="what changed, by image name: type, size, color, "
-                        "material, shape, new_color or new_material")
-    parser.add_argument("--results", type=Path, required=True, help="captions, [{image_id, caption}]")
-    parser.add_argument("--by", choices=KINDS, help="tell scenes apart by this look of what changes")
+    parser = OneLineParser(
+        prog="eval_utils.py changes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--changed_object",
+        type=Path,
+        required=True,
+        help="what changed, by image name: type, size, color, "
+        "material, shape, new_color or new_material",
+    )
+    parser.add_argument(
+        "--results", type=Path, required=True, help="captions, [{image_id, caption}]"
+    )
+    parser.add_argument(
+        "--by", choices=KINDS, help="tell scenes apart by this look of what changes"
+    )
     parser.add_argument("--output", type=Path, help="also write the shares as JSON")
     args = parser.parse_args(argv)
 

@@ -36,14 +36,18 @@ def constant_cider(candidates: Sequence[str], references: Mapping[str, list[str]
     return np.array([_constant_score(counts, tables, idf, lengths) for counts in candidate_counts])
 
 
-def _reference_table(prepared: list, wanted: set, count: int, idf: Idf, max_length: int) -> dict[tuple, np.ndarray]:
+def _reference_table(
+    prepared: list, wanted: set, count: int, idf: Idf, max_length: int
+) -> dict[tuple, np.ndarray]:
     """For each n-gram: Σ over references of min(count, r)·r·idf²/|r|, sorted by the reference's length."""
     table = {gram: np.zeros(max_length + 1) for gram in wanted}
     for counts, norms, length, share in prepared:
         for gram, times in counts.items():
             norm = norms[len(gram) - 1]
             if gram in table and norm > 0:
-                table[gram][length] += share * min(count, times) * times * idf.weight(gram) ** 2 / norm
+                table[gram][length] += (
+                    share * min(count, times) * times * idf.weight(gram) ** 2 / norm
+                )
     return table
 
 

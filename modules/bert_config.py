@@ -29,29 +29,59 @@ class BertConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name.endswith("prob") or name == "initializer_range":
-                ok = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+                ok = (
+                    isinstance(value, int | float)
+                    and not isinstance(value, bool)
+                    and 0 <= value < 1
+                )
                 expected = "a number in [0, 1)"
             else:
                 most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
-                ok, expected = type(value) is int and 1 <= value <= most, f"a whole number of at least 1 and at most {most}"
+                ok, expected = (
+                    type(value) is int and 1 <= value <= most,
+                    f"a whole number of at least 1 and at most {most}",
+                )
             if not ok:
-                raise ValueError(f"config value {name} is {reprlib.repr(value)}, expected {expected}")
+                raise ValueError(
+                    f"config value {name} is {reprlib.repr(value)}, expected {expected}"
+                )
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"config hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                             f"{self.num_attention_heads}")
-        if self.num_layers * (12 * self.hidden_size + 4 * self.intermediate_size) * self.hidden_size > MAX_PARAMETERS:
-            raise ValueError(f"config hidden_size {self.hidden_size}, intermediate_size {self.intermediate_size} and "
-                             f"{self.num_layers} layers ask for more than {MAX_PARAMETERS / 1e9:.1f} billion parameters")
+            raise ValueError(
+                f"config hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+        if (
+            self.num_layers
+            * (12 * self.hidden_size + 4 * self.intermediate_size)
+            * self.hidden_size
+            > MAX_PARAMETERS
+        ):
+            raise ValueError(
+                f"config hidden_size {self.hidden_size}, intermediate_size {self.intermediate_size} and "
+                f"{self.num_layers} layers ask for more than {MAX_PARAMETERS / 1e9:.1f} billion parameters"
+            )
 
     @classmethod
-    def load(cls, source: "str | Path | Mapping | BertConfig", file_name: str, layers_key: str) -> "BertConfig":
+    def load(
+        cls, source: "str | Path | Mapping | BertConfig", file_name: str, layers_key: str
+    ) -> "BertConfig":
         """From a mapping, a name below modules/, a folder holding `file_name`, or a file. `layers_key` counts the layers."""
         if isinstance(source, cls):
             return source
-        values, origin = (source, "the config") if isinstance(source, Mapping) else read_config(source, file_name)
+        values, origin = (
+            (source, "the config")
+            if isinstance(source, Mapping)
+            else read_config(source, file_name)
+        )
         if values.get("hidden_act", "gelu") != "gelu":
-            raise ValueError(f"{origin}: hidden_act is {reprlib.repr(values['hidden_act'])}, only 'gelu' is built")
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values and f.name != "num_layers"}
+            raise ValueError(
+                f"{origin}: hidden_act is {reprlib.repr(values['hidden_act'])}, only 'gelu' is built"
+            )
+        known = {
+            f.name: values[f.name]
+            for f in fields(cls)
+            if f.name in values and f.name != "num_layers"
+        }
         needed = ("hidden_size", "num_attention_heads", "intermediate_size", layers_key)
         absent = [name for name in needed if name not in values]
         if absent:
@@ -70,7 +100,9 @@ class BertConfig:
         if self.hidden_size == embed_dim:
             return self
         heads = max(1, embed_dim // 64)
-        return replace(self, hidden_size=embed_dim, num_attention_heads=heads, intermediate_size=4 * embed_dim)
+        return replace(
+            self, hidden_size=embed_dim, num_attention_heads=heads, intermediate_size=4 * embed_dim
+        )
 
 
 def read_config(source: str | Path, file_name: str) -> tuple[dict, str]:

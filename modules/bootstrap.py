@@ -29,7 +29,9 @@ class Statistics:
     """What each of N pairs gives to the scores of one system, in the order of `ids`."""
 
     ids: list[str]
-    bleu: np.ndarray  # (N, 10): correct and guessed 1- to 4-grams, length, closest reference's length
+    bleu: (
+        np.ndarray
+    )  # (N, 10): correct and guessed 1- to 4-grams, length, closest reference's length
     meteor: np.ndarray  # (N, STATISTICS): METEOR's own, NaN where it failed
     means: np.ndarray  # (N, 2): ROUGE-L, CIDEr
     references: References
@@ -44,25 +46,48 @@ class Statistics:
         bleu = []
         for key, caption in tokens.items():
             cooked = cook_test(caption, cook_refs(truth[key]))
-            closest = min((abs(length - cooked["testlen"]), length) for length in cooked["reflen"])[1]
+            closest = min((abs(length - cooked["testlen"]), length) for length in cooked["reflen"])[
+                1
+            ]
             bleu.append([*cooked["correct"], *cooked["guess"], cooked["testlen"], closest])
         try:
             alignment = np.array(references.meteor.statistics(truth, tokens))
         except JavaError as error:
             log.warning("METEOR is missing: %s", error)
             alignment = np.full((len(tokens), STATISTICS), np.nan)
-        alignment[_matched_whole(alignment), CHUNKS] = 0  # as METEOR does before it adds up a corpus
-        means = [scorer.compute_score(truth, captions)[1] for scorer in (references.rouge, references.cider)]
-        return cls(list(tokens), np.array(bleu, dtype=float), alignment, np.stack(means, axis=1), references)
+        alignment[_matched_whole(alignment), CHUNKS] = (
+            0  # as METEOR does before it adds up a corpus
+        )
+        means = [
+            scorer.compute_score(truth, captions)[1]
+            for scorer in (references.rouge, references.cider)
+        ]
+        return cls(
+            list(tokens),
+            np.array(bleu, dtype=float),
+            alignment,
+            np.stack(means, axis=1),
+            references,
+        )
 
     def scores(self, counts: np.ndarray) -> dict[str, float]:
         """All metrics of a draw in which pair i occurs counts[i] times."""
-        correct, guessed, (length, wanted) = np.split(counts @ self.bleu, [MAX_NGRAM, 2 * MAX_NGRAM])
-        precision = np.cumprod((correct + TINY) / (guessed + SMALL)) ** (1 / np.arange(1, MAX_NGRAM + 1))
+        correct, guessed, (length, wanted) = np.split(
+            counts @ self.bleu, [MAX_NGRAM, 2 * MAX_NGRAM]
+        )
+        precision = np.cumprod((correct + TINY) / (guessed + SMALL)) ** (
+            1 / np.arange(1, MAX_NGRAM + 1)
+        )
         ratio = (length + TINY) / (wanted + SMALL)
         bleu = precision * (np.exp(1 - 1 / ratio) if ratio < 1 else 1)
         rouge, cider = counts @ self.means / counts.sum()
-        return dict(zip(SCORE_NAMES, map(float, (*bleu, self._meteor(counts @ self.meteor), rouge, cider)), strict=True))
+        return dict(
+            zip(
+                SCORE_NAMES,
+                map(float, (*bleu, self._meteor(counts @ self.meteor), rouge, cider)),
+                strict=True,
+            )
+        )
 
     def _meteor(self, sums: np.ndarray) -> float:
         """METEOR of summed statistics, by METEOR itself; once it has failed, missing for good."""
@@ -92,7 +117,9 @@ def bootstrap(systems: Sequence[Statistics], draws: int, seed: int) -> list[dict
         counts = np.bincount(generator.integers(size, size=size), minlength=size).astype(float)
         for row, system in zip(rows, systems, strict=True):
             row.append(system.scores(counts))
-    return [{name: np.array([scores[name] for scores in row]) for name in SCORE_NAMES} for row in rows]
+    return [
+        {name: np.array([scores[name] for scores in row]) for name in SCORE_NAMES} for row in rows
+    ]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -106,6 +133,8 @@ def p_value(differences: np.ndarray) -> float:
     draw's is missing."""
     if np.isnan(differences).any():
         return math.nan
-    differences = np.round(differences, 9)  # BLEU's guards make zeros that differ in their last digits
+    differences = np.round(
+        differences, 9
+    )  # BLEU's guards make zeros that differ in their last digits
     beyond = min((differences <= 0).sum(), (differences >= 0).sum())
     return min(1.0, 2 * (float(beyond) + 1) / (len(differences) + 1))

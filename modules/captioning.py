@@ -28,21 +28,34 @@ SHOWN = 4  # captions in the log of an evaluation
 
 
 @torch.no_grad()  # in inference mode autocast would cast every weight anew at every word
-def generate_captions(model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, options: Options,
-                      runtime: Runtime) -> dict[str, str]:
+def generate_captions(
+    model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, options: Options, runtime: Runtime
+) -> dict[str, str]:
     """Caption id → sentence: all change pairs in file order, then all distractors. Every process takes its share of the scenes."""
     own = scenes[runtime.rank :: runtime.world_size]
-    captions: list[tuple[str, ...]] = []  # per own scene: the change's and, with a distractor, the distractor's
+    captions: list[
+        tuple[str, ...]
+    ] = []  # per own scene: the change's and, with a distractor, the distractor's
     max_words, decoding = options.data.max_words, options.caption
     with runtime.autocast():
         for batch in runtime.progress(loader, "captions"):
             pairs = model.encode_against_first(normalize(batch["images"].to(runtime.device)))
-            ids = (greedy_search(model, pairs.tokens, max_words) if decoding.beam_size == 1 else
-                   beam_search(model, pairs.tokens, max_words, decoding.beam_size, decoding.length_penalty))
+            ids = (
+                greedy_search(model, pairs.tokens, max_words)
+                if decoding.beam_size == 1
+                else beam_search(
+                    model, pairs.tokens, max_words, decoding.beam_size, decoding.length_penalty
+                )
+            )
             sentences = [decode(row) for row in ids.tolist()]
             count = len(batch["images"])
-            captions += zip(*(sentences[start : start + count] for start in range(0, len(sentences), count)), strict=True)
-    shares = runtime.gather_objects([((s.id, s.distractor_id), c) for s, c in zip(own, captions, strict=True)])
+            captions += zip(
+                *(sentences[start : start + count] for start in range(0, len(sentences), count)),
+                strict=True,
+            )
+    shares = runtime.gather_objects(
+        [((s.id, s.distractor_id), c) for s, c in zip(own, captions, strict=True)]
+    )
     ordered: list = [None] * len(scenes)
     for rank, share in enumerate(shares):
         ordered[rank :: runtime.world_size] = share
@@ -60,20 +73,29 @@ def references_of(scenes: Sequence[Scene], options: Options, split: str) -> dict
     """The ground truth of a split by caption id: gt_dir's file, or the pairs' own captions."""
     if own_references(options, split):
         return {scene.id: list(scene.captions) for scene in scenes}
-    path = Path(options.caption.gt_dir) / f"{options.data.datatype}_total_change_captions_reformat.json"
+    path = (
+        Path(options.caption.gt_dir)
+        / f"{options.data.datatype}_total_change_captions_reformat.json"
+    )
     if not path.is_file():
-        raise FileNotFoundError(f"no ground truth {path}: make it with python gt/eval_utils.py --datatype {options.data.datatype} "
-                                f"--data_path {options.data.data_path} --output {path}")
+        raise FileNotFoundError(
+            f"no ground truth {path}: make it with python gt/eval_utils.py --datatype {options.data.datatype} "
+            f"--data_path {options.data.data_path} --output {path}"
+        )
     truth, ids = read_ground_truth(path), _ids(scenes)
     missing = [key for key in ids if key not in truth]
     if missing:
         more = f" and {len(missing) - 1} more ids" if len(missing) > 1 else ""
-        raise ValueError(f"{path} has no captions of {missing[0]}{more} to be evaluated; make it anew with gt/eval_utils.py")
+        raise ValueError(
+            f"{path} has no captions of {missing[0]}{more} to be evaluated; make it anew with gt/eval_utils.py"
+        )
     return {key: truth[key] for key in ids}
 
 
 def _ids(scenes: Sequence[Scene]) -> list[str]:
-    return [scene.id for scene in scenes] + [scene.distractor_id for scene in scenes if scene.distractor_id]
+    return [scene.id for scene in scenes] + [
+        scene.distractor_id for scene in scenes if scene.distractor_id
+    ]
 
 
 @dataclass
@@ -87,18 +109,25 @@ class CaptionJudge:
     truth: Mapping[str, Sequence[str]]
     training_captions: Sequence[str]
     subsets: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    baselines: list[tuple[str, dict[str, float]]] = field(default_factory=list)  # (label, scores), once something was scored
+    baselines: list[tuple[str, dict[str, float]]] = field(
+        default_factory=list
+    )  # (label, scores), once something was scored
     _references: References | None = None
 
     @classmethod
-    def build(cls, scenes: Sequence[Scene], training_scenes: Sequence[Scene], options: Options, split: str) -> "CaptionJudge":
+    def build(
+        cls, scenes: Sequence[Scene], training_scenes: Sequence[Scene], options: Options, split: str
+    ) -> "CaptionJudge":
         """For a split's scenes; CLEVR-Change's ids are also scored as change, distractor and by change type, a table's by type."""
         types_of_own = sorted({s.change_type for s in scenes if s.change_type})
         subsets = {name: [s.id for s in scenes if s.change_type == name] for name in types_of_own}
         if scenes[0].distractor:
             types = {name: set(ids) for name, ids in read_types(options.data.data_path).items()}
-            subsets = {"change": [s.id for s in scenes], "distractor": [s.distractor_id for s in scenes],
-                       **{name: [s.id for s in scenes if s.id in ids] for name, ids in types.items()}}
+            subsets = {
+                "change": [s.id for s in scenes],
+                "distractor": [s.distractor_id for s in scenes],
+                **{name: [s.id for s in scenes if s.id in ids] for name, ids in types.items()},
+            }
         captions = [c for s in training_scenes for c in s.captions + s.distractor_captions]
         return cls(references_of(scenes, options, split), captions, subsets)
 
@@ -106,7 +135,9 @@ class CaptionJudge:
         """Scores of `all` and of each subset, NaN where they are missing; the first call logs the baselines'."""
         if self._references is None:
             self._references = References(self.truth)
-        if not self.baselines or any(math.isnan(value) for _, scores in self.baselines for value in scores.values()):
+        if not self.baselines or any(
+            math.isnan(value) for _, scores in self.baselines for value in scores.values()
+        ):
             self._score_baselines()
         scores = self._references.score(captions, self.subsets)
         log.info("caption scores\n%s", format_table(list(scores.items())))
@@ -128,9 +159,16 @@ class CaptionJudge:
 
     def _baselines(self) -> list[tuple[str, dict[str, float]]]:
         baselines = []
-        tokens = [texts[0] for texts in tokenize({str(n): [c] for n, c in enumerate(self.training_captions)}).values()]
+        tokens = [
+            texts[0]
+            for texts in tokenize(
+                {str(n): [c] for n, c in enumerate(self.training_captions)}
+            ).values()
+        ]
         drawn = random_captions(tokens, list(self.truth))
-        apart = {name: ids for name, ids in self.subsets.items() if name in ("change", "distractor")}
+        apart = {
+            name: ids for name, ids in self.subsets.items() if name in ("change", "distractor")
+        }
         random_scores = self._references.score_tokens(drawn, apart)
         for name, ids in {"all": list(self.truth), **apart}.items():
             constant = best_constant(tokens, {key: self._references.tokens[key] for key in ids})

@@ -16,14 +16,24 @@ from modules.files import read_json, written_at_once
 log = logging.getLogger(__name__)
 
 CARD = "model.json"  # of a folder; a single file `x` may have its own, `x.json`
-KINDS = {"intra_num_hidden_layers": int, "linear_patch": str, "head_width": int, "max_words": int, "decoder_config": dict,
-         "trained_on": str}
+KINDS = {
+    "intra_num_hidden_layers": int,
+    "linear_patch": str,
+    "head_width": int,
+    "max_words": int,
+    "decoder_config": dict,
+    "trained_on": str,
+}
 
 
 def describe_model(model: CLIP4IDC, max_words: int) -> dict[str, Any]:
     """A card's values: blocks before joining, patch kind, width of CLIP's heads, caption length, and a captioner's config."""
-    values = {"intra_num_hidden_layers": model.clip.visual.intra_layers, "linear_patch": model.clip.visual.linear_patch,
-              "head_width": HEAD_WIDTH, "max_words": max_words}
+    values = {
+        "intra_num_hidden_layers": model.clip.visual.intra_layers,
+        "linear_patch": model.clip.visual.linear_patch,
+        "head_width": HEAD_WIDTH,
+        "max_words": max_words,
+    }
     if model.task == "caption":
         config = asdict(model.decoder.config)
         values["decoder_config"] = {"num_decoder_layers": config.pop("num_layers"), **config}
@@ -52,9 +62,13 @@ def checked_card(card: dict[str, Any], origin: str) -> dict[str, Any]:
     """The card; ValueError naming its origin for values of the wrong kind."""
     for name, kind in KINDS.items():
         if name in card and type(card[name]) is not kind:
-            raise ValueError(f"{origin}: {name} is {reprlib.repr(card[name])}, expected {kind.__name__}")
+            raise ValueError(
+                f"{origin}: {name} is {reprlib.repr(card[name])}, expected {kind.__name__}"
+            )
     if card.get("head_width", HEAD_WIDTH) != HEAD_WIDTH:
-        raise ValueError(f"{origin}: head_width is {card['head_width']}, but only CLIPs with heads of {HEAD_WIDTH} are built here")
+        raise ValueError(
+            f"{origin}: head_width is {card['head_width']}, but only CLIPs with heads of {HEAD_WIDTH} are built here"
+        )
     if "decoder_config" in card:
         try:
             load_decoder_config(card["decoder_config"])
@@ -66,6 +80,8 @@ def checked_card(card: dict[str, Any], origin: str) -> dict[str, Any]:
 def with_card(settings: Mapping[str, Any], card: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """The settings, those that the card knows as it says; each difference is told."""
     for name, value in settings.items():
-        if name in card and card[name] != value and name != "decoder_config":  # which is long, and mostly given by a name
+        if (
+            name in card and card[name] != value and name != "decoder_config"
+        ):  # which is long, and mostly given by a name
             log.info("%s is %s, as %s says (the option: %s)", name, card[name], origin, value)
     return {name: card.get(name, value) for name, value in settings.items()}

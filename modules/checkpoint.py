@@ -30,10 +30,31 @@ WEIGHTS, STATE, HISTORY = "pytorch_model.bin", "training_state.bin", "history.cs
 NO_SCORE_YET = 1e-5  # what the first epoch's score has to reach
 # Options that do not change what comes out: where things lie, how they are read, what is told and kept. Whether the data are the
 # same is told by their fingerprint.
-WITHOUT_EFFECT = frozenset({
-    "output_dir", "data_path", "features_path", "gt_dir", "cache_dir", "image_cache", "resume", "resume_model", "resume_force",
-    "init_model", "pretrained_clip_name", "quick_gelu", "n_display", "num_thread_reader", "batch_size_val", "local_rank",
-    "task_type", "eval_split", "save_every_steps", "keep_checkpoints", "on_bad_image"})
+WITHOUT_EFFECT = frozenset(
+    {
+        "output_dir",
+        "data_path",
+        "features_path",
+        "gt_dir",
+        "cache_dir",
+        "image_cache",
+        "resume",
+        "resume_model",
+        "resume_force",
+        "init_model",
+        "pretrained_clip_name",
+        "quick_gelu",
+        "n_display",
+        "num_thread_reader",
+        "batch_size_val",
+        "local_rank",
+        "task_type",
+        "eval_split",
+        "save_every_steps",
+        "keep_checkpoints",
+        "on_bad_image",
+    }
+)
 
 
 @dataclass
@@ -42,12 +63,16 @@ class Progress:
 
     epoch: int = 0  # the next one to train, or to go on with
     batches: int = 0  # of `epoch`, taken before this place
-    losses: list[list[float]] = field(default_factory=list)  # for each process, the sum of the finite ones and their count
+    losses: list[list[float]] = field(
+        default_factory=list
+    )  # for each process, the sum of the finite ones and their count
     skipped: int = 0  # steps without finite gradients, in all
     best_score: float = NO_SCORE_YET
     best_epoch: int = -1
     epochs_without: int = 0  # in a row, since the best
-    unjudged_loss: float | None = None  # mean loss of `epoch`, where it has been trained but not yet evaluated
+    unjudged_loss: float | None = (
+        None  # mean loss of `epoch`, where it has been trained but not yet evaluated
+    )
 
     @property
     def chosen_epoch(self) -> int:
@@ -63,7 +88,11 @@ class Progress:
         """What a process goes on adding to: its own where there are as many as before, else the first takes all."""
         if len(self.losses) == world_size:
             return self.losses[rank]
-        return [float(sum(column)) for column in zip(*self.losses, strict=True)] if rank == 0 and self.losses else [0.0, 0.0]
+        return (
+            [float(sum(column)) for column in zip(*self.losses, strict=True)]
+            if rank == 0 and self.losses
+            else [0.0, 0.0]
+        )
 
     def end_epoch(self, loss: float) -> None:
         """All steps of `epoch` are taken."""
@@ -95,16 +124,28 @@ class ResumePoint:
         """What `Trainer.tensors` gave. ValueError where the file holds something else."""
         found = read_saved(self.path)
         weights = found.get("model") if isinstance(found, dict) else None
-        if not (isinstance(weights, dict) and weights and all(isinstance(value, Tensor) for value in weights.values())):
+        if not (
+            isinstance(weights, dict)
+            and weights
+            and all(isinstance(value, Tensor) for value in weights.values())
+        ):
             raise ValueError(f"{self.path} holds no training state")
         return found
 
     def differences(self, options: Mapping[str, Any], data: str) -> tuple[list[str], list[str]]:
         """Options that are not what they were: those that change what comes out, and the others."""
-        changed = [name for name, value in options.items() if name in self.options and self.options[name] != _plain(value)]
+        changed = [
+            name
+            for name, value in options.items()
+            if name in self.options and self.options[name] != _plain(value)
+        ]
         texts = {name: f"--{name} is {options[name]}, was {self.options[name]}" for name in changed}
         serious = [text for name, text in texts.items() if name not in WITHOUT_EFFECT]
-        serious += ["the training pairs, or those that choose the epoch, are others"] if data != self.data else []
+        serious += (
+            ["the training pairs, or those that choose the epoch, are others"]
+            if data != self.data
+            else []
+        )
         return serious, [text for name, text in texts.items() if name in WITHOUT_EFFECT]
 
 
@@ -114,8 +155,15 @@ class RunFiles:
     A run that begins `afresh` in a folder with states of an earlier one removes those once it has saved a state of its own.
     """
 
-    def __init__(self, folder: Path, keep: int, options: Mapping[str, Any], data: str, card: Mapping[str, Any],
-                 afresh: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        options: Mapping[str, Any],
+        data: str,
+        card: Mapping[str, Any],
+        afresh: bool = False,
+    ) -> None:
         self.folder, self.keep, self.data, self.card = folder, keep, data, card
         self._earlier = _states(folder) if afresh else []
         self.options = {name: _plain(value) for name, value in options.items()}
@@ -132,7 +180,9 @@ class RunFiles:
         """`pytorch_model.bin.<epoch>`, under the released names."""
         self._save(weights_path(self.folder, epoch), model.state_dict())
 
-    def save_state(self, tensors: Mapping[str, Any], progress: Progress, steps: int | None = None) -> Path:
+    def save_state(
+        self, tensors: Mapping[str, Any], progress: Progress, steps: int | None = None
+    ) -> Path:
         """The state after `steps` of an epoch, or after all of it; older ones go. OSError for a full disk."""
         path = self.folder / f"{STATE}.{progress.epoch}{'' if steps is None else f'.{steps}'}"
         self._save(path, tensors)
@@ -153,8 +203,14 @@ class RunFiles:
         link.symlink_to(weights_path(self.folder, progress.chosen_epoch).name)
         link.replace(weights_path(self.folder, "best"))
         if self.keep >= 0:
-            saved = sorted((epoch for epoch in _epochs_of(self.folder) if epoch < progress.epoch), reverse=True)
-            self._remove(weights_path(self.folder, epoch) for epoch in saved[self.keep :] if epoch != progress.chosen_epoch)
+            saved = sorted(
+                (epoch for epoch in _epochs_of(self.folder) if epoch < progress.epoch), reverse=True
+            )
+            self._remove(
+                weights_path(self.folder, epoch)
+                for epoch in saved[self.keep :]
+                if epoch != progress.chosen_epoch
+            )
 
     def _save(self, path: Path, tensors: Mapping[str, Any]) -> None:
         needed = _bytes(tensors)
@@ -170,15 +226,29 @@ class RunFiles:
     def _check_space(self, path: Path, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            raise OSError(f"cannot write {path}: it takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free, "
-                          f"{(needed - free) / 1e9:.3f} GB are missing{self._way_out()}")
+            raise OSError(
+                f"cannot write {path}: it takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free, "
+                f"{(needed - free) / 1e9:.3f} GB are missing{self._way_out()}"
+            )
 
     def _way_out(self) -> str:
-        return "; make room, and --resume auto continues from the last state" if _states(self.folder) else "; make room"
+        return (
+            "; make room, and --resume auto continues from the last state"
+            if _states(self.folder)
+            else "; make room"
+        )
 
     def _write_sidecar(self, path: Path, progress: Progress, sha256: str) -> None:
-        write_json(_sidecar(path), {"sha256": sha256, "progress": asdict(progress), "options": self.options, "data": self.data,
-                                    "card": self.card})
+        write_json(
+            _sidecar(path),
+            {
+                "sha256": sha256,
+                "progress": asdict(progress),
+                "options": self.options,
+                "data": self.data,
+                "card": self.card,
+            },
+        )
 
     def _remove(self, paths: Iterable[Path], reason: str = "") -> None:
         for path in paths:
@@ -204,7 +274,9 @@ def newest_state(folder: Path) -> ResumePoint | None:
         except (ValueError, OSError) as error:
             log.warning("%s: trying an older state", error)
     if states:
-        raise ValueError(f"no state in {folder} can be used; to start afresh leave --resume auto out")
+        raise ValueError(
+            f"no state in {folder} can be used; to start afresh leave --resume auto out"
+        )
     return None
 
 
@@ -215,8 +287,14 @@ def named_state(name: str) -> ResumePoint:
     state = path.with_name(_state_name(path.name))
     if not state.is_file():
         newest = next(iter(_states(path.parent)), None)
-        raise FileNotFoundError(f"no file {state}, which --resume_model needs" + (
-            f"; {newest} is what this run continues from" if newest else "; to start afresh from weights give --init_model"))
+        raise FileNotFoundError(
+            f"no file {state}, which --resume_model needs"
+            + (
+                f"; {newest} is what this run continues from"
+                if newest
+                else "; to start afresh from weights give --init_model"
+            )
+        )
     return _verified(state)
 
 
@@ -224,7 +302,9 @@ def state_at(url: Address, cache_dir: str | None) -> ResumePoint:
     """The state at an address, brought into the cache, and beside it what the run's folder needs to go on; errors as above."""
     folder, shelf, name = shelf_of(url, cache_dir)
     if url != folder.joined(name):
-        raise ValueError(f"--resume_model {url}: an address with a query has no neighbours, which a state needs")
+        raise ValueError(
+            f"--resume_model {url}: an address with a query has no neighbours, which a state needs"
+        )
     state = shelf / _state_name(name)
     _sidecar(state).unlink(missing_ok=True)  # another run may have written there since
     sidecar = folder.joined(_sidecar(state).name)
@@ -243,15 +323,22 @@ def state_at(url: Address, cache_dir: str | None) -> ResumePoint:
 def _neighbours(point: ResumePoint) -> list[str]:
     """What beside a state its run goes on with: the scores so far, the weights of the best epoch and of one not judged yet."""
     progress = point.progress
-    epochs = {progress.chosen_epoch, progress.epoch if progress.unjudged_loss is not None else -1} - {-1}
-    return ([HISTORY] if progress.epoch else []) + [f"{WEIGHTS}.{epoch}" for epoch in sorted(epochs)]
+    epochs = {
+        progress.chosen_epoch,
+        progress.epoch if progress.unjudged_loss is not None else -1,
+    } - {-1}
+    return ([HISTORY] if progress.epoch else []) + [
+        f"{WEIGHTS}.{epoch}" for epoch in sorted(epochs)
+    ]
 
 
 def _state_name(name: str) -> str:
     """Of the state that belongs to `pytorch_model.bin.<epoch>`, or the state's own; ValueError for what is neither."""
     match = re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)|{re.escape(STATE)}\.\d+(?:\.\d+)?", name)
     if match is None:
-        raise ValueError(f"--resume_model {name}: expected a file {WEIGHTS}.<epoch> or {STATE}.<epoch>[.<steps>] of a run")
+        raise ValueError(
+            f"--resume_model {name}: expected a file {WEIGHTS}.<epoch> or {STATE}.<epoch>[.<steps>] of a run"
+        )
     return f"{STATE}.{match.group(1)}" if match.group(1) else name
 
 
@@ -259,7 +346,10 @@ def _verified(path: Path) -> ResumePoint:
     """ValueError or OSError where state and sidecar do not fit."""
     found = read_json(_sidecar(path), dict)
     kinds = {"sha256": str, "progress": dict, "options": dict, "data": str, "card": dict}
-    if not (all(isinstance(found.get(name), kind) for name, kind in kinds.items()) and _is_progress(found["progress"])):
+    if not (
+        all(isinstance(found.get(name), kind) for name, kind in kinds.items())
+        and _is_progress(found["progress"])
+    ):
         raise ValueError(f"{_sidecar(path)} is no sidecar of a training state")
     if file_sha256(path) != found["sha256"]:
         raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {_sidecar(path)}")
@@ -272,11 +362,21 @@ def _is_progress(values: dict[str, Any]) -> bool:
     if values.keys() != {one.name for one in fields(Progress)}:
         return False
     counts = [values[name] for name in ("epoch", "batches", "skipped", "epochs_without")]
-    numbers = [values["best_score"], 0.0 if values["unjudged_loss"] is None else values["unjudged_loss"]]
+    numbers = [
+        values["best_score"],
+        0.0 if values["unjudged_loss"] is None else values["unjudged_loss"],
+    ]
     lists = values["losses"] if isinstance(values["losses"], list) else [None]
-    return (all(type(count) is int and count >= 0 for count in counts) and all(type(number) is float for number in numbers)
-            and type(values["best_epoch"]) is int and -1 <= values["best_epoch"] < max(counts[0], 1)
-            and all(isinstance(one, list) and len(one) == 2 and all(type(number) is float for number in one) for one in lists))
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(type(number) is float for number in numbers)
+        and type(values["best_epoch"]) is int
+        and -1 <= values["best_epoch"] < max(counts[0], 1)
+        and all(
+            isinstance(one, list) and len(one) == 2 and all(type(number) is float for number in one)
+            for one in lists
+        )
+    )
 
 
 def _sidecar(path: Path) -> Path:
@@ -288,13 +388,19 @@ def _states(folder: Path) -> list[Path]:
     places = {}
     for path in folder.glob(f"{STATE}.*"):
         if match := re.fullmatch(rf"{re.escape(STATE)}\.(\d+)(?:\.(\d+))?", path.name):
-            places[path] = int(match.group(1)), int(match.group(2)) if match.group(2) else math.inf  # all of the epoch
+            places[path] = (
+                int(match.group(1)),
+                int(match.group(2)) if match.group(2) else math.inf,
+            )  # all of the epoch
     return sorted(places, key=places.get, reverse=True)
 
 
 def _epochs_of(folder: Path) -> list[int]:
     """The epochs whose weights are there."""
-    names = (re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)", path.name) for path in folder.glob(f"{WEIGHTS}.*"))
+    names = (
+        re.fullmatch(rf"{re.escape(WEIGHTS)}\.(\d+)", path.name)
+        for path in folder.glob(f"{WEIGHTS}.*")
+    )
     return [int(match.group(1)) for match in names if match]
 
 
@@ -302,7 +408,13 @@ def _bytes(value: Any) -> int:
     """What the tensors in nested dicts and lists take."""
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    parts = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return sum(map(_bytes, parts))
 
 

@@ -20,7 +20,9 @@ END = "(end)"  # no word: WORD never matches it
 def ngrams(sentence: str) -> Counter:
     """Counts of a tokenised sentence's 1- to 4-grams."""
     words = sentence.split()
-    return Counter(tuple(words[i : i + n]) for n in range(1, MAX_NGRAM + 1) for i in range(len(words) - n + 1))
+    return Counter(
+        tuple(words[i : i + n]) for n in range(1, MAX_NGRAM + 1) for i in range(len(words) - n + 1)
+    )
 
 
 def length_of(counts: Counter) -> int:
@@ -32,7 +34,9 @@ class Idf:
     """The weight of an n-gram: log of all ids' number over that of the ids with it in a reference."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        documents = Counter(gram for texts in references.values() for gram in set().union(*map(ngrams, texts)))
+        documents = Counter(
+            gram for texts in references.values() for gram in set().union(*map(ngrams, texts))
+        )
         self.of_unseen = math.log(len(references))
         self.weights = {gram: self.of_unseen - math.log(count) for gram, count in documents.items()}
 
@@ -53,24 +57,47 @@ class CiderD:
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
         self.idf = Idf(references)
         counted = {text: ngrams(text) for texts in references.values() for text in texts}
-        prepared = {text: (counts, self.idf.norms(counts), length_of(counts)) for text, counts in counted.items()}
-        self.references = {key: [prepared[text] for text in texts] for key, texts in references.items()}
+        prepared = {
+            text: (counts, self.idf.norms(counts), length_of(counts))
+            for text, counts in counted.items()
+        }
+        self.references = {
+            key: [prepared[text] for text in texts] for key, texts in references.items()
+        }
 
     def score(self, key: str, sentence: str) -> float:
         """10 for a sentence that is all of its references, 0 for one that shares no n-gram with any."""
         counts = ngrams(sentence)
         norms, length = self.idf.norms(counts), length_of(counts)
-        return sum(self._likeness(counts, norms, length, *reference) for reference in self.references[key]) * 10 / (
-            MAX_NGRAM * len(self.references[key]))
+        return (
+            sum(
+                self._likeness(counts, norms, length, *reference)
+                for reference in self.references[key]
+            )
+            * 10
+            / (MAX_NGRAM * len(self.references[key]))
+        )
 
-    def _likeness(self, counts: Counter, norms: list[float], length: int, wanted: Counter, wanted_norms: list[float],
-                  wanted_length: int) -> float:
+    def _likeness(
+        self,
+        counts: Counter,
+        norms: list[float],
+        length: int,
+        wanted: Counter,
+        wanted_norms: list[float],
+        wanted_length: int,
+    ) -> float:
         products = [0.0] * MAX_NGRAM
         for gram, count in counts.items():
             if gram in wanted:
-                products[len(gram) - 1] += min(count, wanted[gram]) * wanted[gram] * self.idf.weight(gram) ** 2
-        cosines = sum(product / (norm * other) for product, norm, other in zip(products, norms, wanted_norms, strict=True)
-                      if product)
+                products[len(gram) - 1] += (
+                    min(count, wanted[gram]) * wanted[gram] * self.idf.weight(gram) ** 2
+                )
+        cosines = sum(
+            product / (norm * other)
+            for product, norm, other in zip(products, norms, wanted_norms, strict=True)
+            if product
+        )
         return cosines * math.exp(-((length - wanted_length) ** 2) / (2 * SIGMA**2))
 
 
@@ -83,17 +110,24 @@ class CiderReward:
     """CIDEr-D of a batch's sentences against training captions, in `workers` processes, which end with it; 0: in this one."""
 
     def __init__(self, captions: Mapping[str, Sequence[str]], workers: int) -> None:
-        references = {key: [simple_tokens(text) for text in texts] for key, texts in captions.items()}
+        references = {
+            key: [simple_tokens(text) for text in texts] for key, texts in captions.items()
+        }
         self.workers = workers
         if workers:
-            self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open_worker, (references,))
+            self._pool = ProcessPoolExecutor(
+                workers, multiprocessing.get_context("spawn"), _open_worker, (references,)
+            )
         else:
             self._scorer = CiderD(references)
 
     def __call__(self, keys: Sequence[str], sentences: Sequence[str]) -> list[float]:
         """The score of each sentence, given as `simple_tokens`, against the captions of its key."""
         if not self.workers:
-            return [self._scorer.score(key, sentence) for key, sentence in zip(keys, sentences, strict=True)]
+            return [
+                self._scorer.score(key, sentence)
+                for key, sentence in zip(keys, sentences, strict=True)
+            ]
         size = max(1, math.ceil(len(keys) / self.workers))
         return list(self._pool.map(_score_in_worker, keys, sentences, chunksize=size))
 

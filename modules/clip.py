@@ -50,24 +50,41 @@ class ClipSizes:
         for name, value in vars(self).items():
             most = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
             if type(value) is not int or not 1 <= value <= most:
-                raise ValueError(f"CLIP size {name} is {reprlib.repr(value)}, expected a whole number of at least 1 and at most "
-                                 f"{most}")
+                raise ValueError(
+                    f"CLIP size {name} is {reprlib.repr(value)}, expected a whole number of at least 1 and at most "
+                    f"{most}"
+                )
         for name in ("vision_width", "transformer_width"):
             if getattr(self, name) % HEAD_WIDTH:
-                raise ValueError(f"CLIP size {name} is {getattr(self, name)}, expected a multiple of {HEAD_WIDTH}")
+                raise ValueError(
+                    f"CLIP size {name} is {getattr(self, name)}, expected a multiple of {HEAD_WIDTH}"
+                )
         if self.image_resolution % self.vision_patch_size:
-            raise ValueError(f"CLIP image_resolution {self.image_resolution} is not a multiple of vision_patch_size "
-                             f"{self.vision_patch_size}")
+            raise ValueError(
+                f"CLIP image_resolution {self.image_resolution} is not a multiple of vision_patch_size "
+                f"{self.vision_patch_size}"
+            )
         if self.num_parameters > MAX_PARAMETERS:
-            raise ValueError(f"these CLIP sizes ask for {self.num_parameters / 1e9:.1f} billion parameters, expected at most "
-                             f"{MAX_PARAMETERS / 1e9:.1f}")
+            raise ValueError(
+                f"these CLIP sizes ask for {self.num_parameters / 1e9:.1f} billion parameters, expected at most "
+                f"{MAX_PARAMETERS / 1e9:.1f}"
+            )
 
     @property
     def num_parameters(self) -> int:
         """About as many as the model has: those of matrices and embeddings, the pair's own included."""
         vision, text = self.vision_width, self.transformer_width
-        return (vision * (3 * self.vision_patch_size**2 + 3 * self.num_tokens + 12 * self.vision_layers * vision + self.embed_dim)
-                + text * (self.vocab_size + self.context_length + 12 * self.transformer_layers * text + self.embed_dim))
+        return vision * (
+            3 * self.vision_patch_size**2
+            + 3 * self.num_tokens
+            + 12 * self.vision_layers * vision
+            + self.embed_dim
+        ) + text * (
+            self.vocab_size
+            + self.context_length
+            + 12 * self.transformer_layers * text
+            + self.embed_dim
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -77,11 +94,20 @@ class ClipSizes:
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> "ClipSizes":
         """Read the sizes from OpenAI's key names (no `clip.` prefix). Raises ValueError for what is no CLIP ViT."""
-        shapes = {name: tuple(weights[name].shape) if name in weights else None for name in (
-            "visual.conv1.weight", "visual.positional_embedding", "text_projection", "positional_embedding",
-            "token_embedding.weight")}
+        shapes = {
+            name: tuple(weights[name].shape) if name in weights else None
+            for name in (
+                "visual.conv1.weight",
+                "visual.positional_embedding",
+                "text_projection",
+                "positional_embedding",
+                "token_embedding.weight",
+            )
+        }
         if any(key.startswith("visual.layer1.") for key in weights):
-            raise ValueError("these are the weights of a ResNet CLIP; a CLIP with a ViT vision tower is expected")
+            raise ValueError(
+                "these are the weights of a ResNet CLIP; a CLIP with a ViT vision tower is expected"
+            )
         missing = [name for name, shape in shapes.items() if shape is None]
         if missing:
             raise ValueError(f"no CLIP weights: {missing[0]} is missing")
@@ -89,14 +115,24 @@ class ClipSizes:
         if [len(shape) for shape in shapes.values()] != [4, 2, 2, 2, 2]:
             raise ValueError(f"no CLIP ViT weights: {shapes}")
         grid = math.isqrt(max(positions[0] - 1, 0))
-        return cls(embed_dim=projection[1], image_resolution=grid * patches[-1],
-                   vision_layers=_count_blocks(weights, "visual."), vision_width=patches[0], vision_patch_size=patches[-1],
-                   context_length=context[0], vocab_size=vocabulary[0], transformer_width=vocabulary[1],
-                   transformer_layers=_count_blocks(weights, ""))
+        return cls(
+            embed_dim=projection[1],
+            image_resolution=grid * patches[-1],
+            vision_layers=_count_blocks(weights, "visual."),
+            vision_width=patches[0],
+            vision_patch_size=patches[-1],
+            context_length=context[0],
+            vocab_size=vocabulary[0],
+            transformer_width=vocabulary[1],
+            transformer_layers=_count_blocks(weights, ""),
+        )
 
 
 def _count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
-    numbers = (re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d{{1,9}})\.", key) for key in weights)
+    numbers = (
+        re.match(rf"{re.escape(prefix)}transformer\.resblocks\.(\d{{1,9}})\.", key)
+        for key in weights
+    )
     return 1 + max((int(match.group(1)) for match in numbers if match), default=-1)
 
 
@@ -111,7 +147,9 @@ class PairVisionTower(nn.Module):
         scale = width**-0.5
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         if linear_patch == "3d":
-            self.conv2 = nn.Conv3d(3, width, (3, patch, patch), stride=(1, patch, patch), padding=(1, 0, 0), bias=False)
+            self.conv2 = nn.Conv3d(
+                3, width, (3, patch, patch), stride=(1, patch, patch), padding=(1, 0, 0), bias=False
+            )
         self.class_embedding = nn.Parameter(scale * torch.randn(width))
         self.positional_embedding = nn.Parameter(scale * torch.randn(tokens, width))
         self.bef_embedding = nn.Parameter(scale * torch.randn(width))
@@ -141,7 +179,9 @@ class PairVisionTower(nn.Module):
         return self._join(torch.cat([alone[:, [0, other]] for other in others]))
 
     def _each_alone(self, images: Tensor) -> Tensor:
-        return self._alone(self._patches_2d(images.flatten(0, 1))).unflatten(0, images.shape[:2])  # (B, images, T, D)
+        return self._alone(self._patches_2d(images.flatten(0, 1))).unflatten(
+            0, images.shape[:2]
+        )  # (B, images, T, D)
 
     def _patches_2d(self, images: Tensor) -> Tensor:
         """conv1 as the one matrix product that it is: (N, 3, H, W) → (N, T-1, D)."""
@@ -152,8 +192,12 @@ class PairVisionTower(nn.Module):
 
         (oneDNN's own Conv3d leaves rubbish in the weight's gradient in bf16: seen with torch 2.15 on an AMD CPU.)
         """
-        taps = self.conv2.weight.transpose(1, 2)  # (D, 3 frames, 3, p, p); the middle one meets the patch's own frame
-        kernel = torch.cat([taps[:, 1:], taps[:, :2]]).flatten(1)  # (2D, 2·3·p·p): for before's patches, for after's
+        taps = self.conv2.weight.transpose(
+            1, 2
+        )  # (D, 3 frames, 3, p, p); the middle one meets the patch's own frame
+        kernel = torch.cat([taps[:, 1:], taps[:, :2]]).flatten(
+            1
+        )  # (2D, 2·3·p·p): for before's patches, for after's
         cut = self._cut(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
         patches = F.linear(cut.transpose(1, 2).flatten(2), kernel)  # (B, T-1, 2D)
         return patches.unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
@@ -161,7 +205,9 @@ class PairVisionTower(nn.Module):
     def _cut(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, T-1, 3·p·p), patches in rows."""
         grid = self.image_resolution // self.patch_size
-        rows = images.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5)  # (N, grid, grid, 3, p, p)
+        rows = (
+            images.unflatten(3, (grid, -1)).unflatten(2, (grid, -1)).permute(0, 2, 4, 1, 3, 5)
+        )  # (N, grid, grid, 3, p, p)
         return rows.flatten(3).flatten(1, 2)
 
     def _alone(self, patches: Tensor) -> Tensor:
@@ -171,7 +217,9 @@ class PairVisionTower(nn.Module):
 
     def _join(self, alone: Tensor) -> Features:
         num_tokens = alone.shape[2]
-        both = torch.cat([alone[:, 0] + self.bef_embedding, alone[:, 1] + self.aft_embedding], dim=1)  # (B, 2T, D)
+        both = torch.cat(
+            [alone[:, 0] + self.bef_embedding, alone[:, 1] + self.aft_embedding], dim=1
+        )  # (B, 2T, D)
         both = self.ln_mid(both + self.joint_positional_embedding)
         both = self.transformer(both, start=self.intra_layers)
         tokens = self.ln_post(both) @ self.proj  # (B, 2T, E)
@@ -184,8 +232,10 @@ class CLIP(nn.Module):
     def __init__(self, sizes: ClipSizes, intra_layers: int, linear_patch: str) -> None:
         super().__init__()
         if not 0 <= intra_layers <= sizes.vision_layers:
-            raise ValueError(f"intra_num_hidden_layers is {intra_layers}, but this CLIP's vision tower has "
-                             f"{sizes.vision_layers} blocks: give 0 to {sizes.vision_layers}")
+            raise ValueError(
+                f"intra_num_hidden_layers is {intra_layers}, but this CLIP's vision tower has "
+                f"{sizes.vision_layers} blocks: give 0 to {sizes.vision_layers}"
+            )
         if linear_patch not in ("2d", "3d"):
             raise ValueError(f"linear_patch is {linear_patch!r}, expected '2d' or '3d'")
         width = sizes.transformer_width
@@ -218,7 +268,9 @@ class CLIP(nn.Module):
     def encode_text(self, ids: Tensor) -> Features:
         """(B, L) token ids → tokens (B, L, E), pooled (B, E) at the largest id (EOT), mask. L is at most the context length."""
         if ids.shape[1] > self.sizes.context_length:
-            raise ValueError(f"{ids.shape[1]} words exceed CLIP's context length of {self.sizes.context_length}")
+            raise ValueError(
+                f"{ids.shape[1]} words exceed CLIP's context length of {self.sizes.context_length}"
+            )
         x = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]  # (B, L, W)
         tokens = self.ln_final(self.transformer(x, causal=True)) @ self.text_projection  # (B, L, E)
         end = ids.argmax(dim=1)

@@ -20,7 +20,13 @@ from modules.losses import IGNORED
 log = logging.getLogger(__name__)
 
 TASKS = ("retrieval", "caption")
-PAIR_KEYS = ("bef_embedding", "aft_embedding", "joint_positional_embedding", "ln_mid.weight", "ln_mid.bias")
+PAIR_KEYS = (
+    "bef_embedding",
+    "aft_embedding",
+    "joint_positional_embedding",
+    "ln_mid.weight",
+    "ln_mid.bias",
+)
 TIED_KEYS = {
     "decoder.embeddings.word_embeddings.weight": "clip.token_embedding.weight",
     "decoder.embeddings.position_embeddings.weight": "clip.positional_embedding",
@@ -44,7 +50,9 @@ class CLIP4IDC(nn.Module):
     Letters: B pairs, T tokens per image, E embedding size, L words, V vocabulary.
     """
 
-    def __init__(self, clip: CLIP, decoder: CaptionDecoder | None = None, cross: CrossEncoder | None = None) -> None:
+    def __init__(
+        self, clip: CLIP, decoder: CaptionDecoder | None = None, cross: CrossEncoder | None = None
+    ) -> None:
         super().__init__()
         self.task = "caption" if decoder is not None else "retrieval"
         self.clip = clip
@@ -77,7 +85,9 @@ class CLIP4IDC(nn.Module):
         if sim_header not in ("loose", "tight"):
             raise ValueError(f"sim_header is {sim_header!r}, expected 'loose' or 'tight'")
         if task == "caption" and sim_header == "tight":
-            raise ValueError("sim_header 'tight' belongs to the retrieval task; captioning compares nothing")
+            raise ValueError(
+                "sim_header 'tight' belongs to the retrieval task; captioning compares nothing"
+            )
         weights = _set_aside(released_names(weights), task, sim_header)
         sizes = ClipSizes.from_weights(clip_part(weights))
 
@@ -85,19 +95,27 @@ class CLIP4IDC(nn.Module):
             clip = CLIP(sizes, intra_layers, linear_patch)
             decoder = cross = None
             if task == "caption":
-                config = load_decoder_config(decoder_config or "decoder-base").fitted_to(sizes.embed_dim)
+                config = load_decoder_config(decoder_config or "decoder-base").fitted_to(
+                    sizes.embed_dim
+                )
                 decoder = CaptionDecoder(config, clip.token_embedding, clip.positional_embedding)
             if sim_header == "tight":
-                cross = CrossEncoder(load_cross_config(cross_config or "cross-base").fitted_to(sizes.embed_dim))
+                cross = CrossEncoder(
+                    load_cross_config(cross_config or "cross-base").fitted_to(sizes.embed_dim)
+                )
             return cls(clip, decoder, cross)
 
-        with torch.device("meta"):  # names and shapes alone: drawing weights that are overwritten takes seconds
+        with torch.device(
+            "meta"
+        ):  # names and shapes alone: drawing weights that are overwritten takes seconds
             model = build()
         absent = _absent_groups(model.state_dict(), weights)
         for group in absent:
             log.info("initialised anew, as the weights hold none of them: %s", _summary(group))
         if absent:
-            model._completed(weights)  # shapes that do not fit are found before any memory is taken for them
+            model._completed(
+                weights
+            )  # shapes that do not fit are found before any memory is taken for them
             model = build()
         model._load(model._completed(weights))
         return model
@@ -111,7 +129,9 @@ class CLIP4IDC(nn.Module):
             if tied in expected:
                 weights.setdefault(tied, weights.get(original, expected[original]))
         if "clip.visual.conv2.weight" in expected and "clip.visual.conv2.weight" not in weights:
-            weights["clip.visual.conv2.weight"] = inflate_patches(weights["clip.visual.conv1.weight"])
+            weights["clip.visual.conv2.weight"] = inflate_patches(
+                weights["clip.visual.conv1.weight"]
+            )
         for group in _absent_groups(expected, weights):
             weights.update({key: expected[key] for key in group})
         problems = _misfits(expected, weights)
@@ -140,40 +160,65 @@ class CLIP4IDC(nn.Module):
 
     def similarity(self, text_pooled: Tensor, pair_pooled: Tensor) -> Tensor:
         """(N_text, E) and (N_pair, E) → (N_text, N_pair): cosines times exp(logit_scale)."""
-        with torch.autocast(text_pooled.device.type, enabled=False):  # the loss is sharp in these: always float32
-            text, pair = F.normalize(text_pooled.float(), dim=-1), F.normalize(pair_pooled.float(), dim=-1)
+        with torch.autocast(
+            text_pooled.device.type, enabled=False
+        ):  # the loss is sharp in these: always float32
+            text, pair = (
+                F.normalize(text_pooled.float(), dim=-1),
+                F.normalize(pair_pooled.float(), dim=-1),
+            )
             return self.clip.logit_scale.exp() * text @ pair.T
 
     def compare(self, text: Features, pair: Features) -> Tensor:
         """(N_text, N_pair) similarities by the model's header: loose (cosine) or tight (cross encoder on every combination)."""
         if not hasattr(self, "cross"):
             return self.similarity(text.pooled, pair.pooled)
-        rows, columns = (grid.flatten() for grid in torch.meshgrid(
-            torch.arange(len(text.tokens)), torch.arange(len(pair.tokens)), indexing="ij"))
-        scores = [self.similarity_dense(self.cross(text.tokens[row], pair.tokens[column], text.mask[row]).pooled).flatten()
-                  for row, column in zip(rows.split(CROSS_CHUNK), columns.split(CROSS_CHUNK), strict=True)]
+        rows, columns = (
+            grid.flatten()
+            for grid in torch.meshgrid(
+                torch.arange(len(text.tokens)), torch.arange(len(pair.tokens)), indexing="ij"
+            )
+        )
+        scores = [
+            self.similarity_dense(
+                self.cross(text.tokens[row], pair.tokens[column], text.mask[row]).pooled
+            ).flatten()
+            for row, column in zip(rows.split(CROSS_CHUNK), columns.split(CROSS_CHUNK), strict=True)
+        ]
         return torch.cat(scores).unflatten(0, (len(text.tokens), len(pair.tokens))).float()
 
     def caption_logits(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Teacher forcing: (B, 2T, E), ids and mask (B, L), 1 = word → logits (B, L, V)."""
         return self.decoder.predictions(self.decoder(pair_tokens, ids, mask))
 
-    def caption_loss(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
+    def caption_loss(
+        self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, target_ids: Tensor, weights: Tensor
+    ) -> Tensor:
         """Teacher forcing → Σ weights · cross-entropy over the tokens that have a target; all of ids … weights are (B, L).
 
         Only positions with a target, an id other than 0, meet the vocabulary.
         """
         aimed = target_ids != IGNORED
-        return self.decoder.predictions.loss(self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed])
+        return self.decoder.predictions.loss(
+            self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed]
+        )
 
     @property
     def attention_modules(self) -> tuple[list[Attention], list[Attention], list[Attention]]:
         """Of the joint vision blocks, of the captioner's encoder layers, and of its decoder's looks at these; in their order."""
-        joint = [block.attn for block in self.clip.visual.transformer.resblocks[self.clip.visual.intra_layers :]]
-        return (joint, [layer.slf_attn for layer in self.decoder.encoder.layer],
-                [layer.enc_attn for layer in self.decoder.decoder.layer])
+        joint = [
+            block.attn
+            for block in self.clip.visual.transformer.resblocks[self.clip.visual.intra_layers :]
+        ]
+        return (
+            joint,
+            [layer.slf_attn for layer in self.decoder.encoder.layer],
+            [layer.enc_attn for layer in self.decoder.decoder.layer],
+        )
 
-    def start_captions(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> DecodingState:
+    def start_captions(
+        self, pair_tokens: Tensor, max_words: int, per_pair: int = 1
+    ) -> DecodingState:
         """Encode B pairs' tokens (B, 2T, E) for `per_pair` captions of each, of at most max_words tokens."""
         return self.decoder.start(pair_tokens, max_words, per_pair)
 
@@ -184,7 +229,9 @@ class CLIP4IDC(nn.Module):
     def _check_images(self, images: Tensor) -> None:
         side = self.clip.visual.image_resolution
         if images.ndim != 5 or tuple(images.shape[2:]) != (3, side, side) or images.shape[1] < 2:
-            raise ValueError(f"images of shape {tuple(images.shape)}, expected (pairs, 2, 3, {side}, {side})")
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}, expected (pairs, 2, 3, {side}, {side})"
+            )
 
 
 def released_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,8 +245,15 @@ def resized_for(weights: Mapping[str, Tensor], image_resolution: int) -> dict[st
     sizes = ClipSizes.from_weights(clip_part(weights))
     if image_resolution == sizes.image_resolution:
         return dict(weights)
-    grid = replace(sizes, image_resolution=image_resolution).image_resolution // sizes.vision_patch_size
-    log.info("position embeddings resized from images of %d pixels to %d", sizes.image_resolution, image_resolution)
+    grid = (
+        replace(sizes, image_resolution=image_resolution).image_resolution
+        // sizes.vision_patch_size
+    )
+    log.info(
+        "position embeddings resized from images of %d pixels to %d",
+        sizes.image_resolution,
+        image_resolution,
+    )
 
     def resize(positions: Tensor) -> Tensor:  # (T, D)
         side = sizes.image_resolution // sizes.vision_patch_size
@@ -208,17 +262,26 @@ def resized_for(weights: Mapping[str, Tensor], image_resolution: int) -> dict[st
         return torch.cat([positions[:1], patches[0].flatten(1).T])
 
     resized = dict(weights)
-    for name, images in (("clip.visual.positional_embedding", 1), ("clip.visual.joint_positional_embedding", 2)):
+    for name, images in (
+        ("clip.visual.positional_embedding", 1),
+        ("clip.visual.joint_positional_embedding", 2),
+    ):
         if name in weights:
             if weights[name].ndim != 2 or len(weights[name]) != images * sizes.num_tokens:
-                raise ValueError(f"{name} has shape {tuple(weights[name].shape)}, expected {images * sizes.num_tokens} positions")
+                raise ValueError(
+                    f"{name} has shape {tuple(weights[name].shape)}, expected {images * sizes.num_tokens} positions"
+                )
             resized[name] = torch.cat([resize(half) for half in weights[name].chunk(images)])
     return resized
 
 
 def clip_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors below `clip.`, without the prefix."""
-    return {key.removeprefix("clip."): value for key, value in weights.items() if key.startswith("clip.")}
+    return {
+        key.removeprefix("clip."): value
+        for key, value in weights.items()
+        if key.startswith("clip.")
+    }
 
 
 def holds_all_of_clip(weights: Mapping[str, Tensor]) -> bool:
@@ -229,7 +292,9 @@ def holds_all_of_clip(weights: Mapping[str, Tensor]) -> bool:
         return False
     with torch.device("meta"):
         keys = CLIP(sizes, intra_layers=0, linear_patch="2d").state_dict()
-    return all(f"clip.{key}" in weights for key in keys if key.removeprefix("visual.") not in PAIR_KEYS)
+    return all(
+        f"clip.{key}" in weights for key in keys if key.removeprefix("visual.") not in PAIR_KEYS
+    )
 
 
 def _set_aside(weights: dict[str, Tensor], task: str, sim_header: str) -> dict[str, Tensor]:
@@ -238,22 +303,35 @@ def _set_aside(weights: dict[str, Tensor], task: str, sim_header: str) -> dict[s
     for prefix in unwanted:
         count = sum(key.startswith(prefix) for key in weights)
         if count:
-            log.warning("%d tensors %s* are set aside: a %s model with a %s similarity has no use for them",
-                        count, prefix, task, sim_header)
+            log.warning(
+                "%d tensors %s* are set aside: a %s model with a %s similarity has no use for them",
+                count,
+                prefix,
+                task,
+                sim_header,
+            )
     return {key: value for key, value in weights.items() if not key.startswith(tuple(unwanted))}
 
 
 def _check_tied(weights: Mapping[str, Tensor]) -> None:
     for tied, original in TIED_KEYS.items():
-        if tied in weights and original in weights and not torch.equal(weights[tied], weights[original]):
-            raise ValueError(f"{tied} differs from {original}, but the two are one tensor in CLIP4IDC")
+        if (
+            tied in weights
+            and original in weights
+            and not torch.equal(weights[tied], weights[original])
+        ):
+            raise ValueError(
+                f"{tied} differs from {original}, but the two are one tensor in CLIP4IDC"
+            )
 
 
 def _absent_groups(expected: Iterable[str], weights: Mapping[str, Tensor]) -> list[list[str]]:
     """The groups of expected keys that the weights may lack as a whole, and do lack."""
-    groups = [[f"clip.visual.{key}" for key in PAIR_KEYS],
-              [key for key in expected if key.startswith("decoder.") and key not in TIED_KEYS],
-              [key for key in expected if key.startswith(("cross.", "similarity_dense."))]]
+    groups = [
+        [f"clip.visual.{key}" for key in PAIR_KEYS],
+        [key for key in expected if key.startswith("decoder.") and key not in TIED_KEYS],
+        [key for key in expected if key.startswith(("cross.", "similarity_dense."))],
+    ]
     return [group for group in groups if group and not any(key in weights for key in group)]
 
 
@@ -261,10 +339,16 @@ def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> l
     problems = [f"{key} is missing" for key in expected if key not in weights]
     for key, value in weights.items():
         if key not in expected:
-            advice = ": these weights were made with --linear_patch 3d" if key.endswith("conv2.weight") else ""
+            advice = (
+                ": these weights were made with --linear_patch 3d"
+                if key.endswith("conv2.weight")
+                else ""
+            )
             problems.append(f"{key} is unexpected{advice}")
         elif value.shape != expected[key].shape:
-            problems.append(f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}")
+            problems.append(
+                f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
+            )
     return problems
 
 

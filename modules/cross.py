@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from modules.bert_config import BertConfig, load_cross_config
 from modules.clip import Features
-from modules.layers import MASKED, AddNorm, Intermediate, LayerNorm, PostNormAttention, initialize_bert
+from modules.layers import (
+    MASKED,
+    AddNorm,
+    Intermediate,
+    LayerNorm,
+    PostNormAttention,
+    initialize_bert,
+)
 
 
 class CrossEmbeddings(nn.Module):
@@ -28,9 +35,11 @@ class CrossEmbeddings(nn.Module):
         text_type, pair_type = self.token_type_embeddings.weight[:2]
         x = torch.cat([text_tokens + text_type, pair_tokens + pair_type], dim=1)  # (B, L+S, E)
         if x.shape[1] > self.position_embeddings.num_embeddings:
-            raise ValueError(f"{text_tokens.shape[1]} words and {pair_tokens.shape[1]} pair tokens exceed the cross encoder's "
-                             f"{self.position_embeddings.num_embeddings} positions: lower --max_words or give a --cross_model "
-                             "with more max_position_embeddings")
+            raise ValueError(
+                f"{text_tokens.shape[1]} words and {pair_tokens.shape[1]} pair tokens exceed the cross encoder's "
+                f"{self.position_embeddings.num_embeddings} positions: lower --max_words or give a --cross_model "
+                "with more max_position_embeddings"
+            )
         return self.dropout(self.LayerNorm(x + self.position_embeddings.weight[: x.shape[1]]))
 
 
@@ -39,8 +48,14 @@ class CrossLayer(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        width, heads, dropout = config.hidden_size, config.num_attention_heads, config.hidden_dropout_prob
-        self.attention = PostNormAttention(width, heads, config.attention_probs_dropout_prob, dropout, projections="self")
+        width, heads, dropout = (
+            config.hidden_size,
+            config.num_attention_heads,
+            config.hidden_dropout_prob,
+        )
+        self.attention = PostNormAttention(
+            width, heads, config.attention_probs_dropout_prob, dropout, projections="self"
+        )
         self.intermediate = Intermediate(width, config.intermediate_size)
         self.output = AddNorm(config.intermediate_size, width, dropout)
 
@@ -80,11 +95,15 @@ class CrossEncoder(nn.Module):
         initialize_bert(self, config.initializer_range)
 
     @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor], config: str | Path | Mapping) -> "CrossEncoder":
+    def from_weights(
+        cls, weights: Mapping[str, Tensor], config: str | Path | Mapping
+    ) -> "CrossEncoder":
         """Build from released key names, with or without the prefix `cross.`; any key that does not fit raises ValueError."""
         encoder = cls(load_cross_config(config))
         try:
-            encoder.load_state_dict({key.removeprefix("cross."): value.float() for key, value in weights.items()})
+            encoder.load_state_dict(
+                {key.removeprefix("cross."): value.float() for key, value in weights.items()}
+            )
         except RuntimeError as error:
             raise ValueError(f"cross encoder: {' '.join(str(error).split())}") from None
         return encoder

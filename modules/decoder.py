@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.bert_config import BertConfig
-from modules.layers import MASKED, AddNorm, Intermediate, LayerNorm, PostNormAttention, initialize_bert
+from modules.layers import (
+    MASKED,
+    AddNorm,
+    Intermediate,
+    LayerNorm,
+    PostNormAttention,
+    initialize_bert,
+)
 from modules.losses import vocabulary_loss
 
 
@@ -20,7 +27,9 @@ class CaptionEncoderLayer(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         width, dropout = config.hidden_size, config.hidden_dropout_prob
-        self.slf_attn = PostNormAttention(width, config.num_attention_heads, config.attention_probs_dropout_prob, dropout)
+        self.slf_attn = PostNormAttention(
+            width, config.num_attention_heads, config.attention_probs_dropout_prob, dropout
+        )
         self.intermediate = Intermediate(width, config.intermediate_size)
         self.output = AddNorm(config.intermediate_size, width, dropout)
 
@@ -35,13 +44,24 @@ class CaptionDecoderLayer(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         width, dropout = config.hidden_size, config.hidden_dropout_prob
-        attention = (width, config.num_attention_heads, config.attention_probs_dropout_prob, dropout)
+        attention = (
+            width,
+            config.num_attention_heads,
+            config.attention_probs_dropout_prob,
+            dropout,
+        )
         self.slf_attn = PostNormAttention(*attention)
         self.enc_attn = PostNormAttention(*attention)
         self.intermediate = Intermediate(width, config.intermediate_size)
         self.output = AddNorm(config.intermediate_size, width, dropout)
 
-    def forward(self, x: Tensor, words: tuple[Tensor, Tensor], memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        words: tuple[Tensor, Tensor],
+        memory: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> Tensor:
         """x (R, L, E), keys and values (R, H, K, d) of the words so far, (B, H, S, d) of the encoder's layer.
 
         R is a multiple of B: the captions of one pair stand in a row, and read its memory together.
@@ -101,7 +121,9 @@ class Predictions(nn.Module):
 
     def loss(self, x: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
         """Hidden states (N, E), right ids and weights (N,) → Σ weights · cross-entropy, without holding (N, V) logits."""
-        return vocabulary_loss(self.transform(x), self.decoder.weight, self.bias, target_ids, weights)
+        return vocabulary_loss(
+            self.transform(x), self.decoder.weight, self.bias, target_ids, weights
+        )
 
 
 class Layers(nn.Module):
@@ -117,18 +139,24 @@ class DecodingState:
     """What has been computed of the captions in the making of B pairs, `per_pair` of each: keys and values of every layer."""
 
     memory: list[tuple[Tensor, Tensor]]  # the encoder's, per layer, each (B, H, S, d)
-    words: list[tuple[Tensor, Tensor]]  # per layer, each (B, per_pair, H, max_words, d), the first `length` words filled
+    words: list[
+        tuple[Tensor, Tensor]
+    ]  # per layer, each (B, per_pair, H, max_words, d), the first `length` words filled
     length: int = 0
 
     def keep(self, pairs: Tensor) -> "DecodingState":
         """The state of the given pairs alone: finished ones are dropped."""
-        memory, words = ([(k[pairs], v[pairs]) for k, v in cache] for cache in (self.memory, self.words))
+        memory, words = (
+            [(k[pairs], v[pairs]) for k, v in cache] for cache in (self.memory, self.words)
+        )
         return DecodingState(memory, words, self.length)
 
     def follow(self, beams: Tensor) -> "DecodingState":
         """beams (B, per_pair): the caption of the same pair that each of them goes on from."""
         rows = torch.arange(len(beams), device=beams.device)[:, None]
-        return DecodingState(self.memory, [(k[rows, beams], v[rows, beams]) for k, v in self.words], self.length)
+        return DecodingState(
+            self.memory, [(k[rows, beams], v[rows, beams]) for k, v in self.words], self.length
+        )
 
 
 class CaptionDecoder(nn.Module):
@@ -137,19 +165,26 @@ class CaptionDecoder(nn.Module):
     def __init__(self, config: BertConfig, words: nn.Embedding, positions: nn.Parameter) -> None:
         super().__init__()
         if words.embedding_dim != config.hidden_size:
-            raise ValueError(f"the captioner's hidden size {config.hidden_size} must equal CLIP's text width "
-                             f"{words.embedding_dim}")
+            raise ValueError(
+                f"the captioner's hidden size {config.hidden_size} must equal CLIP's text width "
+                f"{words.embedding_dim}"
+            )
         self.config = config
         self.encoder = Layers([CaptionEncoderLayer(config) for _ in range(config.num_layers)])
         self.decoder = Layers([CaptionDecoderLayer(config) for _ in range(config.num_layers)])
         self.classifier = nn.ModuleDict({"cls": nn.ModuleDict({"predictions": Predictions(words)})})
         for part in (self.encoder, self.decoder, self.predictions.transform):
-            initialize_bert(part, config.initializer_range)  # not the tied embeddings: they are CLIP's
+            initialize_bert(
+                part, config.initializer_range
+            )  # not the tied embeddings: they are CLIP's
         self.embeddings = CaptionEmbeddings(words, positions, config.hidden_dropout_prob)
 
     def tie(self, words: nn.Embedding, positions: nn.Parameter) -> None:
         """Make the tied weights one again with CLIP's, after a load has put new tensors in the place of all."""
-        self.embeddings.word_embeddings, self.embeddings.position_embeddings.weight = words, positions
+        self.embeddings.word_embeddings, self.embeddings.position_embeddings.weight = (
+            words,
+            positions,
+        )
         self.predictions.decoder.weight = words.weight
 
     @property
@@ -159,7 +194,9 @@ class CaptionDecoder(nn.Module):
     def remember(self, pair_tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
         """(B, S, E) → for each decoder layer the keys and values (B, H, S, d) of the encoder layer of the same number."""
         memory, x = [], pair_tokens
-        for encoder_layer, decoder_layer in zip(self.encoder.layer, self.decoder.layer, strict=True):
+        for encoder_layer, decoder_layer in zip(
+            self.encoder.layer, self.decoder.layer, strict=True
+        ):
             x = encoder_layer(x)
             memory.append(decoder_layer.enc_attn.projections.keys_values(x))
         return memory
@@ -180,14 +217,18 @@ class CaptionDecoder(nn.Module):
         self._check_length(max_words)
         memory = [(k.contiguous(), v.contiguous()) for k, v in self.remember(pair_tokens)]
         room = (len(pair_tokens), per_pair, self.config.num_attention_heads, max_words)
-        words = [(k.new_empty(*room, k.shape[-1]), v.new_empty(*room, v.shape[-1])) for k, v in memory]
+        words = [
+            (k.new_empty(*room, k.shape[-1]), v.new_empty(*room, v.shape[-1])) for k, v in memory
+        ]
         return DecodingState(memory, words)
 
     def step(self, ids: Tensor, state: DecodingState) -> Tensor:
         """The last words (B, per_pair) → float32 logits of the next (B, per_pair, V); the state grows by one word in place."""
         x, end = self.embeddings(ids.flatten()[:, None], start=state.length), state.length + 1
         for layer, memory, cache in zip(self.decoder.layer, state.memory, state.words, strict=True):
-            cache = tuple(room.flatten(0, 1) for room in cache)  # views: (B · per_pair, H, max_words, d)
+            cache = tuple(
+                room.flatten(0, 1) for room in cache
+            )  # views: (B · per_pair, H, max_words, d)
             for room, new in zip(cache, layer.slf_attn.projections.keys_values(x), strict=True):
                 room[:, :, state.length : end] = new
             x = layer(x, tuple(room[:, :, :end] for room in cache), memory, mask=None)
@@ -197,5 +238,7 @@ class CaptionDecoder(nn.Module):
     def _check_length(self, num_words: int) -> int:
         positions = len(self.embeddings.position_embeddings.weight)
         if num_words > positions:
-            raise ValueError(f"{num_words} words exceed the {positions} positions of CLIP's text tower")
+            raise ValueError(
+                f"{num_words} words exceed the {positions} positions of CLIP's text tower"
+            )
         return num_words

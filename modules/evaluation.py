@@ -12,7 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from dataloaders.pairs import Batches, Scene
-from modules.captioning import CaptionJudge, generate_captions, own_references, write_hypotheses, write_references
+from modules.captioning import (
+    CaptionJudge,
+    generate_captions,
+    own_references,
+    write_hypotheses,
+    write_references,
+)
 from modules.checkpoint import HISTORY
 from modules.clip4idc import CLIP4IDC
 from modules.options import Options
@@ -55,32 +61,61 @@ class RetrievalEvaluator:
 
     def __post_init__(self) -> None:
         if len(self.scenes) < self.runtime.world_size:
-            raise ValueError(f"{len(self.scenes)} pairs to evaluate on are fewer than {self.runtime.world_size} processes")
+            raise ValueError(
+                f"{len(self.scenes)} pairs to evaluate on are fewer than {self.runtime.world_size} processes"
+            )
 
     def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
-        self.similarity = compare_split(model, self.scenes, self.loader, self.options.data.max_words, self.runtime)
-        self.metrics = retrieval_metrics(self.similarity, [len(scene.captions) for scene in self.scenes])
-        log.info("retrieval among %d pairs\n%s", len(self.scenes), format_table(list(self._rows().items()), digits=1))
-        scores = {f"{way}_{name}": value for way, row in self.metrics.items() for name, value in row.items()}
+        self.similarity = compare_split(
+            model, self.scenes, self.loader, self.options.data.max_words, self.runtime
+        )
+        self.metrics = retrieval_metrics(
+            self.similarity, [len(scene.captions) for scene in self.scenes]
+        )
+        log.info(
+            "retrieval among %d pairs\n%s",
+            len(self.scenes),
+            format_table(list(self._rows().items()), digits=1),
+        )
+        scores = {
+            f"{way}_{name}": value
+            for way, row in self.metrics.items()
+            for name, value in row.items()
+        }
         return self.metrics["text_to_pair"]["R1"], scores
 
     def samples(self) -> Image.Image:
         texts = [caption for scene in self.scenes for caption in scene.captions]
         chosen = spread(len(texts), SAMPLES)
         nearest = [self.scenes[n] for n in self.similarity[chosen].argmax(dim=1).tolist()]
-        return draw_pairs([(scene.before, scene.after, [f"nearest: {scene.id}", texts[n]])
-                           for n, scene in zip(chosen, nearest, strict=True)])
+        return draw_pairs(
+            [
+                (scene.before, scene.after, [f"nearest: {scene.id}", texts[n]])
+                for n, scene in zip(chosen, nearest, strict=True)
+            ]
+        )
 
     def report(self, model: CLIP4IDC, checkpoint: str, split: str, folder: Path) -> None:
-        counts = (f"{len(self.similarity)} sentences and {len(self.scenes)} pairs of the {split} split. R1, R5, R10: per cent of "
-                  "the queries whose own is among the first 1, 5, 10 found.")
-        page = Page(f"Retrieval: {self.options.data.data_path}", counts, self._rows(), [("chance", chance(len(self.scenes)))],
-                    folder / HISTORY, **_origin(checkpoint, self.options))
+        counts = (
+            f"{len(self.similarity)} sentences and {len(self.scenes)} pairs of the {split} split. R1, R5, R10: per cent of "
+            "the queries whose own is among the first 1, 5, 10 found."
+        )
+        page = Page(
+            f"Retrieval: {self.options.data.data_path}",
+            counts,
+            self._rows(),
+            [("chance", chance(len(self.scenes)))],
+            folder / HISTORY,
+            **_origin(checkpoint, self.options),
+        )
         write_retrieval_report(folder / REPORT, page, self.scenes, self.similarity)
         log.info("report in %s", folder / REPORT)
 
     def _rows(self) -> dict[str, dict[str, float]]:
-        return {"text → pair": self.metrics["text_to_pair"], "pair → text": self.metrics["pair_to_text"]}
+        return {
+            "text → pair": self.metrics["text_to_pair"],
+            "pair → text": self.metrics["pair_to_text"],
+        }
 
 
 @dataclass
@@ -96,7 +131,9 @@ class CaptionEvaluator:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
-        self.captions = generate_captions(model, self.scenes, self.loader, self.options, self.runtime)
+        self.captions = generate_captions(
+            model, self.scenes, self.loader, self.options, self.runtime
+        )
         if self.runtime.is_main:
             log.info("captions in %s", write_hypotheses(folder, label, self.captions))
         self.scores = self.runtime.from_main(lambda: self.judge.score(self.captions))
@@ -105,17 +142,35 @@ class CaptionEvaluator:
     def samples(self) -> Image.Image:
         names, images = list(self.captions), self._images()
         chosen = (names[n] for n in spread(len(names), SAMPLES))
-        return draw_pairs([(*images[name], [self.captions[name], f"wanted: {self.judge.truth[name][0]}"]) for name in chosen])
+        return draw_pairs(
+            [
+                (*images[name], [self.captions[name], f"wanted: {self.judge.truth[name][0]}"])
+                for name in chosen
+            ]
+        )
 
     def report(self, model: CLIP4IDC, checkpoint: str, split: str, folder: Path) -> None:
         if own_references(self.options, split):
             write_references(folder, self.judge)
         single, images = self.judge.cider_by_id(self.captions), self._images()
-        shown = {key: Shown(key, *images[key], text, self.judge.truth[key], single[key]) for key, text in self.captions.items()}
-        groups = {name: [shown[key] for key in ids] for name, ids in (self.judge.subsets or {"all": list(shown)}).items() if ids}
+        shown = {
+            key: Shown(key, *images[key], text, self.judge.truth[key], single[key])
+            for key, text in self.captions.items()
+        }
+        groups = {
+            name: [shown[key] for key in ids]
+            for name, ids in (self.judge.subsets or {"all": list(shown)}).items()
+            if ids
+        }
         counts = f"{len(self.scenes)} scenes of the {split} split, {len(self.captions)} captions. Best and worst go by CIDEr."
-        page = Page(f"Captions: {self.options.data.data_path}", counts, self.scores, self.judge.baselines, folder / HISTORY,
-                    **_origin(checkpoint, self.options))
+        page = Page(
+            f"Captions: {self.options.data.data_path}",
+            counts,
+            self.scores,
+            self.judge.baselines,
+            folder / HISTORY,
+            **_origin(checkpoint, self.options),
+        )
         predictor = Predictor(model, self.options.data.max_words, self.runtime)
         how = Decoding(self.options.caption.beam_size, self.options.caption.length_penalty)
         write_caption_report(folder / REPORT, page, groups, predictor, how)
@@ -124,11 +179,21 @@ class CaptionEvaluator:
     def _images(self) -> Mapping[str, tuple[str, str]]:
         """The two images of each caption id."""
         images = {scene.id: (scene.before, scene.after) for scene in self.scenes}
-        return images | {scene.distractor_id: (scene.before, scene.distractor) for scene in self.scenes if scene.distractor}
+        return images | {
+            scene.distractor_id: (scene.before, scene.distractor)
+            for scene in self.scenes
+            if scene.distractor
+        }
 
 
 def _origin(checkpoint: str, options: Options) -> dict[str, Mapping[str, Any]]:
     """What made the evaluated weights and scores: `facts`, and options left at their `defaults`."""
-    versions = {"checkpoint": checkpoint, "torch": torch.__version__, "Python": platform.python_version()}
-    given, defaults = ({f"--{name}": value for name, value in options.items(changed)} for changed in (True, False))
+    versions = {
+        "checkpoint": checkpoint,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+    }
+    given, defaults = (
+        {f"--{name}": value for name, value in options.items(changed)} for changed in (True, False)
+    )
     return {"facts": {**versions, **given}, "defaults": defaults}

@@ -25,7 +25,10 @@ from modules.urls import Address, is_web_page, scrub
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 16  # bytes taken at once: what a broken connection loses at most
-ATTEMPTS, PAUSE = 3, 1.0  # in a row that bring nothing; seconds before the second, twice as many before each further one
+ATTEMPTS, PAUSE = (
+    3,
+    1.0,
+)  # in a row that bring nothing; seconds before the second, twice as many before each further one
 TIMEOUT = 30  # seconds without a byte
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # what a server answers that may answer otherwise soon
 
@@ -60,8 +63,12 @@ def shelf_of(url: Address | str, cache_dir: str | None) -> tuple[Address, Path, 
     return folder, cache_folder(cache_dir) / shelf, name or "weights"
 
 
-def fetch(url: Address | str, target: Path, sha256: str | None = None,
-          check: Callable[[Path], None] | None = None) -> Path:
+def fetch(
+    url: Address | str,
+    target: Path,
+    sha256: str | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
     """`target`, downloaded unless it is there and has the checksum, where one is known; one process at a time does it.
 
     `check` looks at the whole file before it takes its name; a ValueError of its refuses the file. Raises FileNotFoundError or
@@ -84,7 +91,9 @@ def _is_there(target: Path, sha256: str | None) -> bool:
     return target.is_file() and (sha256 is None or file_sha256(target) == sha256)
 
 
-def _bring(url: Address, target: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
+def _bring(
+    url: Address, target: Path, sha256: str | None, check: Callable[[Path], None] | None
+) -> None:
     part, note = (target.with_name(target.name + ending) for ending in (".part", ".part.json"))
     log.info("downloading %s to %s", url, target)
     try:
@@ -97,7 +106,9 @@ def _bring(url: Address, target: Path, sha256: str | None, check: Callable[[Path
         if not _size(part):
             raise ValueError("the file there is empty")
         if sha256 and file_sha256(part) != sha256:
-            raise ValueError(f"it does not have the SHA-256 {sha256}: damaged on the way, or another file; try again")
+            raise ValueError(
+                f"it does not have the SHA-256 {sha256}: damaged on the way, or another file; try again"
+            )
         if check:
             check(part)
     except ValueError as error:
@@ -122,7 +133,11 @@ def _download(url: Address, part: Path, note: Path, checked: bool) -> None:
             failures = 0 if _size(part) > most else failures + 1
             most = max(most, _size(part))
             if failures == ATTEMPTS:
-                kept = f"; {_size(part)} bytes are kept, and the same command goes on from there" if _size(part) else ""
+                kept = (
+                    f"; {_size(part)} bytes are kept, and the same command goes on from there"
+                    if _size(part)
+                    else ""
+                )
                 raise OSError(f"cannot get {url}: {error}{kept}") from None
             time.sleep(PAUSE * 2 ** max(failures - 1, 0))
 
@@ -134,18 +149,36 @@ def _continue(url: Address, part: Path, note: Path, checked: bool) -> None:
     if start and version is None and not checked:
         start = 0
     with _open(url, start, version) as answer:
-        if answer.size is not None and shutil.disk_usage(part.parent).free < answer.size - answer.start:
-            raise OSError(f"no room for {url} in {part.parent}: it takes {(answer.size - answer.start) / 1e9:.3f} GB more")
+        if (
+            answer.size is not None
+            and shutil.disk_usage(part.parent).free < answer.size - answer.start
+        ):
+            raise OSError(
+                f"no room for {url} in {part.parent}: it takes {(answer.size - answer.start) / 1e9:.3f} GB more"
+            )
         write_json(note, {"address": _digest(url.reveal()), "version": answer.version})
         label = one_line(part.stem)
-        with (open(part, "ab" if answer.start else "wb") as file,
-              tqdm(total=answer.size, initial=answer.start, unit="B", unit_scale=True, desc=label, disable=None) as bar):
+        with (
+            open(part, "ab" if answer.start else "wb") as file,
+            tqdm(
+                total=answer.size,
+                initial=answer.start,
+                unit="B",
+                unit_scale=True,
+                desc=label,
+                disable=None,
+            ) as bar,
+        ):
             for block in answer.blocks:
                 if file.tell() == 0 and is_web_page(block):
-                    raise WebPage(f"{url} answers with a web page in the file's place: open it in a browser to see why")
+                    raise WebPage(
+                        f"{url} answers with a web page in the file's place: open it in a browser to see why"
+                    )
                 bar.update(file.write(block))
     if answer.size is not None and _size(part) != answer.size:
-        raise (_Broken if _size(part) < answer.size else _Stale)(f"{_size(part)} of {answer.size} bytes came")
+        raise (_Broken if _size(part) < answer.size else _Stale)(
+            f"{_size(part)} of {answer.size} bytes came"
+        )
 
 
 def _size(part: Path) -> int:
@@ -158,7 +191,11 @@ def _noted_version(note: Path, url: Address) -> str | None:
     except (ValueError, OSError):
         return None
     version = found.get("version")
-    return version if found.get("address") == _digest(url.reveal()) and isinstance(version, str) else None
+    return (
+        version
+        if found.get("address") == _digest(url.reveal()) and isinstance(version, str)
+        else None
+    )
 
 
 def _digest(text: str) -> str:
@@ -180,9 +217,16 @@ def _open_http(url: Address, start: int, version: str | None) -> Iterator[_Answe
             yield _read_answer(url, start, answer)
     except requests.exceptions.SSLError as error:
         raise OSError(f"cannot get {url}: {_reason(error)}") from None
-    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+    except (
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,
+    ) as error:
         raise _Broken(_reason(error)) from None
-    except (requests.RequestException, ValueError) as error:  # ValueError: where a redirect leads is no address
+    except (
+        requests.RequestException,
+        ValueError,
+    ) as error:  # ValueError: where a redirect leads is no address
         raise OSError(f"cannot get {url}: {_reason(error)}") from None
 
 
@@ -200,13 +244,23 @@ def _read_answer(url: Address, start: int, answer) -> _Answer:
     if code in BUSY:
         raise _Broken(f"the server answers {code} {answer.reason}")
     if code >= 400:
-        kind = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}.get(code, OSError)
+        kind = {
+            401: PermissionError,
+            403: PermissionError,
+            404: FileNotFoundError,
+            410: FileNotFoundError,
+        }.get(code, OSError)
         raise kind(f"cannot get {url}: the server answers {code} {answer.reason}")
     if code == 206 and not (sent and sent.group(1) and int(sent.group(1)) == start):
         raise _Stale("the server sends another part than was asked for")
     if code != 206:
-        start, size = 0, int(head["Content-Length"]) if head.get("Content-Length", "").isdigit() else None
-    if head.get("Content-Encoding", "identity") != "identity":  # though not asked for: lengths and places are of other bytes
+        start, size = (
+            0,
+            int(head["Content-Length"]) if head.get("Content-Length", "").isdigit() else None,
+        )
+    if (
+        head.get("Content-Encoding", "identity") != "identity"
+    ):  # though not asked for: lengths and places are of other bytes
         size = version = None
     return _Answer(start, size, version, answer.iter_content(BLOCK))
 
@@ -221,27 +275,47 @@ def _open_s3(url: Address, start: int, version: str | None) -> Iterator[_Answer]
     if not (bucket and key):
         raise ValueError(f"{url}: expected s3://bucket/key")
     asked = {"Bucket": bucket, "Key": key}
-    asked |= ({"Range": f"bytes={start}-"} | ({"IfMatch": version} if version else {})) if start else {}
+    asked |= (
+        ({"Range": f"bytes={start}-"} | ({"IfMatch": version} if version else {})) if start else {}
+    )
     try:
-        once = Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries={"total_max_attempts": 1})
+        once = Config(
+            connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries={"total_max_attempts": 1}
+        )
         client = boto3.Session().client("s3", config=once)
         answer = client.get_object(**asked)
         with closing(answer["Body"]) as body:
             if start and not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
                 raise _Stale("the server sends another part than was asked for")
-            yield _Answer(start, start + answer["ContentLength"], answer.get("ETag"), body.iter_chunks(BLOCK))
-    except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError,
-            exceptions.ProfileNotFound) as error:
-        raise OSError(f"cannot get {url}: {short(error).rstrip('.')}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                      "AWS_PROFILE") from None
+            yield _Answer(
+                start, start + answer["ContentLength"], answer.get("ETag"), body.iter_chunks(BLOCK)
+            )
+    except (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.CredentialRetrievalError,
+        exceptions.ProfileNotFound,
+    ) as error:
+        raise OSError(
+            f"cannot get {url}: {short(error).rstrip('.')}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE"
+        ) from None
     except exceptions.ClientError as error:
-        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        code, status = (
+            error.response["Error"]["Code"],
+            error.response["ResponseMetadata"]["HTTPStatusCode"],
+        )
         if status in (412, 416):
             raise _Stale("the file there has become another") from None
         if status in BUSY:
             raise _Broken(f"S3 answers {code}") from None
-        raise {403: PermissionError, 404: FileNotFoundError}.get(status, OSError)(f"cannot get {url}: S3 answers {code}") from None
-    except (exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:  # connections refused, broken, timed out
+        raise {403: PermissionError, 404: FileNotFoundError}.get(status, OSError)(
+            f"cannot get {url}: S3 answers {code}"
+        ) from None
+    except (
+        exceptions.HTTPClientError,
+        exceptions.IncompleteReadError,
+    ) as error:  # connections refused, broken, timed out
         raise _Broken(_reason(error)) from None
     except (exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is none
         raise OSError(f"cannot get {url}: {short(error)}") from None
@@ -254,5 +328,7 @@ def _reason(error: Exception) -> str:
         return "the connection breaks off"
     if "timed out" in text or "imeout" in type(error).__name__:
         return f"no answer within {TIMEOUT} seconds"
-    found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(r"(certificate verify failed[^('\"]*)", text)
+    found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(
+        r"(certificate verify failed[^('\"]*)", text
+    )
     return scrub(found.group(1)).rstrip(": ") if found else type(error).__name__

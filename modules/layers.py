@@ -10,10 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_SIZE, MAX_LAYERS, MAX_PARAMETERS = 2**20, 2**10, 2**32  # what a config may ask for: beyond, it is a mistake or an attack
-FEW_KEYS = 200  # up to here two plain products train faster than SDPA on CPUs (benchmarks/attention.py)
+MAX_SIZE, MAX_LAYERS, MAX_PARAMETERS = (
+    2**20,
+    2**10,
+    2**32,
+)  # what a config may ask for: beyond, it is a mistake or an attack
+FEW_KEYS = (
+    200  # up to here two plain products train faster than SDPA on CPUs (benchmarks/attention.py)
+)
 QUICK = 1.702  # quick GELU's constant
-MASKED = -10000.0  # additive mask of BERT's family; finite, so that a row with nothing to attend to stays a number
+MASKED = (
+    -10000.0
+)  # additive mask of BERT's family; finite, so that a row with nothing to attend to stays a number
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -21,8 +29,15 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, dropout: float = 0.0,
-           kept: list[Tensor] | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    kept: list[Tensor] | None = None,
+) -> Tensor:
     """Scaled dot-product attention over split heads.
 
     q (B, H, S, d); k and v (B, H, K, d); mask is additive and broadcasts to (B, H, S, K). Returns (B, S, H·d), heads joined.
@@ -32,12 +47,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: 
     if kept is not None or (q.device.type == "cpu" and k.shape[2] <= FEW_KEYS):
         mixed = _attend_by_products(q, k, v, mask, causal, dropout, kept)
     else:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
+        )
     return mixed.transpose(1, 2).flatten(2)  # (B, S, D)
 
 
-def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float,
-                        kept: list[Tensor] | None) -> Tensor:
+def _attend_by_products(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    dropout: float,
+    kept: list[Tensor] | None,
+) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B, H, S, K)
     if causal:
         mask = scores.new_full(scores.shape[2:], -torch.inf).triu(1)
@@ -72,7 +96,9 @@ class LayerNorm(nn.LayerNorm):
     """LayerNorm computed in float32 whatever the input; the result comes back in the input's type."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(x.dtype)
+        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(
+            x.dtype
+        )
 
 
 class FusedAttention(Attention):
@@ -86,7 +112,9 @@ class FusedAttention(Attention):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)  # each (B, S, D)
+        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(
+            3, dim=-1
+        )  # each (B, S, D)
         heads = (split_heads(part, self.num_heads) for part in (q, k, v))
         return self.out_proj(attend(*heads, causal=causal, kept=self.kept))
 
@@ -127,9 +155,13 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int, num_layers: int, num_heads: int) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualAttentionBlock(width, num_heads) for _ in range(num_layers))
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(width, num_heads) for _ in range(num_layers)
+        )
 
-    def forward(self, x: Tensor, causal: bool = False, start: int = 0, stop: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, causal: bool = False, start: int = 0, stop: int | None = None
+    ) -> Tensor:
         for block in self.resblocks[start:stop]:
             x = block(x, causal)
         return x
@@ -168,7 +200,14 @@ class AddNorm(nn.Module):
 class PostNormAttention(Attention):
     """BERT's attention sublayer. Released files call its projections `self` in the cross encoder, `att` in the captioner."""
 
-    def __init__(self, width: int, num_heads: int, attention_dropout: float, dropout: float, projections: str = "att") -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        attention_dropout: float,
+        dropout: float,
+        projections: str = "att",
+    ) -> None:
         super().__init__()
         self.add_module(projections, QueryKeyValue(width, num_heads))
         self.output = AddNorm(width, width, dropout)
@@ -179,10 +218,14 @@ class PostNormAttention(Attention):
     def projections(self) -> QueryKeyValue:
         return self._modules[self._projections]
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
         """x (B, S, D) attends to keys and values (B, H, K, d) under an additive mask → (B, S, D)."""
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = attend(self.projections.queries(x), *keys_values, mask=mask, dropout=dropout, kept=self.kept)
+        mixed = attend(
+            self.projections.queries(x), *keys_values, mask=mask, dropout=dropout, kept=self.kept
+        )
         return self.output(mixed, x)
 
     def over(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

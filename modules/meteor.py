@@ -29,7 +29,9 @@ class WatchedMeteor(Meteor):
         self._said: deque[bytes] = deque(maxlen=100)
         self._listener: threading.Thread | None = None
 
-    def compute_score(self, gts: Mapping[str, Sequence[str]], res: Mapping[str, Sequence[str]]) -> tuple[float, list[float]]:
+    def compute_score(
+        self, gts: Mapping[str, Sequence[str]], res: Mapping[str, Sequence[str]]
+    ) -> tuple[float, list[float]]:
         """Of the corpus and of each caption, from tokens by id."""
         with self._process():
             score, scores = super().compute_score(gts, res)
@@ -37,15 +39,22 @@ class WatchedMeteor(Meteor):
                 raise ValueError(score)
             return score, scores
 
-    def statistics(self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]) -> list[list[float]]:
+    def statistics(
+        self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
+    ) -> list[list[float]]:
         """METEOR's own STATISTICS numbers of each tokenised caption."""
         with self._process():
-            return [[float(word) for word in self._stat(caption, references[key]).split()] for key, caption in captions.items()]
+            return [
+                [float(word) for word in self._stat(caption, references[key]).split()]
+                for key, caption in captions.items()
+            ]
 
     def score_of(self, statistics: Sequence[float]) -> float:
         """The score of a corpus whose captions' statistics add up to these."""
         with self._process():
-            self.meteor_p.stdin.write(f"EVAL {SEPARATOR} {' '.join(f'{value:.1f}' for value in statistics)}\n".encode())
+            self.meteor_p.stdin.write(
+                f"EVAL {SEPARATOR} {' '.join(f'{value:.1f}' for value in statistics)}\n".encode()
+            )
             self.meteor_p.stdin.flush()
             self.meteor_p.stdout.readline()  # of the segment, which is all there is
             return float(self.meteor_p.stdout.readline())
@@ -55,14 +64,19 @@ class WatchedMeteor(Meteor):
         process, self.meteor_p = self.meteor_p, None
         if process is not None:
             process.kill()
-            with suppress(OSError), process:  # waits for it and closes its pipes, of which one may hold words that it never read
+            with (
+                suppress(OSError),
+                process,
+            ):  # waits for it and closes its pipes, of which one may hold words that it never read
                 pass
 
     def __del__(self) -> None:
         self.close()
 
     def _stat(self, hypothesis_str: str, reference_list: Sequence[str]) -> str:
-        answer = super()._stat(hypothesis_str, [reference.replace(SEPARATOR, "") for reference in reference_list])
+        answer = super()._stat(
+            hypothesis_str, [reference.replace(SEPARATOR, "") for reference in reference_list]
+        )
         if len(answer.split()) != STATISTICS:
             raise ValueError(answer)
         return answer
@@ -89,13 +103,18 @@ class WatchedMeteor(Meteor):
 
     def _start(self) -> None:
         if self.meteor_p is not None and self.meteor_p.poll() is not None:
-            log.warning("METEOR's Java process has ended since it was last asked, and is started anew: %s", self._reason(None))
+            log.warning(
+                "METEOR's Java process has ended since it was last asked, and is started anew: %s",
+                self._reason(None),
+            )
             self.close()
         if self.meteor_p is None:
             super().__init__()  # with a lock of its own: a failure leaves the former one taken
             stderr, self.meteor_p.stderr = self.meteor_p.stderr, None
             self._said.clear()
-            self._listener = threading.Thread(target=_listen, args=(stderr, self._said), daemon=True)
+            self._listener = threading.Thread(
+                target=_listen, args=(stderr, self._said), daemon=True
+            )
             self._listener.start()
 
     def _reason(self, error: Exception | None) -> str:

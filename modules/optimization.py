@@ -13,10 +13,20 @@ if TYPE_CHECKING:
     from modules.clip4idc import CLIP4IDC
 
 TEXT_BLOCK = re.compile(r"clip\.(?:visual\.)?transformer\.resblocks\.(\d+)\.")
-NEW_IN_CLIP = ("clip.visual.ln_mid.", "clip.visual.joint_positional_embedding", "clip.visual.bef_embedding",
-               "clip.visual.aft_embedding")
-ALWAYS_TRAINED = NEW_IN_CLIP + ("clip.ln_final.", "clip.text_projection", "clip.logit_scale", "clip.visual.ln_post.",
-                                "clip.visual.proj", "clip.visual.conv2.")
+NEW_IN_CLIP = (
+    "clip.visual.ln_mid.",
+    "clip.visual.joint_positional_embedding",
+    "clip.visual.bef_embedding",
+    "clip.visual.aft_embedding",
+)
+ALWAYS_TRAINED = NEW_IN_CLIP + (
+    "clip.ln_final.",
+    "clip.text_projection",
+    "clip.logit_scale",
+    "clip.visual.ln_post.",
+    "clip.visual.proj",
+    "clip.visual.conv2.",
+)
 
 
 def warmup_cosine(x: float, warmup: float) -> float:
@@ -35,7 +45,10 @@ def warmup_constant(x: float, warmup: float) -> float:
 
 
 SCHEDULES: dict[str, Callable[[float, float], float]] = {
-    "cosine": warmup_cosine, "linear": warmup_linear, "constant": warmup_constant}
+    "cosine": warmup_cosine,
+    "linear": warmup_linear,
+    "constant": warmup_constant,
+}
 
 
 class BertAdam(torch.optim.Optimizer):
@@ -48,9 +61,20 @@ class BertAdam(torch.optim.Optimizer):
     Parameters without a gradient are left alone, decay included. Raises ValueError for settings out of range.
     """
 
-    def __init__(self, params: Iterable, lr: float, warmup: float = -1, t_total: int = -1, schedule: str = "linear",
-                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.01,
-                 max_grad_norm: float = 1.0, max_total_norm: float | None = None, bias_correction: bool = False) -> None:
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float,
+        warmup: float = -1,
+        t_total: int = -1,
+        schedule: str = "linear",
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_grad_norm: float = 1.0,
+        max_total_norm: float | None = None,
+        bias_correction: bool = False,
+    ) -> None:
         if lr < 0:
             raise ValueError(f"lr is {lr}, expected at least 0")
         if schedule not in SCHEDULES:
@@ -59,8 +83,19 @@ class BertAdam(torch.optim.Optimizer):
             raise ValueError(f"warmup is {warmup}, expected a share in [0, 1), or -1 for none")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}, expected two numbers in [0, 1)")
-        super().__init__(params, {"lr": lr, "warmup": warmup, "t_total": t_total, "schedule": schedule, "betas": tuple(betas),
-                                  "eps": eps, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm})
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "warmup": warmup,
+                "t_total": t_total,
+                "schedule": schedule,
+                "betas": tuple(betas),
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "max_grad_norm": max_grad_norm,
+            },
+        )
         self.max_total_norm, self.bias_correction = max_total_norm, bias_correction
         self.skipped = 0
 
@@ -69,9 +104,18 @@ class BertAdam(torch.optim.Optimizer):
         names = self.param_groups[0].keys()
         super().load_state_dict(state_dict)
         for group in self.param_groups:
-            numbers = (group.get("lr"), group.get("warmup"), group.get("t_total"), group.get("eps"), group.get("weight_decay"),
-                       group.get("max_grad_norm"), *group.get("betas", (None,)))
-            are_finite = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            numbers = (
+                group.get("lr"),
+                group.get("warmup"),
+                group.get("t_total"),
+                group.get("eps"),
+                group.get("weight_decay"),
+                group.get("max_grad_norm"),
+                *group.get("betas", (None,)),
+            )
+            are_finite = all(
+                type(number) in (int, float) and math.isfinite(number) for number in numbers
+            )
             if group.keys() != names or group["schedule"] not in SCHEDULES or not are_finite:
                 raise ValueError("the optimizer's settings in it make no sense")
             for parameter in group["params"]:
@@ -86,7 +130,11 @@ class BertAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         moving = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        limits = [group["max_grad_norm"] for group, params in zip(self.param_groups, moving, strict=True) for _ in params]
+        limits = [
+            group["max_grad_norm"]
+            for group, params in zip(self.param_groups, moving, strict=True)
+            for _ in params
+        ]
         if not self._clip([p.grad for params in moving for p in params], limits):
             self.skipped += 1
             return loss
@@ -118,18 +166,35 @@ class BertAdam(torch.optim.Optimizer):
     def _update(self, group: dict, params: list[Tensor], rate: float) -> None:
         states = [self.state[p] for p in params]
         # torch's fused AdamW is BertAdam once the bias correction is gone, and at step ∞ it is: 1 − β^∞ = 1.
-        steps = [torch.full((), float(s["step"]) if self.bias_correction else math.inf, device=p.device)
-                 for s, p in zip(states, params, strict=True)]
-        adamw(params, [p.grad for p in params], [s["moment"] for s in states], [s["square"] for s in states], [], steps,
-              fused=True, amsgrad=False, maximize=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=rate,
-              weight_decay=group["weight_decay"], eps=group["eps"])
+        steps = [
+            torch.full((), float(s["step"]) if self.bias_correction else math.inf, device=p.device)
+            for s, p in zip(states, params, strict=True)
+        ]
+        adamw(
+            params,
+            [p.grad for p in params],
+            [s["moment"] for s in states],
+            [s["square"] for s in states],
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=rate,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
         for state in states:
             state["step"] += 1
 
     def _state_of(self, parameter: Tensor) -> dict:
         state = self.state[parameter]
         if not state:
-            state.update(step=0, moment=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+            state.update(
+                step=0, moment=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
+            )
         return state
 
     @staticmethod
@@ -148,11 +213,20 @@ class BertAdam(torch.optim.Optimizer):
 def _fits(state: dict, parameter: Tensor) -> bool:
     """Whether a parameter's state is one that BertAdam makes."""
     moments = [state.get("moment"), state.get("square")]
-    are_tensors = all(isinstance(moment, Tensor) and moment.shape == parameter.shape for moment in moments)
-    return state.keys() == {"step", "moment", "square"} and are_tensors and type(state["step"]) is int and state["step"] >= 0
+    are_tensors = all(
+        isinstance(moment, Tensor) and moment.shape == parameter.shape for moment in moments
+    )
+    return (
+        state.keys() == {"step", "moment", "square"}
+        and are_tensors
+        and type(state["step"]) is int
+        and state["step"] >= 0
+    )
 
 
-def parameter_groups(model: "CLIP4IDC", lr: float, coef_lr: float, weight_decay: float) -> list[dict]:
+def parameter_groups(
+    model: "CLIP4IDC", lr: float, coef_lr: float, weight_decay: float
+) -> list[dict]:
     """The trainable parameters in up to four groups by rate and decay, as the model's stage wants them (SPEC §5, Groups).
 
     CLIP learns at lr·coef_lr and the rest at lr; in adaptation so do the parts of CLIP that pairs brought. Names that contain
@@ -162,11 +236,16 @@ def parameter_groups(model: "CLIP4IDC", lr: float, coef_lr: float, weight_decay:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        new = not name.startswith("clip.") or (model.task == "retrieval" and name.startswith(NEW_IN_CLIP))
+        new = not name.startswith("clip.") or (
+            model.task == "retrieval" and name.startswith(NEW_IN_CLIP)
+        )
         no_decay = "bias" in name or "LayerNorm.weight" in name
         key = (lr if new else lr * coef_lr, 0.0 if no_decay else weight_decay)
         groups.setdefault(key, []).append(parameter)
-    return [{"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()]
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
 
 
 def freeze(model: "CLIP4IDC", freeze_layer_num: int, train_token_embedding: bool = False) -> None:
@@ -176,14 +255,19 @@ def freeze(model: "CLIP4IDC", freeze_layer_num: int, train_token_embedding: bool
     """
     num_blocks = max(model.clip.sizes.vision_layers, model.clip.sizes.transformer_layers)
     if not -1 <= freeze_layer_num <= num_blocks:
-        raise ValueError(f"freeze_layer_num is {freeze_layer_num}, expected -1 (freeze nothing) to {num_blocks} (all blocks)")
+        raise ValueError(
+            f"freeze_layer_num is {freeze_layer_num}, expected -1 (freeze nothing) to {num_blocks} (all blocks)"
+        )
     if freeze_layer_num == -1:
         return
     for name, parameter in model.named_parameters():
         block = TEXT_BLOCK.match(name)
-        trained = (not name.startswith("clip.") or name.startswith(ALWAYS_TRAINED)
-                   or (block is not None and int(block.group(1)) >= freeze_layer_num)
-                   or (train_token_embedding and name == "clip.token_embedding.weight"))
+        trained = (
+            not name.startswith("clip.")
+            or name.startswith(ALWAYS_TRAINED)
+            or (block is not None and int(block.group(1)) >= freeze_layer_num)
+            or (train_token_embedding and name == "clip.token_embedding.weight")
+        )
         parameter.requires_grad_(trained)
 
 
@@ -194,7 +278,12 @@ def freeze_unused(model: "CLIP4IDC") -> None:
     """
     unused = ["clip.visual.conv1."] if model.clip.visual.linear_patch == "3d" else []
     if model.task == "caption":
-        unused += ["clip.transformer.", "clip.ln_final.", "clip.text_projection", "clip.logit_scale"]
+        unused += [
+            "clip.transformer.",
+            "clip.ln_final.",
+            "clip.text_projection",
+            "clip.logit_scale",
+        ]
     elif hasattr(model, "cross"):
         unused += ["clip.logit_scale"]
     for name, parameter in model.named_parameters():

@@ -48,7 +48,9 @@ class Decoding:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        problems = decoding_problems(self.beam_size, self.num_captions, self.temperature, self.top_p)
+        problems = decoding_problems(
+            self.beam_size, self.num_captions, self.temperature, self.top_p
+        )
         problems += [f"seed is {self.seed}, expected at least 0"] if self.seed < 0 else []
         if problems:
             raise ValueError("; ".join(problems))
@@ -84,15 +86,35 @@ class Explanation:
 class Predictor:
     """A captioning model that is ready to use. Build it with `load`."""
 
-    def __init__(self, model: CLIP4IDC, max_words: int = 20, runtime: Runtime | None = None, trained_on: str | None = None) -> None:
+    def __init__(
+        self,
+        model: CLIP4IDC,
+        max_words: int = 20,
+        runtime: Runtime | None = None,
+        trained_on: str | None = None,
+    ) -> None:
         self.runtime = runtime or Runtime()
-        self.model, self.max_words, self.trained_on = model.to(self.runtime.device).eval(), max_words, trained_on
+        self.model, self.max_words, self.trained_on = (
+            model.to(self.runtime.device).eval(),
+            max_words,
+            trained_on,
+        )
 
     @classmethod
-    def load(cls, checkpoint: str | Path | Address | None = None, device: str | torch.device | None = None, precision: str = "auto",
-             intra_layers: int = 9, linear_patch: str = "2d", decoder_config: str | Path | Mapping | None = None,
-             max_words: int = 20, clip_name: str | Address = "ViT-B/32", cache_dir: str | None = None,
-             image_resolution: int | None = None, quick_gelu: bool = False) -> "Predictor":
+    def load(
+        cls,
+        checkpoint: str | Path | Address | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        intra_layers: int = 9,
+        linear_patch: str = "2d",
+        decoder_config: str | Path | Mapping | None = None,
+        max_words: int = 20,
+        clip_name: str | Address = "ViT-B/32",
+        cache_dir: str | None = None,
+        image_resolution: int | None = None,
+        quick_gelu: bool = False,
+    ) -> "Predictor":
         """From a finetuned checkpoint: a file or a folder, as given or below ckpts/, an address, or owner/name on the Hugging Face
         hub; without one, the small model in ckpts/demo.
 
@@ -100,44 +122,89 @@ class Predictor:
         where there is one. Raises ValueError or OSError for what cannot be found, read or used.
         """
         device = torch.device(device) if device else choose_device()
-        weights, card, origin = load_weights(Address.of(checkpoint or DEMO), clip_name, cache_dir, image_resolution, quick_gelu)
+        weights, card, origin = load_weights(
+            Address.of(checkpoint or DEMO), clip_name, cache_dir, image_resolution, quick_gelu
+        )
         if checkpoint is None:
-            log.warning("no --init_model: the small one in %s is used, trained on %s", DEMO.parent.relative_to(ROOT),
-                        card["trained_on"])
+            log.warning(
+                "no --init_model: the small one in %s is used, trained on %s",
+                DEMO.parent.relative_to(ROOT),
+                card["trained_on"],
+            )
         if not any(key.startswith("decoder.") for key in weights):
-            raise ValueError(f"{origin} has no captioner (decoder.*): give the result of finetuning")
-        settings = with_card({"intra_num_hidden_layers": intra_layers, "linear_patch": linear_patch, "max_words": max_words,
-                              "decoder_config": decoder_config}, card, origin)
-        config = None if settings["decoder_config"] is None else load_decoder_config(settings["decoder_config"])
-        model = CLIP4IDC.from_weights(weights, "caption", settings["intra_num_hidden_layers"], settings["linear_patch"], config)
+            raise ValueError(
+                f"{origin} has no captioner (decoder.*): give the result of finetuning"
+            )
+        settings = with_card(
+            {
+                "intra_num_hidden_layers": intra_layers,
+                "linear_patch": linear_patch,
+                "max_words": max_words,
+                "decoder_config": decoder_config,
+            },
+            card,
+            origin,
+        )
+        config = (
+            None
+            if settings["decoder_config"] is None
+            else load_decoder_config(settings["decoder_config"])
+        )
+        model = CLIP4IDC.from_weights(
+            weights,
+            "caption",
+            settings["intra_num_hidden_layers"],
+            settings["linear_patch"],
+            config,
+        )
         if not 1 <= settings["max_words"] <= model.clip.sizes.context_length:
-            raise ValueError(f"{origin}: max_words is {settings['max_words']}, expected 1 to {model.clip.sizes.context_length}, "
-                             "its CLIP's context length")
-        return cls(model, settings["max_words"], Runtime(device=device, precision=choose_precision(precision, device)),
-                   card.get("trained_on"))
+            raise ValueError(
+                f"{origin}: max_words is {settings['max_words']}, expected 1 to {model.clip.sizes.context_length}, "
+                "its CLIP's context length"
+            )
+        return cls(
+            model,
+            settings["max_words"],
+            Runtime(device=device, precision=choose_precision(precision, device)),
+            card.get("trained_on"),
+        )
 
     def caption(self, before: Picture, after: Picture, decoding: Decoding = Decoding()) -> str:
         """The sentence for one pair: paths, PIL images, or uint8 arrays (H, W, 3) in RGB."""
         return self.captions([(before, after)], decoding)[0][0].text
 
-    def captions(self, pairs: Sequence[tuple[Picture, Picture]], decoding: Decoding = Decoding(),
-                 numbers: Sequence[int] | None = None) -> list[list[Caption]]:
+    def captions(
+        self,
+        pairs: Sequence[tuple[Picture, Picture]],
+        decoding: Decoding = Decoding(),
+        numbers: Sequence[int] | None = None,
+    ) -> list[list[Caption]]:
         """For each pair its captions, all pairs in one batch. `numbers` tell drawn captions of pairs apart (default: 0, 1, …)."""
         if not pairs:
             return []
         with self._computing():
             tokens = self._encode(pairs)
             ids = self._decode(tokens, decoding, numbers)
-            scores = torch.stack([self._scores(tokens, ids[:, n]) for n in range(ids.shape[1])], dim=1)
-        return [[Caption(decode(words), score) for words, score in zip(*both, strict=True)]
-                for both in zip(ids.tolist(), scores.tolist(), strict=True)]
+            scores = torch.stack(
+                [self._scores(tokens, ids[:, n]) for n in range(ids.shape[1])], dim=1
+            )
+        return [
+            [Caption(decode(words), score) for words, score in zip(*both, strict=True)]
+            for both in zip(ids.tolist(), scores.tolist(), strict=True)
+        ]
 
-    def explain(self, before: Picture, after: Picture, decoding: Decoding = Decoding()) -> Explanation:
+    def explain(
+        self, before: Picture, after: Picture, decoding: Decoding = Decoding()
+    ) -> Explanation:
         """The caption of one pair (the first, where several are drawn) and the attention behind it."""
         return self.explanations([(before, after)], decoding)[0][0]
 
-    def explanations(self, pairs: Sequence[tuple[Picture, Picture]], decoding: Decoding = Decoding(),
-                     numbers: Sequence[int] | None = None) -> list[list[Explanation]]:
+    def explanations(
+        self,
+        pairs: Sequence[tuple[Picture, Picture]],
+        decoding: Decoding = Decoding(),
+        numbers: Sequence[int] | None = None,
+    ) -> list[list[Explanation]]:
         """What `captions` gives, and the attention behind each caption, from the very passes that made and scored it.
 
         A layer's attention, averaged over heads, is carried through the layers below by rollout (Abnar and Zuidema 2020): each
@@ -157,21 +224,34 @@ class Predictor:
                 with kept_weights([*encoder, *decoder]) as seen:
                     scores = self._scores(tokens, caption_ids)
                 looks, below = [], None
-                for encoded, decoded in zip(seen[: len(encoder)], seen[len(encoder) :], strict=True):
+                for encoded, decoded in zip(
+                    seen[: len(encoder)], seen[len(encoder) :], strict=True
+                ):
                     below = _rollout([_heads_mean(encoded)], tokens, below)
                     looks.append(_heads_mean(decoded) @ below @ through)
-                parts = caption_ids, scores, classes, torch.stack(looks).mean(dim=0)  # the last: (B, L, S)
+                parts = (
+                    caption_ids,
+                    scores,
+                    classes,
+                    torch.stack(looks).mean(dim=0),
+                )  # the last: (B, L, S)
                 explained.append([_explanation(*of_pair) for of_pair in zip(*parts, strict=True)])
         return [list(captions) for captions in zip(*explained, strict=True)]
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with fast_products(self.runtime.device, self.runtime.precision), torch.no_grad(), self.runtime.autocast():
+        with (
+            fast_products(self.runtime.device, self.runtime.precision),
+            torch.no_grad(),
+            self.runtime.autocast(),
+        ):
             yield
 
     def _encode(self, pairs: Sequence[tuple[Picture, Picture]]) -> Tensor:
         side = self.model.clip.visual.image_resolution
-        images = torch.stack([torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs])
+        images = torch.stack(
+            [torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs]
+        )
         return self.model.encode_pairs(normalize(images.to(self.runtime.device))).tokens
 
     def _decode(self, tokens: Tensor, how: Decoding, numbers: Sequence[int] | None) -> Tensor:
@@ -179,17 +259,32 @@ class Predictor:
         if how.draws:
             numbers = range(len(tokens)) if numbers is None else numbers
             shape = how.num_captions, self.max_words
-            draws = np.stack([np.random.default_rng([how.seed, number]).random(shape, dtype=np.float32) for number in numbers])
-            return sample(self.model, tokens, torch.from_numpy(draws), how.temperature or 1.0, how.top_p or 1.0)
+            draws = np.stack(
+                [
+                    np.random.default_rng([how.seed, number]).random(shape, dtype=np.float32)
+                    for number in numbers
+                ]
+            )
+            return sample(
+                self.model,
+                tokens,
+                torch.from_numpy(draws),
+                how.temperature or 1.0,
+                how.top_p or 1.0,
+            )
         if how.beam_size > 1:
-            return beam_search(self.model, tokens, self.max_words, how.beam_size, how.length_penalty)[:, None]
+            return beam_search(
+                self.model, tokens, self.max_words, how.beam_size, how.length_penalty
+            )[:, None]
         return greedy_search(self.model, tokens, self.max_words)[:, None]
 
     def _scores(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """The mean log-probability (B,) of each caption's ids (B, L), all words in one pass."""
         start = ids.new_full((len(ids), 1), self.model.vocab_size - 2)
         mask = (ids != PAD).long()
-        logits = self.model.caption_logits(tokens, torch.cat([start, ids[:, :-1]], dim=1), mask).float()
+        logits = self.model.caption_logits(
+            tokens, torch.cat([start, ids[:, :-1]], dim=1), mask
+        ).float()
         log_probs = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
         return (log_probs * mask).sum(dim=1) / mask.sum(dim=1)
 
@@ -199,8 +294,12 @@ def _explanation(ids: Tensor, score: Tensor, classes: Tensor, looks: Tensor) -> 
     row = [token for token in ids.tolist() if token != PAD]
     words = split_words(row)
     of_words = torch.stack([looks[places].mean(dim=0) for _, places in words])
-    return Explanation(Caption(decode(row), score.item()), tuple(word for word, _ in words), _patch_maps(classes),
-                       _patch_maps(of_words))
+    return Explanation(
+        Caption(decode(row), score.item()),
+        tuple(word for word, _ in words),
+        _patch_maps(classes),
+        _patch_maps(of_words),
+    )
 
 
 def _heads_mean(calls: list[Tensor]) -> Tensor:

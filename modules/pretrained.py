@@ -16,7 +16,14 @@ from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import PAIR_KEYS, clip_part, holds_all_of_clip, released_names, resized_for
 from modules.fetching import WebPage, fetch, shelf_of
 from modules.files import cache_folder, file_sha256, read_json, short
-from modules.layouts import EXTRAS, huggingface_problems, layout_of, open_clip_problems, to_released, without_wrapping
+from modules.layouts import (
+    EXTRAS,
+    huggingface_problems,
+    layout_of,
+    open_clip_problems,
+    to_released,
+    without_wrapping,
+)
 from modules.urls import Address
 from modules.weight_files import read_weights
 
@@ -31,10 +38,19 @@ CLIP_SHA256 = {
     "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
 }
 # What a folder in the place of a file means: ours, a run's, open_clip's; Hugging Face's have the names of the first and fourth.
-IN_FOLDERS = ("model.safetensors", "pytorch_model.bin.best", "open_clip_model.safetensors", "pytorch_model.bin",
-              "open_clip_pytorch_model.bin")
+IN_FOLDERS = (
+    "model.safetensors",
+    "pytorch_model.bin.best",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
 HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
-BESIDE = (CARD, HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG)  # what may stand beside weights and says what they are
+BESIDE = (
+    CARD,
+    HUGGING_FACE_CONFIG,
+    OPEN_CLIP_CONFIG,
+)  # what may stand beside weights and says what they are
 
 
 class Loaded(NamedTuple):
@@ -45,8 +61,13 @@ class Loaded(NamedTuple):
     origin: str
 
 
-def load_weights(init_model: Address | str | None, clip_name: Address | str, cache_dir: str | None = None,
-                 image_resolution: int | None = None, quick_gelu: bool = False) -> Loaded:
+def load_weights(
+    init_model: Address | str | None,
+    clip_name: Address | str,
+    cache_dir: str | None = None,
+    image_resolution: int | None = None,
+    quick_gelu: bool = False,
+) -> Loaded:
     """init_model's tensors, and those of CLIP that it lacks. CLIP is not touched where init_model holds all of it.
 
     With image_resolution the position embeddings are resized for images of that side. `quick_gelu` vouches for files that do not
@@ -57,10 +78,18 @@ def load_weights(init_model: Address | str | None, clip_name: Address | str, cac
     if init_model:
         path = find_weights(init_model, cache_dir)
         log.info("weights from %s", path)
-        tensors, card, origin = released_names(read_released(path, quick_gelu)), read_card(path), str(path)
+        tensors, card, origin = (
+            released_names(read_released(path, quick_gelu)),
+            read_card(path),
+            str(path),
+        )
     if not holds_all_of_clip(tensors):
         tensors = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
-    return Loaded(tensors if image_resolution is None else resized_for(tensors, image_resolution), card, origin)
+    return Loaded(
+        tensors if image_resolution is None else resized_for(tensors, image_resolution),
+        card,
+        origin,
+    )
 
 
 def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
@@ -71,7 +100,9 @@ def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
     weights = without_wrapping(read_weights(path))
     layout = layout_of(weights)
     if layout == "other":
-        raise ValueError(f"{path} holds no weights of a CLIP or CLIP4IDC: its tensors are called {', '.join(list(weights)[:3])} …")
+        raise ValueError(
+            f"{path} holds no weights of a CLIP or CLIP4IDC: its tensors are called {', '.join(list(weights)[:3])} …"
+        )
     try:
         released = to_released(weights, layout)
     except ValueError as error:
@@ -87,12 +118,16 @@ def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
         sizes = ClipSizes.from_weights(clip_part(weights))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    name, problems_of = {"huggingface": (HUGGING_FACE_CONFIG, huggingface_problems),
-                         "plain": (OPEN_CLIP_CONFIG, open_clip_problems)}[layout]
+    name, problems_of = {
+        "huggingface": (HUGGING_FACE_CONFIG, huggingface_problems),
+        "plain": (OPEN_CLIP_CONFIG, open_clip_problems),
+    }[layout]
     config = path.parent / name
     if not config.is_file():
-        raise ValueError(f"{path} does not say which activation it was trained with, nor does a {name} beside it, and with the "
-                         "wrong one a CLIP sees badly: give --quick_gelu if it is OpenAI's or another of the quick GELU")
+        raise ValueError(
+            f"{path} does not say which activation it was trained with, nor does a {name} beside it, and with the "
+            "wrong one a CLIP sees badly: give --quick_gelu if it is OpenAI's or another of the quick GELU"
+        )
     problems = problems_of(read_json(config, dict), sizes)
     if problems:
         raise ValueError(f"{path} does not fit: {config}: {'; '.join(problems)}")
@@ -116,13 +151,17 @@ def find_weights(source: Address | str, cache_dir: str | None = None) -> Path:
     if _may_be_on_hub(name):
         return _in_folder(_from_hub(name, cache_dir))
     places = f"{source} as it is and in {ROOT / 'ckpts'}"
-    raise FileNotFoundError(f"no weights {source}: tried {places}, and OpenAI's names {', '.join(CLIP_SHA256)}")
+    raise FileNotFoundError(
+        f"no weights {source}: tried {places}, and OpenAI's names {', '.join(CLIP_SHA256)}"
+    )
 
 
 def _in_folder(folder: Path) -> Path:
     found = [folder / file for file in IN_FOLDERS if (folder / file).is_file()]
     if not found:
-        raise FileNotFoundError(f"{folder} is a folder without {' or '.join(IN_FOLDERS)}: name the file of weights")
+        raise FileNotFoundError(
+            f"{folder} is a folder without {' or '.join(IN_FOLDERS)}: name the file of weights"
+        )
     return found[0]
 
 
@@ -143,7 +182,9 @@ def _openais(name: str, cache_dir: str | None) -> Path:
     for path in (ROOT / "modules" / file, ROOT / "ckpts" / file):
         if path.is_file():
             if file_sha256(path) != sha256:
-                log.warning("%s is not the %s that OpenAI published: its SHA-256 is another", path, name)
+                log.warning(
+                    "%s is not the %s that OpenAI published: its SHA-256 is another", path, name
+                )
             return path
     return fetch_openais(name, cache_folder(cache_dir), ROOT / "modules")
 
@@ -158,8 +199,9 @@ def fetch_openais(name: str, folder: Path, place: Path) -> Path:
     try:
         return fetch(url, folder / file, sha256)
     except OSError as error:
-        raise OSError(f"{name} is not here and cannot be downloaded ({short(error)}): put {url} (SHA-256 {sha256}) into {place}"
-                      ) from None
+        raise OSError(
+            f"{name} is not here and cannot be downloaded ({short(error)}): put {url} (SHA-256 {sha256}) into {place}"
+        ) from None
 
 
 def _openais_file(name: str) -> str:
@@ -176,8 +218,14 @@ def _from_address(url: Address, cache_dir: str | None) -> Path:
         if url != folder.joined(name):  # signed addresses have no neighbours
             return
         for beside in (f"{name}.json", *BESIDE):
-            with suppress(FileNotFoundError, PermissionError, WebPage):  # which all mean that there is none
-                fetch(folder.joined(beside), shelf / beside, check=lambda part: read_json(part, dict) and None)
+            with suppress(
+                FileNotFoundError, PermissionError, WebPage
+            ):  # which all mean that there is none
+                fetch(
+                    folder.joined(beside),
+                    shelf / beside,
+                    check=lambda part: read_json(part, dict) and None,
+                )
 
     if target.is_file():
         log.info("%s was brought before; remove it to bring it anew", target)
@@ -186,8 +234,11 @@ def _from_address(url: Address, cache_dir: str | None) -> Path:
 
 def _may_be_on_hub(name: str) -> bool:
     """Whether it is written like owner/name[@revision], and its first part is no folder here."""
-    return (re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None and ".bin" not in name
-            and not any((place / name).parent.is_dir() for place in (Path(), ROOT / "ckpts")))
+    return (
+        re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
+        and ".bin" not in name
+        and not any((place / name).parent.is_dir() for place in (Path(), ROOT / "ckpts"))
+    )
 
 
 def _from_hub(name: str, cache_dir: str | None) -> Path:
@@ -196,22 +247,34 @@ def _from_hub(name: str, cache_dir: str | None) -> Path:
 
     repository, _, revision = name.partition("@")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its attempts
-    where = {"repo_id": repository, "revision": revision or None, "cache_dir": cache_dir and cache_folder(cache_dir) / "hub"}
+    where = {
+        "repo_id": repository,
+        "revision": revision or None,
+        "cache_dir": cache_dir and cache_folder(cache_dir) / "hub",
+    }
     try:
         there = HfApi().list_repo_files(repository, revision=revision or None)
-        wanted = [file for file in IN_FOLDERS if file in there][:1] + [file for file in BESIDE if file in there]
+        wanted = [file for file in IN_FOLDERS if file in there][:1] + [
+            file for file in BESIDE if file in there
+        ]
         return Path(snapshot_download(**where, allow_patterns=wanted))
-    except Exception as error:  # its HTTP library, and with that the errors, is another from version to version
+    except (
+        Exception
+    ) as error:  # its HTTP library, and with that the errors, is another from version to version
         with suppress(Exception):
             return Path(snapshot_download(**where, local_files_only=True))
-        raise OSError(f"{name} is neither a path here or in {ROOT / 'ckpts'} nor to be had from the Hugging Face hub: "
-                      f"{short(error)}") from None
+        raise OSError(
+            f"{name} is neither a path here or in {ROOT / 'ckpts'} nor to be had from the Hugging Face hub: "
+            f"{short(error)}"
+        ) from None
 
 
 def random_clip(path: str | Path) -> dict[str, Tensor]:
     """Random weights, initialised as OpenAI's, of the sizes in a JSON file; OpenAI's names."""
     state = CLIP(read_sizes(path), intra_layers=0, linear_patch="2d").state_dict()
-    return {key: value for key, value in state.items() if key.removeprefix("visual.") not in PAIR_KEYS}
+    return {
+        key: value for key, value in state.items() if key.removeprefix("visual.") not in PAIR_KEYS
+    }
 
 
 def read_sizes(path: str | Path) -> ClipSizes:
@@ -220,7 +283,9 @@ def read_sizes(path: str | Path) -> ClipSizes:
     try:
         return ClipSizes(**values)
     except TypeError as error:
-        raise ValueError(f"{path}: {short(error).removeprefix('ClipSizes.__init__() ')}; expected exactly the sizes "
-                         f"{', '.join(ClipSizes.__dataclass_fields__)}") from None
+        raise ValueError(
+            f"{path}: {short(error).removeprefix('ClipSizes.__init__() ')}; expected exactly the sizes "
+            f"{', '.join(ClipSizes.__dataclass_fields__)}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -56,28 +56,56 @@ class Page:
     facts: Mapping[str, Any]
     defaults: Mapping[str, Any]
 
-    def write(self, path: Path, template: str, digits: int, curves: Sequence[str], **more: Any) -> None:
+    def write(
+        self, path: Path, template: str, digits: int, curves: Sequence[str], **more: Any
+    ) -> None:
         """Fill a template: scores with `digits` decimals, `curves` by their columns of the history, `more` of the stage's own."""
-        rows = [{"label": label, "scores": row, "baseline": False} for label, row in self.scores.items()]
+        rows = [
+            {"label": label, "scores": row, "baseline": False} for label, row in self.scores.items()
+        ]
         rows += [{"label": label, "scores": row, "baseline": True} for label, row in self.baselines]
-        environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True
+        )
         environment.filters["score"] = format_score
         text = environment.get_template(template).render(
-            title=self.title, digits=digits, counts=self.counts, metrics=list(next(iter(self.scores.values()))), rows=rows,
-            curves=_curves(self.history, curves), facts=self.facts, defaults=self.defaults, **more)
+            title=self.title,
+            digits=digits,
+            counts=self.counts,
+            metrics=list(next(iter(self.scores.values()))),
+            rows=rows,
+            curves=_curves(self.history, curves),
+            facts=self.facts,
+            defaults=self.defaults,
+            **more,
+        )
         with written_at_once(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def write_caption_report(path: Path, page: Page, groups: Mapping[str, Sequence[Shown]], predictor: Predictor,
-                         decoding: Decoding) -> None:
+def write_caption_report(
+    path: Path,
+    page: Page,
+    groups: Mapping[str, Sequence[Shown]],
+    predictor: Predictor,
+    decoding: Decoding,
+) -> None:
     """Stage 2's page: of each group the pairs that did best and worst, with what the model looked at."""
-    sections = [{"title": f"{name}: the {kind}", "pairs": [_pair(pair, predictor, decoding) for pair in chosen]}
-                for name, pairs in groups.items() for kind, chosen in best_and_worst(pairs) if chosen]
+    sections = [
+        {
+            "title": f"{name}: the {kind}",
+            "pairs": [_pair(pair, predictor, decoding) for pair in chosen],
+        }
+        for name, pairs in groups.items()
+        for kind, chosen in best_and_worst(pairs)
+        if chosen
+    ]
     page.write(path, "captioning.html", 4, ("loss", "CIDEr"), sections=sections)
 
 
-def write_retrieval_report(path: Path, page: Page, scenes: Sequence[Scene], similarity: Tensor) -> None:
+def write_retrieval_report(
+    path: Path, page: Page, scenes: Sequence[Scene], similarity: Tensor
+) -> None:
     """Stage 1's page, from the similarity (N_text, N_pair) of the scenes' sentences, scene by scene: queries both ways, spread
     evenly from the best found to the worst, with the NEAREST that were found."""
     ranks = retrieval_ranks(similarity, [len(scene.captions) for scene in scenes])
@@ -86,18 +114,40 @@ def write_retrieval_report(path: Path, page: Page, scenes: Sequence[Scene], simi
     for query in _spread(ranks["text_to_pair"]):
         number, caption = texts[query]
         near = similarity[query].topk(min(NEAREST, len(scenes)))
-        found = [{**_images(scenes[n]), "similarity": value, "right": n == number}
-                 for value, n in zip(*(column.tolist() for column in near), strict=True)]
-        sentences.append({"sentence": caption, "id": scenes[number].id, "rank": f"{ranks['text_to_pair'][query]:g}",
-                          "found": found})
+        found = [
+            {**_images(scenes[n]), "similarity": value, "right": n == number}
+            for value, n in zip(*(column.tolist() for column in near), strict=True)
+        ]
+        sentences.append(
+            {
+                "sentence": caption,
+                "id": scenes[number].id,
+                "rank": f"{ranks['text_to_pair'][query]:g}",
+                "found": found,
+            }
+        )
     for query in _spread(ranks["pair_to_text"]):
         near = similarity[:, query].topk(min(NEAREST, len(texts)))
-        found = [{"text": texts[n][1], "similarity": value, "right": texts[n][0] == query}
-                 for value, n in zip(*(column.tolist() for column in near), strict=True)]
-        pairs.append({**_images(scenes[query]), "sentence": scenes[query].captions[0],
-                      "rank": f"{ranks['pair_to_text'][query]:g}", "found": found})
-    page.write(path, "retrieval.html", 1, ("loss", "text_to_pair_R1", "pair_to_text_R1"),
-               sentences=sentences, pairs=pairs)
+        found = [
+            {"text": texts[n][1], "similarity": value, "right": texts[n][0] == query}
+            for value, n in zip(*(column.tolist() for column in near), strict=True)
+        ]
+        pairs.append(
+            {
+                **_images(scenes[query]),
+                "sentence": scenes[query].captions[0],
+                "rank": f"{ranks['pair_to_text'][query]:g}",
+                "found": found,
+            }
+        )
+    page.write(
+        path,
+        "retrieval.html",
+        1,
+        ("loss", "text_to_pair_R1", "pair_to_text_R1"),
+        sentences=sentences,
+        pairs=pairs,
+    )
 
 
 def _spread(ranks: Tensor) -> list[int]:
@@ -107,12 +157,21 @@ def _spread(ranks: Tensor) -> list[int]:
 
 
 def _images(pair: Scene | Shown) -> dict[str, str]:
-    return {"id": pair.id, "before": jpeg_uri(fitted(pair.before)), "after": jpeg_uri(fitted(pair.after))}
+    return {
+        "id": pair.id,
+        "before": jpeg_uri(fitted(pair.before)),
+        "after": jpeg_uri(fitted(pair.after)),
+    }
 
 
 def _pair(pair: Shown, predictor: Predictor, decoding: Decoding) -> dict[str, Any]:
-    cells = explanation_cells(pair.before, pair.after, predictor.explain(pair.before, pair.after, decoding))[1:]
-    attention = [{"label": label, "before": jpeg_uri(images[0]), "after": jpeg_uri(images[1])} for label, images in cells]
+    cells = explanation_cells(
+        pair.before, pair.after, predictor.explain(pair.before, pair.after, decoding)
+    )[1:]
+    attention = [
+        {"label": label, "before": jpeg_uri(images[0]), "after": jpeg_uri(images[1])}
+        for label, images in cells
+    ]
     return {**vars(pair), **_images(pair), "attention": attention}
 
 
@@ -128,8 +187,18 @@ def _curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
             continue
         values, epochs = known[name].to_numpy(), known["epoch"].to_numpy()
         reach = (values.max() - values.min()) or 1.0
-        points = " ".join(f"{WIDTH * n / (len(table) - 1):.1f},{HEIGHT * (1 - (value - values.min()) / reach):.1f}"
-                          for n, value in zip(known.index, values, strict=True))
-        curves.append({"name": name, "points": points, "low": values.min(), "high": values.max(),
-                       "first": (epochs[0], values[0]), "last": (epochs[-1], values[-1])})
+        points = " ".join(
+            f"{WIDTH * n / (len(table) - 1):.1f},{HEIGHT * (1 - (value - values.min()) / reach):.1f}"
+            for n, value in zip(known.index, values, strict=True)
+        )
+        curves.append(
+            {
+                "name": name,
+                "points": points,
+                "low": values.min(),
+                "high": values.max(),
+                "first": (epochs[0], values[0]),
+                "last": (epochs[-1], values[-1]),
+            }
+        )
     return curves

@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-HANG = timedelta(minutes=10)  # so long a process waits for the others' part of common work, then ends the job
+HANG = timedelta(
+    minutes=10
+)  # so long a process waits for the others' part of common work, then ends the job
 PATIENCE = timedelta(hours=6)  # and so long for what the main process does alone, such as scoring
 LOCK_PATIENCE = 60  # seconds in which an earlier attempt of a job of several processes must have let go of its folder
 Value = TypeVar("Value")
@@ -47,7 +49,9 @@ class Runtime:
     world_size: int = 1
     device: torch.device = torch.device("cpu")
     precision: str = "fp32"
-    patient: dist.ProcessGroup | None = None  # the group, on the CPU, that waits for the main process
+    patient: dist.ProcessGroup | None = (
+        None  # the group, on the CPU, that waits for the main process
+    )
 
     @property
     def is_main(self) -> bool:
@@ -56,7 +60,9 @@ class Runtime:
 
     def autocast(self) -> torch.autocast:
         """The one way into lower precision; weights stay float32."""
-        return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
+        return torch.autocast(
+            self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32"
+        )
 
     def peak_memory(self) -> str:
         """The most memory that this process has held: of its GPU, or of the machine where the system tells."""
@@ -74,7 +80,14 @@ class Runtime:
 
     def progress(self, iterable: Any, what: str, unit: str = "batch") -> tqdm:
         """A progress bar on the main process' terminal; silent where stderr is none."""
-        return tqdm(iterable, desc=what, unit=unit, leave=False, dynamic_ncols=True, disable=None if self.is_main else True)
+        return tqdm(
+            iterable,
+            desc=what,
+            unit=unit,
+            leave=False,
+            dynamic_ncols=True,
+            disable=None if self.is_main else True,
+        )
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every process' value, in rank order, on every process."""
@@ -127,13 +140,17 @@ class Runtime:
 def open_runtime(options: Options) -> Iterator[Runtime]:
     """Join the launcher's process group, if any, choose device and precision, start logging, seed everything."""
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with _logging(is_main=rank == 0, level=logging.WARNING if options.run.do_predict else logging.INFO):
+    with _logging(
+        is_main=rank == 0, level=logging.WARNING if options.run.do_predict else logging.INFO
+    ):
         device = choose_device(options.run.local_rank)
         precision = choose_precision("fp16" if options.run.fp16 else options.run.precision, device)
         patient = None
         if world_size > 1:
             backend, store = "nccl" if device.type == "cuda" else "gloo", _store_of_attempt()
-            members = {"store": store, "rank": rank, "world_size": world_size} if store else {}  # else from the environment
+            members = (
+                {"store": store, "rank": rank, "world_size": world_size} if store else {}
+            )  # else from the environment
             dist.init_process_group(backend, timeout=HANG, **members)
             patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         runtime = Runtime(rank, world_size, device, precision, patient)
@@ -157,12 +174,19 @@ def _store_of_attempt() -> dist.Store | None:
     share it: ValueError.
     """
     around = os.environ
-    if around.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or around.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+    if (
+        around.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        or around.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0"
+    ):
         return None
     if around.get("GROUP_WORLD_SIZE", "1") != "1":
-        raise ValueError("several torchrun agents with --max-restarts need --rdzv_backend=c10d and, in the environment of each, "
-                         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: restarted processes would wait for those before them")
-    store = dist.TCPStore(around["MASTER_ADDR"], int(around["MASTER_PORT"]), is_master=False, timeout=HANG)
+        raise ValueError(
+            "several torchrun agents with --max-restarts need --rdzv_backend=c10d and, in the environment of each, "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: restarted processes would wait for those before them"
+        )
+    store = dist.TCPStore(
+        around["MASTER_ADDR"], int(around["MASTER_PORT"]), is_master=False, timeout=HANG
+    )
     return dist.PrefixStore(f"attempt_{around['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
@@ -171,7 +195,9 @@ def _deterministic(wanted: bool) -> Iterator[None]:
     """Inside, torch takes none of the ways that add up in another order each time, and refuses what has no other."""
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS reads it when it is first used
     torch.use_deterministic_algorithms(wanted or before)
     try:
         yield
@@ -189,7 +215,12 @@ def fast_products(device: torch.device, precision: str) -> Iterator[None]:
     """
     before = torch.get_float32_matmul_precision()
     setting = "high" if device.type == "cuda" and precision != "fp32" else "highest"
-    if device.type == "cpu" and torch.backends.mkl.is_available() and "AuthenticAMD" in _processor() and _is_exact_at("medium"):
+    if (
+        device.type == "cpu"
+        and torch.backends.mkl.is_available()
+        and "AuthenticAMD" in _processor()
+        and _is_exact_at("medium")
+    ):
         setting = "medium"
     torch.set_float32_matmul_precision(setting)
     try:
@@ -233,8 +264,10 @@ def choose_device(local_rank: int | None = None) -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank or 0))
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
-            raise ValueError(f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are visible; start no "
-                             "more processes than GPUs")
+            raise ValueError(
+                f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are visible; start no "
+                "more processes than GPUs"
+            )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -264,7 +297,9 @@ def _logging(is_main: bool, level: int) -> Iterator[None]:
         terminal = _TerminalHandler()
         terminal.setFormatter(SafeFormatter("%(message)s"))
         # Keeps the lines until the run has a folder: nothing is written before the inputs have been checked.
-        early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+        early = logging.handlers.MemoryHandler(
+            capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False
+        )
         handlers = [terminal, early]
     for handler in handlers:
         root.addHandler(handler)
@@ -297,7 +332,9 @@ def open_output_dir(options: Options, runtime: Runtime) -> Iterator[Path]:
         try:
             lock.acquire(timeout=LOCK_PATIENCE if runtime.world_size > 1 else 0)
         except Timeout:
-            raise ValueError(f"another run works in {folder}: wait for its end, or give another --output_dir") from None
+            raise ValueError(
+                f"another run works in {folder}: wait for its end, or give another --output_dir"
+            ) from None
 
     runtime.from_main(take)
     try:
@@ -321,10 +358,24 @@ def _log_into(folder: Path) -> None:
 
 
 def _log_start(options: Options, runtime: Runtime) -> None:
-    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or "CPU"
-    log.info("%s · %d process(es) on %s (%s), %s · torch %s, Python %s", options.stage, runtime.world_size, runtime.device.type,
-             name, runtime.precision, torch.__version__, platform.python_version())
+    name = (
+        torch.cuda.get_device_name(runtime.device)
+        if runtime.device.type == "cuda"
+        else platform.processor() or "CPU"
+    )
+    log.info(
+        "%s · %d process(es) on %s (%s), %s · torch %s, Python %s",
+        options.stage,
+        runtime.world_size,
+        runtime.device.type,
+        name,
+        runtime.precision,
+        torch.__version__,
+        platform.python_version(),
+    )
     for option, value in options.items():
         log.info("  --%s = %s", option, value)
     if options.ignored:
-        log.warning("accepted but without effect, as in the published code: %s", ", ".join(options.ignored))
+        log.warning(
+            "accepted but without effect, as in the published code: %s", ", ".join(options.ignored)
+        )

@@ -15,11 +15,16 @@ from modules.generation import sample
 from modules.losses import IGNORED, contrastive_loss
 from modules.tokenizer import decode
 
-OPTIMIZER = {"retrieval": {"schedule": "cosine", "betas": (0.9, 0.98), "eps": 1e-6},
-             "caption": {"schedule": "linear", "betas": (0.9, 0.999), "eps": 1e-6}}
+OPTIMIZER = {
+    "retrieval": {"schedule": "cosine", "betas": (0.9, 0.98), "eps": 1e-6},
+    "caption": {"schedule": "linear", "betas": (0.9, 0.999), "eps": 1e-6},
+}
 WEIGHT_DECAY = {"retrieval": 0.2, "caption": 0.01}
 SAMPLES = {"retrieval": AdaptationSamples, "caption": FinetuningSamples}
-PATIENCE = {"retrieval": None, "caption": 11}  # epochs in a row without a better score, after which training stops
+PATIENCE = {
+    "retrieval": None,
+    "caption": 11,
+}  # epochs in a row without a better score, after which training stops
 DRAWN = 5  # captions of each pair that self-critical training compares
 
 
@@ -59,7 +64,9 @@ class AdaptationStep(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pair = self.model.encode_pairs(normalize(batch["images"]))
         text = self.model.encode_text(batch["text_ids"])
-        tokens = gather_rows(pair.tokens) if hasattr(self.model, "cross") else pair.tokens  # the cosine alone does without
+        tokens = (
+            gather_rows(pair.tokens) if hasattr(self.model, "cross") else pair.tokens
+        )  # the cosine alone does without
         everyone = Features(tokens, gather_rows(pair.pooled))
         return contrastive_loss(gather_rows(self.model.compare(text, everyone)))
 
@@ -76,15 +83,23 @@ class FinetuningStep(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pairs = self.model.encode_against_first(normalize(batch["images"]))
-        ids, mask, target = (batch[f"caption_{name}"].transpose(0, 1)  # (1|2, B, L): all change captions, then all distractors'
-                             for name in ("input_ids", "mask", "target_ids"))
-        counts = (target != IGNORED).sum(dim=(1, 2)).float()  # tokens of each kind, of all processes
+        ids, mask, target = (
+            batch[f"caption_{name}"].transpose(
+                0, 1
+            )  # (1|2, B, L): all change captions, then all distractors'
+            for name in ("input_ids", "mask", "target_ids")
+        )
+        counts = (
+            (target != IGNORED).sum(dim=(1, 2)).float()
+        )  # tokens of each kind, of all processes
         scale = 1
         if dist.is_initialized():
             dist.all_reduce(counts)
             scale = dist.get_world_size()  # undone by DistributedDataParallel's mean
         weights = (scale / counts.clamp(min=1))[:, None, None].expand_as(target)
-        return self.model.caption_loss(pairs.tokens, *(part.flatten(0, 1) for part in (ids, mask, target, weights)))
+        return self.model.caption_loss(
+            pairs.tokens, *(part.flatten(0, 1) for part in (ids, mask, target, weights))
+        )
 
 
 class SelfCriticalStep(nn.Module):
@@ -95,7 +110,9 @@ class SelfCriticalStep(nn.Module):
     pair (Rennie et al. 2017; the mean of the others as in Luo 2020). `names`: the caption ids of each scene, one for each pair.
     """
 
-    def __init__(self, model: CLIP4IDC, reward: CiderReward, names: Sequence[Sequence[str]], max_words: int) -> None:
+    def __init__(
+        self, model: CLIP4IDC, reward: CiderReward, names: Sequence[Sequence[str]], max_words: int
+    ) -> None:
         super().__init__()
         self.model, self.reward, self.names, self.max_words = model, reward, names, max_words
 
@@ -103,7 +120,12 @@ class SelfCriticalStep(nn.Module):
         tokens = self.model.encode_against_first(normalize(batch["images"])).tokens
         target = self._draw(tokens.detach())  # (pairs, DRAWN, L)
         scenes = batch["scene"].tolist()
-        keys = [self.names[scene][kind] for kind in range(len(tokens) // len(scenes)) for scene in scenes for _ in range(DRAWN)]
+        keys = [
+            self.names[scene][kind]
+            for kind in range(len(tokens) // len(scenes))
+            for scene in scenes
+            for _ in range(DRAWN)
+        ]
         rows = target.flatten(0, 1)
         sot, eot = self.model.vocab_size - 2, self.model.vocab_size - 1
         sentences = [simple_tokens(decode(row), ended=eot in row) for row in rows.tolist()]
@@ -120,6 +142,8 @@ class SelfCriticalStep(nn.Module):
         """Captions (pairs, DRAWN, L) as the model writes them without dropout."""
         training = self.model.training
         self.model.eval()
-        drawn = sample(self.model, tokens, torch.rand(len(tokens), DRAWN, self.max_words, device=tokens.device))
+        drawn = sample(
+            self.model, tokens, torch.rand(len(tokens), DRAWN, self.max_words, device=tokens.device)
+        )
         self.model.train(training)
         return drawn

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
-TRY_AGAIN = 75  # the exit code, sysexits.h's EX_TEMPFAIL: the same command with --resume auto goes on
+TRY_AGAIN = (
+    75  # the exit code, sysexits.h's EX_TEMPFAIL: the same command with --resume auto goes on
+)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -29,7 +31,9 @@ class StopSignals:
         self._before: dict[int, signal.Handlers] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+        if (
+            threading.current_thread() is threading.main_thread()
+        ):  # Python allows handlers nowhere else
             self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
@@ -56,7 +60,11 @@ class StopSignals:
             os.kill(os.getpid(), number)
             return
         self.requested = True
-        log.warning("%s: %sstopping; a second one stops at once", name, "finishing the step, saving, " if self._finishing else "")
+        log.warning(
+            "%s: %sstopping; a second one stops at once",
+            name,
+            "finishing the step, saving, " if self._finishing else "",
+        )
         if not self._finishing:
             raise StopRequested
 

@@ -20,5 +20,8 @@ def format_table(rows: Sequence[tuple[str, Mapping[str, float]]], digits: int = 
     width = max(len(label) for label, _ in rows)
     lines = [" " * width + "".join(f"{name:>10}" for name in names)]
     for label, scores in rows:
-        lines.append(f"{label:<{width}}" + "".join(f"{format_score(scores[name], digits):>10}" for name in names))
+        lines.append(
+            f"{label:<{width}}"
+            + "".join(f"{format_score(scores[name], digits):>10}" for name in names)
+        )
     return Lines("\n".join(lines))

@@ -26,6 +26,8 @@ class Board:
 
     def epoch(self, values: Mapping[str, float], samples: Image.Image, step: int) -> None:
         """An epoch's values, missing ones (NaN) left out, and picture, onto the disk at once."""
-        self.scalars("epoch", {name: value for name, value in values.items() if not math.isnan(value)}, step)
+        self.scalars(
+            "epoch", {name: value for name, value in values.items() if not math.isnan(value)}, step
+        )
         self.writer.add_image("samples", np.asarray(samples), step, dataformats="HWC")
         self.writer.flush()

@@ -19,9 +19,14 @@ from modules.unpickler import DTYPES, CountedReader, RestrictedUnpickler, Script
 from modules.urls import is_web_page
 
 MOST_PICKLED = 16 << 20  # bytes of the pickle that says how the tensors lie
-MOST_INFLATED = 64 << 20  # bytes by which an archive's entries may exceed the file: TorchScript's sources are compressed
+MOST_INFLATED = (
+    64 << 20
+)  # bytes by which an archive's entries may exceed the file: TorchScript's sources are compressed
 MOST_ENTRIES = 100_000  # of an archive
-MOST_ATTRIBUTES, LONGEST_NAME = 100_000, 1000  # of a TorchScript archive's modules; letters of a tensor's name
+MOST_ATTRIBUTES, LONGEST_NAME = (
+    100_000,
+    1000,
+)  # of a TorchScript archive's modules; letters of a tensor's name
 LONGEST_SHOWN = 100  # letters of a tensor's name in a message
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what torch.save's older format begins with
 REFUSED = (pickle.UnpicklingError, ValueError)  # whose words are for the user
@@ -39,19 +44,30 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not head:
         raise ValueError(f"{path} is empty")
     if is_web_page(head):
-        raise ValueError(f"{path} is a web page, no weights: the download was refused; get the file again")
+        raise ValueError(
+            f"{path} is a web page, no weights: the download was refused; get the file again"
+        )
     weights = _read_safetensors(path) if _is_safetensors(path, head) else read_saved(path)
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     if isinstance(weights, dict) and {"model", "optimizer"} <= weights.keys():
-        raise ValueError(f"{path} is a training state, for --resume_model: weights are called pytorch_model.bin.<epoch>")
-    if not (isinstance(weights, dict) and weights and all(
-            isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items())):
+        raise ValueError(
+            f"{path} is a training state, for --resume_model: weights are called pytorch_model.bin.<epoch>"
+        )
+    if not (
+        isinstance(weights, dict)
+        and weights
+        and all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+        )
+    ):
         raise ValueError(f"{path} holds no state dict of tensors")
     for key, value in weights.items():
         if value.dtype not in DTYPES.values():
             kind = str(value.dtype).removeprefix("torch.")
-            raise ValueError(f"{path}: {key[:LONGEST_SHOWN]} is of the type {kind}, which is not read here")
+            raise ValueError(
+                f"{path}: {key[:LONGEST_SHOWN]} is of the type {kind}, which is not read here"
+            )
     return weights
 
 
@@ -82,8 +98,15 @@ def read_saved(path: Path) -> Any:
     try:
         value = (_read_archive if is_archive else _read_older)(path)
         return _tensors_below(value) if isinstance(value, ScriptedModule) else value
-    except (OSError, *UNREADABLE) as error:  # OSError: an archive's directory can name places before the file's beginning
-        reason = short(error) if isinstance(error, REFUSED) else f"it is damaged ({type(error).__name__}: {short(error)})"
+    except (
+        OSError,
+        *UNREADABLE,
+    ) as error:  # OSError: an archive's directory can name places before the file's beginning
+        reason = (
+            short(error)
+            if isinstance(error, REFUSED)
+            else f"it is damaged ({type(error).__name__}: {short(error)})"
+        )
         raise ValueError(f"cannot read weights from {path}: {reason}") from None
 
 
@@ -111,10 +134,16 @@ def _read_archive(path: Path) -> Any:
             raise ValueError(f"its entries would inflate from {size} to {inflated} bytes")
         pickled = next((entry for entry in entries if entry.filename.endswith("/data.pkl")), None)
         if pickled is None or pickled.file_size > MOST_PICKLED:
-            raise ValueError("it has no data.pkl" if pickled is None else f"its data.pkl has {pickled.file_size} bytes")
+            raise ValueError(
+                "it has no data.pkl"
+                if pickled is None
+                else f"its data.pkl has {pickled.file_size} bytes"
+            )
         folder = pickled.filename.removesuffix("data.pkl")
         order = next((entry for entry in entries if entry.filename == f"{folder}byteorder"), None)
-        if order is not None and (order.file_size > len(b"little") or archive.read(order) != b"little"):
+        if order is not None and (
+            order.file_size > len(b"little") or archive.read(order) != b"little"
+        ):
             raise ValueError("its byte order is not little-endian: save it anew on a usual machine")
 
         def open_storage(dtype: torch.dtype, key: str, _: int) -> Storage:
@@ -146,7 +175,9 @@ def _read_older(path: Path) -> Any:
         for key in keys:
             storage = unpickler.storages.pop(key)
             (count,) = struct.unpack("<q", file.read(8))
-            if count != len(storage.values) or file.readinto(storage.content) != len(storage.content):
+            if count != len(storage.values) or file.readinto(storage.content) != len(
+                storage.content
+            ):
                 raise ValueError("a storage is cut short")
     if unpickler.storages:
         raise ValueError("it lacks the bytes of some storages")

@@ -64,7 +64,15 @@ def look_at(paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
             broken.append(str(error))
     if missing or broken:
         return missing, broken, []
-    return [], [], [path for path, image in zip(paths[1:], images[1:], strict=True) if np.array_equal(image, images[0])]
+    return (
+        [],
+        [],
+        [
+            path
+            for path, image in zip(paths[1:], images[1:], strict=True)
+            if np.array_equal(image, images[0])
+        ],
+    )
 
 
 def check_split(scenes: Sequence, max_words: int, workers: int, split: str) -> Findings:
@@ -74,8 +82,14 @@ def check_split(scenes: Sequence, max_words: int, workers: int, split: str) -> F
     captions = [c for scene in scenes for c in scene.captions + scene.distractor_captions]
     lengths = [len(clip_tokenizer().encode(caption)) + 1 for caption in captions]
     counts = Counter(" ".join(caption.lower().split()) for caption in captions)
-    found = Findings(len(scenes), len(captions), empty=sum(not c.strip() for c in captions), longest=max(lengths),
-                     repeated=len(captions) - len(counts), cut=sum(length > max_words for length in lengths))
+    found = Findings(
+        len(scenes),
+        len(captions),
+        empty=sum(not c.strip() for c in captions),
+        longest=max(lengths),
+        repeated=len(captions) - len(counts),
+        cut=sum(length > max_words for length in lengths),
+    )
     with ProcessPoolExecutor(workers) as pool:
         paths = [scene.image_paths for scene in scenes]
         looks = pool.map(look_at, paths, chunksize=16)
@@ -90,17 +104,26 @@ def describe(split: str, found: Findings, max_words: int) -> str:
     """The findings as lines of text."""
     if found.unreadable:
         return f"{split}: WRONG: {one_line(found.unreadable)}"
-    lines = [f"{split}: {found.pairs} pairs, {found.captions} captions, the longest {found.longest} tokens"]
+    lines = [
+        f"{split}: {found.pairs} pairs, {found.captions} captions, the longest {found.longest} tokens"
+    ]
     if found.cut:
-        lines.append(f"  {found.cut} captions are longer than --max_words {max_words} and will be cut")
+        lines.append(
+            f"  {found.cut} captions are longer than --max_words {max_words} and will be cut"
+        )
     said = ((found.empty, "empty"), (found.repeated, "repeats of others"))
     lines += [f"  {count} captions are {what}" for count, what in said if count]
-    for names, what in ((found.missing, "WRONG: {} images are missing"), (found.broken, "WRONG: {} images are broken"),
-                        (found.shared, "WRONG: {} pairs stand in another split too"),
-                        (found.identical, "{} images equal their pair's first, pixel by pixel, at 224 × 224")):
+    for names, what in (
+        (found.missing, "WRONG: {} images are missing"),
+        (found.broken, "WRONG: {} images are broken"),
+        (found.shared, "WRONG: {} pairs stand in another split too"),
+        (found.identical, "{} images equal their pair's first, pixel by pixel, at 224 × 224"),
+    ):
         if names:
             lines.append("  " + what.format(len(names)))
-            lines += [f"    {one_line(name)}" for name in names[:SHOWN]] + (["    …"] if len(names) > SHOWN else [])
+            lines += [f"    {one_line(name)}" for name in names[:SHOWN]] + (
+                ["    …"] if len(names) > SHOWN else []
+            )
     return "\n".join(lines)
 
 
@@ -110,7 +133,9 @@ def draw_contact_sheet(path: Path, scenes: Sequence, seed: int) -> None:
     from modules.visualization import draw_pairs
 
     chosen = random.Random(seed).sample(range(len(scenes)), min(SHEET_PAIRS, len(scenes)))
-    sheet = draw_pairs([(scenes[n].before, scenes[n].after, [scenes[n].id, scenes[n].captions[0]]) for n in chosen])
+    sheet = draw_pairs(
+        [(scenes[n].before, scenes[n].after, [scenes[n].id, scenes[n].captions[0]]) for n in chosen]
+    )
     with written_at_once(path) as temporary:
         sheet.save(temporary, "PNG")
 
@@ -121,10 +146,14 @@ def check(args: argparse.Namespace) -> bool:
     from dataloaders.own_pairs import splits_of
 
     wrong, seen = False, set()
-    splits = args.splits or (splits_of(args.data_path) if args.datatype == "pairs" else list(SPLITS))
+    splits = args.splits or (
+        splits_of(args.data_path) if args.datatype == "pairs" else list(SPLITS)
+    )
     for split in splits:
         try:
-            scenes = load_scenes(args.datatype, args.data_path, args.features_path, split, need_images=False)
+            scenes = load_scenes(
+                args.datatype, args.data_path, args.features_path, split, need_images=False
+            )
             found = check_split(scenes, args.max_words, args.workers, split)
             found.shared = [scene.id for scene in scenes if (scene.before, scene.after) in seen]
             seen.update((scene.before, scene.after) for scene in scenes)
@@ -145,14 +174,30 @@ def check(args: argparse.Namespace) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--datatype", choices=("spot", "clevr", "pairs"), required=True)
     parser.add_argument("--data_path", type=Path, required=True, help="as in training")
     parser.add_argument("--features_path", type=Path, help="Spot-the-Diff's images")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, help="default: all; of a table of pairs, those that it names")
-    parser.add_argument("--max_words", type=int, default=32, help="captions' limit, as training will be told (default: 32)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read images (default: 2)")
-    parser.add_argument("--contact_sheet", type=Path, help="PNG to draw pairs of the first split into")
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        help="default: all; of a table of pairs, those that it names",
+    )
+    parser.add_argument(
+        "--max_words",
+        type=int,
+        default=32,
+        help="captions' limit, as training will be told (default: 32)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that read images (default: 2)"
+    )
+    parser.add_argument(
+        "--contact_sheet", type=Path, help="PNG to draw pairs of the first split into"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the contact sheet's draw")
     args = parser.parse_args(argv)
     if args.datatype == "spot" and not args.features_path:

@@ -47,14 +47,20 @@ def convert(source: Address, target: Path, quick_gelu: bool) -> None:
             torch.save(weights, temporary)
     else:
         with written_at_once(target / "model.safetensors" if is_folder else target) as temporary:
-            save_file({key: value.clone().contiguous() for key, value in tensors.items()}, temporary, {"format": "pt"})
+            save_file(
+                {key: value.clone().contiguous() for key, value in tensors.items()},
+                temporary,
+                {"format": "pt"},
+            )
     if is_folder:
         write_json(target / HUGGING_FACE_CONFIG, huggingface_config(sizes))
     if card:
         write_card(own_card, card)
     show(f"{one_line(target)}: {len(weights)} tensors of {one_line(path)}")
     if not card:
-        print("no card was beside it: what shapes cannot say (--intra_num_hidden_layers, --linear_patch) is still to be given")
+        print(
+            "no card was beside it: what shapes cannot say (--intra_num_hidden_layers, --linear_patch) is still to be given"
+        )
 
 
 def inspect(source: Address) -> list[str]:
@@ -69,38 +75,70 @@ def inspect(source: Address) -> list[str]:
 
     path = find_weights(source)
     raw = without_wrapping(read_weights(path))
-    layout = {"released": "CLIP4IDC's", "huggingface": "Hugging Face's", "other": "unknown",
-              "plain": "OpenAI's" if all(name in raw for name in EXTRAS) else "OpenAI's or open_clip's"}[layout_of(raw)]
+    layout = {
+        "released": "CLIP4IDC's",
+        "huggingface": "Hugging Face's",
+        "other": "unknown",
+        "plain": "OpenAI's" if all(name in raw for name in EXTRAS) else "OpenAI's or open_clip's",
+    }[layout_of(raw)]
     types = Counter(str(value.dtype).removeprefix("torch.") for value in raw.values())
     counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
-    lines = [f"file       {path}, {path.stat().st_size / 1e6:.1f} MB, {format_of(path)}", f"names      {layout}",
-             f"tensors    {len(raw)}, {sum(value.numel() for value in raw.values()) / 1e6:.1f} M numbers, {counts}"]
+    lines = [
+        f"file       {path}, {path.stat().st_size / 1e6:.1f} MB, {format_of(path)}",
+        f"names      {layout}",
+        f"tensors    {len(raw)}, {sum(value.numel() for value in raw.values()) / 1e6:.1f} M numbers, {counts}",
+    ]
     weights = read_released(path, quick_gelu=True)
     try:
         read_released(path)
-        lines.append("activation quick GELU" + (", as CLIP4IDC's is" if layout == "CLIP4IDC's" else ""))
+        lines.append(
+            "activation quick GELU" + (", as CLIP4IDC's is" if layout == "CLIP4IDC's" else "")
+        )
     except ValueError as error:
         lines.append(f"activation not what is built here, or not told: {error}")
-    has = {part: any(key.startswith(part) for key in weights) for part in ("clip.visual.bef", "decoder.", "cross.")}
-    stage = ("captioner (the result of finetuning)" if has["decoder."] else
-             "adapted CLIP (the result of adaptation)" if has["clip.visual.bef"] else "CLIP, not adapted")
+    has = {
+        part: any(key.startswith(part) for key in weights)
+        for part in ("clip.visual.bef", "decoder.", "cross.")
+    }
+    stage = (
+        "captioner (the result of finetuning)"
+        if has["decoder."]
+        else "adapted CLIP (the result of adaptation)"
+        if has["clip.visual.bef"]
+        else "CLIP, not adapted"
+    )
     lines.append(f"stage      {stage}{', with a cross encoder' if has['cross.'] else ''}")
     patch = "3d" if "clip.visual.conv2.weight" in weights else "2d"
     lines.append(f"patches    {patch}" + ("" if has["clip.visual.bef"] else ", as every CLIP's"))
     card = read_card(path)
     said = ", ".join(f"{name} {value}" for name, value in card.items() if name != "decoder_config")
-    lines.append(f"card       {find_card(path)}: {said}" if card else
-                 "card       none: blocks before joining and a captioner's heads are not known")
+    lines.append(
+        f"card       {find_card(path)}: {said}"
+        if card
+        else "card       none: blocks before joining and a captioner's heads are not known"
+    )
     try:
         sizes = ClipSizes.from_weights(clip_part(weights))
     except ValueError as error:
         return [*lines, f"fits       no: {error}"]
-    lines.append("sizes      " + ", ".join(f"{name} {value}" for name, value in vars(sizes).items()))
+    lines.append(
+        "sizes      " + ", ".join(f"{name} {value}" for name, value in vars(sizes).items())
+    )
     try:
-        layers = len({key.split(".")[3] for key in weights if key.startswith("decoder.decoder.layer.")})
-        config = load_decoder_config(card.get("decoder_config", "decoder-base")).with_layers(layers or None)
-        CLIP4IDC.from_weights(weights, "caption" if has["decoder."] else "retrieval", card.get("intra_num_hidden_layers", 0), patch,
-                              config, "tight" if has["cross."] and not has["decoder."] else "loose")
+        layers = len(
+            {key.split(".")[3] for key in weights if key.startswith("decoder.decoder.layer.")}
+        )
+        config = load_decoder_config(card.get("decoder_config", "decoder-base")).with_layers(
+            layers or None
+        )
+        CLIP4IDC.from_weights(
+            weights,
+            "caption" if has["decoder."] else "retrieval",
+            card.get("intra_num_hidden_layers", 0),
+            patch,
+            config,
+            "tight" if has["cross."] and not has["decoder."] else "loose",
+        )
     except Misfit as error:
         return [*lines, "fits       no:", *(f"           {problem}" for problem in error.problems)]
     except ValueError as error:
@@ -110,17 +148,32 @@ def inspect(source: Address) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="?", type=Address, metavar="IN",
-                        help="a file, a folder, an address, a name of OpenAI's or of the hub")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source",
+        nargs="?",
+        type=Address,
+        metavar="IN",
+        help="a file, a folder, an address, a name of OpenAI's or of the hub",
+    )
     parser.add_argument("target", nargs="?", type=Path, metavar="OUT", help="what to write")
-    parser.add_argument("--inspect", type=Address, metavar="FILE", help="say what this is, write nothing")
-    parser.add_argument("--quick_gelu", action="store_true", help="vouch for CLIP weights that do not say their activation")
+    parser.add_argument(
+        "--inspect", type=Address, metavar="FILE", help="say what this is, write nothing"
+    )
+    parser.add_argument(
+        "--quick_gelu",
+        action="store_true",
+        help="vouch for CLIP weights that do not say their activation",
+    )
     args = parser.parse_args(argv)
     if args.inspect and args.source or not (args.inspect or args.target and args.target.name):
         parser.error("give either IN and OUT, or --inspect FILE")
     if args.inspect:
-        return run_and_report(parser.prog, lambda: show("\n".join(map(one_line, inspect(args.inspect)))))
+        return run_and_report(
+            parser.prog, lambda: show("\n".join(map(one_line, inspect(args.inspect))))
+        )
     return run_and_report(parser.prog, lambda: convert(args.source, args.target, args.quick_gelu))
 
 

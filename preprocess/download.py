@@ -45,7 +45,9 @@ class DriveItem:
 
 
 SPOT_IMAGES = DriveItem("Spot-the-Diff's images", "1OVb4_3Uec_xbyUk90aWC6LFpKsIOtR7v")
-SPOT_LISTS = DriveItem("Spot-the-Diff's merged lists", "1g8QD6Y3La8cIamE7jeSSlXTw8G3r5Q8o", folder=True)
+SPOT_LISTS = DriveItem(
+    "Spot-the-Diff's merged lists", "1g8QD6Y3La8cIamE7jeSSlXTw8G3r5Q8o", folder=True
+)
 CLEVR = DriveItem("CLEVR-Change", "1HJ3gWjaUJykEckyb2M0MB4HnrJSihjVe")
 ADAPTED = DriveItem("the adapted CLIPs", "1qOYVpZy57clJPF6AThsnO0Tfy4zq-gg1", folder=True)
 CAPTIONERS = DriveItem("the captioners", "18UfIvwKt0EE14EbogJycMmANpUJtsZbE", folder=True)
@@ -62,14 +64,25 @@ def from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
     last_way = f"open {item.address} in a browser and {by_hand}"
     bring = gdown.download_folder if item.folder else gdown.download
     try:
-        bring(id=item.id, output=str(target), resume=True, use_cookies=False, timeout=TIMEOUT, retries=RETRIES,
-              quiet=not sys.stderr.isatty())
+        bring(
+            id=item.id,
+            output=str(target),
+            resume=True,
+            use_cookies=False,
+            timeout=TIMEOUT,
+            retries=RETRIES,
+            quiet=not sys.stderr.isatty(),
+        )
     except requests.ConnectionError:
-        raise OSError(f"Google Drive cannot be reached for {item.name}: try again with a network, or {last_way}") from None
+        raise OSError(
+            f"Google Drive cannot be reached for {item.name}: try again with a network, or {last_way}"
+        ) from None
     except (DownloadError, requests.RequestException) as error:
         reason = short(error)
-        raise OSError(f"Google Drive does not give {item.name} ({reason}). It hands a file out only so often a day: try again "
-                      f"tomorrow, or {last_way}") from None
+        raise OSError(
+            f"Google Drive does not give {item.name} ({reason}). It hands a file out only so often a day: try again "
+            f"tomorrow, or {last_way}"
+        ) from None
 
 
 def get_spot(folder: Path, archive: Path | None) -> None:
@@ -81,7 +94,12 @@ def get_spot(folder: Path, archive: Path | None) -> None:
     for split in SPLITS:
         fetch(f"{ANNOTATIONS}/{split}.json", folder / f"{split}.json")
         raw = folder / f"{split}.json"
-        _expect(len(read_annotations(raw)), RAW_ENTRIES[split], f"entries of {raw}", "remove it to bring it anew")
+        _expect(
+            len(read_annotations(raw)),
+            RAW_ENTRIES[split],
+            f"entries of {raw}",
+            "remove it to bring it anew",
+        )
     lists = [folder / f"reformat_{split}.json" for split in SPLITS]
     if not all(path.is_file() for path in lists):
         try:
@@ -92,39 +110,80 @@ def get_spot(folder: Path, archive: Path | None) -> None:
             reformat(folder, list(SPLITS), folder)
     entries = {split: read_annotations(path) for split, path in zip(SPLITS, lists, strict=True)}
     for split, found in entries.items():
-        _expect(len(found), PAIRS[split], f"pairs of {folder / f'reformat_{split}.json'}", "remove it to bring it anew")
+        _expect(
+            len(found),
+            PAIRS[split],
+            f"pairs of {folder / f'reformat_{split}.json'}",
+            "remove it to bring it anew",
+        )
     images = folder / "images_test"
-    wanted = [f"{image_id}{ending}.png" for found in entries.values() for image_id, _ in found for ending in ("", "_2")]
+    wanted = [
+        f"{image_id}{ending}.png"
+        for found in entries.values()
+        for image_id, _ in found
+        for ending in ("", "_2")
+    ]
     if _missing(images, wanted):
-        _unpack_from(SPOT_IMAGES, folder, archive, lambda names: any(name.endswith("_2.png") for name in names), images)
+        _unpack_from(
+            SPOT_IMAGES,
+            folder,
+            archive,
+            lambda names: any(name.endswith("_2.png") for name in names),
+            images,
+        )
     _expect(len(wanted) - len(_missing(images, wanted)), len(wanted), f"images of {images}")
     show(f"Spot-the-Diff in {folder}: {sum(PAIRS.values())} pairs, all images there")
 
 
 def get_clevr(folder: Path, archive: Path | None) -> None:
     """The dataset's archive, unpacked."""
-    from dataloaders.clevr_change import CAPTION_FILES, FOLDERS, read_captions, read_split, read_types
+    from dataloaders.clevr_change import (
+        CAPTION_FILES,
+        FOLDERS,
+        read_captions,
+        read_split,
+        read_types,
+    )
 
     splits = folder / "splits.json"
     files = (*CAPTION_FILES, splits.name, "type_mapping.json")
 
     def lacking() -> list[str]:
-        names = [name for split in SPLITS for name in read_split(folder, split)] if splits.is_file() else []
+        names = (
+            [name for split in SPLITS for name in read_split(folder, split)]
+            if splits.is_file()
+            else []
+        )
         absent = [str(folder / file) for file in files if not (folder / file).is_file()]
-        return absent + [missing for place, prefix in FOLDERS.items()
-                        for missing in _missing(folder / place, [prefix + name for name in names])]
+        return absent + [
+            missing
+            for place, prefix in FOLDERS.items()
+            for missing in _missing(folder / place, [prefix + name for name in names])
+        ]
 
     if lacking():
         needed = {*FOLDERS, *(file for file in files if not (folder / file).is_file())}
         _unpack_from(CLEVR, folder, archive, needed.issubset, folder)
     for split in SPLITS:
-        _expect(len(read_split(folder, split)), SCENES[split], f"scenes of the {split} split in {splits}")
+        _expect(
+            len(read_split(folder, split)),
+            SCENES[split],
+            f"scenes of the {split} split in {splits}",
+        )
     total = sum(SCENES.values())
     for file in CAPTION_FILES:
         _expect(len(read_captions(folder / file)), total, f"scenes in {folder / file}")
-    _expect(sum(map(len, read_types(folder).values())), total, f"scenes in {folder / 'type_mapping.json'}")
+    _expect(
+        sum(map(len, read_types(folder).values())),
+        total,
+        f"scenes in {folder / 'type_mapping.json'}",
+    )
     absent = lacking()
-    _expect(3 * total - len(absent), 3 * total, f"images below {folder}" + (f" (no {absent[0]})" if absent else ""))
+    _expect(
+        3 * total - len(absent),
+        3 * total,
+        f"images below {folder}" + (f" (no {absent[0]})" if absent else ""),
+    )
     show(f"CLEVR-Change in {folder}: {total} scenes, all images there")
 
 
@@ -151,7 +210,13 @@ def get_weights(item: DriveItem, folder: Path) -> None:
         show(f"{path}: {kind} of {len(clip_part(weights))} CLIP tensors{whole}")
 
 
-def _unpack_from(item: DriveItem, folder: Path, archive: Path | None, fits: Callable[[list[str]], bool], target: Path) -> None:
+def _unpack_from(
+    item: DriveItem,
+    folder: Path,
+    archive: Path | None,
+    fits: Callable[[list[str]], bool],
+    target: Path,
+) -> None:
     """An archive's uppermost folder whose entries fit, moved to `target`; the archive is brought first, and goes at the end."""
     from preprocess.unpacking import DamagedArchive, move_into, unpacked
 
@@ -164,12 +229,18 @@ def _unpack_from(item: DriveItem, folder: Path, archive: Path | None, fits: Call
     try:
         with open(brought, "rb") as file:
             if file.read(64).lstrip()[:1] == b"<":
-                raise DamagedArchive(f"{brought} is a web page, not {item.name}: open {item.address} in a browser, and give "
-                                     "--archive with the file that it saves")
+                raise DamagedArchive(
+                    f"{brought} is a web page, not {item.name}: open {item.address} in a browser, and give "
+                    "--archive with the file that it saves"
+                )
         with unpacked(brought, folder) as root:
-            found = next((place for place, folders, files in os.walk(root) if fits([*folders, *files])), None)
+            found = next(
+                (place for place, folders, files in os.walk(root) if fits([*folders, *files])), None
+            )
             if found is None:
-                raise ValueError(f"{brought} is not laid out as {item.name}: it holds {', '.join(sorted(os.listdir(root))[:5])}")
+                raise ValueError(
+                    f"{brought} is not laid out as {item.name}: it holds {', '.join(sorted(os.listdir(root))[:5])}"
+                )
             move_into(Path(found), target)
     except DamagedArchive:
         if archive is None:
@@ -191,24 +262,49 @@ def _expect(found: int, expected: int, what: str, way_out: str = "") -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=("spot", "clevr", "clip", "pretrained", "trained"))
-    parser.add_argument("--to", type=Path, metavar="DIR", help="folder to put it into (defaults: see above)")
-    parser.add_argument("--archive", type=Path, metavar="FILE", help="images of spot, or clevr: an archive got by hand")
-    parser.add_argument("--name", default="ViT-B/32", help="clip: which of OpenAI's (default: ViT-B/32)")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", nargs="+", choices=("spot", "clevr", "clip", "pretrained", "trained")
+    )
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR", help="folder to put it into (defaults: see above)"
+    )
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        metavar="FILE",
+        help="images of spot, or clevr: an archive got by hand",
+    )
+    parser.add_argument(
+        "--name", default="ViT-B/32", help="clip: which of OpenAI's (default: ViT-B/32)"
+    )
     args = parser.parse_args(argv)
     if args.to and len(set(args.what)) > 1:
         parser.error("--to is one folder: give one thing to download")
     if args.archive and args.what not in (["spot"], ["clevr"]):
         parser.error("--archive belongs to spot or clevr alone")
-    places = {"spot": "images", "clevr": "data", "clip": "modules", "pretrained": "ckpts/pretrained", "trained": "ckpts/trained"}
-    jobs = {"spot": lambda to: get_spot(to, args.archive), "clevr": lambda to: get_clevr(to, args.archive),
-            "clip": lambda to: get_clip(to, args.name), "pretrained": lambda to: get_weights(ADAPTED, to),
-            "trained": lambda to: get_weights(CAPTIONERS, to)}
+    places = {
+        "spot": "images",
+        "clevr": "data",
+        "clip": "modules",
+        "pretrained": "ckpts/pretrained",
+        "trained": "ckpts/trained",
+    }
+    jobs = {
+        "spot": lambda to: get_spot(to, args.archive),
+        "clevr": lambda to: get_clevr(to, args.archive),
+        "clip": lambda to: get_clip(to, args.name),
+        "pretrained": lambda to: get_weights(ADAPTED, to),
+        "trained": lambda to: get_weights(CAPTIONERS, to),
+    }
     refused = None
     for what in dict.fromkeys(args.what):
         try:
-            run_and_report(parser.prog, lambda what=what: jobs[what](args.to or ROOT / places[what]))
+            run_and_report(
+                parser.prog, lambda what=what: jobs[what](args.to or ROOT / places[what])
+            )
         except SystemExit as stop:
             if stop.code != 2:
                 raise

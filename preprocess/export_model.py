@@ -25,7 +25,9 @@ LONGEST_ORIGIN = 5000  # letters of what a model was trained on
 TOLD = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")  # the scores that a README shows
 
 
-def export(checkpoint: Address, folder: Path, trained_on: str, name: str, metrics: Path | None) -> None:
+def export(
+    checkpoint: Address, folder: Path, trained_on: str, name: str, metrics: Path | None
+) -> None:
     """Write the folder's three files; tied tensors are kept once. The weights need a card beside them, as runs have it.
 
     Scores are those of `metrics`, else of the run's own `metrics.json`, which is its best weights'.
@@ -43,11 +45,23 @@ def export(checkpoint: Address, folder: Path, trained_on: str, name: str, metric
     path = find_weights(checkpoint)
     card = read_card(path)
     if not {"intra_num_hidden_layers", "linear_patch"} <= card.keys():
-        raise ValueError(f"no {CARD} beside {path} that says how it was trained: export from the folder of a run")
+        raise ValueError(
+            f"no {CARD} beside {path} that says how it was trained: export from the folder of a run"
+        )
     tensors = load_weights(str(path), "ViT-B/32").tensors
     stage = "caption" if any(key.startswith("decoder.") for key in tensors) else "retrieval"
-    model = CLIP4IDC.from_weights(tensors, stage, card["intra_num_hidden_layers"], card["linear_patch"], card.get("decoder_config"))
-    weights = {key: value.half().contiguous() for key, value in model.state_dict().items() if key not in TIED_KEYS}
+    model = CLIP4IDC.from_weights(
+        tensors,
+        stage,
+        card["intra_num_hidden_layers"],
+        card["linear_patch"],
+        card.get("decoder_config"),
+    )
+    weights = {
+        key: value.half().contiguous()
+        for key, value in model.state_dict().items()
+        if key not in TIED_KEYS
+    }
     too_large = [key for key, value in weights.items() if not value.isfinite().all()]
     if too_large:
         raise ValueError(f"{path}: {too_large[0]} has values that float16 does not hold")
@@ -62,33 +76,71 @@ def export(checkpoint: Address, folder: Path, trained_on: str, name: str, metric
     write_card(folder / CARD, {**card, "trained_on": trained_on})
     with written_at_once(folder / "README.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
-    show(f"{one_line(folder)}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
+    show(
+        f"{one_line(folder)}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB"
+    )
 
 
-def readme(name: str, stage: str, trained_on: str, parameters: int, scores: Mapping[str, Any]) -> str:
+def readme(
+    name: str, stage: str, trained_on: str, parameters: int, scores: Mapping[str, Any]
+) -> str:
     """The model's page, in the hub's form: what it is, how to use it, what it reached."""
     if stage == "caption":
         what, language = "says in a sentence what changed between two pictures of a scene", "python"
         loaded = f"Predictor.load({json.dumps(name)})"
         use = f'from modules.predictor import Predictor\n\nprint({loaded}.caption("before.png", "after.png"))'
     else:
-        what, language = "is a CLIP adapted to pairs of pictures and sentences on what changed; finetuning starts from it", "bash"
+        what, language = (
+            "is a CLIP adapted to pairs of pictures and sentences on what changed; finetuning starts from it",
+            "bash",
+        )
         use = f"python CLIP4IDCinference.py --do_train --init_model {shlex.quote(one_line(name))} …"
     kind = ["pipeline_tag: image-to-text"] if stage == "caption" else []
-    head = ["---", "library_name: clip4idc", *kind, "tags:", "- clip4idc",
-            "- image-difference-captioning", "---", "", f"# {markdown_text(name)}", "",
-            f"A CLIP4IDC model ({parameters / 1e6:.1f} M parameters, float16): it {what}.", "",
-            f"Trained on: {markdown_text(trained_on, LONGEST_ORIGIN)}.", "",
-            f"```{language}", use, "```", ""]
-    groups = {"captions": scores} if stage == "caption" else {
-        way.replace("_to_", " → "): {key.removeprefix(f"{way}_"): value for key, value in scores.items() if key.startswith(way)}
-        for way in ("text_to_pair", "pair_to_text")}
+    head = [
+        "---",
+        "library_name: clip4idc",
+        *kind,
+        "tags:",
+        "- clip4idc",
+        "- image-difference-captioning",
+        "---",
+        "",
+        f"# {markdown_text(name)}",
+        "",
+        f"A CLIP4IDC model ({parameters / 1e6:.1f} M parameters, float16): it {what}.",
+        "",
+        f"Trained on: {markdown_text(trained_on, LONGEST_ORIGIN)}.",
+        "",
+        f"```{language}",
+        use,
+        "```",
+        "",
+    ]
+    groups = (
+        {"captions": scores}
+        if stage == "caption"
+        else {
+            way.replace("_to_", " → "): {
+                key.removeprefix(f"{way}_"): value
+                for key, value in scores.items()
+                if key.startswith(way)
+            }
+            for way in ("text_to_pair", "pair_to_text")
+        }
+    )
     columns = [score for score in TOLD if any(score in values for values in groups.values())]
     if not columns:
         return "\n".join([*head, "Scores: none were at hand when this page was written.", ""])
-    rows = [f"| {group} | " + " | ".join(_number(values.get(score)) for score in columns) + " |" for group, values in groups.items()
-            if any(score in values for score in columns)]
-    names = {"spot": "Spot-the-Diff", "clevr": "data in CLEVR-Change's layout", "pairs": "a table of pairs"}
+    rows = [
+        f"| {group} | " + " | ".join(_number(values.get(score)) for score in columns) + " |"
+        for group, values in groups.items()
+        if any(score in values for score in columns)
+    ]
+    names = {
+        "spot": "Spot-the-Diff",
+        "clevr": "data in CLEVR-Change's layout",
+        "pairs": "a table of pairs",
+    }
     data = names.get(str(scores.get("datatype")), "its data")
     title = f"Scores on the {markdown_text(str(scores.get('split', 'evaluated')))} split of {data}:"
     header = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
@@ -103,14 +155,31 @@ def _number(value: Any) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Address, help="pytorch_model.bin.<epoch> of a run, or its folder")
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoint", type=Address, help="pytorch_model.bin.<epoch> of a run, or its folder"
+    )
     parser.add_argument("folder", type=Path, help="folder to write")
-    parser.add_argument("--trained_on", required=True, help="what it has seen, for those who use it")
-    parser.add_argument("--name", default="", help="what its README calls it, owner/name on the hub (default: the folder's name)")
-    parser.add_argument("--metrics", type=Path, help="metrics.json of an evaluation of these weights, for the README")
+    parser.add_argument(
+        "--trained_on", required=True, help="what it has seen, for those who use it"
+    )
+    parser.add_argument(
+        "--name",
+        default="",
+        help="what its README calls it, owner/name on the hub (default: the folder's name)",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        help="metrics.json of an evaluation of these weights, for the README",
+    )
     args = parser.parse_args(argv)
-    return run_and_report(parser.prog, lambda: export(args.checkpoint, args.folder, args.trained_on, args.name, args.metrics))
+    return run_and_report(
+        parser.prog,
+        lambda: export(args.checkpoint, args.folder, args.trained_on, args.name, args.metrics),
+    )
 
 
 if __name__ == "__main__":

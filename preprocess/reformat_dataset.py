@@ -35,11 +35,26 @@ def reformat(data_path: Path, splits: list[str], output: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
     parser = OneLineParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_path", type=Path, default=Path("."), help="folder of {split}.json (default: this folder)")
-    parser.add_argument("--split", nargs="+", choices=SPLITS, default=list(SPLITS), help="splits (default: all three)")
-    parser.add_argument("--output", type=Path, help="folder for reformat_{split}.json (default: --data_path)")
+    parser.add_argument(
+        "--data_path",
+        type=Path,
+        default=Path("."),
+        help="folder of {split}.json (default: this folder)",
+    )
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        choices=SPLITS,
+        default=list(SPLITS),
+        help="splits (default: all three)",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for reformat_{split}.json (default: --data_path)"
+    )
     args = parser.parse_args(argv)
-    return run_and_report(parser.prog, lambda: reformat(args.data_path, args.split, args.output or args.data_path))
+    return run_and_report(
+        parser.prog, lambda: reformat(args.data_path, args.split, args.output or args.data_path)
+    )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,13 @@ CHANGE_PHRASES = {
     "color": ("{} turned {}", "{} changed to {}", "{} became {}"),
     "material": ("{} turned {}", "{} changed to {}", "{} became {}"),
     "add": ("{} has appeared", "{} has been added", "{} has been newly placed", "someone added {}"),
-    "drop": ("{} is no longer there", "{} has disappeared", "{} is gone", "{} is missing", "someone removed {}"),
+    "drop": (
+        "{} is no longer there",
+        "{} has disappeared",
+        "{} is gone",
+        "{} is missing",
+        "someone removed {}",
+    ),
     "move": (
         "{} changed its location",
         "{} moved",
@@ -51,11 +57,18 @@ RELATIONS = {
     "front": ("in front of",),
     "behind": ("behind",),
 }
-SAME = {"color": "has the same color as", "size": "is the same size as", "material": "is made of the same material as"}
+SAME = {
+    "color": "has the same color as",
+    "size": "is the same size as",
+    "material": "is made of the same material as",
+}
 ATTRIBUTES = ("size", "color", "material", "shape")  # in the order in which they are said
 _SUBSETS = tuple(subset for n in (1, 2, 3) for subset in combinations(ATTRIBUTES, n))
 _KINDS, _KIND_WEIGHTS = ("full", "short", "relational", "same"), (55, 15, 18, 12)
-_CLEAR_PIXELS, _CLEAR_DISTANCE = 8, 0.3  # a relation is said of two things that are at least so far apart
+_CLEAR_PIXELS, _CLEAR_DISTANCE = (
+    8,
+    0.3,
+)  # a relation is said of two things that are at least so far apart
 
 
 def describable(scene: Scene, thing: Thing) -> bool:
@@ -63,7 +76,9 @@ def describable(scene: Scene, thing: Thing) -> bool:
     return _unique(scene, thing, ATTRIBUTES) or bool(_relations(scene, thing, ATTRIBUTES))
 
 
-def change_sentences(kind: str, scene: Scene, thing: Thing, value: str | None, count: int, rng: Random) -> list[str]:
+def change_sentences(
+    kind: str, scene: Scene, thing: Thing, value: str | None, count: int, rng: Random
+) -> list[str]:
     """Up to `count` different sentences that `thing` of `scene` changed.
 
     kind: a key of CHANGE_PHRASES; scene: the one that has the thing (after for add, else before); value: the new color
@@ -92,7 +107,10 @@ def _reference(scene: Scene, thing: Thing, rng: Random) -> str:
         found = _short(scene, thing, rng)
     elif kind == "relational":
         found = _relational(
-            scene, thing, rng.choice((("shape",), ("size", "shape"), ("color", "shape"), ("size",))), rng
+            scene,
+            thing,
+            rng.choice((("shape",), ("size", "shape"), ("color", "shape"), ("size",))),
+            rng,
         )
     elif kind == "same":
         found = _same(scene, thing, rng)
@@ -103,7 +121,10 @@ def _reference(scene: Scene, thing: Thing, rng: Random) -> str:
 
 def _said(thing: Thing, attributes: tuple[str, ...], rng: Random) -> str:
     """ "the" and the given attributes of a thing, synonyms drawn at random."""
-    words = [rng.choice(WORDS.get(value, (value,))) for value in (getattr(thing, name) for name in attributes)]
+    words = [
+        rng.choice(WORDS.get(value, (value,)))
+        for value in (getattr(thing, name) for name in attributes)
+    ]
     if "shape" not in attributes:
         words.append(rng.choice(("thing", "object")))
     return " ".join(("the", *words))
@@ -114,7 +135,8 @@ def _alike(scene: Scene, thing: Thing, attributes: tuple[str, ...]) -> list[Thin
     return [
         other
         for other in scene.things
-        if other is not thing and all(getattr(other, name) == getattr(thing, name) for name in attributes)
+        if other is not thing
+        and all(getattr(other, name) == getattr(thing, name) for name in attributes)
     ]
 
 
@@ -153,7 +175,11 @@ def _relations(scene: Scene, thing: Thing, head: tuple[str, ...]) -> list[tuple[
         for relation in RELATIONS:
             mine = _lead(relation, places[id(thing)], places[id(anchor)])
             clear = mine[0] > _CLEAR_PIXELS and mine[1] > _CLEAR_DISTANCE
-            others = (_lead(relation, rival, places[id(anchor)]) for rival in rivals if rival is not places[id(anchor)])
+            others = (
+                _lead(relation, rival, places[id(anchor)])
+                for rival in rivals
+                if rival is not places[id(anchor)]
+            )
             if clear and all(pixels < -2 and distance < -0.05 for pixels, distance in others):
                 found.append((relation, anchor))
     return found
@@ -166,7 +192,10 @@ def _places(scene: Scene) -> dict[int, tuple[float, float, float, float]]:
     axes = camera_axes(scene.view.camera)
     toward = -axes[2, :2] / np.linalg.norm(axes[2, :2])
     plane = np.stack([feet[:, :2] @ axes[0, :2], feet[:, :2] @ toward], 1)
-    return {id(thing): tuple(row) for thing, row in zip(scene.things, np.hstack([pixels, plane]).tolist(), strict=True)}
+    return {
+        id(thing): tuple(row)
+        for thing, row in zip(scene.things, np.hstack([pixels, plane]).tolist(), strict=True)
+    }
 
 
 def _lead(relation: str, one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, float]:
@@ -180,7 +209,11 @@ def _same(scene: Scene, thing: Thing, rng: Random) -> str | None:
     """A reference by an attribute that the thing alone (of those the head fits) shares with another."""
     attribute = rng.choice(tuple(SAME))
     head = rng.choice(
-        [h for h in (("shape",), ("size", "shape"), ("color", "shape"), ("color",)) if attribute not in h]
+        [
+            h
+            for h in (("shape",), ("size", "shape"), ("color", "shape"), ("color",))
+            if attribute not in h
+        ]
     )
     anchors = [
         anchor

@@ -8,14 +8,27 @@ Shape letters: N things, n pixels, P points of an outline, S points of a lamp; v
 import cv2
 import numpy as np
 
-from preprocess.scene_geometry import FOCAL, HEIGHT, WIDTH, Scene, bodies, camera_axes, far_to_near, outlines, project
+from preprocess.scene_geometry import (
+    FOCAL,
+    HEIGHT,
+    WIDTH,
+    Scene,
+    bodies,
+    camera_axes,
+    far_to_near,
+    outlines,
+    project,
+)
 from preprocess.scene_shading import AMBIENT, LAMP_RGB, lamp_light, shade
 
 _SHRINK = 4  # the ground is drawn at 1 / _SHRINK of the resolution
-_LAMP_POINTS = np.array([[0.4, 0.2, 0.3], [-0.4, 0.3, -0.3], [0.2, -0.5, -0.2], [-0.2, 0.0, 0.2]], np.float32)  # (S, 3)
+_LAMP_POINTS = np.array(
+    [[0.4, 0.2, 0.3], [-0.4, 0.3, -0.3], [0.2, -0.5, -0.2], [-0.2, 0.0, 0.2]], np.float32
+)  # (S, 3)
 _TO_SRGB = np.empty(4097, np.uint8)
 _TO_SRGB[:] = [
-    round(255 * (12.92 * v if v < 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055)) for v in np.arange(4097) / 4096
+    round(255 * (12.92 * v if v < 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055))
+    for v in np.arange(4097) / 4096
 ]
 
 
@@ -27,13 +40,19 @@ def render(scene: Scene) -> np.ndarray:
     return picture
 
 
-_GRID = np.stack(
-    [
-        *np.meshgrid((np.arange(WIDTH // _SHRINK) + 0.5) * _SHRINK - WIDTH / 2,
-                     (np.arange(HEIGHT // _SHRINK) + 0.5) * _SHRINK - HEIGHT / 2),
-        np.full((HEIGHT // _SHRINK, WIDTH // _SHRINK), FOCAL),
-    ]
-).reshape(3, -1).astype(np.float32)  # fmt: skip
+_GRID = (
+    np.stack(
+        [
+            *np.meshgrid(
+                (np.arange(WIDTH // _SHRINK) + 0.5) * _SHRINK - WIDTH / 2,
+                (np.arange(HEIGHT // _SHRINK) + 0.5) * _SHRINK - HEIGHT / 2,
+            ),
+            np.full((HEIGHT // _SHRINK, WIDTH // _SHRINK), FOCAL),
+        ]
+    )
+    .reshape(3, -1)
+    .astype(np.float32)
+)
 
 
 def _draw_ground(scene: Scene) -> np.ndarray:
@@ -47,7 +66,9 @@ def _draw_ground(scene: Scene) -> np.ndarray:
     for lamp, rgb, shadow in zip(scene.view.lamps, LAMP_RGB, shadows, strict=True):
         light += rgb[:, None] * (lamp_light(lamp, points, None) * (1 - shadow.ravel()))
     light *= 1 - contact.ravel()
-    small = np.ascontiguousarray(_srgb(light[::-1]).T).reshape(HEIGHT // _SHRINK, WIDTH // _SHRINK, 3)
+    small = np.ascontiguousarray(_srgb(light[::-1]).T).reshape(
+        HEIGHT // _SHRINK, WIDTH // _SHRINK, 3
+    )
     return cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
 
 
@@ -57,7 +78,9 @@ def _shadows(scene: Scene) -> tuple[list[np.ndarray], np.ndarray]:
     if not scene.things:
         return [np.zeros(size, np.float32)] * 3, np.zeros(size, np.float32)
     points = bodies(scene.things)[None]  # (1, N, P, 3)
-    lamps = (np.array(scene.view.lamps, np.float32)[:, None] + _LAMP_POINTS).reshape(-1, 1, 1, 3)  # (3 * S, 1, 1, 3)
+    lamps = (np.array(scene.view.lamps, np.float32)[:, None] + _LAMP_POINTS).reshape(
+        -1, 1, 1, 3
+    )  # (3 * S, 1, 1, 3)
     height = np.minimum(points[..., 2:], lamps[..., 2:] - 0.2)
     cast = lamps + (points - lamps) * (lamps[..., 2:] / (lamps[..., 2:] - height))
     cast[..., 2] = 0
@@ -83,7 +106,9 @@ def _draw_things(scene: Scene, picture: np.ndarray) -> None:
     """Paint all things over the ground, in place."""
     shapes = outlines(scene.things, scene.view.camera)
     boxes = {}
-    for i in sorted(range(len(shapes)), key=lambda i: scene.things[i].shape):  # shade wants each shape in one piece
+    for i in sorted(
+        range(len(shapes)), key=lambda i: scene.things[i].shape
+    ):  # shade wants each shape in one piece
         low = np.maximum(np.floor(shapes[i].min((0, 1))).astype(int) - 1, 0)
         high = np.minimum(np.ceil(shapes[i].max((0, 1))).astype(int) + 2, (WIDTH, HEIGHT))
         if (high > low).all():
@@ -96,14 +121,18 @@ def _draw_things(scene: Scene, picture: np.ndarray) -> None:
     for i, (left, top, right, bottom) in boxes.items():
         stop = start + (right - left) * (bottom - top)
         patch = colors[start:stop].reshape(bottom - top, right - left, 3)
-        patches[i] = cv2.GaussianBlur(patch, (3, 3), 0.7)  # the normals of bevels change faster than pixels
+        patches[i] = cv2.GaussianBlur(
+            patch, (3, 3), 0.7
+        )  # the normals of bevels change faster than pixels
         start = stop
     for i in far_to_near(scene.things, scene.view.camera):
         if i in boxes:
             _paste(picture, patches[i], shapes[i], boxes[i])
 
 
-def _paste(picture: np.ndarray, patch: np.ndarray, outline: np.ndarray, box: tuple[int, int, int, int]) -> None:
+def _paste(
+    picture: np.ndarray, patch: np.ndarray, outline: np.ndarray, box: tuple[int, int, int, int]
+) -> None:
     """Blend a patch (h, w, 3) into its box of the picture where the antialiased outline covers it."""
     left, top, right, bottom = box
     cover = np.zeros(patch.shape[:2], np.uint8)

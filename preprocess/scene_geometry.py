@@ -27,7 +27,11 @@ COLORS = {
     "cyan": (41, 208, 208),
     "yellow": (255, 238, 51),
 }
-BEVELS = {"cube": 0.13, "cylinder": 0.07, "sphere": 0.0}  # how much of its half width an edge rounds off
+BEVELS = {
+    "cube": 0.13,
+    "cylinder": 0.07,
+    "sphere": 0.0,
+}  # how much of its half width an edge rounds off
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,14 @@ def bodies(things: tuple[Thing, ...]) -> np.ndarray:
     """World points (N, 64, 3) whose hulls are the things' bodies."""
     points = np.stack([_UNIT_BODIES[thing.shape] for thing in things])
     placed = np.array(
-        [(t.x, t.y, t.half, t.half * np.cos(t.turn), t.half * np.sin(t.turn)) for t in things], np.float32
+        [(t.x, t.y, t.half, t.half * np.cos(t.turn), t.half * np.sin(t.turn)) for t in things],
+        np.float32,
     )
     x, y, half, cos, sin = placed.T[..., None]
-    turned = (cos * points[..., 0] - sin * points[..., 1], sin * points[..., 0] + cos * points[..., 1])
+    turned = (
+        cos * points[..., 0] - sin * points[..., 1],
+        sin * points[..., 0] + cos * points[..., 1],
+    )
     return np.stack([turned[0] + x, turned[1] + y, half * (points[..., 2] + 1)], -1)
 
 
@@ -140,7 +148,9 @@ def far_to_near(things: tuple[Thing, ...], camera: tuple[float, float, float]) -
     """Indices of the things in painting order; exact for round feet that do not overlap."""
     return sorted(
         range(len(things)),
-        key=lambda i: things[i].foot ** 2 - (things[i].x - camera[0]) ** 2 - (things[i].y - camera[1]) ** 2,
+        key=lambda i: (
+            things[i].foot ** 2 - (things[i].x - camera[0]) ** 2 - (things[i].y - camera[1]) ** 2
+        ),
     )
 
 
@@ -151,4 +161,6 @@ def visible_pixels(scene: Scene) -> tuple[list[int], list[float]]:
     for i in far_to_near(scene.things, scene.view.camera):
         cv2.fillConvexPoly(labels, np.int32(shapes[i] * 8), i + 1, shift=4)
     seen = 4 * np.bincount(labels.ravel(), minlength=len(shapes) + 1)[1:]
-    return seen.tolist(), [n / max(cv2.contourArea(shape), 1) for n, shape in zip(seen.tolist(), shapes, strict=True)]
+    return seen.tolist(), [
+        n / max(cv2.contourArea(shape), 1) for n, shape in zip(seen.tolist(), shapes, strict=True)
+    ]

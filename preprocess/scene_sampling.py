@@ -75,7 +75,10 @@ def sample_clevr_pair(seed: int, index: int, jitter: float = 1.0) -> Pair:
     count = _num_things(types, rng)
     while True:
         base = _jittered(CAMERA, _SCENE_JITTER, rng)
-        views = [View(_jittered(base, jitter * _PICTURE_JITTER, rng), _jittered_lamps(rng, jitter)) for _ in range(3)]
+        views = [
+            View(_jittered(base, jitter * _PICTURE_JITTER, rng), _jittered_lamps(rng, jitter))
+            for _ in range(3)
+        ]
         pair = _sample_pair(types, count, views, rng)
         if pair is not None:
             return pair
@@ -93,7 +96,9 @@ def sample_spot_pair(seed: int, index: int) -> Pair:
             return pair
 
 
-def _jittered(place: tuple[float, float, float], most: float, rng: Random) -> tuple[float, float, float]:
+def _jittered(
+    place: tuple[float, float, float], most: float, rng: Random
+) -> tuple[float, float, float]:
     return tuple(value + rng.uniform(-most, most) for value in place)
 
 
@@ -141,7 +146,14 @@ def _placed(thing: Thing, others: tuple[Thing, ...], rng: Random) -> Thing | Non
     """The thing at a random free place, None where 50 tries found none."""
     for _ in range(50):
         x, y = rng.uniform(-_REACH, _REACH), rng.uniform(-_REACH, _REACH)
-        if all(_apart(x - other.x, y - other.y, max(thing.half + other.half + _GAP, thing.foot + other.foot)) for other in others):
+        if all(
+            _apart(
+                x - other.x,
+                y - other.y,
+                max(thing.half + other.half + _GAP, thing.foot + other.foot),
+            )
+            for other in others
+        ):
             return replace(thing, x=x, y=y)
     return None
 
@@ -152,7 +164,9 @@ def _apart(x: float, y: float, least: float) -> bool:
     return abs(across) > _MARGIN and abs(along) > _MARGIN and hypot(x, y) > least
 
 
-def _sample_changes(types: tuple[str, ...], before: Scene, rng: Random) -> tuple[Change, ...] | None:
+def _sample_changes(
+    types: tuple[str, ...], before: Scene, rng: Random
+) -> tuple[Change, ...] | None:
     """One change of each type, each of another thing; None where there is no room for one."""
     free = list(before.things)
     rng.shuffle(free)
@@ -169,7 +183,9 @@ def _sample_changes(types: tuple[str, ...], before: Scene, rng: Random) -> tuple
     return tuple(changes)
 
 
-def _new_state(kind: str, old: Thing | None, occupied: tuple[Thing, ...], before: Scene, rng: Random) -> Thing | None:
+def _new_state(
+    kind: str, old: Thing | None, occupied: tuple[Thing, ...], before: Scene, rng: Random
+) -> Thing | None:
     """The thing after a change of this kind: None where it is gone or finds no place."""
     if kind == "drop":
         return None
@@ -178,21 +194,29 @@ def _new_state(kind: str, old: Thing | None, occupied: tuple[Thing, ...], before
     if kind == "move":
         new = _placed(old, tuple(thing for thing in occupied if thing is not old), rng)
         return new if new is not None and _far(old, new, before.view) else None
-    others = [value for value in (COLORS if kind == "color" else MATERIALS) if value != getattr(old, kind)]
+    others = [
+        value for value in (COLORS if kind == "color" else MATERIALS) if value != getattr(old, kind)
+    ]
     return replace(old, **{kind: rng.choice(others)})
 
 
 def _far(old: Thing, new: Thing, view: View) -> bool:
     """Whether a move is clear both on the plane and in the picture."""
     pixels = project(np.array([(old.x, old.y, 0), (new.x, new.y, 0)], np.float32), view.camera)
-    return hypot(old.x - new.x, old.y - new.y) >= _MIN_MOVE and np.hypot(*(pixels[0] - pixels[1])) >= _MIN_MOVE_PIXELS
+    return (
+        hypot(old.x - new.x, old.y - new.y) >= _MIN_MOVE
+        and np.hypot(*(pixels[0] - pixels[1])) >= _MIN_MOVE_PIXELS
+    )
 
 
 def _changed(things: tuple[Thing, ...], changes: tuple[Change, ...]) -> tuple[Thing, ...]:
     """The things after the changes; those that stay keep their order, new ones come last."""
     states = {id(change.before): change.after for change in changes if change.before is not None}
     kept = (states.get(id(thing), thing) for thing in things)
-    return (*(thing for thing in kept if thing is not None), *(c.after for c in changes if c.before is None))
+    return (
+        *(thing for thing in kept if thing is not None),
+        *(c.after for c in changes if c.before is None),
+    )
 
 
 def _seen_enough(scene: Scene, changed: tuple[Thing, ...] = ()) -> bool:
@@ -210,7 +234,11 @@ def _acceptable(pair: Pair) -> bool:
     """Whether every change can be seen in each picture and be put into words."""
     old = tuple(change.before for change in pair.changes if change.before is not None)
     new = tuple(change.after for change in pair.changes if change.after is not None)
-    if not (_seen_enough(pair.after, new) and _seen_enough(pair.before, old) and _seen_enough(pair.distractor, old)):
+    if not (
+        _seen_enough(pair.after, new)
+        and _seen_enough(pair.before, old)
+        and _seen_enough(pair.distractor, old)
+    ):
         return False
     return all(describable(*described(pair, change)) for change in pair.changes)
 

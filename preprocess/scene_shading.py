@@ -6,7 +6,17 @@ Shape letters: n pixels; vectors are (3, n) float32.
 
 import numpy as np
 
-from preprocess.scene_geometry import BEVELS, COLORS, FOCAL, HEIGHT, WIDTH, Scene, Thing, View, camera_axes
+from preprocess.scene_geometry import (
+    BEVELS,
+    COLORS,
+    FOCAL,
+    HEIGHT,
+    WIDTH,
+    Scene,
+    Thing,
+    View,
+    camera_axes,
+)
 
 # Least-squares fit of the lamps above to the median of 144 real CLEVR-Change images (linear RGB, error 0.006).
 LAMP_RGB = np.array([[4.93, 4.55, 3.95], [0.95, 1.07, 1.35], [1.81, 1.89, 1.73]], np.float32)
@@ -22,7 +32,9 @@ def shade(scene: Scene, boxes: dict[int, tuple[int, int, int, int]]) -> np.ndarr
     """
     things = [scene.things[i] for i in boxes]
     counts = [(right - left) * (bottom - top) for left, top, right, bottom in boxes.values()]
-    rays = camera_axes(scene.view.camera).T @ np.concatenate([_box_grid(box) for box in boxes.values()], 1)
+    rays = camera_axes(scene.view.camera).T @ np.concatenate(
+        [_box_grid(box) for box in boxes.values()], 1
+    )
     rays /= np.sqrt(_dot(rays, rays))
     points, normals = _hit(things, counts, np.array(scene.view.camera, np.float32), rays)
     albedo = np.array([COLORS[thing.color][::-1] for thing in things], np.float32).T / 255
@@ -31,7 +43,9 @@ def shade(scene: Scene, boxes: dict[int, tuple[int, int, int, int]]) -> np.ndarr
     metal = np.flatnonzero(np.repeat([thing.material == "metal" for thing in things], counts))
     if len(metal):
         owner = np.repeat(list(boxes), counts)[metal]
-        lit = (part.take(metal, axis=1) for part in (points, normals, rays, albedo))  # rows stay contiguous: fast
+        lit = (
+            part.take(metal, axis=1) for part in (points, normals, rays, albedo)
+        )  # rows stay contiguous: fast
         light[:, metal] = _metal(scene, owner, *lit)
     return light
 
@@ -46,7 +60,9 @@ def _box_grid(box: tuple[int, int, int, int]) -> np.ndarray:
     return grid.reshape(3, -1)
 
 
-def _hit(things: list[Thing], counts: list[int], eye: np.ndarray, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hit(
+    things: list[Thing], counts: list[int], eye: np.ndarray, rays: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Where unit rays (3, n) meet the things, and the normals there, each (3, n); near misses give the rim's."""
     middle = np.array([(t.x, t.y, t.half) for t in things], np.float32).T
     half = np.repeat(np.array([t.half for t in things], np.float32), counts)
@@ -72,7 +88,9 @@ def _bevel(thing: Thing, eye: np.ndarray) -> float:
 def _turned(vectors: np.ndarray, turn: np.ndarray) -> np.ndarray:
     """Vectors (3, n) turned by angles (n,) about the vertical."""
     cos, sin = np.cos(turn), np.sin(turn)
-    return np.stack([cos * vectors[0] - sin * vectors[1], sin * vectors[0] + cos * vectors[1], vectors[2]])
+    return np.stack(
+        [cos * vectors[0] - sin * vectors[1], sin * vectors[0] + cos * vectors[1], vectors[2]]
+    )
 
 
 def _hit_sphere(
@@ -104,7 +122,9 @@ def _hit_cylinder(
     return points, normals / np.maximum(np.sqrt(_dot(normals, normals)), 1e-6)
 
 
-def _hit_cube(eyes: np.ndarray, rays: np.ndarray, turn: np.ndarray, bevel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hit_cube(
+    eyes: np.ndarray, rays: np.ndarray, turn: np.ndarray, bevel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Points and normals (3, n) of the turned cube of half side 1, its edges rounded."""
     eyes, rays = _turned(eyes, -turn), _turned(rays, -turn)
     steep = np.where(np.abs(rays) < 1e-5, np.float32(1e-5), rays)
@@ -126,8 +146,14 @@ def _diffuse(view: View, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
     return light
 
 
-def _metal(scene: Scene, owner: np.ndarray, points: np.ndarray, normals: np.ndarray, rays: np.ndarray,
-           albedo: np.ndarray) -> np.ndarray:  # fmt: skip
+def _metal(
+    scene: Scene,
+    owner: np.ndarray,
+    points: np.ndarray,
+    normals: np.ndarray,
+    rays: np.ndarray,
+    albedo: np.ndarray,
+) -> np.ndarray:
     """Light (3, n) in BGR order that metal pixels throw back: the ground, a dark sky, the lamps and the neighbours."""
     mirrored = rays - 2 * _dot(rays, normals) * normals
     down = np.maximum(-mirrored[2], 0.02)
@@ -138,12 +164,16 @@ def _metal(scene: Scene, owner: np.ndarray, points: np.ndarray, normals: np.ndar
     bright = np.zeros_like(points)
     # On the few pixels of an edge a lamp's sharp image would flicker.
     round_ones = np.array([thing.shape == "sphere" for thing in scene.things])
-    sharpness, gain = np.where(round_ones, np.float32([[220], [2.0]]), np.float32([[20], [0.6]])).take(owner, axis=1)
+    sharpness, gain = np.where(
+        round_ones, np.float32([[220], [2.0]]), np.float32([[20], [0.6]])
+    ).take(owner, axis=1)
     for lamp, rgb in zip(scene.view.lamps, LAMP_RGB, strict=True):
         ground += rgb[::-1, None] * lamp_light(lamp, floor, None)
         to_lamp = np.array(lamp, np.float32)[:, None] - points
         cos = _dot(to_lamp, mirrored) / np.sqrt(_dot(to_lamp, to_lamp))
-        bright += gain * np.exp(np.minimum(cos - 1, 0) * sharpness)  # lamps shine alike, the larger ones throw more light
+        bright += gain * np.exp(
+            np.minimum(cos - 1, 0) * sharpness
+        )  # lamps shine alike, the larger ones throw more light
     ground *= 1 - 0.5 * np.exp(reach * -3)
     away = -np.array(scene.view.camera[:2], np.float32) / np.hypot(*scene.view.camera[:2])
     backdrop = np.maximum(away @ mirrored[:2], 0)  # bright behind the things, dark above the camera
@@ -153,8 +183,9 @@ def _metal(scene: Scene, owner: np.ndarray, points: np.ndarray, normals: np.ndar
     return albedo * (1.25 * world + bright + 0.1 * _diffuse(scene.view, points, normals))
 
 
-def _mirror_neighbours(scene: Scene, owner: np.ndarray, points: np.ndarray, mirrored: np.ndarray,
-                       world: np.ndarray) -> None:  # fmt: skip
+def _mirror_neighbours(
+    scene: Scene, owner: np.ndarray, points: np.ndarray, mirrored: np.ndarray, world: np.ndarray
+) -> None:
     """Replace what mirror rays (3, n) see, in place, where they meet another thing (taken for a ball)."""
     for i, thing in enumerate(scene.things):
         offset = points - np.array([[thing.x], [thing.y], [thing.half]], np.float32)
@@ -176,7 +207,9 @@ def _dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return total
 
 
-def lamp_light(lamp: tuple[float, float, float], points: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
+def lamp_light(
+    lamp: tuple[float, float, float], points: np.ndarray, normals: np.ndarray | None
+) -> np.ndarray:
     """Light (n,) that a lamp facing the origin throws on points (3, n) with normals (3, n); None: facing up."""
     place = np.array(lamp, np.float32)
     ray = place[:, None] - points

@@ -48,8 +48,14 @@ MAX_SCENES = 1_000_000  # names have six digits
 _SPOT_IDS = 1_000_003  # a prime, so that ids of different scenes differ
 _SECOND_ANNOTATOR = 0.15  # share of Spot's pairs that two people described
 # Several times as fast as OpenCV's defaults; the files are a fifth larger.
-_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
-        cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_SUB]  # fmt: skip
+_PNG = [
+    cv2.IMWRITE_PNG_COMPRESSION,
+    1,
+    cv2.IMWRITE_PNG_STRATEGY,
+    cv2.IMWRITE_PNG_STRATEGY_RLE,
+    cv2.IMWRITE_PNG_FILTER,
+    cv2.IMWRITE_PNG_FILTER_SUB,
+]
 
 
 @dataclass(frozen=True)
@@ -66,17 +72,37 @@ class Job:
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help. Wrong input prints one line and exits with 2."""
     parser = OneLineParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder to make; must not exist, or be empty")
-    parser.add_argument("--datatype", choices=("clevr", "spot"), default="clevr", help="layout (default: clevr)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder to make; must not exist, or be empty"
+    )
+    parser.add_argument(
+        "--datatype", choices=("clevr", "spot"), default="clevr", help="layout (default: clevr)"
+    )
     for split, count in zip(SPLITS, (1000, 100, 200), strict=True):
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"scenes in {split} (default: {count})")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other scenes (default: 0)")
-    parser.add_argument("--captions_per_image", type=int, help="clevr: different sentences a pair (default: 6); "
-                        "spot has one a change")  # fmt: skip
-    parser.add_argument("--jitter", type=float, default=1.0, help="clevr: how much camera and lamps move between the pictures of "
-                        "a scene, 1 as in CLEVR-Change, 0 not at all (default: 1)")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a dataset drawn there before")
+        parser.add_argument(
+            f"--{split}", type=int, default=count, help=f"scenes in {split} (default: {count})"
+        )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed gives other scenes (default: 0)"
+    )
+    parser.add_argument(
+        "--captions_per_image",
+        type=int,
+        help="clevr: different sentences a pair (default: 6); spot has one a change",
+    )
+    parser.add_argument(
+        "--jitter",
+        type=float,
+        default=1.0,
+        help="clevr: how much camera and lamps move between the pictures of "
+        "a scene, 1 as in CLEVR-Change, 0 not at all (default: 1)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a dataset drawn there before"
+    )
     args = parser.parse_args(argv)
     return run_and_report(parser.prog, lambda: synthesize(args))
 
@@ -86,7 +112,10 @@ def synthesize(args: Namespace) -> None:
     _check(args)
     counts = [getattr(args, split) for split in SPLITS]
     stops = list(accumulate(counts))
-    splits = {name: list(range(stop - count, stop)) for name, count, stop in zip(SPLITS, counts, stops, strict=True)}
+    splits = {
+        name: list(range(stop - count, stop))
+        for name, count, stop in zip(SPLITS, counts, stops, strict=True)
+    }
     start = time.perf_counter()
     with _made_at_once(args.output) as folder:
         job = Job(folder, args.datatype, args.seed, args.captions_per_image or 6, args.jitter)
@@ -95,18 +124,26 @@ def synthesize(args: Namespace) -> None:
         records = _draw_all(job, stops[-1], args.workers)
         (_write_clevr if args.datatype == "clevr" else _write_spot)(job, splits, records)
     seconds = time.perf_counter() - start
-    print(f"{stops[-1]} scenes drawn in {args.output} in {seconds:.1f} s "
-          f"({stops[-1] / seconds:.0f} scenes/s, {args.workers} workers)")  # fmt: skip
+    print(
+        f"{stops[-1]} scenes drawn in {args.output} in {seconds:.1f} s "
+        f"({stops[-1] / seconds:.0f} scenes/s, {args.workers} workers)"
+    )
 
 
 def _check(args: Namespace) -> None:
     """Raise one ValueError that names all wrong options."""
-    problems = [f"--{s} is {getattr(args, s)}: expected 0 or more" for s in SPLITS if getattr(args, s) < 0]
+    problems = [
+        f"--{s} is {getattr(args, s)}: expected 0 or more" for s in SPLITS if getattr(args, s) < 0
+    ]
     total = sum(getattr(args, split) for split in SPLITS)
     if not problems and not 0 < total <= MAX_SCENES:
-        problems.append(f"--train, --val and --test ask for {total} scenes: expected 1 to {MAX_SCENES} together")
+        problems.append(
+            f"--train, --val and --test ask for {total} scenes: expected 1 to {MAX_SCENES} together"
+        )
     if args.captions_per_image is not None and args.datatype == "spot":
-        problems.append("--captions_per_image is for --datatype clevr: leave it out, spot has one sentence a change")
+        problems.append(
+            "--captions_per_image is for --datatype clevr: leave it out, spot has one sentence a change"
+        )
     elif args.captions_per_image is not None and args.captions_per_image < 1:
         problems.append(f"--captions_per_image is {args.captions_per_image}: expected 1 or more")
     if not 0 <= args.jitter <= 1:
@@ -124,8 +161,12 @@ def _problem_with_output(output: Path, overwrite: bool) -> str | None:
     if output.exists() and not output.is_dir():
         return f"--output {output} is a file: give a folder"
     there = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    ours = {*CLEVR_FOLDERS, SPOT_FOLDER, *(f"{name}.json" for name in (*CLEVR_FILES, *SPLITS)),
-            *(f"reformat_{split}.json" for split in SPLITS)}  # fmt: skip
+    ours = {
+        *CLEVR_FOLDERS,
+        SPOT_FOLDER,
+        *(f"{name}.json" for name in (*CLEVR_FILES, *SPLITS)),
+        *(f"reformat_{split}.json" for split in SPLITS),
+    }
     if there and not overwrite:
         return f"--output {output} is not empty: give another folder, or --overwrite to replace it"
     if there - ours:
@@ -139,7 +180,9 @@ def _made_at_once(folder: Path) -> Iterator[Path]:
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
-    partial_folder, replaced = (folder.with_name(f"{folder.name}.{word}-{token}") for word in ("partial", "replaced"))
+    partial_folder, replaced = (
+        folder.with_name(f"{folder.name}.{word}-{token}") for word in ("partial", "replaced")
+    )
     partial_folder.mkdir()
     try:
         yield partial_folder
@@ -209,8 +252,13 @@ def _write_clevr(job: Job, splits: dict[str, list[int]], records: list[dict[str,
     types: dict[str, list[str]] = {kind: [] for kind in CHANGE_TYPES}
     for name, record in zip(names, records, strict=True):
         types[record["changed_object"]["type"]].append(name)
-    captions = {kind: {f"CLEVR_default_{name}": record[kind] for name, record in zip(names, records, strict=True)}
-                for kind in ("change_captions", "no_change_captions")}  # fmt: skip
+    captions = {
+        kind: {
+            f"CLEVR_default_{name}": record[kind]
+            for name, record in zip(names, records, strict=True)
+        }
+        for kind in ("change_captions", "no_change_captions")
+    }
     changed = {name: record["changed_object"] for name, record in zip(names, records, strict=True)}
     for name, value in zip(CLEVR_FILES, (*captions.values(), splits, types, changed), strict=True):
         (job.folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
@@ -223,7 +271,9 @@ def _draw_spot(job: Job, index: int) -> dict[str, Any]:
         _write_picture(job.folder / SPOT_FOLDER / f"{image_id}{suffix}.png", scene)
     rng = Random(f"{job.seed} captions {index}")
     annotators = 1 + (rng.random() < _SECOND_ANNOTATOR)
-    said = [[_sentences(pair, change, 1, rng)[0] for change in pair.changes] for _ in range(annotators)]
+    said = [
+        [_sentences(pair, change, 1, rng)[0] for change in pair.changes] for _ in range(annotators)
+    ]
     return {"entries": [{"img_id": image_id, "sentences": sentences} for sentences in said]}
 
 

@@ -15,10 +15,24 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 REAL = ROOT.parent / "shared" / "data"
 
-TINY = {"embed_dim": 64, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32,
-        "context_length": 77, "vocab_size": 49408, "transformer_width": 64, "transformer_layers": 2}
+TINY = {
+    "embed_dim": 64,
+    "image_resolution": 64,
+    "vision_layers": 2,
+    "vision_width": 64,
+    "vision_patch_size": 32,
+    "context_length": 77,
+    "vocab_size": 49408,
+    "transformer_width": 64,
+    "transformer_layers": 2,
+}
 SIZES = {"train": 8, "val": 3, "test": 5}  # pairs of the drawn datasets
-COLORS = {"red": (40, 40, 200), "green": (40, 160, 40), "blue": (200, 60, 40), "yellow": (40, 220, 230)}
+COLORS = {
+    "red": (40, 40, 200),
+    "green": (40, 160, 40),
+    "blue": (200, 60, 40),
+    "yellow": (40, 220, 230),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -91,11 +105,18 @@ def make_spot(root: Path, sizes: dict[str, int]) -> Path:
         for _ in range(size):
             color = list(COLORS)[number % len(COLORS)]
             draw_pair(root / "images_test", [f"{number}.png", f"{number}_2.png"], color, number)
-            entries.append({"img_id": str(number), "sentences": [f"a {color} square has appeared", f"there is a {color} box now"]})
+            entries.append(
+                {
+                    "img_id": str(number),
+                    "sentences": [f"a {color} square has appeared", f"there is a {color} box now"],
+                }
+            )
             number += 1
         write_json(root / f"{split}.json", entries)
         write_json(root / f"reformat_{split}.json", entries)
-    truth = coco_ground_truth((f"{e['img_id']}.png", e["sentences"]) for e in json.loads((root / "test.json").read_text()))
+    truth = coco_ground_truth(
+        (f"{e['img_id']}.png", e["sentences"]) for e in json.loads((root / "test.json").read_text())
+    )
     write_json(root / "gt" / "spot_total_change_captions_reformat.json", truth)
     return root
 
@@ -111,15 +132,30 @@ def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
         splits[split] = list(range(number, number + size))
         for _ in range(size):
             color, name = list(COLORS)[number % len(COLORS)], f"{number:06d}.png"
-            draw_pair(root, [f"images/CLEVR_default_{name}", f"sc_images/CLEVR_semantic_{name}"], color, number)
+            draw_pair(
+                root,
+                [f"images/CLEVR_default_{name}", f"sc_images/CLEVR_semantic_{name}"],
+                color,
+                number,
+            )
             draw_pair(root, [f"nsc_images/CLEVR_nonsemantic_{name}"], None, number)
-            change[f"CLEVR_default_{name}"] = [f"a {color} square has appeared", f"someone added a {color} square"]
+            change[f"CLEVR_default_{name}"] = [
+                f"a {color} square has appeared",
+                f"someone added a {color} square",
+            ]
             no_change[f"CLEVR_default_{name}"] = ["no change was made", "nothing has changed"]
             number += 1
-    for file, value in (("change_captions.json", change), ("no_change_captions.json", no_change), ("splits.json", splits),
-                        ("type_mapping.json", {"add": [f"{n:06d}.png" for n in range(number)], "drop": []})):
+    for file, value in (
+        ("change_captions.json", change),
+        ("no_change_captions.json", no_change),
+        ("splits.json", splits),
+        ("type_mapping.json", {"add": [f"{n:06d}.png" for n in range(number)], "drop": []}),
+    ):
         write_json(root / file, value)
-    write_json(root / "gt" / "clevr_total_change_captions_reformat.json", coco_ground_truth(clevr_captions(root)))
+    write_json(
+        root / "gt" / "clevr_total_change_captions_reformat.json",
+        coco_ground_truth(clevr_captions(root)),
+    )
     return root
 
 

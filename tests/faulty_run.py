@@ -39,7 +39,9 @@ def fail(what: str) -> None:
         time.sleep(SECONDS[what])
 
 
-def at(number: int, what: str, before: Callable | None = None, after: Callable | None = None) -> Callable:
+def at(
+    number: int, what: str, before: Callable | None = None, after: Callable | None = None
+) -> Callable:
     """Counts its calls and fails in the one of that number."""
     calls = 0
 
@@ -70,7 +72,9 @@ def prepare(what: str, where: str, number: int) -> None:
     if where == "rename":
         files.Path.replace = at(number, what, before=lambda *_: None, after=files.Path.replace)
     if where == "score":
-        captioning.CaptionJudge.score = at(number, what, before=lambda *_: None, after=captioning.CaptionJudge.score)
+        captioning.CaptionJudge.score = at(
+            number, what, before=lambda *_: None, after=captioning.CaptionJudge.score
+        )
 
 
 def main() -> int:
@@ -80,7 +84,10 @@ def main() -> int:
         runtime.HANG = timedelta(seconds=float(os.environ["HANG"]))
     if what == "impatient":
         training.PATIENCE["caption"] = 2
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and process in ([], [os.environ.get("RANK")]):
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and process in (
+        [],
+        [os.environ.get("RANK")],
+    ):
         prepare(what, where, int(number))
     return SCRIPTS[stage].main(options)
 

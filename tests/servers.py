@@ -19,12 +19,16 @@ class Site:
 
     files: dict[str, bytes]
     address: str = ""
-    broken: dict[str, list[int]] = field(default_factory=dict)  # name → bytes after which each next answer to it breaks off
+    broken: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # name → bytes after which each next answer to it breaks off
     busy: dict[str, int] = field(default_factory=dict)  # name → how often it answers 503 first
     ranges: bool = True
     tags: bool = True
     zipped: bool = False  # it sends gzip, asked for or not
-    asked: list[tuple[str, str | None]] = field(default_factory=list)  # name and Range of each request
+    asked: list[tuple[str, str | None]] = field(
+        default_factory=list
+    )  # name and Range of each request
 
     def tag(self, name: str) -> str:
         return f'"{hash(self.files[name]) & 0xFFFF:x}"'
@@ -52,12 +56,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._send(200, gzip.compress(body), {"Content-Encoding": "gzip"} | tag)
         until = site.broken[name].pop(0) if site.broken.get(name) else len(body)
         head = {"Content-Range": f"bytes {start}-{len(body) - 1}/{len(body)}"} if start else {}
-        return self._send(206 if start else 200, body[start : max(start, until)], head | tag, length=len(body) - start)
+        return self._send(
+            206 if start else 200,
+            body[start : max(start, until)],
+            head | tag,
+            length=len(body) - start,
+        )
 
-    def _send(self, code: int, body: bytes, head: dict[str, str] | None = None, length: int | None = None) -> None:
+    def _send(
+        self, code: int, body: bytes, head: dict[str, str] | None = None, length: int | None = None
+    ) -> None:
         self.send_response(code)
-        for name, value in ((head or {}) | {"Content-Length": str(len(body) if length is None else length),
-                                           "Content-Type": "text/html" if body[:1] == b"<" else "application/octet-stream"}).items():
+        for name, value in (
+            (head or {})
+            | {
+                "Content-Length": str(len(body) if length is None else length),
+                "Content-Type": "text/html" if body[:1] == b"<" else "application/octet-stream",
+            }
+        ).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -70,9 +86,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def web_site(files: dict[str, bytes]) -> Iterator[Site]:
     """A server of these files on 127.0.0.1 while the block runs."""
     site = Site(files)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site})) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Handler", (_Handler,), {"site": site})
+    ) as server:
         server.handle_error = lambda *_: None  # clients that hang up are meant
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         thread.start()
         site.address = f"http://127.0.0.1:{server.server_port}"
         yield site
@@ -89,8 +109,12 @@ def s3(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-                        "AWS_DEFAULT_REGION": "us-east-1"}.items():
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")
     client.create_bucket(Bucket=bucket)
@@ -109,8 +133,10 @@ class Drive(Site):
     exhausted: set[str] = field(default_factory=set)  # ids whose quota is spent
 
 
-QUOTA = ('<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body><p class="uc-error-subcaption">Too many users have '
-         "viewed or downloaded this file recently. Please try accessing the file again later.</p></body></html>")
+QUOTA = (
+    '<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body><p class="uc-error-subcaption">Too many users have '
+    "viewed or downloaded this file recently. Please try accessing the file again later.</p></body></html>"
+)
 
 
 class _DriveHandler(_Handler):
@@ -119,11 +145,19 @@ class _DriveHandler(_Handler):
         place, query = urlsplit(self.path).path, dict(parse_qsl(urlsplit(self.path).query))
         item = query.get("id", "")
         if host == "drive.google.com" and place == "/embeddedfolderview" and item in site.folders:
-            links = "".join(f'<a href="https://drive.google.com/file/d/{one}/view?usp=drive_web">{site.names[one]}</a>' for one in site.folders[item])
-            return self._send(200, f"<html><head><title>weights</title></head><body>{links}</body></html>".encode())
+            links = "".join(
+                f'<a href="https://drive.google.com/file/d/{one}/view?usp=drive_web">{site.names[one]}</a>'
+                for one in site.folders[item]
+            )
+            return self._send(
+                200,
+                f"<html><head><title>weights</title></head><body>{links}</body></html>".encode(),
+            )
         if host == "drive.google.com" and place == "/uc" and item in site.files:
-            form = (f'<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
-                    f'<input type="hidden" name="id" value="{item}"><input type="hidden" name="confirm" value="t"></form></body></html>')
+            form = (
+                f'<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
+                f'<input type="hidden" name="id" value="{item}"><input type="hidden" name="confirm" value="t"></form></body></html>'
+            )
             return self._send(200, (QUOTA if item in site.exhausted else form).encode())
         if host == "drive.usercontent.google.com":
             self.path = f"/{item}"
@@ -132,9 +166,15 @@ class _DriveHandler(_Handler):
             return super().do_GET()
         return self._send(404, b"none")
 
-    def _send(self, code: int, body: bytes, head: dict[str, str] | None = None, length: int | None = None) -> None:
+    def _send(
+        self, code: int, body: bytes, head: dict[str, str] | None = None, length: int | None = None
+    ) -> None:
         item = self.path.lstrip("/")
-        disposition = {"Content-Disposition": f'attachment; filename="{self.site.names[item]}"'} if item in self.site.names else {}
+        disposition = (
+            {"Content-Disposition": f'attachment; filename="{self.site.names[item]}"'}
+            if item in self.site.names
+            else {}
+        )
         super()._send(code, body, (head or {}) | disposition, length)
 
 
@@ -150,16 +190,25 @@ def google_drive(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Driv
     authority.issue_cert(*hosts).configure_cert(context)
     authority.cert_pem.write_to_path(folder / "authority.pem")
     site = Drive({})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_DriveHandler,), {"site": site})) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Handler", (_DriveHandler,), {"site": site})
+    ) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         server.handle_error = lambda *_: None  # clients that hang up are meant
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         thread.start()
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(folder / "authority.pem"))
         for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(urllib3.connection.connection, "create_connection",
-                            lambda _, *args, **more: create_connection(("127.0.0.1", server.server_port), *args, **more))
+        monkeypatch.setattr(
+            urllib3.connection.connection,
+            "create_connection",
+            lambda _, *args, **more: create_connection(
+                ("127.0.0.1", server.server_port), *args, **more
+            ),
+        )
         yield site
         server.shutdown()
         thread.join()

@@ -23,9 +23,15 @@ def counted(work) -> int:
 
 def test_operations_of_the_towers():
     clip = CLIP(SIZES, intra_layers=2, linear_patch="2d")
-    assert counted(lambda: clip.visual(torch.randn(3, 2, 3, 64, 64))) == 3 * flops.pair_encoder(SIZES, 2)
-    all_projected = 5 * (9 - 1) * 2 * 64 * 64  # the model projects every word; only EOT is necessary
-    assert counted(lambda: clip.encode_text(torch.randint(1, 299, (5, 9)))) - all_projected == 5 * flops.text_encoder(SIZES, 9)
+    assert counted(lambda: clip.visual(torch.randn(3, 2, 3, 64, 64))) == 3 * flops.pair_encoder(
+        SIZES, 2
+    )
+    all_projected = (
+        5 * (9 - 1) * 2 * 64 * 64
+    )  # the model projects every word; only EOT is necessary
+    assert counted(
+        lambda: clip.encode_text(torch.randint(1, 299, (5, 9)))
+    ) - all_projected == 5 * flops.text_encoder(SIZES, 9)
 
 
 def test_operations_of_the_captioner():
@@ -33,15 +39,24 @@ def test_operations_of_the_captioner():
     decoder = CaptionDecoder(config, clip.token_embedding, clip.positional_embedding).eval()
     pairs, tokens, words = 3, 2 * SIZES.num_tokens, 7
     ids = torch.randint(1, 299, (pairs, words))
-    work = counted(lambda: decoder.predictions(decoder(torch.randn(pairs, tokens, 64), ids, torch.ones(pairs, words))))
-    assert work == pairs * (flops.caption_encoder(config, tokens) + flops.caption_decoder(config, tokens, words)
-                            + flops.vocabulary(SIZES, words))
+    work = counted(
+        lambda: decoder.predictions(
+            decoder(torch.randn(pairs, tokens, 64), ids, torch.ones(pairs, words))
+        )
+    )
+    assert work == pairs * (
+        flops.caption_encoder(config, tokens)
+        + flops.caption_decoder(config, tokens, words)
+        + flops.vocabulary(SIZES, words)
+    )
 
 
 @pytest.mark.parametrize("what", list(steps.BENCHMARKS))
 def test_steps_and_their_table(what, monkeypatch, capsys):
     monkeypatch.setattr(steps, "VIT_B_32", ClipSizes(64, 64, 10, 64, 32, 77, 49408, 64, 1))
-    monkeypatch.setattr(steps, "gemm_rate", lambda dtype, device: 100.0 if dtype == torch.float32 else 200.0)
+    monkeypatch.setattr(
+        steps, "gemm_rate", lambda dtype, device: 100.0 if dtype == torch.float32 else 200.0
+    )
     with steps.quiet():
         row = steps.measure(what, Runtime(precision="bf16"), pairs=2, repeats=2)
     assert row["cost_per_pair"] == pytest.approx(row["seconds"] * 100 / 2, abs=0.1)
@@ -54,7 +69,10 @@ def test_steps_and_their_table(what, monkeypatch, capsys):
 
 
 def test_data_path(tmp_path, capsys):
-    assert data_path.main(["--datatype", "clevr", "--scenes", "256", "--workers", "1", "--read", "16"]) == 0
+    assert (
+        data_path.main(["--datatype", "clevr", "--scenes", "256", "--workers", "1", "--read", "16"])
+        == 0
+    )
     row = json.loads(capsys.readouterr().out)
     assert row["scenes"] == 256
     for stage in ("adaptation", "finetuning"):
@@ -64,8 +82,14 @@ def test_data_path(tmp_path, capsys):
     assert "clevr    256, finetuning" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ("--datatype spot", "--annotations"), ("--datatype spot --annotations nowhere", "train.json"), ("--datatype clevr --scenes 3", "256")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--datatype spot", "--annotations"),
+        ("--datatype spot --annotations nowhere", "train.json"),
+        ("--datatype clevr --scenes 3", "256"),
+    ],
+)
 def test_wrong_input_to_data_path_is_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as exit_:
         data_path.main(words.split())

@@ -15,7 +15,13 @@ from dataloaders import load_scenes
 from dataloaders.image_cache import open_image_cache
 from dataloaders.images import ImageFiles, load_image
 from dataloaders.packed import PackedList
-from dataloaders.pairs import AdaptationSamples, EvaluationPairs, FinetuningSamples, build_loader, trim_padding
+from dataloaders.pairs import (
+    AdaptationSamples,
+    EvaluationPairs,
+    FinetuningSamples,
+    build_loader,
+    trim_padding,
+)
 from gt import eval_utils
 from modules.scoring import coco_ground_truth
 from modules.tokenizer import decode, tokenize_caption
@@ -36,11 +42,16 @@ def spot(tmp_path):
 def test_real_spot_annotations(real_data, tmp_path):
     annotations = real_data / "spot-the-diff" / "annotations"
     reformat_dataset.main(["--data_path", str(annotations), "--output", str(tmp_path)])
-    lengths = [len(json.loads((tmp_path / f"reformat_{split}.json").read_text())) for split in ("train", "val", "test")]
+    lengths = [
+        len(json.loads((tmp_path / f"reformat_{split}.json").read_text()))
+        for split in ("train", "val", "test")
+    ]
     assert lengths == [8566, 1493, 1270]
     merged = json.loads((tmp_path / "reformat_train.json").read_text())
     raw = json.loads((annotations / "train.json").read_text())
-    assert Counter(s for e in merged for s in e["sentences"]) == Counter(s for e in raw for s in e["sentences"])
+    assert Counter(s for e in merged for s in e["sentences"]) == Counter(
+        s for e in raw for s in e["sentences"]
+    )
     assert [e["img_id"] for e in merged] == list(dict.fromkeys(e["img_id"] for e in raw))
     eval_utils.main(["--data_path", str(annotations), "--output", str(tmp_path / "gt.json")])
     real = real_data / "spot-the-diff" / "gt" / "spot_total_change_captions_reformat.json"
@@ -54,12 +65,17 @@ def test_scripts_run_bare_in_a_data_folder(spot, monkeypatch):
     assert reformat_dataset.main([]) == 0
     assert eval_utils.main([]) == 0
     assert len(json.loads((spot / "reformat_train.json").read_text())) == 5
-    assert json.loads((spot / "total_change_captions_reformat.json").read_text())["images"][0] == {"filename": "7.png", "id": "7.png"}
+    assert json.loads((spot / "total_change_captions_reformat.json").read_text())["images"][0] == {
+        "filename": "7.png",
+        "id": "7.png",
+    }
 
 
 def test_real_clevr_scenes(real_data):
     root = real_data / "clevr-change" / "real48"
-    sizes = {split: len(load_scenes("clevr", root, None, split)) for split in ("train", "val", "test")}
+    sizes = {
+        split: len(load_scenes("clevr", root, None, split)) for split in ("train", "val", "test")
+    }
     assert sizes == {"train": 24, "val": 8, "test": 16}
     scenes = load_scenes("clevr", root, None, "test")
     truth = coco_ground_truth(eval_utils.clevr_captions(root))
@@ -77,9 +93,18 @@ def test_real_clevr_split_counts(real_data):
     from dataloaders.clevr_change import read_split, read_types
 
     root = real_data / "clevr-change"
-    assert [len(read_split(root, split)) for split in ("train", "val", "test")] == [33830, 1988, 3985]
+    assert [len(read_split(root, split)) for split in ("train", "val", "test")] == [
+        33830,
+        1988,
+        3985,
+    ]
     assert {name: len(ids) for name, ids in read_types(root).items()} == {
-        "color": 7958, "material": 7963, "move": 7955, "drop": 7961, "add": 7966}
+        "color": 7958,
+        "material": 7963,
+        "move": 7955,
+        "drop": 7961,
+        "add": 7966,
+    }
 
 
 def test_adaptation_samples_swap_the_distractor_in_half_of_the_time(clevr):
@@ -103,14 +128,19 @@ def test_adaptation_samples_swap_the_distractor_in_half_of_the_time(clevr):
 
 
 def test_finetuning_samples_draw_a_sentence_of_each_kind(clevr):
-    samples = FinetuningSamples(load_scenes("clevr", clevr, None, "train"), ImageFiles(32), 12, seed=1)
+    samples = FinetuningSamples(
+        load_scenes("clevr", clevr, None, "train"), ImageFiles(32), 12, seed=1
+    )
     seen = [set(), set()]
     for epoch in range(30):
         sample = samples[(epoch, 2)]
         assert sample["images"].shape == (3, 3, 32, 32)
         for kind in range(2):
             seen[kind].add(decode(sample["caption_input_ids"][kind].tolist()))
-    assert seen == [{"a blue square has appeared", "someone added a blue square"}, {"no change was made", "nothing has changed"}]
+    assert seen == [
+        {"a blue square has appeared", "someone added a blue square"},
+        {"no change was made", "nothing has changed"},
+    ]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -118,9 +148,16 @@ def test_finetuning_samples_draw_a_sentence_of_each_kind(clevr):
 def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, world, workers):
     scenes = load_scenes("clevr", clevr, None, "train")
     samples = FinetuningSamples(scenes, ImageFiles(32), 12, seed=1)
-    reference = {epoch: {scene.id: samples[(epoch, i)]["caption_input_ids"] for i, scene in enumerate(scenes)} for epoch in (0, 1)}
+    reference = {
+        epoch: {
+            scene.id: samples[(epoch, i)]["caption_input_ids"] for i, scene in enumerate(scenes)
+        }
+        for epoch in (0, 1)
+    }
     orders = []
-    loaders = [build_loader(samples, 1, True, workers, rank, world, seed=7) for rank in range(world)]
+    loaders = [
+        build_loader(samples, 1, True, workers, rank, world, seed=7) for rank in range(world)
+    ]
     for epoch in (0, 1):
         seen = []
         for loader in loaders:
@@ -128,7 +165,10 @@ def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, wor
             for batch in loader:
                 seen += batch["id"]
                 for name, ids in zip(batch["id"], batch["caption_input_ids"], strict=True):
-                    whole, length = reference[epoch][name], ids.shape[-1]  # a batch ends with its longest sentence
+                    whole, length = (
+                        reference[epoch][name],
+                        ids.shape[-1],
+                    )  # a batch ends with its longest sentence
                     assert torch.equal(ids, whole[..., :length])
                     assert not whole[..., length:].any()
         assert sorted(seen) == sorted(scene.id for scene in scenes)
@@ -138,8 +178,13 @@ def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, wor
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_evaluation_is_in_file_order_with_nothing_dropped_or_twice(clevr, world):
-    pairs = EvaluationPairs(load_scenes("clevr", clevr, None, "test"), ImageFiles(32), distractors=False)
-    shares = [[name for batch in build_loader(pairs, 2, False, 0, rank, world) for name in batch["id"]] for rank in range(world)]
+    pairs = EvaluationPairs(
+        load_scenes("clevr", clevr, None, "test"), ImageFiles(32), distractors=False
+    )
+    shares = [
+        [name for batch in build_loader(pairs, 2, False, 0, rank, world) for name in batch["id"]]
+        for rank in range(world)
+    ]
     merged = [None] * 3
     for rank, share in enumerate(shares):
         merged[rank::world] = share
@@ -147,7 +192,9 @@ def test_evaluation_is_in_file_order_with_nothing_dropped_or_twice(clevr, world)
 
 
 def test_a_split_smaller_than_a_batch_names_both_numbers(spot):
-    samples = FinetuningSamples(load_scenes("spot", spot, spot / "images_test", "train"), ImageFiles(32), 12)
+    samples = FinetuningSamples(
+        load_scenes("spot", spot, spot / "images_test", "train"), ImageFiles(32), 12
+    )
     with pytest.raises(ValueError, match=r"5 samples.*batch of 8"):
         build_loader(samples, 4, True, 0, 0, 2)
 
@@ -167,28 +214,45 @@ def test_an_unreadable_image_is_one_clear_error(spot, workers):
     path = scenes[1].after
     with open(path, "r+b") as file:
         file.truncate(os.path.getsize(path) // 2)
-    loader = build_loader(EvaluationPairs(scenes, ImageFiles(32), distractors=False), 2, False, workers)
+    loader = build_loader(
+        EvaluationPairs(scenes, ImageFiles(32), distractors=False), 2, False, workers
+    )
     with pytest.raises(ValueError, match=rf"cannot read the image {path}") as error:
         list(loader)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"{", "not JSON"), (b"\xff\xfe\x00", "not JSON"), (b"{}", "expected a list"), (b"[]", "lists no pairs"),
-    (b'[{"img_id": "1"}]', "entry 0"), (b'[{"img_id": "1", "sentences": "x"}]', "entry 0"),
-    (b'[{"img_id": "../1", "sentences": ["x"]}]', "no plain file name"), (b'[{"img_id": "999", "sentences": ["x"]}]', "999.png"),
-    (b'[{"img_id": "5", "sentences": ["x"]}, {"img_id": "5", "sentences": ["x"]}]', "twice"),
-    (b'[{"img_id": "5", "sentences": []}]', "no caption")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"{}", "expected a list"),
+        (b"[]", "lists no pairs"),
+        (b'[{"img_id": "1"}]', "entry 0"),
+        (b'[{"img_id": "1", "sentences": "x"}]', "entry 0"),
+        (b'[{"img_id": "../1", "sentences": ["x"]}]', "no plain file name"),
+        (b'[{"img_id": "999", "sentences": ["x"]}]', "999.png"),
+        (b'[{"img_id": "5", "sentences": ["x"]}, {"img_id": "5", "sentences": ["x"]}]', "twice"),
+        (b'[{"img_id": "5", "sentences": []}]', "no caption"),
+    ],
+)
 def test_wrong_spot_annotations(spot, content, message):
     (spot / "reformat_val.json").write_bytes(content)
     with pytest.raises((ValueError, OSError), match=message):
         load_scenes("spot", spot, spot / "images_test", "val")
 
 
-@pytest.mark.parametrize(("file", "content", "message"), [
-    ("splits.json", {"train": ["a"]}, '"train" is not a list of scene numbers'), ("splits.json", {}, '"train" is not'),
-    ("change_captions.json", {}, "no captions of CLEVR_default_000000.png"), ("no_change_captions.json", {"x": ["y"]}, "entry 'x'"),
-    ("splits.json", {"train": [99]}, "000099")])
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("splits.json", {"train": ["a"]}, '"train" is not a list of scene numbers'),
+        ("splits.json", {}, '"train" is not'),
+        ("change_captions.json", {}, "no captions of CLEVR_default_000000.png"),
+        ("no_change_captions.json", {"x": ["y"]}, "entry 'x'"),
+        ("splits.json", {"train": [99]}, "000099"),
+    ],
+)
 def test_wrong_clevr_annotations(clevr, file, content, message):
     (clevr / file).write_text(json.dumps(content))
     with pytest.raises((ValueError, OSError), match=message):
@@ -261,7 +325,9 @@ def test_the_cache_gives_what_the_files_give_and_decodes_once(tmp_path, pictures
     assert torch.equal(cache(pictures[1::-1]), ImageFiles(32)(pictures[1::-1]))
     grown, decoded = open_cache(tmp_path / "cache", [pictures[2], pictures[0]])
     assert decoded == pictures[2:]
-    assert torch.equal(grown([pictures[0], pictures[2]]), ImageFiles(32)([pictures[0], pictures[2]]))
+    assert torch.equal(
+        grown([pictures[0], pictures[2]]), ImageFiles(32)([pictures[0], pictures[2]])
+    )
     assert open_cache(tmp_path / "cache", pictures)[1] == []
 
 
@@ -282,7 +348,9 @@ def test_a_build_that_breaks_off_keeps_what_it_has(tmp_path, pictures):
     file.write_bytes(sound)
     with open(tmp_path / "cache" / "images-32.uint8", "ab") as data:
         data.write(b"half a row of a killed build")
-    complete, decoded = open_cache(tmp_path / "cache", pictures[:2])  # nothing is missing, so that nothing is cut off
+    complete, decoded = open_cache(
+        tmp_path / "cache", pictures[:2]
+    )  # nothing is missing, so that nothing is cut off
     assert decoded == []
     assert torch.equal(complete(pictures[:2]), ImageFiles(32)(pictures[:2]))
     cache, decoded = open_cache(tmp_path / "cache", pictures)
@@ -328,19 +396,35 @@ def test_a_cache_that_lost_rows_is_built_anew_and_a_foreign_index_refused(tmp_pa
 
 def test_workers_read_the_cache(clevr, tmp_path):
     scenes = load_scenes("clevr", clevr, None, "test")
-    cache, _ = open_cache(tmp_path / "cache", [path for scene in scenes for path in scene.image_paths])
-    batches = [[batch["images"] for batch in build_loader(EvaluationPairs(scenes, images, distractors=True), 2, False, workers)]
-               for images, workers in ((cache, 2), (ImageFiles(32), 0))]
+    cache, _ = open_cache(
+        tmp_path / "cache", [path for scene in scenes for path in scene.image_paths]
+    )
+    batches = [
+        [
+            batch["images"]
+            for batch in build_loader(
+                EvaluationPairs(scenes, images, distractors=True), 2, False, workers
+            )
+        ]
+        for images, workers in ((cache, 2), (ImageFiles(32), 0))
+    ]
     assert all(torch.equal(cached, decoded) for cached, decoded in zip(*batches, strict=True))
 
 
 def test_trimmed_batches_end_with_their_longest_sentence_and_lose_nothing():
-    arrays = [tokenize_caption(text, 16) for text in ("a red car", "a red car has left the parking lot")]
-    whole = {name: torch.stack([torch.from_numpy(words[name]) for words in arrays]) for name in arrays[0]}
+    arrays = [
+        tokenize_caption(text, 16) for text in ("a red car", "a red car has left the parking lot")
+    ]
+    whole = {
+        name: torch.stack([torch.from_numpy(words[name]) for words in arrays]) for name in arrays[0]
+    }
     text = trim_padding({"text_ids": whole["retrieval_text_ids"]})["text_ids"]
     assert text.shape == (2, 10)  # eight words, SOT and EOT
     assert not whole["retrieval_text_ids"][:, 10:].any()
-    captions = {name: whole[name][:, None] for name in ("caption_input_ids", "caption_mask", "caption_target_ids")}
+    captions = {
+        name: whole[name][:, None]
+        for name in ("caption_input_ids", "caption_mask", "caption_target_ids")
+    }
     for name, trimmed in trim_padding(captions).items():
         assert torch.equal(trimmed, captions[name][..., :9])
         assert not captions[name][..., 9:].any()

@@ -24,13 +24,33 @@ from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import CLIP4IDC
 from tests.conftest import ROOT, TINY, draw_pair, make_clevr, make_spot
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")
-                              if path.stem not in ("deviations", "experiments"))]
-BLOCK = re.compile(r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$(?:\n^```text\n(?P<output>.*?)^```$)?",
-                   re.MULTILINE | re.DOTALL)
+PAGES = [
+    "README.md",
+    *sorted(
+        f"docs/{path.name}"
+        for path in (ROOT / "docs").glob("*.md")
+        if path.stem not in ("deviations", "experiments")
+    ),
+]
+BLOCK = re.compile(
+    r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$(?:\n^```text\n(?P<output>.*?)^```$)?",
+    re.MULTILINE | re.DOTALL,
+)
 COMMAND = r"(?:python|torchrun|bash|pip|tensorboard|scripts/\w+\.sh) "
-SHRUNK = ["--pretrained_clip_name", "tiny.json", "--intra_num_hidden_layers", "1", "--batch_size", "4", "--batch_size_val", "4",
-          "--epochs", "1", "--num_thread_reader", "0"]
+SHRUNK = [
+    "--pretrained_clip_name",
+    "tiny.json",
+    "--intra_num_hidden_layers",
+    "1",
+    "--batch_size",
+    "4",
+    "--batch_size_val",
+    "4",
+    "--epochs",
+    "1",
+    "--num_thread_reader",
+    "0",
+]
 WRAPPER = f"""#!{sys.executable}
 import os, sys
 words = sys.argv[1:]
@@ -53,14 +73,23 @@ class Block:
 
 def blocks(page: str) -> list[Block]:
     text = (ROOT / page).read_text(encoding="utf-8")
-    return [Block(found["kind"], found["body"], found["output"], found["reason"]) for found in BLOCK.finditer(text)]
+    return [
+        Block(found["kind"], found["body"], found["output"], found["reason"])
+        for found in BLOCK.finditer(text)
+    ]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     """A copy of the project with everything that the pages speak of, small: data, photos, a table, weights."""
     root = tmp_path_factory.mktemp("docs") / "project"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.splitlines()):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, root / name)
@@ -74,7 +103,9 @@ def prepared(tmp_path_factory) -> Path:
     make_clevr(root / "data", {"train": 8, "val": 3, "test": 4})
     for dataset in ("spot", "clevr"):
         name = f"{dataset}_total_change_captions_reformat.json"
-        shutil.copy2(root / ("images" if dataset == "spot" else "data") / "gt" / name, root / "gt" / name)
+        shutil.copy2(
+            root / ("images" if dataset == "spot" else "data") / "gt" / name, root / "gt" / name
+        )
     draw_table(root)
     draw_photos(root)
     save_weights(root / "ckpts")
@@ -85,10 +116,20 @@ def draw_table(root: Path) -> None:
     rows = [("before", "after", "split", "caption", "type")]
     for n in range(12):
         draw_pair(root / "mine", [f"img/{n}a.jpg", f"img/{n}b.jpg"], "red" if n % 2 else "blue", n)
-        rows.append((f"img/{n}a.jpg", f"img/{n}b.jpg", "train" if n < 8 else "test", f"square {n} is new", "odd" if n % 2 else "even"))
+        rows.append(
+            (
+                f"img/{n}a.jpg",
+                f"img/{n}b.jpg",
+                "train" if n < 8 else "test",
+                f"square {n} is new",
+                "odd" if n % 2 else "even",
+            )
+        )
     with open(root / "mine" / "pairs.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
-    (root / "other_system.json").write_text(json.dumps([{"image_id": f"test-{n}", "caption": "a square is new"} for n in range(4)]))
+    (root / "other_system.json").write_text(
+        json.dumps([{"image_id": f"test-{n}", "caption": "a square is new"} for n in range(4)])
+    )
 
 
 def draw_photos(root: Path) -> None:
@@ -96,26 +137,41 @@ def draw_photos(root: Path) -> None:
         draw_pair(root / "photos", [f"{n}.png", f"{n}_2.png"], "red", n)
         draw_pair(root / "photos", [f"first/{n}.jpg", f"second/{n}.png"], "green", n)
     draw_pair(root, ["before.jpg", "after.jpg"], "yellow", 7)
-    (root / "pairs.csv").write_text("before,after,id\nbefore.jpg,after.jpg,street\nphotos/1.png,photos/1_2.png,yard\n")
+    (root / "pairs.csv").write_text(
+        "before,after,id\nbefore.jpg,after.jpg,street\nphotos/1.png,photos/1_2.png,yard\n"
+    )
 
 
 def save_weights(ckpts: Path) -> None:
     """Stand-ins of one block each, a run's and published ones; the latter in float16 and without a card."""
     torch.manual_seed(0)
-    clip = {f"clip.{key}": value for key, value in CLIP(ClipSizes(**TINY), 1, "2d").state_dict().items()}
+    clip = {
+        f"clip.{key}": value for key, value in CLIP(ClipSizes(**TINY), 1, "2d").state_dict().items()
+    }
     from modules.bert_config import load_decoder_config
 
     adapted = CLIP4IDC.from_weights(clip, "retrieval", 1)
     config = load_decoder_config("decoder-base").with_layers(1)
     captioner = CLIP4IDC.from_weights(clip, "caption", 1, decoder_config=config)
-    for folder in ("ckpt_spot_retrieval", "ckpt_clevr_retrieval", "ckpt_spot_caption", "ckpt_clevr_caption"):
+    for folder in (
+        "ckpt_spot_retrieval",
+        "ckpt_clevr_retrieval",
+        "ckpt_spot_caption",
+        "ckpt_clevr_caption",
+    ):
         model = adapted if folder.endswith("retrieval") else captioner
         (ckpts / folder).mkdir()
         torch.save(model.state_dict(), ckpts / folder / "pytorch_model.bin.best")
         write_card(ckpts / folder / CARD, describe_model(model, 32))
     for folder, model in (("pretrained", adapted), ("trained", captioner)):
-        torch.save({key: value.half() for key, value in model.state_dict().items()}, ckpts / folder / "pytorch_model.bin.spot")
-    shutil.copy2(ckpts / "pretrained" / "pytorch_model.bin.spot", ckpts / "pretrained" / "pytorch_model.bin.30")
+        torch.save(
+            {key: value.half() for key, value in model.state_dict().items()},
+            ckpts / folder / "pytorch_model.bin.spot",
+        )
+    shutil.copy2(
+        ckpts / "pretrained" / "pytorch_model.bin.spot",
+        ckpts / "pretrained" / "pytorch_model.bin.30",
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -125,13 +181,32 @@ def test_the_commands_of_a_page(page, prepared, tmp_path):
     found = blocks(page)
     if any("--output data " in block.body for block in found):  # the page draws this itself
         shutil.rmtree(project / "data")
-    environment = {**os.environ, "PATH": f"{project / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "2", "PYTHONPATH": "."}
+    environment = {
+        **os.environ,
+        "PATH": f"{project / 'bin'}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "2",
+        "PYTHONPATH": ".",
+    }
     for block in found:
         if block.reason or block.kind not in ("bash", "python"):
             continue
-        command = ["bash", "-euo", "pipefail", "-c", block.body] if block.kind == "bash" else [sys.executable, "-c", block.body]
-        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=600)
-        assert done.returncode == 0, f"{page}:\n{block.body}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        command = (
+            ["bash", "-euo", "pipefail", "-c", block.body]
+            if block.kind == "bash"
+            else [sys.executable, "-c", block.body]
+        )
+        done = subprocess.run(
+            command,
+            cwd=project,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        assert done.returncode == 0, (
+            f"{page}:\n{block.body}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        )
         if block.output is not None:
             assert done.stdout == block.output, f"{page}:\n{block.body}"
 
@@ -139,11 +214,16 @@ def test_the_commands_of_a_page(page, prepared, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_no_command_stands_outside_the_blocks_that_are_run(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert text.count("\n```") == 2 * len(blocks(page)) + sum(block.output is not None for block in blocks(page)) * 2
+    assert (
+        text.count("\n```")
+        == 2 * len(blocks(page)) + sum(block.output is not None for block in blocks(page)) * 2
+    )
     for block in blocks(page):
         if block.kind not in ("bash", "python"):
             assert block.reason is None
-            assert not re.search(rf"^{COMMAND}", block.body, re.MULTILINE), f"{page}: mark this block bash:\n{block.body}"
+            assert not re.search(rf"^{COMMAND}", block.body, re.MULTILINE), (
+                f"{page}: mark this block bash:\n{block.body}"
+            )
     assert re.findall(rf"`{COMMAND}[^`]*\.(?:py|sh|txt)[^`]*`", BLOCK.sub("", text)) == []
 
 
@@ -158,6 +238,8 @@ def test_links_and_pictures_lead_somewhere(page):
         assert path.exists(), f"{page} links to {target}"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], target
+            assert anchor in [
+                re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings
+            ], target
         if path.suffix == ".png":
             assert min(Image.open(path).size) > 200

@@ -31,7 +31,9 @@ def drive(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Counts as the drawn datasets have them."""
-    monkeypatch.setattr(download, "RAW_ENTRIES", {split: count + 1 for split, count in SIZES.items()})
+    monkeypatch.setattr(
+        download, "RAW_ENTRIES", {split: count + 1 for split, count in SIZES.items()}
+    )
     monkeypatch.setattr(download, "PAIRS", SIZES)
     monkeypatch.setattr(download, "SCENES", SIZES)
 
@@ -63,12 +65,22 @@ def refused(capsys, *words: str) -> str:
 def serve_spot(drive, spot: Path, kind: str = "zip") -> None:
     raw = {split: json.loads((spot / f"{split}.json").read_text()) for split in SIZES}
     for split, entries in raw.items():
-        doubled = [*entries[:-1], {**entries[-1], "sentences": ["one"]}, {**entries[-1], "sentences": ["two"]}]
-        drive.files[f"harsh19/spot-the-diff/master/data/annotations/{split}.json"] = json.dumps(doubled).encode()
-        drive.files[f"list-{split}-0123456789012345678"] = (spot / f"reformat_{split}.json").read_bytes()
+        doubled = [
+            *entries[:-1],
+            {**entries[-1], "sentences": ["one"]},
+            {**entries[-1], "sentences": ["two"]},
+        ]
+        drive.files[f"harsh19/spot-the-diff/master/data/annotations/{split}.json"] = json.dumps(
+            doubled
+        ).encode()
+        drive.files[f"list-{split}-0123456789012345678"] = (
+            spot / f"reformat_{split}.json"
+        ).read_bytes()
         drive.names[f"list-{split}-0123456789012345678"] = f"reformat_{split}.json"
     drive.folders[download.SPOT_LISTS.id] = [f"list-{split}-0123456789012345678" for split in SIZES]
-    drive.files[download.SPOT_IMAGES.id] = packed(spot / "images_test", "resized_images", kind, more=random.Random(0).randbytes(2_000_000))
+    drive.files[download.SPOT_IMAGES.id] = packed(
+        spot / "images_test", "resized_images", kind, more=random.Random(0).randbytes(2_000_000)
+    )
     drive.names[download.SPOT_IMAGES.id] = "resized_images.zip"
 
 
@@ -83,11 +95,19 @@ def test_spot_the_diff_comes_whole_and_is_not_brought_again(drive, spot, tmp_pat
     assert not (place / "images_test").exists()
     assert download.main(["spot", "--to", str(place)]) == 0
     assert f"{sum(SIZES.values())} pairs, all images there" in capsys.readouterr().out
-    assert [len(load_scenes("spot", place, place / "images_test", split)) for split in SIZES] == list(SIZES.values())
+    assert [
+        len(load_scenes("spot", place, place / "images_test", split)) for split in SIZES
+    ] == list(SIZES.values())
     starts = [asked for name, asked in drive.asked if name == download.SPOT_IMAGES.id and asked]
     assert starts[0] == f"bytes={chunk}-"
-    assert starts[-1] == f"bytes={2 * chunk}-", "the second command went on where the first had stopped"
-    assert not [path for path in place.iterdir() if path.suffix in (".archive", ".part") or path.name.startswith(".unpacking")]
+    assert starts[-1] == f"bytes={2 * chunk}-", (
+        "the second command went on where the first had stopped"
+    )
+    assert not [
+        path
+        for path in place.iterdir()
+        if path.suffix in (".archive", ".part") or path.name.startswith(".unpacking")
+    ]
     asked = len(drive.asked)
     assert download.main(["spot", "--to", str(place)]) == 0
     assert len(drive.asked) == asked
@@ -103,13 +123,25 @@ def test_merged_lists_are_made_where_the_drive_does_not_give_them(drive, spot, t
 
 
 def test_clevr_change_comes_whole(drive, clevr, tmp_path, capsys):
-    types = {"type_mapping.json": json.dumps({"add": [f"{n:06d}.png" for n in range(sum(SIZES.values()))]})}
-    assert json.loads((clevr / "type_mapping.json").read_text())["add"] == json.loads(types["type_mapping.json"])["add"]
-    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = packed(clevr, "CLEVR_Change/data", "tar.gz"), "clevr.tar.gz"
+    types = {
+        "type_mapping.json": json.dumps(
+            {"add": [f"{n:06d}.png" for n in range(sum(SIZES.values()))]}
+        )
+    }
+    assert (
+        json.loads((clevr / "type_mapping.json").read_text())["add"]
+        == json.loads(types["type_mapping.json"])["add"]
+    )
+    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = (
+        packed(clevr, "CLEVR_Change/data", "tar.gz"),
+        "clevr.tar.gz",
+    )
     place = tmp_path / "data"
     assert download.main(["clevr", "--to", str(place)]) == 0
     assert f"{sum(SIZES.values())} scenes, all images there" in capsys.readouterr().out
-    (place / "sc_images" / "CLEVR_semantic_000003.png").unlink()  # what is lost comes back, what is there stays
+    (
+        place / "sc_images" / "CLEVR_semantic_000003.png"
+    ).unlink()  # what is lost comes back, what is there stays
     (place / "own.txt").write_text("mine")
     assert download.main(["clevr", "--to", str(place)]) == 0
     assert (place / "sc_images" / "CLEVR_semantic_000003.png").is_file()
@@ -119,19 +151,31 @@ def test_clevr_change_comes_whole(drive, clevr, tmp_path, capsys):
 def test_wrong_counts_and_layouts_are_told(drive, spot, clevr, tmp_path, capsys, monkeypatch):
     serve_spot(drive, spot)
     drive.files[download.SPOT_IMAGES.id] = packed(clevr, "x", "zip")
-    assert "is not laid out as Spot-the-Diff's images: it holds more, x" in refused(capsys, "spot", "--to", str(tmp_path / "a"))
+    assert "is not laid out as Spot-the-Diff's images: it holds more, x" in refused(
+        capsys, "spot", "--to", str(tmp_path / "a")
+    )
     assert not (tmp_path / "a" / "images_test").exists()
     monkeypatch.setattr(download, "RAW_ENTRIES", {**download.RAW_ENTRIES, "val": 1634})
-    assert f"4 entries of {tmp_path / 'b' / 'val.json'}, expected 1634" in refused(capsys, "spot", "--to", str(tmp_path / "b"))
+    assert f"4 entries of {tmp_path / 'b' / 'val.json'}, expected 1634" in refused(
+        capsys, "spot", "--to", str(tmp_path / "b")
+    )
     short = tmp_path / "short"
     (short / "images").mkdir(parents=True)
     (short / "sc_images").mkdir()
     (short / "nsc_images").mkdir()
     for folder, prefix in FOLDERS.items():
         (short / folder / f"{prefix}000000.png").write_bytes(b"x")
-    for name in ("splits.json", "change_captions.json", "no_change_captions.json", "type_mapping.json"):
+    for name in (
+        "splits.json",
+        "change_captions.json",
+        "no_change_captions.json",
+        "type_mapping.json",
+    ):
         (short / name).write_bytes((clevr / name).read_bytes())
-    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = packed(short, "data", "zip"), "clevr.zip"
+    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = (
+        packed(short, "data", "zip"),
+        "clevr.zip",
+    )
     assert "3 images below" in refused(capsys, "clevr", "--to", str(tmp_path / "c"))
 
 
@@ -140,18 +184,32 @@ def test_a_spent_quota_says_what_to_do_by_hand(drive, spot, clevr, tmp_path, cap
     drive.exhausted.add(download.SPOT_IMAGES.id)
     line = refused(capsys, "spot", "--to", str(tmp_path / "images"))
     assert "Too many users have viewed or downloaded this file recently" in line
-    assert f"open https://drive.google.com/file/d/{download.SPOT_IMAGES.id} in a browser and give --archive" in line
+    assert (
+        f"open https://drive.google.com/file/d/{download.SPOT_IMAGES.id} in a browser and give --archive"
+        in line
+    )
     by_hand = tmp_path / "saved.zip"
     by_hand.write_bytes(drive.files[download.SPOT_IMAGES.id])
     assert download.main(["spot", "--to", str(tmp_path / "images"), "--archive", str(by_hand)]) == 0
     assert by_hand.is_file(), "a file of the user's own stays"
     by_hand.write_text("<!DOCTYPE html><html>Quota exceeded</html>")
-    assert "saved.zip is a web page, not CLEVR-Change" in refused(capsys, "clevr", "--to", str(tmp_path / "c"), "--archive", str(by_hand))
-    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = packed(clevr, "x", "zip")[:-100] + bytes(100), "clevr.zip"
-    assert "neither a zip nor a tar archive" in refused(capsys, "clevr", "--to", str(tmp_path / "c"))
-    assert not list((tmp_path / "c").iterdir()), "what came damaged is not taken for the archive the next time"
+    assert "saved.zip is a web page, not CLEVR-Change" in refused(
+        capsys, "clevr", "--to", str(tmp_path / "c"), "--archive", str(by_hand)
+    )
+    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = (
+        packed(clevr, "x", "zip")[:-100] + bytes(100),
+        "clevr.zip",
+    )
+    assert "neither a zip nor a tar archive" in refused(
+        capsys, "clevr", "--to", str(tmp_path / "c")
+    )
+    assert not list((tmp_path / "c").iterdir()), (
+        "what came damaged is not taken for the archive the next time"
+    )
     by_hand.write_text("no archive")
-    assert "neither a zip nor a tar archive" in refused(capsys, "clevr", "--to", str(tmp_path / "c"), "--archive", str(by_hand))
+    assert "neither a zip nor a tar archive" in refused(
+        capsys, "clevr", "--to", str(tmp_path / "c"), "--archive", str(by_hand)
+    )
 
 
 def test_the_authors_weights_are_read_when_they_have_come(drive, tmp_path, capsys):
@@ -167,7 +225,10 @@ def test_the_authors_weights_are_read_when_they_have_come(drive, tmp_path, capsy
     drive.folders[download.CAPTIONERS.id] = ids[:1]
     drive.exhausted.add(ids[0])
     line = refused(capsys, "trained", "--to", str(tmp_path / "trained"))
-    assert f"open https://drive.google.com/drive/folders/{download.CAPTIONERS.id} in a browser and save its files in" in line
+    assert (
+        f"open https://drive.google.com/drive/folders/{download.CAPTIONERS.id} in a browser and save its files in"
+        in line
+    )
     assert not list((tmp_path / "trained").glob("*.bin*"))
 
 
@@ -183,7 +244,9 @@ def test_openais_clip_goes_where_it_is_looked_for(tmp_path, monkeypatch, capsys)
         monkeypatch.setattr(pretrained, "OPENAI", site.address)
         assert download.main(["clip", "--name", "ViT-B/16", "--to", str(tmp_path)]) == 0
     assert (tmp_path / "ViT-B-16.pt").read_bytes() == b"clip"
-    assert "no CLIP of OpenAI's is called RN50" in refused(capsys, "clip", "--name", "RN50", "--to", str(tmp_path))
+    assert "no CLIP of OpenAI's is called RN50" in refused(
+        capsys, "clip", "--name", "RN50", "--to", str(tmp_path)
+    )
 
 
 def test_contradicting_options_are_refused(capsys):
@@ -214,14 +277,29 @@ def harmful_tar(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
     return content.getvalue()
 
 
-@pytest.mark.parametrize("content", [
-    *(make(name) for make in (harmful_zip, harmful_tar) for name in ("../out", "/tmp/clip4idc-out", "a/../../out", "..\\out", "C:\\out", "a/..")),
-    harmful_zip("link", LINK), harmful_zip("device", DEVICE),
-    *(harmful_tar("x", kind) for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE))])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            make(name)
+            for make in (harmful_zip, harmful_tar)
+            for name in ("../out", "/tmp/clip4idc-out", "a/../../out", "..\\out", "C:\\out", "a/..")
+        ),
+        harmful_zip("link", LINK),
+        harmful_zip("device", DEVICE),
+        *(
+            harmful_tar("x", kind)
+            for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
+        ),
+    ],
+)
 def test_archives_that_would_write_elsewhere_are_refused_and_leave_nothing(tmp_path, content):
     (tmp_path / "deep").mkdir()
     (tmp_path / "x.archive").write_bytes(content)
-    with pytest.raises(ValueError, match="x.archive (would write outside|holds more than files)"), unpacked(tmp_path / "x.archive", tmp_path / "deep"):
+    with (
+        pytest.raises(ValueError, match="x.archive (would write outside|holds more than files)"),
+        unpacked(tmp_path / "x.archive", tmp_path / "deep"),
+    ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "x.archive"]
     assert not list((tmp_path / "deep").iterdir())
@@ -238,11 +316,21 @@ def test_archives_that_are_cut_short_or_too_large_are_refused(tmp_path, clevr, m
     spoilt += [plain[:second], plain[:second] + b"y" * 100 + plain[second + 100 :]]
     for content in spoilt:
         (tmp_path / "x").write_bytes(content)
-        with pytest.raises(DamagedArchive, match="is damaged|neither a zip nor a tar"), unpacked(tmp_path / "x", tmp_path / "deep"):
+        with (
+            pytest.raises(DamagedArchive, match="is damaged|neither a zip nor a tar"),
+            unpacked(tmp_path / "x", tmp_path / "deep"),
+        ):
             pass
     (tmp_path / "x").write_bytes(packed(clevr, "x", "zip"))
-    monkeypatch.setattr(unpacking.shutil, "disk_usage", lambda _: type("Usage", (), {"free": unpacking.SPARE + 10})())
-    with pytest.raises(OSError, match="no room to unpack"), unpacked(tmp_path / "x", tmp_path / "deep"):
+    monkeypatch.setattr(
+        unpacking.shutil,
+        "disk_usage",
+        lambda _: type("Usage", (), {"free": unpacking.SPARE + 10})(),
+    )
+    with (
+        pytest.raises(OSError, match="no room to unpack"),
+        unpacked(tmp_path / "x", tmp_path / "deep"),
+    ):
         pass
     assert not (tmp_path / "deep").exists(), "a folder that was made for it goes, too"
 
@@ -254,7 +342,10 @@ def test_moving_goes_on_where_it_broke_off_and_overwrites_nothing(tmp_path):
     (tmp_path / "from" / "images" / "b.png").write_bytes(b"123")
     (tmp_path / "to" / "images" / "a.png").write_bytes(b"12345")
     assert unpacking.move_into(tmp_path / "from", tmp_path / "to") == 2
-    assert sorted(path.name for path in (tmp_path / "to" / "images").iterdir()) == ["a.png", "b.png"]
+    assert sorted(path.name for path in (tmp_path / "to" / "images").iterdir()) == [
+        "a.png",
+        "b.png",
+    ]
     (tmp_path / "from" / "images" / "b.png").write_bytes(b"another")
     with pytest.raises(ValueError, match="b.png is there already, and another"):
         unpacking.move_into(tmp_path / "from", tmp_path / "to")

@@ -26,7 +26,7 @@ from tests.conftest import make_spot
 from tests.runs import words
 
 # Both programs in their protocols; METEOR is .5. The file `fault` says what goes wrong at the next question, `starts` who started.
-FAKE = '''#!{python} -S
+FAKE = """#!{python} -S
 import os, sys, time
 here = os.path.dirname(os.path.abspath(__file__))
 fault = lambda: open(os.path.join(here, "fault")).read()
@@ -69,8 +69,12 @@ for line in sys.stdin:
     else:
         print("\\n".join([{{"meteor writes commas": "0,5", "meteor divides by zero": "NaN"}}.get(now, "0.5")] * (line.count("|||") + 1)),
               flush=True)
-'''
-TRUTH = {"1": ["a red cube has gone", "the cube is gone"], "2": ["a blue ball appeared"], "3": ["nothing has changed"]}
+"""
+TRUTH = {
+    "1": ["a red cube has gone", "the cube is gone"],
+    "2": ["a blue ball appeared"],
+    "3": ["nothing has changed"],
+}
 CAPTIONS = {"1": "a red cube is gone", "2": "a ball appeared", "3": "a red cube"}
 
 
@@ -116,11 +120,21 @@ def missing(scores: dict[str, float]) -> list[str]:
     return [name for name, value in scores.items() if math.isnan(value)]
 
 
-@pytest.mark.parametrize(("fault", "reason"), [
-    ("meteor does not start", "ended with 3: Exception in thread main: boom"), ("meteor dies", "ended with 3: Exception in thread main: boom"),
-    ("meteor is killed", "ended with -9"), ("meteor hangs", "no answer within 1 s"), ("meteor writes commas", "nonsense: .*0,5"),
-    ("meteor loses count", "nonsense: Error: no"), ("meteor divides by zero", "nonsense: nan")])
-def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(fault, reason, fake, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("meteor does not start", "ended with 3: Exception in thread main: boom"),
+        ("meteor dies", "ended with 3: Exception in thread main: boom"),
+        ("meteor is killed", "ended with -9"),
+        ("meteor hangs", "no answer within 1 s"),
+        ("meteor writes commas", "nonsense: .*0,5"),
+        ("meteor loses count", "nonsense: Error: no"),
+        ("meteor divides by zero", "nonsense: nan"),
+    ],
+)
+def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(
+    fault, reason, fake, caplog, monkeypatch
+):
     references = References(TRUTH)
     if fault != "meteor does not start":
         assert references.score(CAPTIONS)["all"]["METEOR"] == 0.5
@@ -129,7 +143,9 @@ def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(fault, reaso
     scores = references.score(CAPTIONS, {"first": ["1"], "second": ["2"]})
     assert [missing(group) for group in scores.values()] == [["METEOR"]] * 3
     assert fake.starts("meteor") <= 1, "tried once in an evaluation"
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    warnings = [
+        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
+    ]
     assert len(warnings) == 1
     assert re.search(f"METEOR is missing: .*{reason}", warnings[0])
     fake.fault("none")
@@ -152,7 +168,11 @@ def test_what_meteor_gave_before_it_died_is_kept(fake):
     references = References(TRUTH)
     fake.fault("meteor dies at the second corpus")
     scores = references.score(CAPTIONS, {"one": ["1"], "two": ["1", "2"]})
-    assert {name: missing(group) for name, group in scores.items()} == {"all": [], "one": ["METEOR"], "two": ["METEOR"]}
+    assert {name: missing(group) for name, group in scores.items()} == {
+        "all": [],
+        "one": ["METEOR"],
+        "two": ["METEOR"],
+    }
 
 
 def test_a_process_found_dead_is_started_anew_and_nothing_is_missing(fake, caplog):
@@ -195,9 +215,14 @@ def test_a_tokeniser_that_dies_once_is_run_again(fake, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("fault", "reason"), [
-    ("tokenizer dies", "ended with 3 after 4 of 4 captions: Exception in thread main: boom"), ("tokenizer hangs", "timed out after 0.3 s"),
-    ("tokenizer loses a line", "ended with 0 after 3 of 4 captions")])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("tokenizer dies", "ended with 3 after 4 of 4 captions: Exception in thread main: boom"),
+        ("tokenizer hangs", "timed out after 0.3 s"),
+        ("tokenizer loses a line", "ended with 0 after 3 of 4 captions"),
+    ],
+)
 def test_without_tokens_all_scores_are_missing(fault, reason, fake, caplog, monkeypatch):
     references = References(TRUTH)
     fake.fault(fault)
@@ -206,11 +231,19 @@ def test_without_tokens_all_scores_are_missing(fault, reason, fake, caplog, monk
         tokenize(TRUTH)
     assert fake.starts("tokenizer") == 2
     scores = references.score(CAPTIONS, {"first": ["1"], "absent": ["9"]})
-    assert {name: missing(group) for name, group in scores.items()} == {"all": list(SCORE_NAMES), "first": list(SCORE_NAMES)}
-    assert f"all caption scores are missing: the PTB tokeniser {'does not run' if 'hangs' in fault else 'ended'}" in caplog.text
+    assert {name: missing(group) for name, group in scores.items()} == {
+        "all": list(SCORE_NAMES),
+        "first": list(SCORE_NAMES),
+    }
+    assert (
+        f"all caption scores are missing: the PTB tokeniser {'does not run' if 'hangs' in fault else 'ended'}"
+        in caplog.text
+    )
     assert all(map(math.isnan, references.cider_by_id(CAPTIONS).values()))
     fake.fault("none")
-    assert not missing(references.score(CAPTIONS)["all"]), "the ground truth is tokenised when it can be"
+    assert not missing(references.score(CAPTIONS)["all"]), (
+        "the ground truth is tokenised when it can be"
+    )
 
 
 def test_baselines_are_scored_again_where_they_are_missing(fake, caplog):
@@ -229,7 +262,9 @@ def test_baselines_are_scored_again_where_they_are_missing(fake, caplog):
 
 def test_a_missing_score_is_neither_the_best_nor_an_epoch_without_a_better_one():
     progress = Progress()
-    assert [progress.judge(epoch, score) for epoch, score in enumerate([math.nan, 0.5, math.nan, 0.4])] == [False, True, False, False]
+    assert [
+        progress.judge(epoch, score) for epoch, score in enumerate([math.nan, 0.5, math.nan, 0.4])
+    ] == [False, True, False, False]
     assert progress == Progress(epoch=4, best_score=0.5, best_epoch=1, epochs_without=1)
 
 
@@ -242,7 +277,11 @@ def strict_json(path: Path) -> dict:
 
 def train(tmp_path: Path, sizes: Path, epochs: int, at_scoring) -> tuple[Path, str]:
     """A tiny run of stage 2 that calls `at_scoring(number, folder)` where the captions of its evaluations come to be scored."""
-    spot, run, calls = make_spot(tmp_path / "spot", {"train": 8, "val": 1, "test": 5}), tmp_path / "run", []
+    spot, run, calls = (
+        make_spot(tmp_path / "spot", {"train": 8, "val": 1, "test": 5}),
+        tmp_path / "run",
+        [],
+    )
     judged = CaptionJudge.score
 
     def score(judge, captions):
@@ -252,12 +291,22 @@ def train(tmp_path: Path, sizes: Path, epochs: int, at_scoring) -> tuple[Path, s
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CaptionJudge, "score", score)
-        assert CLIP4IDCinference.main(words(spot, run, sizes, "caption", "--do_train", "--epochs", str(epochs))) == 0
+        assert (
+            CLIP4IDCinference.main(
+                words(spot, run, sizes, "caption", "--do_train", "--epochs", str(epochs))
+            )
+            == 0
+        )
     return run, (run / "log.txt").read_text()
 
 
 def test_training_goes_on_without_meteor_and_has_it_again(fake, tiny_sizes, tmp_path):
-    run, log = train(tmp_path, tiny_sizes, 2, lambda number, _: fake.fault("none" if number else "meteor is killed"))
+    run, log = train(
+        tmp_path,
+        tiny_sizes,
+        2,
+        lambda number, _: fake.fault("none" if number else "meteor is killed"),
+    )
     history = pd.read_csv(run / "history.csv")
     assert history["METEOR"].isna().tolist() == [True, False]
     assert not history.drop(columns="METEOR").isna().any(axis=None)
@@ -270,7 +319,12 @@ def test_training_goes_on_without_any_score(fake, tiny_sizes, tmp_path):
     """In the first epoch and at last; the second epoch scores and so is the best."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run, log = train(tmp_path, tiny_sizes, 3, lambda number, _: fake.fault("none" if number in (1, 2) else "tokenizer dies"))
+    run, log = train(
+        tmp_path,
+        tiny_sizes,
+        3,
+        lambda number, _: fake.fault("none" if number in (1, 2) else "tokenizer dies"),
+    )
     history = pd.read_csv(run / "history.csv")
     assert history["CIDEr"].isna().tolist() == [True, False, False]
     assert not history["loss"].isna().any()
@@ -290,7 +344,9 @@ def test_training_goes_on_without_any_score(fake, tiny_sizes, tmp_path):
 
 def test_captions_are_on_the_disk_before_they_are_scored(fake, tiny_sizes, tmp_path, monkeypatch):
     synced, sync = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), sync(handle)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), sync(handle))
+    )
 
     def look(number: int, run: Path) -> None:
         file = run / f"hyp_ep_{('0', 'eval')[number]}.json"
@@ -307,14 +363,35 @@ def test_files_are_scored_without_meteor(fake, tmp_path, capsys):
     """Table, JSON and LaTeX say that it is missing, and give what is there with its intervals."""
     (tmp_path / "gt.json").write_text(json.dumps(coco_ground_truth(TRUTH.items())))
     for name, captions in (("one", CAPTIONS), ("two", dict.fromkeys(CAPTIONS, "a red cube"))):
-        (tmp_path / f"{name}.json").write_text(json.dumps([{"image_id": key, "caption": text} for key, text in captions.items()]))
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps([{"image_id": key, "caption": text} for key, text in captions.items()])
+        )
     fake.fault("meteor dies")
     printed = {}
     for form in ("table", "json", "latex"):
-        assert eval_utils.main(["score", "--gt", str(tmp_path / "gt.json"), "--results", str(tmp_path / "one.json"), str(tmp_path / "two.json"),
-                                "--bootstrap", "100", "--format", form, "--output", str(tmp_path / "out.json")]) == 0
+        assert (
+            eval_utils.main(
+                [
+                    "score",
+                    "--gt",
+                    str(tmp_path / "gt.json"),
+                    "--results",
+                    str(tmp_path / "one.json"),
+                    str(tmp_path / "two.json"),
+                    "--bootstrap",
+                    "100",
+                    "--format",
+                    form,
+                    "--output",
+                    str(tmp_path / "out.json"),
+                ]
+            )
+            == 0
+        )
         printed[form] = capsys.readouterr().out
-    assert printed["table"].count("missing") == 2 + 2 + 2  # scores, intervals, the difference's interval and p
+    assert (
+        printed["table"].count("missing") == 2 + 2 + 2
+    )  # scores, intervals, the difference's interval and p
     assert printed["latex"].count("& missing &") == 2
     assert not any("nan" in text.lower() for text in printed.values())
     report = strict_json(tmp_path / "out.json")
@@ -328,7 +405,9 @@ def test_files_are_scored_without_meteor(fake, tmp_path, capsys):
 
 def test_a_meteor_that_dies_among_the_draws_has_no_interval(fake):
     references = References(TRUTH)
-    statistics = Statistics.of(references, {key: texts[0] for key, texts in references.tokens.items()})
+    statistics = Statistics.of(
+        references, {key: texts[0] for key, texts in references.tokens.items()}
+    )
     fake.fault("meteor dies")
     drawn = bootstrap([statistics], 100, seed=0)[0]
     assert fake.starts("meteor") == 0, "it is not asked again at each draw"

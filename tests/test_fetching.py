@@ -24,18 +24,25 @@ def _no_pauses(monkeypatch):
 
 @pytest.fixture
 def site():
-    with web_site({"whole.bin": BODY, "page.bin": b"\n <!DOCTYPE html><html>Quota exceeded</html>"}) as site:
+    with web_site(
+        {"whole.bin": BODY, "page.bin": b"\n <!DOCTYPE html><html>Quota exceeded</html>"}
+    ) as site:
         yield site
 
 
 @pytest.mark.parametrize("tags", [True, False])
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(tmp_path, site, tags):
     site.tags, site.broken = tags, {"whole.bin": [40 * BLOCK, 100 * BLOCK]}
-    assert fetch(f"{site.address}/whole.bin", tmp_path / "c" / "whole.bin", DIGEST).read_bytes() == BODY
+    assert (
+        fetch(f"{site.address}/whole.bin", tmp_path / "c" / "whole.bin", DIGEST).read_bytes()
+        == BODY
+    )
     starts = [asked for _, asked in site.asked]
     assert starts[0] is None
     assert [int(asked[6:-1]) for asked in starts[1:]] == [40 * BLOCK, 100 * BLOCK]
-    assert [path.name for path in (tmp_path / "c").iterdir() if path.suffix != ".lock"] == ["whole.bin"]
+    assert [path.name for path in (tmp_path / "c").iterdir() if path.suffix != ".lock"] == [
+        "whole.bin"
+    ]
 
 
 def test_a_part_is_kept_and_the_next_call_goes_on_from_it(tmp_path, site):
@@ -66,7 +73,9 @@ def test_a_server_that_knows_no_ranges_or_no_versions_is_asked_for_all_of_it(tmp
     site.ranges, site.tags, site.broken = True, False, {"whole.bin": [60 * BLOCK]}
     site.asked.clear()
     assert fetch(f"{site.address}/whole.bin", tmp_path / "b").read_bytes() == BODY
-    assert [asked for _, asked in site.asked] == [None, None], "without a version or checksum nothing says that the rest belongs to it"
+    assert [asked for _, asked in site.asked] == [None, None], (
+        "without a version or checksum nothing says that the rest belongs to it"
+    )
 
 
 @pytest.mark.parametrize("part", [BODY, BODY + b"more"])
@@ -92,7 +101,9 @@ def test_an_s3_that_knows_no_ranges_is_asked_for_all_of_it(tmp_path, monkeypatch
 
     monkeypatch.setattr(boto3, "Session", Client)
     (tmp_path / "x.part").write_bytes(BODY[:1000])
-    (tmp_path / "x.part.json").write_text(json.dumps({"address": fetching._digest("s3://a/x"), "version": '"1"'}))
+    (tmp_path / "x.part.json").write_text(
+        json.dumps({"address": fetching._digest("s3://a/x"), "version": '"1"'})
+    )
     assert fetch("s3://a/x", tmp_path / "x").read_bytes() == BODY
 
 
@@ -105,19 +116,32 @@ def test_a_busy_server_is_asked_again(tmp_path, site):
 
 
 def test_refusals_name_the_address_and_leave_nothing_under_the_name(tmp_path, site):
-    cases = {"gone.bin": (None, FileNotFoundError, "404"), "page.bin": (None, OSError, "web page"),
-             "whole.bin": ("0" * 64, OSError, "SHA-256")}
+    cases = {
+        "gone.bin": (None, FileNotFoundError, "404"),
+        "page.bin": (None, OSError, "web page"),
+        "whole.bin": ("0" * 64, OSError, "SHA-256"),
+    }
     for name, (sha256, kind, words) in cases.items():
         with pytest.raises(kind, match=words) as caught:
             fetch(f"{site.address}/{name}", tmp_path / name, sha256)
         assert f"{site.address}/{name}" in str(caught.value)
         assert "\n" not in str(caught.value)
-    assert not [path for path in tmp_path.iterdir() if path.suffix not in (".lock", ".part", ".json")]
-    assert not (tmp_path / "whole.bin.part").exists(), "what failed its checksum is not gone on with"
+    assert not [
+        path for path in tmp_path.iterdir() if path.suffix not in (".lock", ".part", ".json")
+    ]
+    assert not (tmp_path / "whole.bin.part").exists(), (
+        "what failed its checksum is not gone on with"
+    )
 
 
 def test_unreachable_hosts_end_in_one_line(tmp_path):
-    for url, words in (("http://127.0.0.1:9/x.bin", "Connection refused"), ("https://no-such-host.invalid/x.bin", "x.bin: (Name or service|Temporary failure|ConnectionError|no answer)")):
+    for url, words in (
+        ("http://127.0.0.1:9/x.bin", "Connection refused"),
+        (
+            "https://no-such-host.invalid/x.bin",
+            "x.bin: (Name or service|Temporary failure|ConnectionError|no answer)",
+        ),
+    ):
         with pytest.raises(OSError, match=words) as caught:
             fetch(url, tmp_path / "x.bin")
         assert len(str(caught.value)) < 260
@@ -125,7 +149,9 @@ def test_unreachable_hosts_end_in_one_line(tmp_path):
 
 
 def test_a_full_disk_is_known_beforehand(tmp_path, site, monkeypatch):
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(
+        fetching.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})()
+    )
     with pytest.raises(OSError, match="no room for .* 0.010 GB more"):
         fetch(f"{site.address}/whole.bin", tmp_path / "whole.bin")
     assert not list(tmp_path.glob("whole*"))
@@ -133,8 +159,14 @@ def test_a_full_disk_is_known_beforehand(tmp_path, site, monkeypatch):
 
 def test_of_many_that_want_a_file_one_downloads_it(tmp_path, site):
     got: list[bytes] = []
-    threads = [threading.Thread(target=lambda: got.append(fetch(f"{site.address}/whole.bin", tmp_path / "whole.bin").read_bytes()))
-               for _ in range(5)]
+    threads = [
+        threading.Thread(
+            target=lambda: got.append(
+                fetch(f"{site.address}/whole.bin", tmp_path / "whole.bin").read_bytes()
+            )
+        )
+        for _ in range(5)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -144,7 +176,10 @@ def test_of_many_that_want_a_file_one_downloads_it(tmp_path, site):
 
 
 def test_a_server_that_breaks_off_ever_earlier_is_given_up(tmp_path, site):
-    site.ranges, site.broken = False, {"whole.bin": [n * BLOCK for n in (30, 10, 20, 10, 20, 10, 20, 10)]}
+    site.ranges, site.broken = (
+        False,
+        {"whole.bin": [n * BLOCK for n in (30, 10, 20, 10, 20, 10, 20, 10)]},
+    )
     with pytest.raises(OSError, match="breaks off"):
         fetch(f"{site.address}/whole.bin", tmp_path / "whole.bin")
     assert len(site.asked) == 1 + fetching.ATTEMPTS
@@ -171,9 +206,14 @@ def test_no_line_and_no_file_tells_a_secret(tmp_path, site, caplog):
     host = site.address.removeprefix("http://")
     site.broken = {"whole.bin": [60 * BLOCK] + [0] * 9}
     lines = []
-    for address in (f"http://user:hunter2@{host}/whole.bin?sig=SECRET", f"http://user:hunter2@{host}/none?sig=SECRET",
-                    "http://user:hunter2@127.0.0.1:9/x?sig=SECRET", f"https://user:hunter2@{host}/x?sig=SECRET",
-                    "http://user:hunter2@[::1/x?sig=SECRET", "http://user:hunter2@host:port/x?sig=SECRET"):
+    for address in (
+        f"http://user:hunter2@{host}/whole.bin?sig=SECRET",
+        f"http://user:hunter2@{host}/none?sig=SECRET",
+        "http://user:hunter2@127.0.0.1:9/x?sig=SECRET",
+        f"https://user:hunter2@{host}/x?sig=SECRET",
+        "http://user:hunter2@[::1/x?sig=SECRET",
+        "http://user:hunter2@host:port/x?sig=SECRET",
+    ):
         with pytest.raises(OSError) as caught:  # noqa: PT011 (what they say is looked at below)
             fetch(address, tmp_path / f"{len(lines)}.bin")
         lines.append(str(caught.value))
@@ -197,22 +237,42 @@ def test_s3_is_read_gone_on_with_and_refused(tmp_path, monkeypatch):
         client.put_object(Bucket="weights", Key="run/whole.bin", Body=BODY)
         assert fetch("S3://weights/run/whole.bin", tmp_path / "a.bin", DIGEST).read_bytes() == BODY
         version = client.head_object(Bucket="weights", Key="run/whole.bin")["ETag"]
-        (tmp_path / "b.bin.part").write_bytes(BODY[:80 * BLOCK])
-        (tmp_path / "b.bin.part.json").write_text(json.dumps({"address": fetching._digest("s3://weights/run/whole.bin"), "version": version}))
+        (tmp_path / "b.bin.part").write_bytes(BODY[: 80 * BLOCK])
+        (tmp_path / "b.bin.part.json").write_text(
+            json.dumps(
+                {"address": fetching._digest("s3://weights/run/whole.bin"), "version": version}
+            )
+        )
         starts = []
         opened = fetching._open_s3
-        monkeypatch.setattr(fetching, "_open_s3", lambda url, start, version: starts.append(start) or opened(url, start, version))
+        monkeypatch.setattr(
+            fetching,
+            "_open_s3",
+            lambda url, start, version: starts.append(start) or opened(url, start, version),
+        )
         assert fetch("s3://weights/run/whole.bin", tmp_path / "b.bin", DIGEST).read_bytes() == BODY
         assert starts == [80 * BLOCK]
-        client.put_object(Bucket="weights", Key="run/whole.bin", Body=BODY[::-1])  # another version: the part does not count
-        (tmp_path / "c.bin.part").write_bytes(BODY[:80 * BLOCK])
-        (tmp_path / "c.bin.part.json").write_text(json.dumps({"address": fetching._digest("s3://weights/run/whole.bin"), "version": version}))
+        client.put_object(
+            Bucket="weights", Key="run/whole.bin", Body=BODY[::-1]
+        )  # another version: the part does not count
+        (tmp_path / "c.bin.part").write_bytes(BODY[: 80 * BLOCK])
+        (tmp_path / "c.bin.part.json").write_text(
+            json.dumps(
+                {"address": fetching._digest("s3://weights/run/whole.bin"), "version": version}
+            )
+        )
         assert fetch("s3://weights/run/whole.bin", tmp_path / "c.bin").read_bytes() == BODY[::-1]
-        for url, kind, words in (("s3://weights/run/none.bin", FileNotFoundError, "NoSuchKey"), ("s3://other/x", OSError, "NoSuchBucket"),
-                                 ("s3://weights", ValueError, "s3://bucket/key")):
+        for url, kind, words in (
+            ("s3://weights/run/none.bin", FileNotFoundError, "NoSuchKey"),
+            ("s3://other/x", OSError, "NoSuchBucket"),
+            ("s3://weights", ValueError, "s3://bucket/key"),
+        ):
             with pytest.raises(kind, match=words):
                 fetch(url, tmp_path / "d.bin")
-    with pytest.raises(OSError, match="cannot get s3://weights/x: Connection was closed|cannot get s3://weights/x: .*[Cc]onnect"):
+    with pytest.raises(
+        OSError,
+        match="cannot get s3://weights/x: Connection was closed|cannot get s3://weights/x: .*[Cc]onnect",
+    ):
         fetch("s3://weights/x", tmp_path / "d.bin")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)

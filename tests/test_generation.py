@@ -23,7 +23,9 @@ def plain_greedy(model, tokens, max_words):
 def test_cached_greedy_equals_full_recomputation(tiny_captioner):
     torch.manual_seed(5)
     with torch.no_grad():
-        tiny_captioner.decoder.predictions.bias[49] = 3.0  # so that rows end, and at different places
+        tiny_captioner.decoder.predictions.bias[49] = (
+            3.0  # so that rows end, and at different places
+        )
         tokens = torch.randn(12, 10, 64)
         expected = plain_greedy(tiny_captioner, tokens, 10)
     ours = greedy_search(tiny_captioner, tokens, 10)
@@ -55,10 +57,17 @@ def test_captions_of_one_pair_share_its_memory_and_follow_each_other(tiny_captio
         assert state.memory[0][0].shape[0] == 3, "the memory is held once for each pair"
         for n in range(4):
             tiny_captioner.next_word_logits(ids[..., n], state)
-        state, followed = state.follow(beams).keep(kept), ids.gather(1, beams[..., None].expand(3, 3, 7))
+        state, followed = (
+            state.follow(beams).keep(kept),
+            ids.gather(1, beams[..., None].expand(3, 3, 7)),
+        )
         ids = torch.cat([followed[..., :4], ids[..., 4:]], dim=2)[kept]
-        steps = torch.stack([tiny_captioner.next_word_logits(ids[..., n], state) for n in range(4, 7)], dim=2)
-        full = tiny_captioner.caption_logits(tokens[kept].repeat_interleave(3, 0), ids.flatten(0, 1), torch.ones(6, 7))
+        steps = torch.stack(
+            [tiny_captioner.next_word_logits(ids[..., n], state) for n in range(4, 7)], dim=2
+        )
+        full = tiny_captioner.caption_logits(
+            tokens[kept].repeat_interleave(3, 0), ids.flatten(0, 1), torch.ones(6, 7)
+        )
     torch.testing.assert_close(steps.flatten(0, 1), full[:, 4:], atol=1e-4, rtol=1e-4)
 
 
@@ -96,7 +105,10 @@ def test_wide_beam_is_brute_force(penalty, max_words):
             for words in itertools.product(range(5), repeat=length):
                 if 4 in words[:-1] or (length < max_words and words[-1] != 4):
                     continue  # goes on after EOT, or stops before the end without one
-                score = sum(table[a, b].item() for a, b in zip((3, *words), words, strict=False)) / length**penalty
+                score = (
+                    sum(table[a, b].item() for a, b in zip((3, *words), words, strict=False))
+                    / length**penalty
+                )
                 if score > best_score:
                     best, best_score = words, score
         assert tuple(row[: len(best)]) == best
@@ -106,7 +118,9 @@ def test_wide_beam_is_brute_force(penalty, max_words):
 def test_beam_of_one_is_greedy(tiny_captioner):
     tokens = torch.randn(8, 10, 64)
     with torch.no_grad():
-        tiny_captioner.decoder.predictions.bias[49] = -20.0  # no early end: with one, a beam may prefer what greedy cannot see
+        tiny_captioner.decoder.predictions.bias[
+            49
+        ] = -20.0  # no early end: with one, a beam may prefer what greedy cannot see
     greedy = greedy_search(tiny_captioner, tokens, 8)
     assert torch.equal(beam_search(tiny_captioner, tokens, 8, beam_size=1), greedy)
 
@@ -117,12 +131,23 @@ def plain_beams(model, tokens, max_words, beam_size, penalty):
     beams, best = [(0.0, [])], (-float("inf"), [])
     for length in range(1, max_words + 1):
         ids = torch.tensor([[sot, *words] for _, words in beams])
-        logits = model.caption_logits(tokens.expand(len(ids), -1, -1), ids, torch.ones_like(ids))[:, -1]
-        longer = [(score + more, [*words, word]) for (score, words), row in zip(beams, logits.log_softmax(-1).tolist(), strict=True)
-                  for word, more in enumerate(row)]
-        ends = [(score / length**penalty, words) for score, words in longer if words[-1] == eot or length == max_words]
+        logits = model.caption_logits(tokens.expand(len(ids), -1, -1), ids, torch.ones_like(ids))[
+            :, -1
+        ]
+        longer = [
+            (score + more, [*words, word])
+            for (score, words), row in zip(beams, logits.log_softmax(-1).tolist(), strict=True)
+            for word, more in enumerate(row)
+        ]
+        ends = [
+            (score / length**penalty, words)
+            for score, words in longer
+            if words[-1] == eot or length == max_words
+        ]
         best = max([best, *ends], key=lambda beam: beam[0])
-        beams = sorted((beam for beam in longer if beam[1][-1] != eot), key=lambda beam: -beam[0])[:beam_size]
+        beams = sorted((beam for beam in longer if beam[1][-1] != eot), key=lambda beam: -beam[0])[
+            :beam_size
+        ]
     return best[1]
 
 
@@ -131,9 +156,14 @@ def test_cached_beams_equal_full_recomputation(tiny_captioner, beam_size, penalt
     torch.manual_seed(6)
     tokens = torch.randn(6, 10, 64)
     with torch.no_grad():
-        tiny_captioner.decoder.predictions.bias[49] = 2.0  # so that captions end, and pairs leave the batch one by one
+        tiny_captioner.decoder.predictions.bias[49] = (
+            2.0  # so that captions end, and pairs leave the batch one by one
+        )
         expected = [plain_beams(tiny_captioner, one[None], 9, beam_size, penalty) for one in tokens]
-    ours = [[word for word in row if word] for row in beam_search(tiny_captioner, tokens, 9, beam_size, penalty).tolist()]
+    ours = [
+        [word for word in row if word]
+        for row in beam_search(tiny_captioner, tokens, 9, beam_size, penalty).tolist()
+    ]
     assert ours == expected
     assert len({len(words) for words in expected}) > 1, "all captions are equally long"
 
@@ -167,13 +197,19 @@ def test_drawn_words_are_where_the_running_sum_passes_their_number(top_p):
         for which in range(3):
             words = [sot]
             for number in numbers[pair, which].tolist():
-                probs, order = table[words[-1]].sort(descending=True) if top_p < 1 else (table[words[-1]], torch.arange(size))
+                probs, order = (
+                    table[words[-1]].sort(descending=True)
+                    if top_p < 1
+                    else (table[words[-1]], torch.arange(size))
+                )
                 probs = probs * (probs.cumsum(0) - probs < top_p)
                 words.append(int(order[(probs.cumsum(0) <= number * probs.sum()).sum()]))
                 if words[-1] == eot:
                     break
             lengths.add(len(words) - 1)
-            assert [word for word in found[pair, which].tolist() if word] == [word for word in words[1:] if word]
+            assert [word for word in found[pair, which].tolist() if word] == [
+                word for word in words[1:] if word
+            ]
             assert not found[pair, which, len(words) - 1 :].any()
     assert min(lengths) < 4
     assert max(lengths) == 12

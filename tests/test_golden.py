@@ -24,8 +24,13 @@ EOT = 599
 
 def build(patch: str, task: str) -> CLIP4IDC:
     weights = load_file(GOLDEN / f"weights_{patch}.safetensors")
-    return CLIP4IDC.from_weights(weights, task, intra_layers=2, linear_patch=patch,
-                                 decoder_config=GOLDEN / "decoder_config.json").eval()
+    return CLIP4IDC.from_weights(
+        weights,
+        task,
+        intra_layers=2,
+        linear_patch=patch,
+        decoder_config=GOLDEN / "decoder_config.json",
+    ).eval()
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
@@ -36,7 +41,10 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
 def test_features_and_similarity(patch, task):
     model, golden = build(patch, task), load_file(GOLDEN / f"expected_{patch}.safetensors")
     with torch.no_grad():
-        pair, text = model.encode_pairs(normalize(golden["in.images_uint8"])), model.encode_text(golden["in.text_ids"])
+        pair, text = (
+            model.encode_pairs(normalize(golden["in.images_uint8"])),
+            model.encode_text(golden["in.text_ids"]),
+        )
         close(pair.tokens, golden[f"{task}.visual_hidden"], 1e-4)
         close(pair.pooled, golden[f"{task}.visual_pooled"], 1e-4)
         close(text.pooled, golden[f"{task}.text_pooled"], 1e-4)
@@ -51,13 +59,17 @@ def test_caption_logits_and_greedy_ids(patch):
     model, golden = build(patch, "caption"), load_file(GOLDEN / f"expected_{patch}.safetensors")
     with torch.no_grad():
         tokens = model.encode_pairs(normalize(golden["in.images_uint8"])).tokens
-        logits = model.caption_logits(tokens, golden["in.caption_input_ids"], golden["in.caption_mask"])
+        logits = model.caption_logits(
+            tokens, golden["in.caption_input_ids"], golden["in.caption_mask"]
+        )
     keep = golden["in.caption_mask"].bool()
     close(logits[keep], golden["caption.logits"][keep], 1e-3)
     reference = golden["caption.greedy_ids"].tolist()
     ends = [row.index(EOT) + 1 if EOT in row else len(row) for row in reference]
     assert min(ends) < max(ends), "the golden rows should end at different places"
-    for ours, theirs, end in zip(greedy_search(model, tokens, max_words=32).tolist(), reference, ends, strict=True):
+    for ours, theirs, end in zip(
+        greedy_search(model, tokens, max_words=32).tolist(), reference, ends, strict=True
+    ):
         assert ours[:end] == theirs[:end]
         assert not any(ours[end:])
 
@@ -67,19 +79,33 @@ def test_training_trajectory(patch, task):
     model, golden = build(patch, task).train(), load_file(GOLDEN / f"expected_{patch}.safetensors")
     expected = json.loads((GOLDEN / f"training_{patch}.json").read_text())[task]
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(model, lr=expected["lr"], coef_lr=expected["coef_lr"], weight_decay=expected["weight_decay"])
-    assert sorted(sorted(names[p] for p in g["params"]) for g in groups) == sorted(expected["groups"])
-    optimizer = BertAdam(groups, lr=expected["lr"], warmup=expected["warmup"], t_total=expected["t_total"],
-                         schedule=expected["schedule"].removeprefix("warmup_"), betas=(expected["b1"], expected["b2"]),
-                         eps=expected["eps"])
+    groups = parameter_groups(
+        model, lr=expected["lr"], coef_lr=expected["coef_lr"], weight_decay=expected["weight_decay"]
+    )
+    assert sorted(sorted(names[p] for p in g["params"]) for g in groups) == sorted(
+        expected["groups"]
+    )
+    optimizer = BertAdam(
+        groups,
+        lr=expected["lr"],
+        warmup=expected["warmup"],
+        t_total=expected["t_total"],
+        schedule=expected["schedule"].removeprefix("warmup_"),
+        betas=(expected["b1"], expected["b2"]),
+        eps=expected["eps"],
+    )
     images, losses, norms = normalize(golden["in.images_uint8"]), [], []
     for step in range(4):
         pair = model.encode_pairs(images)
         if task == "caption":
-            logits = model.caption_logits(pair.tokens, golden["in.caption_input_ids"], golden["in.caption_mask"])
+            logits = model.caption_logits(
+                pair.tokens, golden["in.caption_input_ids"], golden["in.caption_mask"]
+            )
             loss = caption_loss(logits, golden["in.caption_target_ids"])
         else:
-            loss = contrastive_loss(model.similarity(model.encode_text(golden["in.text_ids"]).pooled, pair.pooled))
+            loss = contrastive_loss(
+                model.similarity(model.encode_text(golden["in.text_ids"]).pooled, pair.pooled)
+            )
         loss.backward()
         if step == 0:
             for parameter, name in names.items():
@@ -93,7 +119,9 @@ def test_training_trajectory(patch, task):
     assert losses == pytest.approx(expected["losses"], rel=2e-3)
     assert norms == pytest.approx(expected["grad_norms"], rel=2e-3)
     for parameter, name in names.items():
-        assert parameter.norm().item() == pytest.approx(expected["param_norm_after_4"][name], rel=2e-3, abs=2e-5), name
+        assert parameter.norm().item() == pytest.approx(
+            expected["param_norm_after_4"][name], rel=2e-3, abs=2e-5
+        ), name
     for key in (key for key in golden if key.startswith(f"{task}.after4.")):
         close(model.get_parameter(key.removeprefix(f"{task}.after4.")).detach(), golden[key], 1e-4)
 
@@ -102,10 +130,17 @@ def test_training_trajectory(patch, task):
 def test_every_key_of_vit_b_32(case):
     task, patch = case.split("_")
     expected = json.loads((GOLDEN / "state_dict_keys.json").read_text())[case]
-    sizes = ClipSizes.from_weights({k.removeprefix("clip."): torch.empty(s, device="meta") for k, s in expected.items()
-                                    if k.startswith("clip.")})
+    sizes = ClipSizes.from_weights(
+        {
+            k.removeprefix("clip."): torch.empty(s, device="meta")
+            for k, s in expected.items()
+            if k.startswith("clip.")
+        }
+    )
     assert sizes == ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
-    model = CLIP4IDC.from_weights({k: torch.zeros(s) for k, s in expected.items()}, task, linear_patch=patch)
+    model = CLIP4IDC.from_weights(
+        {k: torch.zeros(s) for k, s in expected.items()}, task, linear_patch=patch
+    )
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == expected
 
 
@@ -127,7 +162,11 @@ def test_images(name):
     assert ((normalize(image) - expected) * std * 255).abs().max() <= 2 + 1e-3
 
 
-@pytest.mark.parametrize("case", json.loads((GOLDEN / "data" / "retrieval_metrics.json").read_text()).items(), ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "case",
+    json.loads((GOLDEN / "data" / "retrieval_metrics.json").read_text()).items(),
+    ids=lambda c: c[0],
+)
 def test_retrieval_metrics(case):
     _, golden = case
     ours = retrieval_metrics(torch.tensor(golden["similarity"]), golden["sentences_per_pair"])
@@ -137,8 +176,15 @@ def test_retrieval_metrics(case):
 
 def test_cross_encoder():
     golden = load_file(GOLDEN / "cross.safetensors")
-    config = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2,
-              "max_position_embeddings": 150, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    config = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 150,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+    }
     weights = {k.removeprefix("weights."): v for k, v in golden.items() if k.startswith("weights.")}
     encoder = CrossEncoder.from_weights(weights, config).eval()
     with torch.no_grad():
@@ -150,6 +196,7 @@ def test_cross_encoder():
 
 def test_normalize_is_the_published_formula():
     image = torch.arange(3 * 4, dtype=torch.uint8).view(3, 2, 2)
-    expected = (image.numpy() / 255 - np.reshape((0.48145466, 0.4578275, 0.40821073), (3, 1, 1))) / np.reshape(
-        (0.26862954, 0.26130258, 0.27577711), (3, 1, 1))
+    expected = (
+        image.numpy() / 255 - np.reshape((0.48145466, 0.4578275, 0.40821073), (3, 1, 1))
+    ) / np.reshape((0.26862954, 0.26130258, 0.27577711), (3, 1, 1))
     np.testing.assert_allclose(normalize(image).numpy(), expected, atol=1e-6)

@@ -13,7 +13,11 @@ from modules.layers import FeedForward, attend
 def test_plain_products_equal_sdpa(monkeypatch, causal, masked):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3))
-    mask = torch.where(torch.rand(2, 1, 7, 7) < 0.3, layers.MASKED, 0.0) if masked and not causal else None
+    mask = (
+        torch.where(torch.rand(2, 1, 7, 7) < 0.3, layers.MASKED, 0.0)
+        if masked and not causal
+        else None
+    )
     outcomes = []
     for few in (200, 0):
         monkeypatch.setattr(layers, "FEW_KEYS", few)
@@ -44,5 +48,7 @@ def test_feed_forward_is_two_linears_around_quick_gelu():
     outcomes = []
     for function in (mlp, plain):
         out = function(x)
-        outcomes.append((out.detach(), *torch.autograd.grad(out.square().sum(), (x, *mlp.parameters()))))
+        outcomes.append(
+            (out.detach(), *torch.autograd.grad(out.square().sum(), (x, *mlp.parameters())))
+        )
     torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-6, rtol=1e-5)

@@ -21,8 +21,15 @@ from preprocess import synthesize
 from tests.conftest import TINY
 
 WORDS, SCENES = 16, 16
-DECODER = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 256, "num_decoder_layers": 1,
-           "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.12}
+DECODER = {
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "num_decoder_layers": 1,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.12,
+}
 STEPS = {"retrieval": 50, "caption": 250}
 RATE, COEF = {"retrieval": "3e-3", "caption": "2e-3"}, {"retrieval": "1", "caption": "0.3"}
 RIGHT = {"retrieval": 15, "caption": 10}  # of 16 sentences, at least
@@ -32,18 +39,62 @@ LOSS = {"retrieval": 0.2, "caption": 0.2}  # of the last step, at most
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("learning") / "data"
-    assert synthesize.main(["--output", str(folder), "--train", str(SCENES), "--val", "0", "--test", "0", "--captions_per_image", "1",
-                            "--jitter", "0", "--seed", "3", "--workers", "1"]) == 0
+    assert (
+        synthesize.main(
+            [
+                "--output",
+                str(folder),
+                "--train",
+                str(SCENES),
+                "--val",
+                "0",
+                "--test",
+                "0",
+                "--captions_per_image",
+                "1",
+                "--jitter",
+                "0",
+                "--seed",
+                "3",
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     return load_scenes("clevr", str(folder), None, "train")
 
 
 def train(model: CLIP4IDC, scenes, stage: str) -> float:
     """The mean loss of the last epoch; an epoch is a step, a batch all scenes."""
-    words = ["--do_train", "--output_dir", "x", "--datatype", "clevr", "--data_path", "x", "--batch_size", str(SCENES), "--epochs",
-             str(STEPS[stage]), "--lr", RATE[stage], "--coef_lr", COEF[stage], "--freeze_layer_num", "-1", "--max_words", str(WORDS)]
+    words = [
+        "--do_train",
+        "--output_dir",
+        "x",
+        "--datatype",
+        "clevr",
+        "--data_path",
+        "x",
+        "--batch_size",
+        str(SCENES),
+        "--epochs",
+        str(STEPS[stage]),
+        "--lr",
+        RATE[stage],
+        "--coef_lr",
+        COEF[stage],
+        "--freeze_layer_num",
+        "-1",
+        "--max_words",
+        str(WORDS),
+    ]
     options = parse_options(words, stage, "", num_processes=1)
-    kept = {path: load_image(path, 64) for scene in scenes for path in scene.image_paths}  # decoded once, not at every step
-    samples = SAMPLES[stage](scenes, lambda paths: torch.stack([kept[path] for path in paths]), WORDS)
+    kept = {
+        path: load_image(path, 64) for scene in scenes for path in scene.image_paths
+    }  # decoded once, not at every step
+    samples = SAMPLES[stage](
+        scenes, lambda paths: torch.stack([kept[path] for path in paths]), WORDS
+    )
     loader = build_loader(samples, SCENES, True, 0, 0, 1, 0)
     trainer = build_trainer(model, loader, options, Runtime())
     return [train_epoch(trainer, Progress(epoch)) for epoch in range(STEPS[stage])][-1]
@@ -52,18 +103,37 @@ def train(model: CLIP4IDC, scenes, stage: str) -> float:
 def learn(scenes, stage: str) -> tuple[float, int]:
     """The last loss, and how many scenes' sentences about the change are found or written rightly."""
     torch.manual_seed(0)
-    clip = {f"clip.{key}": value for key, value in CLIP(ClipSizes(**{**TINY, "vision_patch_size": 16}), 0, "3d").state_dict().items()}
-    model = CLIP4IDC.from_weights(clip, stage, 0, "3d", decoder_config=DECODER if stage == "caption" else None)
+    clip = {
+        f"clip.{key}": value
+        for key, value in CLIP(ClipSizes(**{**TINY, "vision_patch_size": 16}), 0, "3d")
+        .state_dict()
+        .items()
+    }
+    model = CLIP4IDC.from_weights(
+        clip, stage, 0, "3d", decoder_config=DECODER if stage == "caption" else None
+    )
     loss = train(model, scenes, stage)
     model.eval()
     images = normalize(torch.stack([ImageFiles(64)(scene.image_paths) for scene in scenes]))
     with torch.no_grad():
         if stage == "retrieval":
-            texts = torch.stack([AdaptationSamples(scenes, ImageFiles(64), WORDS)[0, n]["text_ids"] for n in range(SCENES)])
+            texts = torch.stack(
+                [
+                    AdaptationSamples(scenes, ImageFiles(64), WORDS)[0, n]["text_ids"]
+                    for n in range(SCENES)
+                ]
+            )
             similarity = model.compare(model.encode_text(texts), model.encode_pairs(images[:, :2]))
             return loss, int((similarity.argmax(dim=1) == torch.arange(SCENES)).sum())
-        captions = [decode(ids) for ids in greedy_search(model, model.encode_against_first(images).tokens, WORDS).tolist()]
-    return loss, sum(caption == scene.captions[0] for caption, scene in zip(captions, scenes, strict=False))
+        captions = [
+            decode(ids)
+            for ids in greedy_search(
+                model, model.encode_against_first(images).tokens, WORDS
+            ).tolist()
+        ]
+    return loss, sum(
+        caption == scene.captions[0] for caption, scene in zip(captions, scenes, strict=False)
+    )
 
 
 @pytest.mark.parametrize("stage", ["retrieval", "caption"])
@@ -85,6 +155,10 @@ def test_with_a_broken_gradient_path_they_are_not(stage, scenes, monkeypatch):
 
         monkeypatch.setattr(CLIP4IDC, "encode_pairs", cut)
     else:
-        monkeypatch.setattr(decoder, "vocabulary_loss", lambda hidden, *others: vocabulary_loss(hidden.detach(), *others))
+        monkeypatch.setattr(
+            decoder,
+            "vocabulary_loss",
+            lambda hidden, *others: vocabulary_loss(hidden.detach(), *others),
+        )
     loss, _ = learn(scenes, stage)
     assert loss > 2 * LOSS[stage]

@@ -18,8 +18,14 @@ from tests.conftest import tiny_weights
 from tests.test_model import CROSS
 
 STEPS = {"retrieval": AdaptationStep, "caption": FinetuningStep}
-NO_DROPOUT = {"hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64, "num_decoder_layers": 1,
-              "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NO_DROPOUT = {
+    "hidden_size": 64,
+    "num_attention_heads": 1,
+    "intermediate_size": 64,
+    "num_decoder_layers": 1,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 
 
 def test_contrastive_loss_by_hand():
@@ -31,7 +37,9 @@ def test_contrastive_loss_by_hand():
 
 def test_caption_loss_ignores_pad():
     logits, target = torch.randn(2, 3, 7), torch.tensor([[1, 2, 0], [3, 0, 0]])
-    expected = F.cross_entropy(torch.stack([logits[0, 0], logits[0, 1], logits[1, 0]]), torch.tensor([1, 2, 3]))
+    expected = F.cross_entropy(
+        torch.stack([logits[0, 0], logits[0, 1], logits[1, 0]]), torch.tensor([1, 2, 3])
+    )
     assert caption_loss(logits, target).item() == pytest.approx(expected.item())
     assert caption_loss(logits, torch.zeros_like(target)).item() == 0
 
@@ -40,61 +48,114 @@ def test_caption_loss_ignores_pad():
 @pytest.mark.parametrize("rows", [0, 5, 150])  # 150 fill more than two chunks
 def test_vocabulary_loss_has_the_gradients_of_cross_entropy(rows, dtype):
     draw = torch.Generator().manual_seed(0)
-    hidden, words, bias = (torch.randn(*shape, generator=draw, requires_grad=True) for shape in ((rows, 16), (300, 16), (300,)))
-    target, weights = torch.randint(1, 300, (rows,), generator=draw), torch.rand(rows, generator=draw) / 100
-    expected = 3 * (weights * F.cross_entropy(hidden @ words.T + bias, target, reduction="none")).sum()
+    hidden, words, bias = (
+        torch.randn(*shape, generator=draw, requires_grad=True)
+        for shape in ((rows, 16), (300, 16), (300,))
+    )
+    target, weights = (
+        torch.randint(1, 300, (rows,), generator=draw),
+        torch.rand(rows, generator=draw) / 100,
+    )
+    expected = (
+        3 * (weights * F.cross_entropy(hidden @ words.T + bias, target, reduction="none")).sum()
+    )
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         loss = 3 * vocabulary_loss(hidden, words, bias, target, weights)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
-    for found, right in zip(*(torch.autograd.grad(x, (hidden, words, bias)) for x in (loss, expected)), strict=True):
-        torch.testing.assert_close(found, right, rtol=0, atol=tolerance * max(right.abs().amax().item(), 1e-9) if rows else 0)
+    for found, right in zip(
+        *(torch.autograd.grad(x, (hidden, words, bias)) for x in (loss, expected)), strict=True
+    ):
+        torch.testing.assert_close(
+            found,
+            right,
+            rtol=0,
+            atol=tolerance * max(right.abs().amax().item(), 1e-9) if rows else 0,
+        )
 
 
 def test_vocabulary_loss_leaves_frozen_words_alone():
-    hidden, words, bias = torch.randn(5, 16, requires_grad=True), torch.randn(300, 16), torch.zeros(300, requires_grad=True)
-    found = torch.autograd.grad(vocabulary_loss(hidden, words, bias, torch.arange(5), torch.ones(5)), (hidden, bias))
-    right = torch.autograd.grad(F.cross_entropy(hidden @ words.T + bias, torch.arange(5), reduction="sum"), (hidden, bias))
+    hidden, words, bias = (
+        torch.randn(5, 16, requires_grad=True),
+        torch.randn(300, 16),
+        torch.zeros(300, requires_grad=True),
+    )
+    found = torch.autograd.grad(
+        vocabulary_loss(hidden, words, bias, torch.arange(5), torch.ones(5)), (hidden, bias)
+    )
+    right = torch.autograd.grad(
+        F.cross_entropy(hidden @ words.T + bias, torch.arange(5), reduction="sum"), (hidden, bias)
+    )
     torch.testing.assert_close(found, right)
     with torch.no_grad():
-        assert not vocabulary_loss(hidden, words, bias, torch.arange(5), torch.ones(5)).requires_grad
+        assert not vocabulary_loss(
+            hidden, words, bias, torch.arange(5), torch.ones(5)
+        ).requires_grad
 
 
 def batch_of(task: str, with_distractors: bool) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(3)
-    images = torch.randint(0, 255, (4, 3 if with_distractors else 2, 3, 64, 64), dtype=torch.uint8, generator=draw)
+    images = torch.randint(
+        0, 255, (4, 3 if with_distractors else 2, 3, 64, 64), dtype=torch.uint8, generator=draw
+    )
     if task == "retrieval":
-        return {"images": images, "text_ids": torch.cat([torch.randint(1, 48, (4, 6), generator=draw), torch.full((4, 1), 49)], dim=1)}
+        return {
+            "images": images,
+            "text_ids": torch.cat(
+                [torch.randint(1, 48, (4, 6), generator=draw), torch.full((4, 1), 49)], dim=1
+            ),
+        }
     captions = 2 if with_distractors else 1
     ids = torch.randint(1, 48, (4, captions, 6), generator=draw)
-    mask = (torch.arange(6) < torch.randint(2, 7, (4, captions, 1), generator=draw)).long()  # so counts differ between processes
-    return {"images": images, "caption_input_ids": ids, "caption_mask": mask, "caption_target_ids": ids.roll(-1, dims=2) * mask}
+    mask = (
+        torch.arange(6) < torch.randint(2, 7, (4, captions, 1), generator=draw)
+    ).long()  # so counts differ between processes
+    return {
+        "images": images,
+        "caption_input_ids": ids,
+        "caption_mask": mask,
+        "caption_target_ids": ids.roll(-1, dims=2) * mask,
+    }
 
 
 def test_what_trimming_takes_away_changes_no_loss():
     torch.manual_seed(0)
     model = CLIP4IDC.from_weights(tiny_weights(), "caption", 1, decoder_config=NO_DROPOUT)
     batch = batch_of("caption", with_distractors=True)
-    batch = {name: F.pad(value, (0, 3)) if name.startswith("caption_") else value for name, value in batch.items()}
+    batch = {
+        name: F.pad(value, (0, 3)) if name.startswith("caption_") else value
+        for name, value in batch.items()
+    }
     step = STEPS["caption"](model)
     torch.testing.assert_close(step(trim_padding(batch)), step(batch))
     model = CLIP4IDC.from_weights(tiny_weights(), "retrieval", 1)
     batch = batch_of("retrieval", with_distractors=False)
     step = STEPS["retrieval"](model)
-    assert trim_padding({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))})["text_ids"].shape == batch["text_ids"].shape
-    torch.testing.assert_close(step({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))}), step(batch))
+    assert (
+        trim_padding({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))})["text_ids"].shape
+        == batch["text_ids"].shape
+    )
+    torch.testing.assert_close(
+        step({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))}), step(batch)
+    )
 
 
-def gradients(task: str, header: str, distractors: bool, rank: int, world: int) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(
+    task: str, header: str, distractors: bool, rank: int, world: int
+) -> tuple[float, dict[str, torch.Tensor]]:
     cross = {**CROSS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(0)
-    model = CLIP4IDC.from_weights(tiny_weights(), task, 1, decoder_config=NO_DROPOUT, sim_header=header, cross_config=cross)
+    model = CLIP4IDC.from_weights(
+        tiny_weights(), task, 1, decoder_config=NO_DROPOUT, sim_header=header, cross_config=cross
+    )
     freeze_unused(model)
     step = STEPS[task](model)
     if world > 1:
         step = torch.nn.parallel.DistributedDataParallel(step)
     share = 4 // world
-    batch = {name: value[rank * share :][:share] for name, value in batch_of(task, distractors).items()}
+    batch = {
+        name: value[rank * share :][:share] for name, value in batch_of(task, distractors).items()
+    }
     loss = step(batch)
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -110,8 +171,16 @@ def worker(rank: int, port: int, case: tuple, results) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("case", [("retrieval", "loose", False), ("retrieval", "tight", False), ("caption", "loose", False),
-                                  ("caption", "loose", True)], ids=lambda c: "-".join(map(str, c)))
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("retrieval", "loose", False),
+        ("retrieval", "tight", False),
+        ("caption", "loose", False),
+        ("caption", "loose", True),
+    ],
+    ids=lambda c: "-".join(map(str, c)),
+)
 def test_two_processes_have_the_gradient_of_one(case):
     one_loss, one = gradients(*case, 0, 1)
     with socket.socket() as free:
@@ -119,7 +188,9 @@ def test_two_processes_have_the_gradient_of_one(case):
         port = free.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
-    processes = [context.Process(target=worker, args=(rank, port, case, results)) for rank in range(2)]
+    processes = [
+        context.Process(target=worker, args=(rank, port, case, results)) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     answers = [results.get() for _ in processes]
@@ -130,4 +201,10 @@ def test_two_processes_have_the_gradient_of_one(case):
     for _, _, found in answers:
         assert found.keys() == one.keys()
         for name, gradient in found.items():
-            torch.testing.assert_close(torch.from_numpy(gradient), one[name], atol=2e-6, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                torch.from_numpy(gradient),
+                one[name],
+                atol=2e-6,
+                rtol=1e-3,
+                msg=lambda m, n=name: f"{n}: {m}",
+            )

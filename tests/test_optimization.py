@@ -24,13 +24,22 @@ def plain_bert_adam(values, gradients, steps, lr, warmup, t_total, betas, eps, d
     return x
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda state: state["param_groups"][0].update(schedule="evil"), lambda state: state["param_groups"][0].pop("schedule"),
-    lambda state: state["param_groups"][0].update(lr="1"), lambda state: state["param_groups"][0].update(lr=math.nan),
-    lambda state: state["param_groups"][0].update(betas=(0.9,) * 2 + ("x",)), lambda state: state["state"][0].update(step="1"),
-    lambda state: state["state"][0].update(step=-1), lambda state: state["state"][0].pop("moment"),
-    lambda state: state["state"][0].update(moment=torch.zeros(3, 5, 7)), lambda state: state["state"][0].update(square=1.0),
-    lambda state: state["state"][0].update(more=1)])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state["param_groups"][0].update(schedule="evil"),
+        lambda state: state["param_groups"][0].pop("schedule"),
+        lambda state: state["param_groups"][0].update(lr="1"),
+        lambda state: state["param_groups"][0].update(lr=math.nan),
+        lambda state: state["param_groups"][0].update(betas=(0.9,) * 2 + ("x",)),
+        lambda state: state["state"][0].update(step="1"),
+        lambda state: state["state"][0].update(step=-1),
+        lambda state: state["state"][0].pop("moment"),
+        lambda state: state["state"][0].update(moment=torch.zeros(3, 5, 7)),
+        lambda state: state["state"][0].update(square=1.0),
+        lambda state: state["state"][0].update(more=1),
+    ],
+)
 def test_a_state_that_is_none_of_bert_adams_is_refused(spoil):
     def optimizer():
         parameter = torch.nn.Parameter(torch.ones(2, 2))
@@ -49,9 +58,19 @@ def test_a_state_that_is_none_of_bert_adams_is_refused(spoil):
 def test_bert_adam_equals_a_plain_loop_and_leaves_parameters_without_gradient():
     torch.manual_seed(0)
     parameter, idle = torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.ones(2))
-    start, gradients = parameter.detach().clone(), [torch.randn(4, 3) * scale for scale in (0.01, 5.0, 1.0, 0.3, 2.0)]
-    optimizer = BertAdam([{"params": [parameter, idle]}], lr=0.1, warmup=0.2, t_total=10, schedule="cosine", betas=(0.9, 0.98),
-                         weight_decay=0.2)
+    start, gradients = (
+        parameter.detach().clone(),
+        [torch.randn(4, 3) * scale for scale in (0.01, 5.0, 1.0, 0.3, 2.0)],
+    )
+    optimizer = BertAdam(
+        [{"params": [parameter, idle]}],
+        lr=0.1,
+        warmup=0.2,
+        t_total=10,
+        schedule="cosine",
+        betas=(0.9, 0.98),
+        weight_decay=0.2,
+    )
     for gradient in gradients:
         parameter.grad = gradient.clone()
         optimizer.step()
@@ -64,8 +83,18 @@ def test_with_bias_correction_and_no_clip_of_its_own_it_is_adamw():
     torch.manual_seed(2)
     start, gradients = torch.randn(4, 3), [torch.randn(4, 3) * scale for scale in (0.01, 5.0, 1.0)]
     outcomes = []
-    for optimizer in (lambda p: BertAdam([p], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, max_grad_norm=0, bias_correction=True),
-                      lambda p: torch.optim.AdamW([p], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)):
+    for optimizer in (
+        lambda p: BertAdam(
+            [p],
+            lr=0.1,
+            betas=(0.9, 0.98),
+            eps=1e-6,
+            weight_decay=0.2,
+            max_grad_norm=0,
+            bias_correction=True,
+        ),
+        lambda p: torch.optim.AdamW([p], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2),
+    ):
         parameter = torch.nn.Parameter(start.clone())
         moving = optimizer(parameter)
         for gradient in gradients:
@@ -87,7 +116,10 @@ def test_the_common_clip_comes_before_each_parameters_own():
             parameter.grad = gradient.clone()
         if common is None:
             torch.nn.utils.clip_grad_norm_(parameters, 0.7)
-        groups = [{"params": parameters[:1], "max_grad_norm": 0.05}, {"params": parameters[1:], "max_grad_norm": 0}]
+        groups = [
+            {"params": parameters[:1], "max_grad_norm": 0.05},
+            {"params": parameters[1:], "max_grad_norm": 0},
+        ]
         BertAdam(groups, lr=0.1, eps=1.0, max_total_norm=common).step()
         outcomes.append([*(p.detach() for p in parameters), *(p.grad for p in parameters)])
     torch.testing.assert_close(outcomes[0], outcomes[1])
@@ -105,15 +137,27 @@ def test_the_first_step_under_warmup_moves_nothing():
     assert not torch.equal(parameter.detach(), torch.ones(3))
 
 
-@pytest.mark.parametrize(("name", "x", "expected"), [
-    ("cosine", 0.05, 0.5), ("cosine", 0.5, 0.5), ("cosine", 1.0, 0.0), ("linear", 0.05, 0.5), ("linear", 0.55, 0.5),
-    ("linear", 1.2, 0.0), ("constant", 0.05, 0.5), ("constant", 0.7, 1.0)])
+@pytest.mark.parametrize(
+    ("name", "x", "expected"),
+    [
+        ("cosine", 0.05, 0.5),
+        ("cosine", 0.5, 0.5),
+        ("cosine", 1.0, 0.0),
+        ("linear", 0.05, 0.5),
+        ("linear", 0.55, 0.5),
+        ("linear", 1.2, 0.0),
+        ("constant", 0.05, 0.5),
+        ("constant", 0.7, 1.0),
+    ],
+)
 def test_schedules(name, x, expected):
     assert SCHEDULES[name](x, 0.1) == pytest.approx(expected)
 
 
 def test_no_warmup_starts_at_the_full_rate():
-    assert SCHEDULES["linear"](0.0, -1) == pytest.approx(0.5)  # (x-1)/(w-1) with w = -1, as published
+    assert SCHEDULES["linear"](0.0, -1) == pytest.approx(
+        0.5
+    )  # (x-1)/(w-1) with w = -1, as published
     assert SCHEDULES["cosine"](0.0, -1) == 1.0
 
 
@@ -123,8 +167,15 @@ def test_wrong_settings_are_refused():
             BertAdam([torch.nn.Parameter(torch.ones(1))], **{"lr": 0.1, **wrong})
 
 
-FROZEN_AT_1 = {"clip.positional_embedding", "clip.token_embedding.weight", "clip.visual.class_embedding",
-               "clip.visual.positional_embedding", "clip.visual.conv1.weight", "clip.visual.ln_pre.weight", "clip.visual.ln_pre.bias"}
+FROZEN_AT_1 = {
+    "clip.positional_embedding",
+    "clip.token_embedding.weight",
+    "clip.visual.class_embedding",
+    "clip.visual.positional_embedding",
+    "clip.visual.conv1.weight",
+    "clip.visual.ln_pre.weight",
+    "clip.visual.ln_pre.bias",
+}
 
 
 @pytest.mark.parametrize("patch", ["2d", "3d"])

@@ -53,7 +53,12 @@ def whole(clevr, sizes, tmp_path_factory):
     def run(stage: str, processes: int = 1) -> Path:
         if (stage, processes) not in made:
             folder = tmp_path_factory.mktemp(f"{stage}{processes}") / "run"
-            code, errors = finish(start([FAULTY, "none:step:0", stage, *options_of(clevr, folder, sizes, stage)], processes))
+            code, errors = finish(
+                start(
+                    [FAULTY, "none:step:0", stage, *options_of(clevr, folder, sizes, stage)],
+                    processes,
+                )
+            )
             assert code == 0, errors[-3000:]
             made[stage, processes] = folder
         return made[stage, processes]
@@ -63,9 +68,15 @@ def whole(clevr, sizes, tmp_path_factory):
 
 def assert_same(one: Path, other: Path, stage: str) -> None:
     """Weights bit for bit, scores of every epoch, TensorBoard."""
-    assert same_weights(one / f"pytorch_model.bin.{EPOCHS - 1}", other / f"pytorch_model.bin.{EPOCHS - 1}")
-    pd.testing.assert_frame_equal(pd.read_csv(one / "history.csv"), pd.read_csv(other / "history.csv"), rtol=1e-6)
-    assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())
+    assert same_weights(
+        one / f"pytorch_model.bin.{EPOCHS - 1}", other / f"pytorch_model.bin.{EPOCHS - 1}"
+    )
+    pd.testing.assert_frame_equal(
+        pd.read_csv(one / "history.csv"), pd.read_csv(other / "history.csv"), rtol=1e-6
+    )
+    assert json.loads((one / "metrics.json").read_text()) == json.loads(
+        (other / "metrics.json").read_text()
+    )
     for run in (one, other):
         check_board(run, epochs=EPOCHS, score=SCORE[stage])
 
@@ -76,6 +87,7 @@ class Killed(BaseException):
 
 def break_off_after_first_epoch(options: list[str]) -> None:
     """Adaptation that ends once its first epoch is saved and evaluated, but not yet judged."""
+
     def killing(*_args, **_more):
         raise Killed
 
@@ -85,17 +97,30 @@ def break_off_after_first_epoch(options: list[str]) -> None:
             main_task_retrieval.main(options)
 
 
-@pytest.mark.parametrize(("stage", "more"), [
-    ("retrieval", []), ("caption", []), pytest.param("retrieval", ["--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
-    pytest.param("caption", ["--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
-    pytest.param("caption", ["--scst"], marks=pytest.mark.slow)])
-def test_broken_off_at_any_step_or_evaluation_and_resumed_equals_uninterrupted(stage, more, clevr, sizes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [
+        ("retrieval", []),
+        ("caption", []),
+        pytest.param("retrieval", ["--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
+        pytest.param("caption", ["--gradient_accumulation_steps", "2"], marks=pytest.mark.slow),
+        pytest.param("caption", ["--scst"], marks=pytest.mark.slow),
+    ],
+)
+def test_broken_off_at_any_step_or_evaluation_and_resumed_equals_uninterrupted(
+    stage, more, clevr, sizes, tmp_path, monkeypatch
+):
     if "--scst" in more:
-        CLIP4IDCinference.main([*words(clevr, tmp_path / "first", sizes, stage, "--do_train"), "--epochs", "1"])
+        CLIP4IDCinference.main(
+            [*words(clevr, tmp_path / "first", sizes, stage, "--do_train"), "--epochs", "1"]
+        )
         more = [*more, "--init_model", str(tmp_path / "first" / "pytorch_model.bin.0")]
     assert SCRIPTS[stage].main(options_of(clevr, tmp_path / "whole", sizes, stage, *more)) == 0
     cut = options_of(clevr, tmp_path / "cut", sizes, stage, *more, *SAVED_OFTEN, "--resume", "auto")
-    for name, left in (("_update", random.Random(stage).randint(2, 3)), ("_append_history", 1)):  # the latter ends an evaluation
+    for name, left in (
+        ("_update", random.Random(stage).randint(2, 3)),
+        ("_append_history", 1),
+    ):  # the latter ends an evaluation
         original = getattr(training, name)
 
         def killing(*args, original=original, **more):
@@ -124,22 +149,44 @@ def killed_and_resumed(stage, processes, point, clevr, sizes, run, whole) -> Non
     assert_same(whole(stage, processes), run, stage)
 
 
-@pytest.mark.parametrize(("stage", "processes", "point"), [
-    ("retrieval", 1, "step:7"), ("caption", 1, "write:4"), ("retrieval", 2, "rename:7:0"),
-    pytest.param("caption", 2, "step:3:1", marks=pytest.mark.slow)])
-def test_killed_and_resumed_equals_uninterrupted(stage, processes, point, clevr, sizes, tmp_path, whole):
+@pytest.mark.parametrize(
+    ("stage", "processes", "point"),
+    [
+        ("retrieval", 1, "step:7"),
+        ("caption", 1, "write:4"),
+        ("retrieval", 2, "rename:7:0"),
+        pytest.param("caption", 2, "step:3:1", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(
+    stage, processes, point, clevr, sizes, tmp_path, whole
+):
     killed_and_resumed(stage, processes, point, clevr, sizes, tmp_path / "run", whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(40))
-def test_killed_at_random_points_and_resumed_equals_uninterrupted(number, clevr, sizes, tmp_path, whole):
+def test_killed_at_random_points_and_resumed_equals_uninterrupted(
+    number, clevr, sizes, tmp_path, whole
+):
     draw = random.Random(number)
     stage, processes = draw.choice(["retrieval", "caption"]), draw.choice([1, 1, 2])
     where = draw.choice(["step", "write", "rename"])
-    last = {"step": EPOCHS * STEPS[stage], "write": EPOCHS * STEPS[stage], "rename": EPOCHS * RENAMES}[where]
+    last = {
+        "step": EPOCHS * STEPS[stage],
+        "write": EPOCHS * STEPS[stage],
+        "rename": EPOCHS * RENAMES,
+    }[where]
     process = f":{draw.randrange(processes) if where == 'step' else 0}" if processes > 1 else ""
-    killed_and_resumed(stage, processes, f"{where}:{draw.randint(1, last)}{process}", clevr, sizes, tmp_path / "run", whole)
+    killed_and_resumed(
+        stage,
+        processes,
+        f"{where}:{draw.randint(1, last)}{process}",
+        clevr,
+        sizes,
+        tmp_path / "run",
+        whole,
+    )
 
 
 @pytest.mark.slow
@@ -152,7 +199,9 @@ def test_killed_after_a_random_time_again_and_again(number, clevr, sizes, tmp_pa
     for _ in range(20):
         if code == 0:
             break
-        code, errors = finish(start([FAULTY, "none:step:0", stage, *options], processes), seconds=draw.uniform(8, 25))
+        code, errors = finish(
+            start([FAULTY, "none:step:0", stage, *options], processes), seconds=draw.uniform(8, 25)
+        )
     assert code == 0, errors[-3000:]
     assert_same(whole(stage, processes), run, stage)
 
@@ -173,25 +222,38 @@ def test_a_damaged_state_is_told_and_an_older_one_taken(clevr, sizes, tmp_path, 
         newest_state(run)
 
 
-def test_what_cannot_be_continued_is_refused_before_anything_is_written(spot, sizes, tmp_path, capsys):
+def test_what_cannot_be_continued_is_refused_before_anything_is_written(
+    spot, sizes, tmp_path, capsys
+):
     run = tmp_path / "run"
     options = words(spot, run, sizes, "retrieval", "--do_train")
     main_task_retrieval.main(options)
     (run / "training_state.bin.0").unlink()
     before = sorted(file.name for file in run.iterdir()), (run / "log.txt").read_text()
     named = ["--resume_model", str(run / "pytorch_model.bin.1")]
-    for more, message in ((["--resume_model", str(run / "pytorch_model.bin.0")], "training_state.bin.1 is what this run continues from"),
-                          (["--resume_model", str(run / "pytorch_model.bin.best")], "expected a file pytorch_model.bin.<epoch>"),
-                          ([*named, "--lr", "2e-3"], "is of another run: --lr is 0.002, was 0.001. Give"),
-                          ([*named, "--freeze_layer_num", "2", "--resume_force"], "with these options"),
-                          ([*named, "--output_dir", str(tmp_path / "other")], "give --output_dir"),
-                          ([*named, "--resume", "auto"], "give either"), (["--resume_force"], "belongs to --resume auto")):
+    for more, message in (
+        (
+            ["--resume_model", str(run / "pytorch_model.bin.0")],
+            "training_state.bin.1 is what this run continues from",
+        ),
+        (
+            ["--resume_model", str(run / "pytorch_model.bin.best")],
+            "expected a file pytorch_model.bin.<epoch>",
+        ),
+        ([*named, "--lr", "2e-3"], "is of another run: --lr is 0.002, was 0.001. Give"),
+        ([*named, "--freeze_layer_num", "2", "--resume_force"], "with these options"),
+        ([*named, "--output_dir", str(tmp_path / "other")], "give --output_dir"),
+        ([*named, "--resume", "auto"], "give either"),
+        (["--resume_force"], "belongs to --resume auto"),
+    ):
         assert message in refused("retrieval", [*options, *more], capsys)
     assert before == (sorted(file.name for file in run.iterdir()), (run / "log.txt").read_text())
     assert not (tmp_path / "other").exists()
 
 
-def test_other_data_are_refused_and_changes_without_effect_are_told(spot, sizes, tmp_path, capsys, caplog):
+def test_other_data_are_refused_and_changes_without_effect_are_told(
+    spot, sizes, tmp_path, capsys, caplog
+):
     run, moved = tmp_path / "run", tmp_path / "moved"
     options = words(spot, run, sizes, "retrieval", "--do_train")
     main_task_retrieval.main(options)
@@ -203,10 +265,14 @@ def test_other_data_are_refused_and_changes_without_effect_are_told(spot, sizes,
     entries = json.loads((moved / "reformat_train.json").read_text())
     entries[3]["sentences"][0] += " now"
     (moved / "reformat_train.json").write_text(json.dumps(entries))
-    assert "training pairs, or those that choose the epoch, are others" in refused("retrieval", [*options, *more], capsys)
+    assert "training pairs, or those that choose the epoch, are others" in refused(
+        "retrieval", [*options, *more], capsys
+    )
 
 
-def test_resuming_with_nothing_there_begins_and_a_finished_run_is_only_evaluated(spot, sizes, tmp_path, caplog):
+def test_resuming_with_nothing_there_begins_and_a_finished_run_is_only_evaluated(
+    spot, sizes, tmp_path, caplog
+):
     run = tmp_path / "run"
     options = words(spot, run, sizes, "retrieval", "--do_train", "--resume", "auto")
     assert main_task_retrieval.main(options) == 0
@@ -219,18 +285,28 @@ def test_resuming_with_nothing_there_begins_and_a_finished_run_is_only_evaluated
     assert (run / "pytorch_model.bin.1").read_bytes() == saved
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
-def test_a_signal_finishes_the_step_saves_and_exits_75(processes, number, clevr, sizes, tmp_path, whole):
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)]
+)
+def test_a_signal_finishes_the_step_saves_and_exits_75(
+    processes, number, clevr, sizes, tmp_path, whole
+):
     run = tmp_path / "run"
     options = options_of(clevr, run, sizes, "retrieval", "--resume", "auto")
     if processes == 1:
         what = "term" if number == signal.SIGTERM else "interrupt"
         code, errors = finish(start([FAULTY, f"{what}:step:6", "retrieval", *options]))
         assert code == TRY_AGAIN
-        assert errors.strip().splitlines()[-1].endswith("the same command with --resume auto goes on")
+        assert (
+            errors.strip().splitlines()[-1].endswith("the same command with --resume auto goes on")
+        )
     else:  # the launcher gives the signal to all, and has a code of its own
         process = start([FAULTY, "slow:step:6:0", "retrieval", *options], processes)
-        _wait_for(lambda: (run / "log.txt").is_file() and "epoch 1 step 1/" in (run / "log.txt").read_text())
+        _wait_for(
+            lambda: (
+                (run / "log.txt").is_file() and "epoch 1 step 1/" in (run / "log.txt").read_text()
+            )
+        )
         process.send_signal(number)
         code, errors = finish(process)
         assert code != 0
@@ -262,16 +338,20 @@ def test_outside_of_a_step_a_signal_stops_at_once_and_in_it_only_the_second_one(
         with StopSignals() as stop, pytest.raises(StopRequested):
             signalled(finishing)
         assert reached == [True] * finishing
-    code = ("import os, signal, time; from modules.stopping import StopSignals\n"
-            "with StopSignals() as stop, stop.finishing():\n"
-            "    os.kill(os.getpid(), signal.SIGTERM); print('still there', flush=True); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)")
+    code = (
+        "import os, signal, time; from modules.stopping import StopSignals\n"
+        "with StopSignals() as stop, stop.finishing():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); print('still there', flush=True); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)"
+    )
     process = start(["-c", code])
     output, _ = process.communicate(timeout=60)
     assert output == "still there\n"
     assert process.returncode == -signal.SIGTERM
 
 
-def test_the_best_and_the_newest_weights_are_kept_and_each_removal_is_told(spot, tmp_path, tiny_captioner, caplog):
+def test_the_best_and_the_newest_weights_are_kept_and_each_removal_is_told(
+    spot, tmp_path, tiny_captioner, caplog
+):
     caplog.set_level("INFO")
     names = {}
     for keep in (2, -1):
@@ -283,16 +363,31 @@ def test_the_best_and_the_newest_weights_are_kept_and_each_removal_is_told(spot,
             files.save_state({"model": {}}, progress)
             progress.judge(epoch, score)
             files.save_progress(progress)
-        names[keep] = sorted(path.name for path in files.folder.iterdir() if not path.name.endswith(".json"))
+        names[keep] = sorted(
+            path.name for path in files.folder.iterdir() if not path.name.endswith(".json")
+        )
         assert (files.folder / "pytorch_model.bin.best").resolve().name == "pytorch_model.bin.1"
-    assert names[2] == ["pytorch_model.bin.1", "pytorch_model.bin.3", "pytorch_model.bin.4", "pytorch_model.bin.best",
-                        "training_state.bin.3", "training_state.bin.4"]
+    assert names[2] == [
+        "pytorch_model.bin.1",
+        "pytorch_model.bin.3",
+        "pytorch_model.bin.4",
+        "pytorch_model.bin.best",
+        "training_state.bin.3",
+        "training_state.bin.4",
+    ]
     assert len(names[-1]) == 11
-    for name in ("pytorch_model.bin.0", "pytorch_model.bin.2", "training_state.bin.0", "training_state.bin.2"):
+    for name in (
+        "pytorch_model.bin.0",
+        "pytorch_model.bin.2",
+        "training_state.bin.0",
+        "training_state.bin.2",
+    ):
         assert f"removed {tmp_path / '2' / name} (--keep_checkpoints 2)" in caplog.text
 
 
-def test_a_forgotten_resume_loses_nothing_until_the_new_run_saves(spot, sizes, tmp_path, caplog, monkeypatch):
+def test_a_forgotten_resume_loses_nothing_until_the_new_run_saves(
+    spot, sizes, tmp_path, caplog, monkeypatch
+):
     run = tmp_path / "run"
     options = words(spot, run, sizes, "retrieval", "--do_train")
     main_task_retrieval.main(options)
@@ -311,7 +406,9 @@ def test_a_forgotten_resume_loses_nothing_until_the_new_run_saves(spot, sizes, t
     assert [path.name for path in checkpoint._states(run)] == ["training_state.bin.0"]
 
 
-def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(spot, sizes, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(
+    spot, sizes, tmp_path, capsys, monkeypatch
+):
     run = tmp_path / "run"
     options = words(spot, run, sizes, "retrieval", "--do_train", *SAVED_OFTEN)
     usage, calls = shutil.disk_usage(tmp_path), []
@@ -322,7 +419,10 @@ def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(spot, sizes,
 
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", nearly_full)
     line = refused("retrieval", options, capsys)
-    assert re.search(r"(training_state|pytorch_model)\.bin\.0\.?\d?: it takes 0\.\d+ GB, 0\.001 GB are free, 0\.\d+ GB are missing; make room", line)
+    assert re.search(
+        r"(training_state|pytorch_model)\.bin\.0\.?\d?: it takes 0\.\d+ GB, 0\.001 GB are free, 0\.\d+ GB are missing; make room",
+        line,
+    )
     kept = newest_state(run)
     assert kept.progress.epoch == 0
     assert kept.tensors()["model"].keys()
@@ -338,8 +438,12 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_last_state(spot, sizes, t
     before = newest_state(run)
     resource.setrlimit(resource.RLIMIT_FSIZE, (big, limits[1]))
     try:
-        with pytest.raises(OSError, match="cannot write .*--resume auto continues from the last state"):
-            RunFiles(run, 2, {}, "data", {}).save_state({"model": torch.zeros(big)}, Progress(epoch=1))
+        with pytest.raises(
+            OSError, match="cannot write .*--resume auto continues from the last state"
+        ):
+            RunFiles(run, 2, {}, "data", {}).save_state(
+                {"model": torch.zeros(big)}, Progress(epoch=1)
+            )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert newest_state(run) == before
@@ -347,9 +451,13 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_last_state(spot, sizes, t
 
 def test_two_runs_in_one_folder_are_refused(spot, sizes, tmp_path, capsys):
     run = tmp_path / "run"
-    process = start([FAULTY, "hang:step:1", "retrieval", *words(spot, run, sizes, "retrieval", "--do_train")])
+    process = start(
+        [FAULTY, "hang:step:1", "retrieval", *words(spot, run, sizes, "retrieval", "--do_train")]
+    )
     _wait_for(lambda: (run / "log.txt").is_file())
-    assert f"another run works in {run}" in refused("retrieval", words(spot, run, sizes, "retrieval", "--do_train"), capsys)
+    assert f"another run works in {run}" in refused(
+        "retrieval", words(spot, run, sizes, "retrieval", "--do_train"), capsys
+    )
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert main_task_retrieval.main(words(spot, run, sizes, "retrieval", "--do_train")) == 0
@@ -370,7 +478,9 @@ def test_a_step_without_finite_gradients_moves_nothing():
 
 
 @pytest.mark.parametrize("stage", ["retrieval", "caption"])
-def test_bad_numbers_are_skipped_counted_and_their_pairs_named(stage, clevr, sizes, tmp_path, monkeypatch, caplog):
+def test_bad_numbers_are_skipped_counted_and_their_pairs_named(
+    stage, clevr, sizes, tmp_path, monkeypatch, caplog
+):
     name = {"retrieval": "AdaptationStep", "caption": "FinetuningStep"}[stage]
     forward, ids = getattr(stages, name).forward, []
 
@@ -380,15 +490,24 @@ def test_bad_numbers_are_skipped_counted_and_their_pairs_named(stage, clevr, siz
 
     monkeypatch.setattr(getattr(stages, name), "forward", sometimes_nan)
     assert SCRIPTS[stage].main(words(clevr, tmp_path / "run", sizes, stage, "--do_train")) == 0
-    [line] = [record.getMessage() for record in caplog.records if "a step is skipped" in record.getMessage()]
-    assert re.search(r"epoch 0: a step is skipped, its gradients are not finite \(loss nan; 1 in a row, 1 in all\): 00000\d\.png, .*png", line)
+    [line] = [
+        record.getMessage()
+        for record in caplog.records
+        if "a step is skipped" in record.getMessage()
+    ]
+    assert re.search(
+        r"epoch 0: a step is skipped, its gradients are not finite \(loss nan; 1 in a row, 1 in all\): 00000\d\.png, .*png",
+        line,
+    )
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert history["loss"].notna().all()
     saved = torch.load(tmp_path / "run" / "pytorch_model.bin.1", weights_only=True)
     assert all(value.isfinite().all() for value in saved.values())
 
 
-def test_nothing_but_bad_numbers_ends_the_run_with_the_last_good_state(clevr, sizes, tmp_path, monkeypatch, capsys):
+def test_nothing_but_bad_numbers_ends_the_run_with_the_last_good_state(
+    clevr, sizes, tmp_path, monkeypatch, capsys
+):
     forward, calls = stages.AdaptationStep.forward, []
 
     def nan_from_the_second_epoch_on(step, batch):
@@ -404,8 +523,12 @@ def test_nothing_but_bad_numbers_ends_the_run_with_the_last_good_state(clevr, si
 
 
 def test_an_epoch_without_any_finite_loss_ends_the_run(clevr, sizes, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages, "contrastive_loss", lambda similarity: similarity.sum() * float("nan"))
-    assert "no batch of epoch 0 had a finite loss" in refused("retrieval", options_of(clevr, tmp_path / "run", sizes, "retrieval"), capsys)
+    monkeypatch.setattr(
+        stages, "contrastive_loss", lambda similarity: similarity.sum() * float("nan")
+    )
+    assert "no batch of epoch 0 had a finite loss" in refused(
+        "retrieval", options_of(clevr, tmp_path / "run", sizes, "retrieval"), capsys
+    )
 
 
 def test_fp16_scaling_goes_on_after_a_resume(clevr, sizes, tmp_path):
@@ -420,19 +543,49 @@ def test_fp16_scaling_goes_on_after_a_resume(clevr, sizes, tmp_path):
 
 def test_deterministic_runs_give_the_same_weights(clevr, sizes, tmp_path, monkeypatch):
     seen, update = [], training._update
-    monkeypatch.setattr(training, "_update", lambda trainer: (seen.append(torch.are_deterministic_algorithms_enabled()), update(trainer))[1])
+    monkeypatch.setattr(
+        training,
+        "_update",
+        lambda trainer: (
+            seen.append(torch.are_deterministic_algorithms_enabled()),
+            update(trainer),
+        )[1],
+    )
     for name in ("one", "two"):
-        assert main_task_retrieval.main(words(clevr, tmp_path / name, sizes, "retrieval", "--do_train", "--deterministic")) == 0
+        assert (
+            main_task_retrieval.main(
+                words(clevr, tmp_path / name, sizes, "retrieval", "--do_train", "--deterministic")
+            )
+            == 0
+        )
     assert all(seen)
     assert not torch.are_deterministic_algorithms_enabled()
-    assert same_weights(tmp_path / "one" / "pytorch_model.bin.1", tmp_path / "two" / "pytorch_model.bin.1")
+    assert same_weights(
+        tmp_path / "one" / "pytorch_model.bin.1", tmp_path / "two" / "pytorch_model.bin.1"
+    )
 
 
-@pytest.mark.parametrize(("error", "code", "said"), [
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "out of memory: a smaller --batch_size"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"), 2, "out of memory: a smaller --batch_size"),
-    (MemoryError(), 2, "out of memory: a smaller --batch_size"),
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "fewer --num_thread_reader need less")])
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            2,
+            "out of memory: a smaller --batch_size",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
+            2,
+            "out of memory: a smaller --batch_size",
+        ),
+        (MemoryError(), 2, "out of memory: a smaller --batch_size"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            1,
+            "fewer --num_thread_reader need less",
+        ),
+    ],
+)
 def test_want_of_memory_is_one_line(error, code, said, clevr, sizes, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise error
@@ -457,11 +610,18 @@ def spoil(images: Path) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_images_that_cannot_be_read_end_the_run_before_it_begins_or_are_gone_without(cached, spot, sizes, tmp_path, capsys, caplog):
+def test_images_that_cannot_be_read_end_the_run_before_it_begins_or_are_gone_without(
+    cached, spot, sizes, tmp_path, capsys, caplog
+):
     data = tmp_path / "data"
     shutil.copytree(spot, data)
     spoil(data / "images_test")
-    more = ["--do_train", "--batch_size", "2", *(["--image_cache", str(tmp_path / "cache")] if cached else [])]
+    more = [
+        "--do_train",
+        "--batch_size",
+        "2",
+        *(["--image_cache", str(tmp_path / "cache")] if cached else []),
+    ]
     options = words(data, tmp_path / "run", sizes, "retrieval", *more)
     assert "no image" in refused("retrieval", options, capsys)
     shutil.copy2(data / "images_test" / "4.png", data / "images_test" / "4_2.png")
@@ -488,15 +648,34 @@ def test_images_are_checked_once_and_again_where_one_has_changed(spot, sizes, tm
         Image.open(data / "images_test" / "1.png").rotate(180).save(data / "images_test" / "1.png")
 
 
-def torchrun_fault(fault: str, data: Path, run: Path, sizes: Path, *more: str, stage: str = "retrieval", seconds: float = 240,
-                   **environment: str) -> tuple[int, str, float]:
+def torchrun_fault(
+    fault: str,
+    data: Path,
+    run: Path,
+    sizes: Path,
+    *more: str,
+    stage: str = "retrieval",
+    seconds: float = 240,
+    **environment: str,
+) -> tuple[int, str, float]:
     begun = time.monotonic()
-    code, errors = finish(start([FAULTY, fault, stage, *options_of(data, run, sizes, stage, *more)], 2, **environment), seconds)
+    code, errors = finish(
+        start(
+            [FAULTY, fault, stage, *options_of(data, run, sizes, stage, *more)], 2, **environment
+        ),
+        seconds,
+    )
     return code, errors, time.monotonic() - begun
 
 
-@pytest.mark.parametrize(("fault", "shown"), [("raise:step:3:1", "this process fails on purpose"), ("kill:step:3:1", "Signal 9"),
-                                              pytest.param("hang:step:3:1", "another process is gone or hangs", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("fault", "shown"),
+    [
+        ("raise:step:3:1", "this process fails on purpose"),
+        ("kill:step:3:1", "Signal 9"),
+        pytest.param("hang:step:3:1", "another process is gone or hangs", marks=pytest.mark.slow),
+    ],
+)
 def test_one_process_that_fails_or_hangs_ends_the_job(fault, shown, clevr, sizes, tmp_path):
     code, errors, _ = torchrun_fault(fault, clevr, tmp_path / "run", sizes, HANG="15", seconds=150)
     assert code not in (0, -signal.SIGKILL), "it had to be killed"
@@ -504,13 +683,25 @@ def test_one_process_that_fails_or_hangs_ends_the_job(fault, shown, clevr, sizes
 
 
 def test_scoring_may_take_longer_than_processes_wait_for_a_step(clevr, sizes, tmp_path):
-    code, errors, seconds = torchrun_fault("slow:score:1:0", clevr, tmp_path / "run", sizes, "--epochs", "1", stage="caption", HANG="4")
+    code, errors, seconds = torchrun_fault(
+        "slow:score:1:0", clevr, tmp_path / "run", sizes, "--epochs", "1", stage="caption", HANG="4"
+    )
     assert code == 0, errors[-3000:]
     assert seconds > 5
 
 
 def test_early_stop_reaches_all_processes(clevr, sizes, tmp_path):
-    code, errors, _ = torchrun_fault("impatient:step:0", clevr, tmp_path / "run", sizes, "--lr", "1e-12", "--epochs", "9", stage="caption")
+    code, errors, _ = torchrun_fault(
+        "impatient:step:0",
+        clevr,
+        tmp_path / "run",
+        sizes,
+        "--lr",
+        "1e-12",
+        "--epochs",
+        "9",
+        stage="caption",
+    )
     assert code == 0, errors[-3000:]
     assert "epochs in a row brought nothing better" in (tmp_path / "run" / "log.txt").read_text()
     assert len(pd.read_csv(tmp_path / "run" / "history.csv")) < 9
@@ -521,16 +712,40 @@ def test_more_pairs_than_fill_the_batches_of_two_processes(sizes, tmp_path):
     data = make_clevr(tmp_path / "data", {"train": 7, "val": 3, "test": 5})
     code, errors, _ = torchrun_fault("none:step:0", data, tmp_path / "run", sizes, stage="caption")
     assert code == 0, errors[-3000:]
-    captioned = [row["image_id"] for row in json.loads((tmp_path / "run" / "hyp_ep_eval.json").read_text())]
-    assert sorted(captioned) == sorted([f"{n:06d}.png{kind}" for n in range(10, 15) for kind in ("", "_n")])
+    captioned = [
+        row["image_id"] for row in json.loads((tmp_path / "run" / "hyp_ep_eval.json").read_text())
+    ]
+    assert sorted(captioned) == sorted(
+        [f"{n:06d}.png{kind}" for n in range(10, 15) for kind in ("", "_n")]
+    )
 
 
-@pytest.mark.parametrize("launcher", [["--standalone"], pytest.param(["--nnodes=1", "--master_port={port}"], marks=pytest.mark.slow)])
-def test_a_killed_process_is_restarted_and_goes_on_from_the_last_state(launcher, clevr, sizes, tmp_path, whole):
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["--standalone"],
+        pytest.param(["--nnodes=1", "--master_port={port}"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_process_is_restarted_and_goes_on_from_the_last_state(
+    launcher, clevr, sizes, tmp_path, whole
+):
     run = tmp_path / "run"
-    code, errors = finish(start(["-m", "torch.distributed.run", *(word.format(port=free_port()) for word in launcher), "--nproc_per_node=2",
-                                 "--max-restarts=1", FAULTY, "kill:step:7:1", "retrieval",
-                                 *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")]))
+    code, errors = finish(
+        start(
+            [
+                "-m",
+                "torch.distributed.run",
+                *(word.format(port=free_port()) for word in launcher),
+                "--nproc_per_node=2",
+                "--max-restarts=1",
+                FAULTY,
+                "kill:step:7:1",
+                "retrieval",
+                *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto"),
+            ]
+        )
+    )
     assert code == 0, errors[-3000:]
     assert "continuing from" in (run / "log.txt").read_text()
     assert_same(whole("retrieval", 2), run, "retrieval")
@@ -553,14 +768,30 @@ def test_several_agents_that_would_send_restarted_processes_astray_are_refused(m
 
 
 @pytest.mark.parametrize("killed", ["worker", pytest.param("agent", marks=pytest.mark.slow)])
-def test_two_agents_go_on_from_the_last_state_when_one_is_killed(killed, clevr, sizes, tmp_path, whole):
+def test_two_agents_go_on_from_the_last_state_when_one_is_killed(
+    killed, clevr, sizes, tmp_path, whole
+):
     run, port = tmp_path / "run", free_port()
 
     def agent(fault: str):
-        return start(["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_id=job",
-                      "--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}", FAULTY, fault, "retrieval",
-                      *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")],
-                     TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", HANG="60")
+        return start(
+            [
+                "-m",
+                "torch.distributed.run",
+                "--nnodes=2",
+                "--nproc_per_node=1",
+                "--max-restarts=3",
+                "--rdzv_id=job",
+                "--rdzv_backend=c10d",
+                f"--rdzv_endpoint=127.0.0.1:{port}",
+                FAULTY,
+                fault,
+                "retrieval",
+                *options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto"),
+            ],
+            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+            HANG="60",
+        )
 
     agents = [agent("kill:step:7:1" if killed == "worker" else "hang:step:7:1") for _ in range(2)]
     if killed == "agent":

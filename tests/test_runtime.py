@@ -8,8 +8,14 @@ from modules import runtime
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("vendor", "exact", "expected"), [
-    ("AuthenticAMD", True, "medium"), ("AuthenticAMD", False, "highest"), ("GenuineIntel", True, "highest")])
+@pytest.mark.parametrize(
+    ("vendor", "exact", "expected"),
+    [
+        ("AuthenticAMD", True, "medium"),
+        ("AuthenticAMD", False, "highest"),
+        ("GenuineIntel", True, "highest"),
+    ],
+)
 def test_onednn_is_used_off_intel_and_only_where_it_is_exact(monkeypatch, vendor, exact, expected):
     monkeypatch.setattr(runtime, "_processor", lambda: f"vendor_id : {vendor}")
     monkeypatch.setattr(runtime, "_is_exact_at", lambda setting: exact)
@@ -23,8 +29,15 @@ def test_onednn_is_used_off_intel_and_only_where_it_is_exact(monkeypatch, vendor
 def test_the_trial_tells_float32_from_bfloat16(monkeypatch):
     assert runtime._is_exact_at.__wrapped__("highest")
     product = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: (
-        product(a.bfloat16(), b.bfloat16()).float() if a.dtype == torch.float32 else product(a, b)))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "__matmul__",
+        lambda a, b: (
+            product(a.bfloat16(), b.bfloat16()).float()
+            if a.dtype == torch.float32
+            else product(a, b)
+        ),
+    )
     assert not runtime._is_exact_at.__wrapped__("highest")
 
 

@@ -18,51 +18,118 @@ def test_all_that_is_drawn_is_read_as_it_was_meant():
         pair = sample_clevr_pair(3, index, 0.0)
         (change,) = pair.changes
         thing = change.before or change.after
-        for sentence in change_sentences(change.type, *described(pair, change), change.value, 5, rng):
+        for sentence in change_sentences(
+            change.type, *described(pair, change), change.value, 5, rng
+        ):
             said = parse(sentence)
             assert said.type == change.type, sentence
             assert said.value == change.value, sentence
-            assert all(value == getattr(thing, name) for name, value in said.looks.items()), sentence
+            assert all(value == getattr(thing, name) for name, value in said.looks.items()), (
+                sentence
+            )
             named += set(said.looks) == set(ATTRIBUTES)
     assert named > 150
     assert all(parse(sentence) == Said("none", {}, None) for sentence in NO_CHANGE_SENTENCES)
-    assert all(parse(sentence) == Said(None, {}, None) for sentence in ("", "the cube is the same size as the ball", "brown brown"))
+    assert all(
+        parse(sentence) == Said(None, {}, None)
+        for sentence in ("", "the cube is the same size as the ball", "brown brown")
+    )
 
 
 def test_what_is_wrong_or_left_out_counts_as_wrong():
-    true = {"1.png": {"type": "color", "size": "small", "color": "red", "material": "metal", "shape": "cube", "new_color": "blue"},
-            "2.png": {"size": "large", "color": "red", "material": "metal", "shape": "cube", "new_color": "blue"}}
-    rows = judge({"1.png": "the tiny red shiny block turned blue", "2.png": "the cube that is left of the red ball became matte",
-                  "1.png_n": "nothing has changed", "2.png_n": "the red cube is gone"}, true)
-    assert rows == {"change recognised": [True, True], "type": [True, False], "type: color": [True, False], "size": [True, False],
-                    "color": [True, False], "material": [True, False], "shape": [True, True], "color and shape": [True, False],
-                    "new color": [True, False], "no change recognised": [True, False]}
+    true = {
+        "1.png": {
+            "type": "color",
+            "size": "small",
+            "color": "red",
+            "material": "metal",
+            "shape": "cube",
+            "new_color": "blue",
+        },
+        "2.png": {
+            "size": "large",
+            "color": "red",
+            "material": "metal",
+            "shape": "cube",
+            "new_color": "blue",
+        },
+    }
+    rows = judge(
+        {
+            "1.png": "the tiny red shiny block turned blue",
+            "2.png": "the cube that is left of the red ball became matte",
+            "1.png_n": "nothing has changed",
+            "2.png_n": "the red cube is gone",
+        },
+        true,
+    )
+    assert rows == {
+        "change recognised": [True, True],
+        "type": [True, False],
+        "type: color": [True, False],
+        "size": [True, False],
+        "color": [True, False],
+        "material": [True, False],
+        "shape": [True, True],
+        "color and shape": [True, False],
+        "new color": [True, False],
+        "no change recognised": [True, False],
+    }
     with pytest.raises(ValueError, match="3.png is not told"):
         judge({"3.png": "no change"}, true)
 
 
 def test_scenes_are_told_apart_by_a_look_of_what_changes():
-    true = {f"{n}.png": {"type": "move", "size": size, "color": "red", "material": "metal", "shape": "cube"}
-            for n, size in enumerate(("small", "small", "large"))}
-    captions = {"0.png": "the tiny cube moved", "1.png": "the big cube moved", "2.png": "the big ball is gone", "2.png_n": "no change"}
+    true = {
+        f"{n}.png": {
+            "type": "move",
+            "size": size,
+            "color": "red",
+            "material": "metal",
+            "shape": "cube",
+        }
+        for n, size in enumerate(("small", "small", "large"))
+    }
+    captions = {
+        "0.png": "the tiny cube moved",
+        "1.png": "the big cube moved",
+        "2.png": "the big ball is gone",
+        "2.png_n": "no change",
+    }
     rows = judge_by("size", captions, true)
-    assert {name for name in rows if name.startswith("small")} == {f"small: {name}" for name in judge({"0.png": ""}, true)}
-    assert (rows["small: size"], rows["small: shape"], rows["large: type"]) == ([True, False], [True, True], [False])
+    assert {name for name in rows if name.startswith("small")} == {
+        f"small: {name}" for name in judge({"0.png": ""}, true)
+    }
+    assert (rows["small: size"], rows["small: shape"], rows["large: type"]) == (
+        [True, False],
+        [True, True],
+        [False],
+    )
     assert (rows["large: shape"], rows["large: no change recognised"]) == ([False], [True])
 
 
 def test_the_interval_is_wilsons():
     row = share([True] * 8 + [False] * 2)
     assert (row["share"], row["count"]) == (0.8, 10)
-    assert (row["low"], row["high"]) == pytest.approx((0.490, 0.943), abs=1e-3)  # as published tables have it
+    assert (row["low"], row["high"]) == pytest.approx(
+        (0.490, 0.943), abs=1e-3
+    )  # as published tables have it
     assert share([True] * 5)["high"] == pytest.approx(1.0)
 
 
 def test_the_command(tmp_path, capsys):
-    (tmp_path / "hyp.json").write_text(json.dumps([{"image_id": "1.png", "caption": "the big red metal cube moved"}]))
+    (tmp_path / "hyp.json").write_text(
+        json.dumps([{"image_id": "1.png", "caption": "the big red metal cube moved"}])
+    )
     true = {"type": "move", "size": "large", "color": "red", "material": "metal", "shape": "cube"}
     (tmp_path / "true.json").write_text(json.dumps({"1.png": true}))
-    words = ["changes", "--changed_object", str(tmp_path / "true.json"), "--results", str(tmp_path / "hyp.json")]
+    words = [
+        "changes",
+        "--changed_object",
+        str(tmp_path / "true.json"),
+        "--results",
+        str(tmp_path / "hyp.json"),
+    ]
     assert eval_utils.main([*words, "--output", str(tmp_path / "out.json")]) == 0
     assert "type: move         100.0" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text())["color and shape"]["share"] == 1

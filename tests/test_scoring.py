@@ -17,7 +17,23 @@ from modules.retrieval import rank_metrics, ranks_of, retrieval_metrics
 from modules.scoring import SCORE_NAMES, References, read_ground_truth, tokenize
 from tests.conftest import ROOT
 
-WORDS = ["the", "a", "small", "big", "red", "blue", "cube", "ball", "is", "gone", "moved", "has", "appeared", "no", "change"]
+WORDS = [
+    "the",
+    "a",
+    "small",
+    "big",
+    "red",
+    "blue",
+    "cube",
+    "ball",
+    "is",
+    "gone",
+    "moved",
+    "has",
+    "appeared",
+    "no",
+    "change",
+]
 
 
 def sentences(draw: random.Random, count: int) -> list[str]:
@@ -44,11 +60,19 @@ def test_random_captions_are_seeded():
 
 def test_scores_with_the_java_that_pip_brings():
     """In a process whose PATH has no java and JAVA_HOME is unset."""
-    code = ("from modules.java import ensure_java; from modules.scoring import References; ensure_java();"
-            "print(References({'x': ['a cat sat down', 'the cat sat'], 'y': ['a dog ran']}).score({'x': 'a cat sat', 'y': ''})['all'])")
+    code = (
+        "from modules.java import ensure_java; from modules.scoring import References; ensure_java();"
+        "print(References({'x': ['a cat sat down', 'the cat sat'], 'y': ['a dog ran']}).score({'x': 'a cat sat', 'y': ''})['all'])"
+    )
     environment = {key: value for key, value in os.environ.items() if key != "JAVA_HOME"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
-                          env={**environment, "PATH": "/nowhere"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "PATH": "/nowhere"},
+    )
     assert done.returncode == 0, done.stderr
     scores = eval(done.stdout.strip().splitlines()[-1])  # noqa: S307 (our own print)
     assert tuple(scores) == SCORE_NAMES
@@ -71,17 +95,25 @@ def meteor() -> WatchedMeteor:
 
 
 def test_perfect_captions_and_subsets(meteor):
-    truth = {"1": ["the red cube has gone", "the cube is missing"], "2": ["a blue ball appeared near it"], "3": ["no change was made"]}
+    truth = {
+        "1": ["the red cube has gone", "the cube is missing"],
+        "2": ["a blue ball appeared near it"],
+        "3": ["no change was made"],
+    }
     references = References(truth)
     references.meteor = meteor
-    scores = references.score({"1": "The red cube has gone.", "2": "a blue ball appeared near it", "3": "odd\nwords"},
-                              {"right": ["1", "2"], "wrong": ["3"], "absent": ["9"]})
+    scores = references.score(
+        {"1": "The red cube has gone.", "2": "a blue ball appeared near it", "3": "odd\nwords"},
+        {"right": ["1", "2"], "wrong": ["3"], "absent": ["9"]},
+    )
     assert set(scores) == {"all", "right", "wrong"}
     assert scores["right"]["Bleu_4"] == pytest.approx(1.0, abs=1e-6)
     assert scores["right"]["ROUGE_L"] == pytest.approx(1.0)
     assert scores["wrong"]["Bleu_1"] < 1e-6
-    alone, _ = Cider().compute_score({k: references.tokens[k] for k in ("1", "2")},
-                                     {"1": ["the red cube has gone"], "2": ["a blue ball appeared near it"]})
+    alone, _ = Cider().compute_score(
+        {k: references.tokens[k] for k in ("1", "2")},
+        {"1": ["the red cube has gone"], "2": ["a blue ball appeared near it"]},
+    )
     assert scores["right"]["CIDEr"] == pytest.approx(alone)
 
 
@@ -92,10 +124,20 @@ def test_captions_with_line_breaks_keep_their_ids():
 
 
 # What a captioner or a file may bring, and the same in plain words.
-ODD = {"a line\nbreak\r\nor two": "a line break or two", "the\tred\x0bcube\u2028is\x85gone": "the red cube is gone", "": "", "\n": "",
-       " ! ... -- ": "", "the cube \U0001f600 has \U0001d54f gone": "the cube has gone", "\ud83d the ball is red": "? the ball is red",
-       "a cube ||| is red": "a cube | | | is red", "|||": "| | |", "EVAL ||| 1": "eval | | | 1", "Caf\xe9 RED": "caf\xe9 red",
-       "a red cube" + " quux" * 10_000: "a red cube" + " quux" * 10_000}
+ODD = {
+    "a line\nbreak\r\nor two": "a line break or two",
+    "the\tred\x0bcube\u2028is\x85gone": "the red cube is gone",
+    "": "",
+    "\n": "",
+    " ! ... -- ": "",
+    "the cube \U0001f600 has \U0001d54f gone": "the cube has gone",
+    "\ud83d the ball is red": "? the ball is red",
+    "a cube ||| is red": "a cube | | | is red",
+    "|||": "| | |",
+    "EVAL ||| 1": "eval | | | 1",
+    "Caf\xe9 RED": "caf\xe9 red",
+    "a red cube" + " quux" * 10_000: "a red cube" + " quux" * 10_000,
+}
 
 
 def test_odd_captions_are_scored_as_plain_ones_and_shift_no_others(meteor):
@@ -103,23 +145,43 @@ def test_odd_captions_are_scored_as_plain_ones_and_shift_no_others(meteor):
     truth, plain_truth, captions, plain = {}, {}, {}, {}
     for number, (text, words) in enumerate(ODD.items()):
         sound = f"the {WORDS[number]} cube number {number} has moved"
-        for key, reference, caption in ((f"{number} odd", ["the red cube is gone", "a line"], text), (f"{number} next", [sound], sound)):
-            truth[key], plain_truth[key], captions[key], plain[key] = reference, reference, caption, caption
+        for key, reference, caption in (
+            (f"{number} odd", ["the red cube is gone", "a line"], text),
+            (f"{number} next", [sound], sound),
+        ):
+            truth[key], plain_truth[key], captions[key], plain[key] = (
+                reference,
+                reference,
+                caption,
+                caption,
+            )
         plain[f"{number} odd"] = words
-        truth[f"{number} of odd"], plain_truth[f"{number} of odd"] = [text, "a cube"], [words, "a cube"]
+        truth[f"{number} of odd"], plain_truth[f"{number} of odd"] = (
+            [text, "a cube"],
+            [words, "a cube"],
+        )
         captions[f"{number} of odd"] = plain[f"{number} of odd"] = "the red cube is gone"
     references, wanted = References(truth), References(plain_truth)
     references.meteor = wanted.meteor = meteor
     each = {key: [key] for key in truth}
     scores = references.score(captions, each)
     assert scores == wanted.score(plain, each)
-    assert all(scores[key]["Bleu_4"] == pytest.approx(1, abs=1e-6) for key in each if key.endswith("next"))
+    assert all(
+        scores[key]["Bleu_4"] == pytest.approx(1, abs=1e-6) for key in each if key.endswith("next")
+    )
     assert references.cider_by_id(captions) == wanted.cider_by_id(plain)
-    tokens = {key: texts[0] for key, texts in tokenize({key: [captions[key]] for key in each}).items()}
-    _, together = meteor.compute_score({key: references.tokens[key] for key in each}, {key: [tokens[key]] for key in each})
+    tokens = {
+        key: texts[0] for key, texts in tokenize({key: [captions[key]] for key in each}).items()
+    }
+    _, together = meteor.compute_score(
+        {key: references.tokens[key] for key in each}, {key: [tokens[key]] for key in each}
+    )
     assert together == [scores[key]["METEOR"] for key in each]
     # METEOR's own separator, should other tokens than PTB's hold it
-    odd, plain = meteor.compute_score({"x": ["a ||| red cube"]}, {"x": ["a red ||| cube"]}), meteor.compute_score({"x": ["a red cube"]}, {"x": ["a red cube"]})
+    odd, plain = (
+        meteor.compute_score({"x": ["a ||| red cube"]}, {"x": ["a red ||| cube"]}),
+        meteor.compute_score({"x": ["a red cube"]}, {"x": ["a red cube"]}),
+    )
     assert odd == plain
 
 
@@ -127,8 +189,15 @@ def test_tokens_are_pycocoevalcaps_own():
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     ensure_java()
-    captions = [*sentences(random.Random(5), 20), "The man's T-shirt, (now) RED!", "it isn't 1 1/2 m; call 555 123-4567", "“quoted” – gone…"]
-    wanted = PTBTokenizer().tokenize({str(n): [{"caption": caption}] for n, caption in enumerate(captions)})
+    captions = [
+        *sentences(random.Random(5), 20),
+        "The man's T-shirt, (now) RED!",
+        "it isn't 1 1/2 m; call 555 123-4567",
+        "“quoted” – gone…",
+    ]
+    wanted = PTBTokenizer().tokenize(
+        {str(n): [{"caption": caption}] for n, caption in enumerate(captions)}
+    )
     assert tokenize({str(n): [caption] for n, caption in enumerate(captions)}) == wanted
 
 
@@ -144,17 +213,23 @@ def test_scores_are_the_same_in_another_language(monkeypatch):
     """German writes decimals with a comma, which METEOR would then expect; Turkish has another small I."""
     tokens = []
     for language in ("tr -Duser.country=TR", "de -Duser.country=DE"):
-        monkeypatch.setenv("JAVA_TOOL_OPTIONS", f"-Duser.language={language} -Duser.language.format={language[:2]}")
+        monkeypatch.setenv(
+            "JAVA_TOOL_OPTIONS", f"-Duser.language={language} -Duser.language.format={language[:2]}"
+        )
         monkeypatch.setenv("_JAVA_OPTIONS", f"-Duser.language={language}")
         ensure_java()
         tokens.append(tokenize({"a": ["IT IS"]}))
     assert tokens == [{"a": ["it is"]}] * 2
-    german = References({"x": ["a cat sat down", "the cat sat"], "y": ["a dog ran fast"]}).score({"x": "a cat sat", "y": "the dog ran"})
+    german = References({"x": ["a cat sat down", "the cat sat"], "y": ["a dog ran fast"]}).score(
+        {"x": "a cat sat", "y": "the dog ran"}
+    )
     assert german["all"]["METEOR"] == pytest.approx(0.3463465827352209)
 
 
 def test_ground_truth_of_another_schema(tmp_path):
-    (tmp_path / "gt.json").write_text('{"annotations": [{"caption": "x", "image_id": "1.png", "id": 0}]}')
+    (tmp_path / "gt.json").write_text(
+        '{"annotations": [{"caption": "x", "image_id": "1.png", "id": 0}]}'
+    )
     assert read_ground_truth(tmp_path / "gt.json") == {"1.png": ["x"]}
     (tmp_path / "gt.json").write_text('{"annotations": [{"caption": "x"}]}')
     with pytest.raises(ValueError, match="annotation 0"):
@@ -165,8 +240,15 @@ def test_ranks_are_brute_force():
     draw = torch.Generator().manual_seed(0)
     scores = torch.randint(0, 6, (20, 9), generator=draw).float()  # with many ties
     target = torch.randint(0, 9, (20,), generator=draw)
-    for row, t, rank in zip(scores.tolist(), target.tolist(), ranks_of(scores, target).tolist(), strict=True):
-        assert rank == 1 + sum(v > row[t] for v in row) + sum(v == row[t] for v in row[:t] + row[t + 1 :]) / 2
+    for row, t, rank in zip(
+        scores.tolist(), target.tolist(), ranks_of(scores, target).tolist(), strict=True
+    ):
+        assert (
+            rank
+            == 1
+            + sum(v > row[t] for v in row)
+            + sum(v == row[t] for v in row[:t] + row[t + 1 :]) / 2
+        )
 
 
 def test_a_constant_model_does_not_score():

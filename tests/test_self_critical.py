@@ -14,7 +14,10 @@ PAIRS, WORDS = 3, 6
 def batch():
     torch.manual_seed(1)
     side = TINY["image_resolution"]
-    return {"images": torch.randint(0, 256, (PAIRS, 3, 3, side, side), dtype=torch.uint8), "scene": torch.arange(PAIRS)}
+    return {
+        "images": torch.randint(0, 256, (PAIRS, 3, 3, side, side), dtype=torch.uint8),
+        "scene": torch.arange(PAIRS),
+    }
 
 
 NAMES = [[f"{n}.png", f"{n}_n.png"] for n in range(PAIRS)]
@@ -43,9 +46,13 @@ def test_gradient_is_that_of_rewards_above_the_others(tiny_captioner, batch, mon
         for n in range(DRAWN):
             target = captions[pair, n][captions[pair, n] != 0][None]
             ids = torch.cat([torch.tensor([[48]]), target[:, :-1]], dim=1)
-            log_probs = tiny_captioner.caption_logits(tokens[pair : pair + 1], ids, torch.ones_like(ids)).log_softmax(-1)
+            log_probs = tiny_captioner.caption_logits(
+                tokens[pair : pair + 1], ids, torch.ones_like(ids)
+            ).log_softmax(-1)
             others = (rewards[pair].sum() - rewards[pair, n]) / (DRAWN - 1)
-            total = total + (rewards[pair, n] - others) * log_probs.gather(-1, target[..., None]).sum()
+            total = (
+                total + (rewards[pair, n] - others) * log_probs.gather(-1, target[..., None]).sum()
+            )
     (-total / rewards.numel()).backward()
     assert torch.allclose(got, tiny_captioner.clip.token_embedding.weight.grad, atol=1e-6)
     assert got.abs().max() > 1e-4
@@ -53,7 +60,9 @@ def test_gradient_is_that_of_rewards_above_the_others(tiny_captioner, batch, mon
 
 def test_steps_raise_the_reward(tiny_captioner, batch):
     """The reward is given to short sentences."""
-    step = SelfCriticalStep(tiny_captioner, lambda keys, sentences: [-float(len(s)) for s in sentences], NAMES, WORDS)
+    step = SelfCriticalStep(
+        tiny_captioner, lambda keys, sentences: [-float(len(s)) for s in sentences], NAMES, WORDS
+    )
     optimizer = torch.optim.Adam(tiny_captioner.parameters(), lr=1e-2)
     torch.manual_seed(0)
     losses = []

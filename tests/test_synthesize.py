@@ -17,8 +17,15 @@ from preprocess.scene_sampling import CHANGE_TYPES, described, sample_clevr_pair
 from preprocess.synthesize import main
 
 LOOKS = ("size", "color", "material", "shape")
-MEANING = {"big": "large", "tiny": "small", "matte": "rubber", "metallic": "metal", "shiny": "metal", "block": "cube",
-           "ball": "sphere"}  # fmt: skip
+MEANING = {
+    "big": "large",
+    "tiny": "small",
+    "matte": "rubber",
+    "metallic": "metal",
+    "shiny": "metal",
+    "block": "cube",
+    "ball": "sphere",
+}
 VALUES = {
     "size": {"large", "small"},
     "color": {"gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow"},
@@ -50,7 +57,11 @@ def read(path: Path) -> object:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def pictures(files: dict[str, bytes]) -> set[bytes]:
@@ -90,13 +101,19 @@ def meant(reference: str, scene: Scene) -> list[Thing]:
     candidates = fitting(head, things)
     if not clause:
         return candidates
-    relation, anchor_phrase = re.fullmatch(r"(.+?) (the (?!same|left|right|same).+)", clause).groups()
+    relation, anchor_phrase = re.fullmatch(
+        r"(.+?) (the (?!same|left|right|same).+)", clause
+    ).groups()
     anchors = fitting(anchor_phrase, things)
     assert len(anchors) == 1, f"{anchor_phrase!r} is ambiguous"
     same = re.search(r"same (\w+)", relation)
     if same:
         name = same.group(1)
-        return [t for t in candidates if t is not anchors[0] and getattr(t, name) == getattr(anchors[0], name)]
+        return [
+            t
+            for t in candidates
+            if t is not anchors[0] and getattr(t, name) == getattr(anchors[0], name)
+        ]
     x, y = pixel(anchors[0], scene)
     tests = {
         "left": lambda place: place[0] < x,
@@ -148,7 +165,11 @@ def test_one_attribute_of_one_thing_changes(index: int) -> None:
     assert new == [thing for thing in (change.after,) if thing is not None]
     assert (len(lost), len(new)) == {"add": (0, 1), "drop": (1, 0)}.get(change.type, (1, 1))
     if lost and new:
-        differing = {name for name in (*LOOKS, "x", "y", "turn") if getattr(lost[0], name) != getattr(new[0], name)}
+        differing = {
+            name
+            for name in (*LOOKS, "x", "y", "turn")
+            if getattr(lost[0], name) != getattr(new[0], name)
+        }
         assert differing == ({"x", "y"} if change.type == "move" else {change.type})
     if change.type == "move":
         assert np.hypot(lost[0].x - new[0].x, lost[0].y - new[0].y) >= 1.2
@@ -164,8 +185,13 @@ def test_scenes_are_sized_spaced_and_balanced() -> None:
             assert max(abs(one.x), abs(one.y)) <= 3
             for other in scene.things[:i]:
                 radii = [{"large": 0.7, "small": 0.35}[thing.size] for thing in (one, other)]
-                corners = [radius * (np.sqrt(2) if thing.shape == "cube" else 1) for radius, thing in zip(radii, (one, other), strict=True)]
-                assert np.hypot(one.x - other.x, one.y - other.y) > max(sum(radii) + 0.25, sum(corners))
+                corners = [
+                    radius * (np.sqrt(2) if thing.shape == "cube" else 1)
+                    for radius, thing in zip(radii, (one, other), strict=True)
+                ]
+                assert np.hypot(one.x - other.x, one.y - other.y) > max(
+                    sum(radii) + 0.25, sum(corners)
+                )
 
 
 def test_spot_pair_changes_one_to_three_things_before_a_fixed_camera() -> None:
@@ -219,13 +245,40 @@ def test_every_kind_of_reference_is_said() -> None:
     for index in range(40):
         pair = sample_clevr_pair(3, index)
         change = pair.changes[0]
-        said.update(change_sentences(change.type, *described(pair, change), change.value, 20, Random(0)))
+        said.update(
+            change_sentences(change.type, *described(pair, change), change.value, 20, Random(0))
+        )
     together = "\n".join(said)
-    for words in ("left of", "on the left side of", "on the right side of", "in front of", "behind",
-                  "has the same color as", "is the same size as", "is made of the same material as",
-                  "block", "cube", "ball", "sphere", "matte", "rubber", "shiny", "metallic", "tiny", "big",
-                  "thing", "object", "has appeared", "someone added", "is missing", "someone removed", "moved",
-                  "became", "changed to", "turned"):  # fmt: skip
+    for words in (
+        "left of",
+        "on the left side of",
+        "on the right side of",
+        "in front of",
+        "behind",
+        "has the same color as",
+        "is the same size as",
+        "is made of the same material as",
+        "block",
+        "cube",
+        "ball",
+        "sphere",
+        "matte",
+        "rubber",
+        "shiny",
+        "metallic",
+        "tiny",
+        "big",
+        "thing",
+        "object",
+        "has appeared",
+        "someone added",
+        "is missing",
+        "someone removed",
+        "moved",
+        "became",
+        "changed to",
+        "turned",
+    ):
         assert words in together, words
 
 
@@ -251,9 +304,13 @@ def test_pictures_show_the_palette() -> None:
     for color, rgb in COLORS.items():
         ball = Thing("sphere", color, "rubber", "large", 0.0, 0.0, 0.0)
         x, y = (round(float(v)) for v in project(np.array([0, 0, 0.7], np.float32), View().camera))
-        patch = render(Scene((ball,), View()))[y - 10 : y + 10, x - 10 : x + 10].reshape(-1, 3).mean(0)
+        patch = (
+            render(Scene((ball,), View()))[y - 10 : y + 10, x - 10 : x + 10].reshape(-1, 3).mean(0)
+        )
         seen = cv2.cvtColor(np.uint8([[patch]]), cv2.COLOR_BGR2HSV)[0, 0].astype(int)
-        hue, saturation, _ = cv2.cvtColor(np.uint8([[rgb[::-1]]]), cv2.COLOR_BGR2HSV)[0, 0].astype(int)
+        hue, saturation, _ = cv2.cvtColor(np.uint8([[rgb[::-1]]]), cv2.COLOR_BGR2HSV)[0, 0].astype(
+            int
+        )
         if color == "gray":
             assert seen[1] < 25
         else:
@@ -266,7 +323,9 @@ def test_a_cube_that_faces_the_camera_is_as_wide_as_the_other_shapes() -> None:
     facing = np.arctan2(View().camera[1], View().camera[0])
     widths = {}
     for shape in ("cube", "sphere", "cylinder"):
-        (outline,) = outlines((Thing(shape, "red", "rubber", "large", 0.0, 0.0, facing),), View().camera)
+        (outline,) = outlines(
+            (Thing(shape, "red", "rubber", "large", 0.0, 0.0, facing),), View().camera
+        )
         widths[shape] = np.ptp(outline[..., 0])
     assert widths["sphere"] == pytest.approx(widths["cylinder"], rel=0.06)
     assert widths["cube"] == pytest.approx(widths["cylinder"], rel=0.08)  # its front is nearer
@@ -277,12 +336,16 @@ def test_a_cube_that_faces_the_camera_is_as_wide_as_the_other_shapes() -> None:
 def test_pictures_change_where_the_thing_changes(shape: str, material: str) -> None:
     other = Thing("cylinder", "blue", "rubber", "large", -2.0, 1.0, 0.0)
     thing = Thing(shape, "red", material, "large", 1.0, 0.5, 0.4)
-    empty, red = (render(Scene(things, View())).astype(int) for things in ((other,), (other, thing)))
+    empty, red = (
+        render(Scene(things, View())).astype(int) for things in ((other,), (other, thing))
+    )
     changed = np.abs(red - empty).max(-1)
     inside = np.zeros(changed.shape, np.uint8)
     (outline,) = outlines((thing,), View().camera)
     cv2.fillConvexPoly(inside, np.int32(outline), 1)
-    assert changed[inside == 1].mean() > 25 * changed[inside == 0].mean() > 0  # > 0: its shadow and mirror image
+    assert (
+        changed[inside == 1].mean() > 25 * changed[inside == 0].mean() > 0
+    )  # > 0: its shadow and mirror image
 
 
 def test_metal_differs_from_rubber_and_a_near_thing_hides_a_far_one() -> None:
@@ -292,7 +355,9 @@ def test_metal_differs_from_rubber_and_a_near_thing_hides_a_far_one() -> None:
     rubber, metal = (render(Scene((ball(material),), View())) for material in ("rubber", "metal"))
     assert np.abs(rubber.astype(int) - metal).max() > 60
     near = Thing("cube", "red", "rubber", "large", 1.2, -1.1, 0.0)
-    pictures = [render(Scene(things, View())) for things in ((ball("rubber"), near), (near, ball("rubber")))]
+    pictures = [
+        render(Scene(things, View())) for things in ((ball("rubber"), near), (near, ball("rubber")))
+    ]
     np.testing.assert_array_equal(pictures[0], pictures[1])
     x, y = (round(float(v)) for v in project(np.array([1.2, -1.1, 0.6], np.float32), View().camera))
     blue, green, red = pictures[0][y, x].astype(int)
@@ -304,14 +369,24 @@ def test_metal_differs_from_rubber_and_a_near_thing_hides_a_far_one() -> None:
 
 def test_clevr_layout(clevr: Path) -> None:
     names = [f"{index:06d}.png" for index in range(20)]
-    for folder, kind in (("images", "default"), ("sc_images", "semantic"), ("nsc_images", "nonsemantic")):
-        assert sorted(path.name for path in (clevr / folder).iterdir()) == [f"CLEVR_{kind}_{name}" for name in names]
+    for folder, kind in (
+        ("images", "default"),
+        ("sc_images", "semantic"),
+        ("nsc_images", "nonsemantic"),
+    ):
+        assert sorted(path.name for path in (clevr / folder).iterdir()) == [
+            f"CLEVR_{kind}_{name}" for name in names
+        ]
         for path in (clevr / folder).iterdir():
             picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             assert picture.shape == (320, 480, 4)
             assert (picture[..., 3] == 255).all()
     splits = read(clevr / "splits.json")
-    assert {split: len(indices) for split, indices in splits.items()} == {"train": 12, "val": 5, "test": 3}
+    assert {split: len(indices) for split, indices in splits.items()} == {
+        "train": 12,
+        "val": 5,
+        "test": 3,
+    }
     assert sorted(index for indices in splits.values() for index in indices) == list(range(20))
     for file in ("change_captions", "no_change_captions"):
         captions = read(clevr / f"{file}.json")
@@ -322,7 +397,9 @@ def test_clevr_layout(clevr: Path) -> None:
 def test_clevr_types_and_changed_objects(clevr: Path) -> None:
     types, objects = read(clevr / "type_mapping.json"), read(clevr / "changed_object.json")
     assert {kind: len(names) for kind, names in types.items()} == dict.fromkeys(CHANGE_TYPES, 4)
-    assert {name: kind for kind, names in types.items() for name in names} == {n: o["type"] for n, o in objects.items()}
+    assert {name: kind for kind, names in types.items() for name in names} == {
+        n: o["type"] for n, o in objects.items()
+    }
     captions = read(clevr / "change_captions.json")
     for name, said in objects.items():
         extra = {"color": {"new_color"}, "material": {"new_material"}}.get(said["type"], set())
@@ -330,13 +407,19 @@ def test_clevr_types_and_changed_objects(clevr: Path) -> None:
         (change,) = sample_clevr_pair(0, int(name[:6])).changes
         thing = change.before or change.after
         assert {key: said[key] for key in LOOKS} == {key: getattr(thing, key) for key in LOOKS}
-        assert all(re.fullmatch(SAID_OF[said["type"]], s) for s in captions[f"CLEVR_default_{name}"])
+        assert all(
+            re.fullmatch(SAID_OF[said["type"]], s) for s in captions[f"CLEVR_default_{name}"]
+        )
 
 
 def test_spot_layout(spot: Path) -> None:
     entries = {split: read(spot / f"{split}.json") for split in ("train", "val", "test")}
     ids = {split: [entry["img_id"] for entry in of_split] for split, of_split in entries.items()}
-    assert {split: len(set(of_split)) for split, of_split in ids.items()} == {"train": 30, "val": 5, "test": 5}
+    assert {split: len(set(of_split)) for split, of_split in ids.items()} == {
+        "train": 30,
+        "val": 5,
+        "test": 5,
+    }
     assert 30 < len(ids["train"]) < 40  # some pairs have a second annotator
     together = [image_id for split in ids.values() for image_id in set(split)]
     assert len(set(together)) == 40
@@ -344,7 +427,9 @@ def test_spot_layout(spot: Path) -> None:
     assert ids["train"] != sorted(ids["train"], key=int)
     files = {f"{image_id}{suffix}.png" for image_id in together for suffix in ("", "_2")}
     assert {path.name for path in (spot / "images_test").iterdir()} == files
-    assert cv2.imread(str(spot / "images_test" / f"{together[0]}_2.png"), cv2.IMREAD_UNCHANGED).shape == (320, 480, 3)
+    assert cv2.imread(
+        str(spot / "images_test" / f"{together[0]}_2.png"), cv2.IMREAD_UNCHANGED
+    ).shape == (320, 480, 3)
     for entry in (entry for of_split in entries.values() for entry in of_split):
         assert entry.keys() == {"img_id", "sentences"}
         assert 1 <= len(entry["sentences"]) <= 3
@@ -374,7 +459,9 @@ def test_a_scene_does_not_depend_on_the_sizes_of_the_splits(clevr: Path, tmp_pat
         if name.endswith(".png"):
             assert data == (clevr / name).read_bytes()
     many = read(clevr / "change_captions.json")
-    assert all(many[name] == sentences for name, sentences in read(few / "change_captions.json").items())
+    assert all(
+        many[name] == sentences for name, sentences in read(few / "change_captions.json").items()
+    )
 
 
 # --- command line ---
@@ -386,7 +473,10 @@ def test_a_scene_does_not_depend_on_the_sizes_of_the_splits(clevr: Path, tmp_pat
         (sizes(-1, 1, 1), "--train is -1"),
         (sizes(0, 0, 0), "ask for 0 scenes"),
         (["--captions_per_image", "0"], "--captions_per_image is 0"),
-        (["--datatype", "spot", "--captions_per_image", "3"], "--captions_per_image is for --datatype clevr"),
+        (
+            ["--datatype", "spot", "--captions_per_image", "3"],
+            "--captions_per_image is for --datatype clevr",
+        ),
         (["--workers", "0"], "--workers is 0"),
         (["--datatype", "coco"], "--datatype"),
         (["--train", "many"], "--train"),
@@ -404,7 +494,9 @@ def test_wrong_options_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_or_impossible_output_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_or_impossible_output_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("")
@@ -427,15 +519,26 @@ def test_a_full_or_impossible_output_is_left_alone(tmp_path: Path, capsys: pytes
     ]
 
 
-def test_overwrite_replaces_a_drawn_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwrite_replaces_a_drawn_dataset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw(tmp_path / "d", *sizes(3, 0, 0))
     draw(tmp_path / "d", "--datatype", "spot", *sizes(2, 0, 0), "--overwrite")
-    assert {path.name for path in (tmp_path / "d").iterdir()} == {"images_test", "train.json", "val.json", "test.json"}
+    assert {path.name for path in (tmp_path / "d").iterdir()} == {
+        "images_test",
+        "train.json",
+        "val.json",
+        "test.json",
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
-    assert re.search(r"2 scenes drawn in .*d in [\d.]+ s \(\d+ scenes/s, 1 workers\)\n$", capsys.readouterr().out)
+    assert re.search(
+        r"2 scenes drawn in .*d in [\d.]+ s \(\d+ scenes/s, 1 workers\)\n$", capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize(("failure", "code"), [(OSError("No space left on device"), 2), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    ("failure", "code"), [(OSError("No space left on device"), 2), (KeyboardInterrupt(), 130)]
+)
 def test_a_failure_on_the_way_leaves_nothing(
     failure: BaseException, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,7 +555,9 @@ def test_a_failure_on_the_way_leaves_nothing(
 def test_without_jitter_only_the_change_differs(tmp_path):
     folder = draw(tmp_path / "still", *sizes(4, 0, 0), "--jitter", "0")
     for index in range(4):
-        before, distractor, after = ((folder / f"{kind}images" / f"CLEVR_{name}_{index:06d}.png").read_bytes() for kind, name in (
-            ("", "default"), ("nsc_", "nonsemantic"), ("sc_", "semantic")))
+        before, distractor, after = (
+            (folder / f"{kind}images" / f"CLEVR_{name}_{index:06d}.png").read_bytes()
+            for kind, name in (("", "default"), ("nsc_", "nonsemantic"), ("sc_", "semantic"))
+        )
         assert before == distractor
         assert before != after
