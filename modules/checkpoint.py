@@ -26,7 +26,9 @@ from modules.weight_files import read_saved
 
 log = logging.getLogger(__name__)
 
-WEIGHTS, STATE, HISTORY = "pytorch_model.bin", "training_state.bin", "history.csv"
+WEIGHTS = "pytorch_model.bin"
+STATE = "training_state.bin"
+HISTORY = "history.csv"
 NO_SCORE_YET = 1e-5  # what the first epoch's score has to reach
 # Options that do not change what comes out: where things lie, how they are read, what is told and kept. Whether the data are the
 # same is told by their fingerprint.
