@@ -2,7 +2,8 @@
 
 import sys
 
-from modules.options import parse_options, run_and_report
+from modules.options import parse_options
+from system.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -11,12 +12,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def job() -> None:  # imports late: --help and wrong options answer without torch
         if options.run.do_predict:
-            from modules.prediction import predict as run
+            from modules.pipeline.predict import predict as run
         else:
-            from modules.session import run
+            from modules.pipeline import run
         run(options)
 
-    return run_and_report("CLIP4IDCinference.py", job)
+    return run_command("CLIP4IDCinference.py", job)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import sys
 import threading
 from pathlib import Path
 
-from modules.escaping import SafeFormatter, markdown_text, show
-from modules.options import OneLineParser, run_and_report
-from modules.urls import Address
 from modules.web.hosts import host_name, own_hosts, plain_names
+from system.command import OneLineParser, run_command
+from system.escaping import SafeFormatter, markdown_text, show
+from system.urls import Address
 
 ROOT = Path(__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
@@ -72,11 +72,11 @@ def check_upload(path: str | None, which: str, uploads) -> str:
 
 def attention_html(before, after, explanations) -> str:
     """The pictures of a pair's explanations, inside the page itself; several have headings."""
-    from modules.visualization import explanation_cells
+    from modules.report.pictures import attention_panels
 
     parts = []
     for explanation in explanations:
-        cells = explanation_cells(before, after, explanation)
+        cells = attention_panels(before, after, explanation)
         figures = "".join(figure_html(label, images) for label, images in cells)
         if len(explanations) > 1:
             parts.append(f"<h3>{html.escape(explanation.caption.text)}</h3>")
@@ -86,7 +86,7 @@ def attention_html(before, after, explanations) -> str:
 
 def figure_html(label: str, images) -> str:
     """Before and after, (h, w, 3) each, under a label."""
-    from modules.visualization import jpeg_uri
+    from modules.report.pictures import jpeg_uri
 
     text = html.escape(label)
     pictures = "".join(
@@ -105,7 +105,7 @@ def page_error(text: str):
 
 def choose_decoding(beam_size, length_penalty, num_captions, temperature, top_p, seed):
     """The Decoding of the page's settings. Raises ValueError, for the visitor to read."""
-    from modules.predictor import Decoding
+    from modules.options.decoding import Decoding
 
     if num_captions == 1:
         return Decoding(int(beam_size), float(length_penalty), seed=int(seed or 0))
@@ -278,7 +278,6 @@ def serve(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise OSError("the page needs Gradio: pip install -r requirements-app.txt")
     from modules.predictor import Predictor
-    from modules.runtime import keep_freed_memory
     from modules.web.decoding import start_decoding
     from modules.web.server import (
         address_of,
@@ -288,6 +287,7 @@ def serve(args: argparse.Namespace) -> None:
         run_server,
     )
     from modules.web.uploads import open_upload_folder
+    from system.compute import keep_freed_memory
 
     lines = logging.StreamHandler()
     lines.setFormatter(SafeFormatter("%(message)s"))
@@ -366,7 +366,7 @@ def parse_words(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
     args = parse_words(argv)
-    return run_and_report("app.py", lambda: serve(args))
+    return run_command("app.py", lambda: serve(args))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import sys
 
-from modules.options import parse_options, run_and_report
+from modules.options import parse_options
+from system.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -10,11 +11,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv, "retrieval", __doc__)
 
     def job() -> None:
-        from modules.session import run  # late: --help and wrong options answer without torch
+        from modules.pipeline import run  # late: --help and wrong options answer without torch
 
         run(options)
 
-    return run_and_report("main_task_retrieval.py", job)
+    return run_command("main_task_retrieval.py", job)
 
 
 if __name__ == "__main__":

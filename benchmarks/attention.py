@@ -1,4 +1,4 @@
-"""Attention by plain products against SDPA on the CPU, by sequence length: what `FEW_KEYS` in modules/layers.py is set by.
+"""Attention by plain products against SDPA on the CPU, by sequence length: what `FEW_KEYS` in modules/model/layers.py is set by.
 
     python benchmarks/attention.py --precision bf16
 
@@ -14,9 +14,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import description, seconds_of  # noqa: E402
-from modules import layers  # noqa: E402
-from modules.options import OneLineParser  # noqa: E402
-from modules.runtime import DTYPES, fast_products  # noqa: E402
+from modules.model import layers  # noqa: E402
+from system.command import OneLineParser  # noqa: E402
+from system.compute import DTYPES, matmul_precision  # noqa: E402
 
 LENGTHS = (25, 50, 100, 200, 400, 800)
 ROWS, HEADS = 16, 12
@@ -26,7 +26,7 @@ def milliseconds(
     length: int, dtype: torch.dtype, few_keys: int, backward: bool, repeats: int
 ) -> float:
     """The fastest of some runs of `attend` with its limit set to few_keys."""
-    layers.FEW_KEYS = few_keys
+    layers.SDPA_MIN_KEYS = few_keys
     q, k, v = (
         torch.randn(ROWS, HEADS, length, 64, dtype=dtype, requires_grad=backward) for _ in range(3)
     )
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    with fast_products(torch.device("cpu"), args.precision):
+    with matmul_precision(torch.device("cpu"), args.precision):
         results = {
             f"{length}{'fb' if backward else 'f'}": [
                 milliseconds(length, DTYPES[args.precision], few_keys, backward, args.repeats)

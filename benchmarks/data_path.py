@@ -21,13 +21,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import description  # noqa: E402
-from dataloaders import load_scenes  # noqa: E402
+from dataloaders.batches import build_loader  # noqa: E402
+from dataloaders.datasets import load_pairs  # noqa: E402
+from dataloaders.datasets.spot_the_diff import read_annotations  # noqa: E402
 from dataloaders.images import ImageFiles  # noqa: E402
-from dataloaders.pairs import AdaptationSamples, FinetuningSamples, Scene, build_loader  # noqa: E402
-from dataloaders.spot_the_diff import read_annotations  # noqa: E402
-from modules.files import read_json, write_json  # noqa: E402
-from modules.options import OneLineParser, run_and_report  # noqa: E402
+from dataloaders.pairs import ImagePair  # noqa: E402
+from dataloaders.samples import CaptionSamples, RetrievalSamples  # noqa: E402
 from preprocess import reformat_dataset, synthesize  # noqa: E402
+from system.command import OneLineParser, run_command  # noqa: E402
+from system.json_files import read_json, write_json  # noqa: E402
 
 DRAWN = 60
 FOLDERS = {
@@ -84,7 +86,7 @@ def private_memory(process: int) -> float:
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
 
 
-def captions_only(samples: type, scenes: Sequence[Scene], workers: int) -> dict[str, float]:
+def captions_only(samples: type, scenes: Sequence[ImagePair], workers: int) -> dict[str, float]:
     """All sentences once without images: samples a second, and what the worker that grows most adds to its own memory."""
     loader = build_loader(samples(scenes, NoImages(), 32), 64, True, workers)
     batches = iter(loader.loader)
@@ -100,7 +102,7 @@ def captions_only(samples: type, scenes: Sequence[Scene], workers: int) -> dict[
     return {"captions_only_per_second": round(rate), "worker_grows_mb": round(max(grown), 1)}
 
 
-def pairs_per_second(samples: type, scenes: Sequence[Scene], workers: int, read: int) -> float:
+def pairs_per_second(samples: type, scenes: Sequence[ImagePair], workers: int, read: int) -> float:
     """Pairs decoded, resized, tokenised and collated."""
     batches = iter(build_loader(samples(scenes, ImageFiles(), 32), 16, True, workers))
     next(batches)
@@ -113,11 +115,11 @@ def pairs_per_second(samples: type, scenes: Sequence[Scene], workers: int, read:
 def run(datatype: str, root: Path, workers: list[int], read: int) -> dict[str, object]:
     """All measurements of one dataset."""
     start = time.perf_counter()
-    scenes = load_scenes(datatype, root, root / "images_test", "train")
+    scenes = load_pairs(datatype, root, root / "images_test", "train")
     startup = time.perf_counter() - start
     results: dict[str, object] = {"scenes": len(scenes), "startup_seconds": round(startup, 2)}
     objects = list(scenes)  # as it would be without shared tensors
-    for name, samples in (("adaptation", AdaptationSamples), ("finetuning", FinetuningSamples)):
+    for name, samples in (("adaptation", RetrievalSamples), ("finetuning", CaptionSamples)):
         results[name] = captions_only(samples, scenes, max(workers))
         results[name]["worker_grows_mb_by_objects"] = captions_only(samples, objects, max(workers))[
             "worker_grows_mb"
@@ -153,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(
             "expected --scenes of at least 256, --workers of at least 1 and --read of at least 16"
         )
-    return run_and_report(parser.prog, lambda: print(json.dumps(measure(args))))
+    return run_command(parser.prog, lambda: print(json.dumps(measure(args))))
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:

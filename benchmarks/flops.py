@@ -1,7 +1,7 @@
 """The arithmetic that a step cannot do without, counted by hand from the sizes: multiply and add are two operations."""
 
-from modules.bert_config import BertConfig
-from modules.clip import ClipSizes
+from modules.model.bert import BertConfig
+from modules.model.clip import ClipSizes
 
 
 def clip_block(tokens: int, width: int) -> float:

@@ -23,16 +23,24 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import flops  # noqa: E402
 from benchmarks.machine import description, gemm_rate, seconds_of  # noqa: E402
+from dataloaders.batches import trim_padding  # noqa: E402
 from dataloaders.images import normalize  # noqa: E402
-from dataloaders.pairs import trim_padding  # noqa: E402
-from modules.checkpoint import Progress  # noqa: E402
-from modules.clip import CLIP, ClipSizes  # noqa: E402
-from modules.clip4idc import CLIP4IDC, PAIR_KEYS  # noqa: E402
-from modules.generation import beam_search, greedy_search  # noqa: E402
-from modules.options import OneLineParser, parse_options  # noqa: E402
-from modules.runtime import DTYPES, Runtime, fast_products, keep_freed_memory  # noqa: E402
+from modules.clip4idc import CLIP4IDC  # noqa: E402
+from modules.generation.beam import beam_search  # noqa: E402
+from modules.generation.greedy import greedy_search  # noqa: E402
+from modules.model.clip import (  # noqa: E402
+    CLIP,
+    PAIR_KEYS,  # noqa: E402
+    ClipSizes,
+)
+from modules.options import parse_options  # noqa: E402
 from modules.tokenizer import tokenize_caption  # noqa: E402
-from modules.training import build_trainer, train_epoch  # noqa: E402
+from modules.training.loop import train_epoch  # noqa: E402
+from modules.training.progress import Progress  # noqa: E402
+from modules.training.trainer import build_trainer  # noqa: E402
+from system.command import OneLineParser  # noqa: E402
+from system.compute import DTYPES, keep_freed_memory, matmul_precision  # noqa: E402
+from system.runtime import Runtime  # noqa: E402
 
 VIT_B_32 = ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
 MAX_WORDS, BEAMS = 32, 5
@@ -170,14 +178,14 @@ def measure(
         """Of the whole machine: by all cores, however few of them the launcher leaves each process."""
         threads = torch.get_num_threads()
         torch.set_num_threads(threads if device.type != "cpu" else len(os.sched_getaffinity(0)))
-        found = runtime.from_main(lambda: gemm_rate(dtype, device))
+        found = runtime.on_main(lambda: gemm_rate(dtype, device))
         torch.set_num_threads(threads)
         return found
 
     if device.type == "cpu":
         keep_freed_memory()
     before = rate(torch.float32)
-    with fast_products(device, precision):
+    with matmul_precision(device, precision):
         more = ["--compile"] if compiled else []
         times, gflop = function(variant, pairs // runtime.world_size, runtime, repeats, *more)
         tuned, own = rate(torch.float32), rate(DTYPES[precision])

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from modules.picture_files import read_image, to_rgb
+from dataloaders.picture_files import read_image, to_rgb
 
 RESOLUTION = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)

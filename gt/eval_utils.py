@@ -7,16 +7,17 @@ Run bare inside Spot-the-Diff's annotation folder, it reads test.json and writes
 import sys
 from pathlib import Path
 
+from dataloaders.coco_files import coco_ground_truth
+from dataloaders.datasets.clevr_change import CAPTION_FILES, read_captions
+from dataloaders.datasets.pair_table import load_pair_table
+from dataloaders.datasets.spot_the_diff import read_annotations
+from gt import caption_accuracy, score_files
+from system.command import OneLineParser, run_command
+from system.escaping import one_line, show
+from system.json_files import write_json
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataloaders.clevr_change import CAPTION_FILES, read_captions  # noqa: E402
-from dataloaders.own_pairs import load_own_pairs  # noqa: E402
-from dataloaders.spot_the_diff import read_annotations  # noqa: E402
-from gt import said_changes, score_files  # noqa: E402
-from modules.escaping import one_line, show  # noqa: E402
-from modules.files import write_json  # noqa: E402
-from modules.options import OneLineParser, run_and_report  # noqa: E402
-from modules.scoring import coco_ground_truth  # noqa: E402
 
 OUTPUT_NAME = "total_change_captions_reformat.json"
 
@@ -40,7 +41,7 @@ def make_ground_truth(datatype: str, data_path: Path, split: str, output: Path) 
     if datatype == "pairs":
         captions = [
             (scene.id, list(scene.captions))
-            for scene in load_own_pairs(data_path, split, need_images=False)
+            for scene in load_pair_table(data_path, split, need_images=False)
         ]
     else:
         captions = (
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[:1] == ["score"]:
         return score_files.main(words[1:])
     if words[:1] == ["changes"]:
-        return said_changes.main(words[1:])
+        return caption_accuracy.main(words[1:])
     if words and not words[0].startswith("-"):
         OneLineParser().error(
             f"{words[0]!r} is no task: expected score, changes, or options alone for ground truth"
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         args.output
         or (args.data_path.parent if args.datatype == "pairs" else args.data_path) / OUTPUT_NAME
     )
-    return run_and_report(
+    return run_command(
         parser.prog, lambda: make_ground_truth(args.datatype, args.data_path, args.split, output)
     )
 

@@ -9,18 +9,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataloaders.clevr_change import read_type_mapping
-from modules.escaping import latex_text, one_line, show
-from modules.files import to_json, write_json
-from modules.options import OneLineParser, run_and_report
-from modules.tables import MISSING, format_score
+from dataloaders.datasets.clevr_change import read_type_mapping
+from modules.report.tables import MISSING, format_score
+from system.command import OneLineParser, run_command
+from system.escaping import latex_text, one_line, show
+from system.json_files import to_json, write_json
 
 MIN_DRAWS, FEW_PAIRS = 100, 30
+
+
 FORMATS = ("table", "json", "latex")
+
+
 REFERENCES = {
     "each": "every sentence of a pair is a reference",
     "joined": "the sentences of a pair are joined to one reference",
 }
+
+
 HEADINGS = {
     "Bleu_1": "B-1",
     "Bleu_2": "B-2",
@@ -34,8 +40,10 @@ HEADINGS = {
 
 def score_files(args: argparse.Namespace) -> dict:
     """Everything that is printed, as one object. The files' captions must be of the same ids, all of them in the ground truth."""
-    from modules.java import ensure_java
-    from modules.scoring import References, read_ground_truth, read_results, tokenize
+    from dataloaders.coco_files import read_ground_truth, read_results
+    from modules.metrics.ptb import tokenize
+    from modules.metrics.scorer import CaptionScorer
+    from system.java import ensure_java
 
     ensure_java()
     systems = {str(path): read_results(path) for path in args.results}
@@ -58,7 +66,7 @@ def score_files(args: argparse.Namespace) -> dict:
     if args.references == "joined":
         truth = {key: [" ".join(sentences)] for key, sentences in truth.items()}
     subsets = read_subsets(args.type_mapping, list(first))
-    references = References(truth)
+    references = CaptionScorer(truth)
     tokens = {
         name: {
             key: texts[0]
@@ -76,7 +84,7 @@ def score_files(args: argparse.Namespace) -> dict:
         },
     }
     if args.bootstrap:
-        add_intervals(
+        add_confidence_intervals(
             report, references, tokens, {"all": list(first), **subsets}, args.bootstrap, args.seed
         )
     return report
@@ -99,7 +107,7 @@ def read_subsets(type_mapping: Path | None, ids: Sequence[str]) -> dict[str, lis
     return {name: members for name, members in subsets.items() if members}
 
 
-def add_intervals(
+def add_confidence_intervals(
     report: dict,
     references,
     tokens: Mapping[str, Mapping[str, str]],
@@ -108,7 +116,7 @@ def add_intervals(
     seed: int,
 ) -> None:
     """95 % intervals of each score, and of the differences of all systems to the first."""
-    from modules.bootstrap import Statistics, bootstrap, interval, p_value
+    from modules.metrics.bootstrap import Statistics, bootstrap, interval, p_value
 
     report["bootstrap"] = {"draws": draws, "seed": seed, "level": 0.95}
     for system in report["systems"].values():
@@ -129,7 +137,7 @@ def add_intervals(
                 }
 
 
-def as_table(report: dict) -> str:
+def format_report(report: dict) -> str:
     """Aligned text: a line for each system and group, its intervals below, then the differences to the first system."""
     lines = [f"{report['ids']['all']} pairs; {report['references']}"]
     width = max(len(one_line(name)) for name in report["ids"])
@@ -143,13 +151,17 @@ def as_table(report: dict) -> str:
             if "intervals" in values:
                 lines.append(
                     " " * width
-                    + "".join(f"{_span(values['intervals'][group][name]):>16}" for name in HEADINGS)
+                    + "".join(
+                        f"{_format_interval(values['intervals'][group][name]):>16}"
+                        for name in HEADINGS
+                    )
                 )
         for group, found in values.get("against_first", {}).items():
             first = one_line(next(iter(report["systems"])))
             lines.append(f"{one_line(group)}: difference to {first}, 95 % interval and p")
             lines.append(
-                " " * width + "".join(f"{_span(found[name]['interval']):>16}" for name in HEADINGS)
+                " " * width
+                + "".join(f"{_format_interval(found[name]['interval']):>16}" for name in HEADINGS)
             )
             lines.append(
                 " " * width
@@ -164,11 +176,11 @@ def as_table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _span(bounds: Sequence[float]) -> str:
+def _format_interval(bounds: Sequence[float]) -> str:
     return MISSING if math.isnan(bounds[0]) else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
-def as_latex(report: dict) -> str:
+def format_latex(report: dict) -> str:
     """A booktabs table, scores times 100, after ± half the width of the interval, which need not be symmetric."""
     lines = [
         r"\begin{tabular}{ll" + "r" * len(HEADINGS) + "}",
@@ -248,10 +260,10 @@ def main(argv: list[str]) -> int:
         if args.output:
             write_json(args.output, report)
         formats = {
-            "table": as_table,
+            "table": format_report,
             "json": lambda found: to_json(found, indent=2),
-            "latex": as_latex,
+            "latex": format_latex,
         }
         show(formats[args.format](report))
 
-    return run_and_report(parser.prog, job)
+    return run_command(parser.prog, job)

@@ -1,47 +1,36 @@
 """CLIP4IDC: wiring of CLIP, captioner and cross encoder, and the one place where weights become a model (SPEC §4)."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.bert_config import load_cross_config, load_decoder_config
-from modules.clip import CLIP, ClipSizes, Features, inflate_patches
 from modules.cross import CrossEncoder
-from modules.decoder import CaptionDecoder, DecodingState
-from modules.layers import Attention
-from modules.layouts import from_plain
-from modules.losses import IGNORED
+from modules.losses import IGNORED_ID
+from modules.model.bert import load_cross_config, load_decoder_config
+from modules.model.clip import CLIP, ClipSizes, Features, inflate_patches
+from modules.model.decoder import CaptionDecoder, DecoderState
+from modules.model.layers import Attention
+from modules.weights.fitting import (
+    TIED_KEYS,
+    WeightMismatch,
+    check_tied,
+    drop_unused,
+    list_keys,
+    mismatches,
+    missing_groups,
+)
+from modules.weights.key_names import clip_tensors, released_names
 
 log = logging.getLogger(__name__)
 
 TASKS = ("retrieval", "caption")
-PAIR_KEYS = (
-    "bef_embedding",
-    "aft_embedding",
-    "joint_positional_embedding",
-    "ln_mid.weight",
-    "ln_mid.bias",
-)
-TIED_KEYS = {
-    "decoder.embeddings.word_embeddings.weight": "clip.token_embedding.weight",
-    "decoder.embeddings.position_embeddings.weight": "clip.positional_embedding",
-    "decoder.classifier.cls.predictions.decoder.weight": "clip.token_embedding.weight",
-}
+
+
 CROSS_CHUNK = 256  # text-pair combinations that go through the cross encoder at once
-
-
-class Misfit(ValueError):
-    """Weights that are not this model's: what is missing, left over or of another shape."""
-
-    def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        super().__init__(f"the weights do not fit this model: {problems[0]}{more}")
 
 
 class CLIP4IDC(nn.Module):
@@ -88,8 +77,8 @@ class CLIP4IDC(nn.Module):
             raise ValueError(
                 "sim_header 'tight' belongs to the retrieval task; captioning compares nothing"
             )
-        weights = _set_aside(released_names(weights), task, sim_header)
-        sizes = ClipSizes.from_weights(clip_part(weights))
+        weights = drop_unused(released_names(weights), task, sim_header)
+        sizes = ClipSizes.from_weights(clip_tensors(weights))
 
         def build() -> "CLIP4IDC":
             clip = CLIP(sizes, intra_layers, linear_patch)
@@ -109,9 +98,9 @@ class CLIP4IDC(nn.Module):
             "meta"
         ):  # names and shapes alone: drawing weights that are overwritten takes seconds
             model = build()
-        absent = _absent_groups(model.state_dict(), weights)
+        absent = missing_groups(model.state_dict(), weights)
         for group in absent:
-            log.info("initialised anew, as the weights hold none of them: %s", _summary(group))
+            log.info("initialised anew, as the weights hold none of them: %s", list_keys(group))
         if absent:
             model._completed(
                 weights
@@ -123,7 +112,7 @@ class CLIP4IDC(nn.Module):
     def _completed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights and whatever of this model's they may lack; ValueError where they do not fit."""
         expected = self.state_dict()
-        _check_tied(weights)
+        check_tied(weights)
         weights = dict(weights)
         for tied, original in TIED_KEYS.items():
             if tied in expected:
@@ -132,11 +121,11 @@ class CLIP4IDC(nn.Module):
             weights["clip.visual.conv2.weight"] = inflate_patches(
                 weights["clip.visual.conv1.weight"]
             )
-        for group in _absent_groups(expected, weights):
+        for group in missing_groups(expected, weights):
             weights.update({key: expected[key] for key in group})
-        problems = _misfits(expected, weights)
+        problems = mismatches(expected, weights)
         if problems:
-            raise Misfit(problems)
+            raise WeightMismatch(problems)
         return weights
 
     def _load(self, weights: dict[str, Tensor]) -> None:
@@ -152,7 +141,7 @@ class CLIP4IDC(nn.Module):
     def encode_against_first(self, images: Tensor) -> Features:
         """(B, 1+K, 3, H, W): the first image paired with each of the others → B·K pairs, all pairs of image 1 first."""
         self._check_images(images)
-        return self.clip.visual.against_first(images)
+        return self.clip.visual.encode_against_first(images)
 
     def encode_text(self, ids: Tensor) -> Features:
         """(B, L) long → tokens (B, L, E), pooled (B, E) at EOT, mask (B, L)."""
@@ -169,7 +158,7 @@ class CLIP4IDC(nn.Module):
             )
             return self.clip.logit_scale.exp() * text @ pair.T
 
-    def compare(self, text: Features, pair: Features) -> Tensor:
+    def score_pairs(self, text: Features, pair: Features) -> Tensor:
         """(N_text, N_pair) similarities by the model's header: loose (cosine) or tight (cross encoder on every combination)."""
         if not hasattr(self, "cross"):
             return self.similarity(text.pooled, pair.pooled)
@@ -198,7 +187,7 @@ class CLIP4IDC(nn.Module):
 
         Only positions with a target, an id other than 0, meet the vocabulary.
         """
-        aimed = target_ids != IGNORED
+        aimed = target_ids != IGNORED_ID
         return self.decoder.predictions.loss(
             self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed]
         )
@@ -218,11 +207,11 @@ class CLIP4IDC(nn.Module):
 
     def start_captions(
         self, pair_tokens: Tensor, max_words: int, per_pair: int = 1
-    ) -> DecodingState:
+    ) -> DecoderState:
         """Encode B pairs' tokens (B, 2T, E) for `per_pair` captions of each, of at most max_words tokens."""
         return self.decoder.start(pair_tokens, max_words, per_pair)
 
-    def next_word_logits(self, ids: Tensor, state: DecodingState) -> Tensor:
+    def next_word_logits(self, ids: Tensor, state: DecoderState) -> Tensor:
         """The last words (B, per_pair) → float32 logits (B, per_pair, V) of the next ones; the state moves on by one word."""
         return self.decoder.step(ids, state)
 
@@ -232,125 +221,3 @@ class CLIP4IDC(nn.Module):
             raise ValueError(
                 f"images of shape {tuple(images.shape)}, expected (pairs, 2, 3, {side}, {side})"
             )
-
-
-def released_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the released names, in float32: OpenAI's own names get `clip.`, its archive's extras go."""
-    return {key: value.float() for key, value in from_plain(weights).items()}
-
-
-def resized_for(weights: Mapping[str, Tensor], image_resolution: int) -> dict[str, Tensor]:
-    """Released-name weights for images of another side: the position embeddings of an image, and of both halves of a pair, are
-    interpolated over their grid (bicubic, antialiased); the class token's stay. ValueError where patches do not fill the side."""
-    sizes = ClipSizes.from_weights(clip_part(weights))
-    if image_resolution == sizes.image_resolution:
-        return dict(weights)
-    grid = (
-        replace(sizes, image_resolution=image_resolution).image_resolution
-        // sizes.vision_patch_size
-    )
-    log.info(
-        "position embeddings resized from images of %d pixels to %d",
-        sizes.image_resolution,
-        image_resolution,
-    )
-
-    def resize(positions: Tensor) -> Tensor:  # (T, D)
-        side = sizes.image_resolution // sizes.vision_patch_size
-        patches = positions[1:].T.unflatten(1, (side, side))[None]  # (1, D, side, side)
-        patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
-        return torch.cat([positions[:1], patches[0].flatten(1).T])
-
-    resized = dict(weights)
-    for name, images in (
-        ("clip.visual.positional_embedding", 1),
-        ("clip.visual.joint_positional_embedding", 2),
-    ):
-        if name in weights:
-            if weights[name].ndim != 2 or len(weights[name]) != images * sizes.num_tokens:
-                raise ValueError(
-                    f"{name} has shape {tuple(weights[name].shape)}, expected {images * sizes.num_tokens} positions"
-                )
-            resized[name] = torch.cat([resize(half) for half in weights[name].chunk(images)])
-    return resized
-
-
-def clip_part(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors below `clip.`, without the prefix."""
-    return {
-        key.removeprefix("clip."): value
-        for key, value in weights.items()
-        if key.startswith("clip.")
-    }
-
-
-def holds_all_of_clip(weights: Mapping[str, Tensor]) -> bool:
-    """Whether released-name weights have every tensor of OpenAI's CLIP, so that no CLIP file is needed."""
-    try:
-        sizes = ClipSizes.from_weights(clip_part(weights))
-    except ValueError:
-        return False
-    with torch.device("meta"):
-        keys = CLIP(sizes, intra_layers=0, linear_patch="2d").state_dict()
-    return all(
-        f"clip.{key}" in weights for key in keys if key.removeprefix("visual.") not in PAIR_KEYS
-    )
-
-
-def _set_aside(weights: dict[str, Tensor], task: str, sim_header: str) -> dict[str, Tensor]:
-    unwanted = [] if task == "caption" else ["decoder."]
-    unwanted += [] if sim_header == "tight" else ["cross.", "similarity_dense."]
-    for prefix in unwanted:
-        count = sum(key.startswith(prefix) for key in weights)
-        if count:
-            log.warning(
-                "%d tensors %s* are set aside: a %s model with a %s similarity has no use for them",
-                count,
-                prefix,
-                task,
-                sim_header,
-            )
-    return {key: value for key, value in weights.items() if not key.startswith(tuple(unwanted))}
-
-
-def _check_tied(weights: Mapping[str, Tensor]) -> None:
-    for tied, original in TIED_KEYS.items():
-        if (
-            tied in weights
-            and original in weights
-            and not torch.equal(weights[tied], weights[original])
-        ):
-            raise ValueError(
-                f"{tied} differs from {original}, but the two are one tensor in CLIP4IDC"
-            )
-
-
-def _absent_groups(expected: Iterable[str], weights: Mapping[str, Tensor]) -> list[list[str]]:
-    """The groups of expected keys that the weights may lack as a whole, and do lack."""
-    groups = [
-        [f"clip.visual.{key}" for key in PAIR_KEYS],
-        [key for key in expected if key.startswith("decoder.") and key not in TIED_KEYS],
-        [key for key in expected if key.startswith(("cross.", "similarity_dense."))],
-    ]
-    return [group for group in groups if group and not any(key in weights for key in group)]
-
-
-def _misfits(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"{key} is missing" for key in expected if key not in weights]
-    for key, value in weights.items():
-        if key not in expected:
-            advice = (
-                ": these weights were made with --linear_patch 3d"
-                if key.endswith("conv2.weight")
-                else ""
-            )
-            problems.append(f"{key} is unexpected{advice}")
-        elif value.shape != expected[key].shape:
-            problems.append(
-                f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-            )
-    return problems
-
-
-def _summary(keys: list[str]) -> str:
-    return ", ".join(keys) if len(keys) <= 5 else f"{keys[0]} … {keys[-1]} ({len(keys)} tensors)"

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from modules.bert_config import BertConfig, load_cross_config
-from modules.clip import Features
-from modules.layers import (
-    MASKED,
+from modules.model.bert import (
     AddNorm,
+    BertConfig,
     Intermediate,
-    LayerNorm,
     PostNormAttention,
     initialize_bert,
+    load_cross_config,
 )
+from modules.model.clip import Features
+from modules.model.layers import MASK_VALUE, LayerNorm
 
 
 class CrossEmbeddings(nn.Module):
@@ -60,7 +60,7 @@ class CrossLayer(nn.Module):
         self.output = AddNorm(config.intermediate_size, width, dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.attention.over(x, mask)
+        x = self.attention.self_attend(x, mask)
         return self.output(self.intermediate(x), x)
 
 
@@ -111,7 +111,7 @@ class CrossEncoder(nn.Module):
     def forward(self, text_tokens: Tensor, pair_tokens: Tensor, text_mask: Tensor) -> Features:
         """(B, L, E), (B, S, E) and mask (B, L), 1 = word → tokens (B, L+S, E), pooled (B, E)."""
         seen = torch.cat([text_mask, text_mask.new_ones(pair_tokens.shape[:2])], dim=1).float()
-        mask = (1 - seen)[:, None, None, :] * MASKED  # (B, 1, 1, L+S)
+        mask = (1 - seen)[:, None, None, :] * MASK_VALUE  # (B, 1, 1, L+S)
         x = self.embeddings(text_tokens, pair_tokens)
         for layer in self.encoder.layer:
             x = layer(x, mask)

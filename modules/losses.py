@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED = 0  # CLIP's pad id, which is what targets are filled up with
-SMALLEST_CHUNK = (
+IGNORED_ID = 0  # CLIP's pad id, which is what targets are filled up with
+
+
+MIN_CHUNK = (
     64  # targets whose logits over the whole vocabulary are held at once; more where rows are wide
 )
 
@@ -20,9 +22,12 @@ def contrastive_loss(similarity: Tensor) -> Tensor:
 def caption_loss(logits: Tensor, target_ids: Tensor) -> Tensor:
     """Mean token cross-entropy of logits (..., V) against ids (...), ignoring id 0."""
     total = F.cross_entropy(
-        logits.flatten(0, -2).float(), target_ids.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits.flatten(0, -2).float(),
+        target_ids.flatten(),
+        ignore_index=IGNORED_ID,
+        reduction="sum",
     )
-    return total / (target_ids != IGNORED).sum().clamp(min=1)
+    return total / (target_ids != IGNORED_ID).sum().clamp(min=1)
 
 
 def vocabulary_loss(
@@ -54,7 +59,7 @@ class _VocabularyLoss(torch.autograd.Function):
         )
         with torch.autocast(device, enabled=False):
             hidden, words = hidden.to(dtype), words.to(dtype)
-            size = max(SMALLEST_CHUNK, hidden.shape[1] // 2)
+            size = max(MIN_CHUNK, hidden.shape[1] // 2)
             columns = (hidden, target_ids[:, None], weights[:, None])
             for states, target, weight in zip(
                 *(column.split(size) for column in columns), strict=True

@@ -9,16 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from modules.clip4idc import CLIP4IDC
+
 if TYPE_CHECKING:
     from modules.clip4idc import CLIP4IDC
 
+
 TEXT_BLOCK = re.compile(r"clip\.(?:visual\.)?transformer\.resblocks\.(\d+)\.")
+
+
 NEW_IN_CLIP = (
     "clip.visual.ln_mid.",
     "clip.visual.joint_positional_embedding",
     "clip.visual.bef_embedding",
     "clip.visual.aft_embedding",
 )
+
+
 ALWAYS_TRAINED = NEW_IN_CLIP + (
     "clip.ln_final.",
     "clip.text_projection",
@@ -119,7 +126,9 @@ class BertAdam(torch.optim.Optimizer):
             if group.keys() != names or group["schedule"] not in SCHEDULES or not are_finite:
                 raise ValueError("the optimizer's settings in it make no sense")
             for parameter in group["params"]:
-                if self.state.get(parameter) and not _fits(self.state[parameter], parameter):
+                if self.state.get(parameter) and not _is_own_state(
+                    self.state[parameter], parameter
+                ):
                     raise ValueError("the optimizer's state in it does not fit its parameters")
 
     @torch.no_grad()
@@ -141,9 +150,9 @@ class BertAdam(torch.optim.Optimizer):
         for group, params in zip(self.param_groups, moving, strict=True):
             by_step: dict[int, list[Tensor]] = {}
             for p in params:
-                by_step.setdefault(self._state_of(p)["step"], []).append(p)
+                by_step.setdefault(self._parameter_state(p)["step"], []).append(p)
             for step, alike in by_step.items():
-                self._update(group, alike, self._rate(group, step))
+                self._update(group, alike, self._scheduled_lr(group, step))
         return loss
 
     def _clip(self, gradients: list[Tensor], limits: list[float]) -> bool:
@@ -189,7 +198,7 @@ class BertAdam(torch.optim.Optimizer):
         for state in states:
             state["step"] += 1
 
-    def _state_of(self, parameter: Tensor) -> dict:
+    def _parameter_state(self, parameter: Tensor) -> dict:
         state = self.state[parameter]
         if not state:
             state.update(
@@ -198,7 +207,7 @@ class BertAdam(torch.optim.Optimizer):
         return state
 
     @staticmethod
-    def _rate(group: dict, step: int) -> float:
+    def _scheduled_lr(group: dict, step: int) -> float:
         if group["t_total"] <= 0:
             return group["lr"]
         return group["lr"] * SCHEDULES[group["schedule"]](step / group["t_total"], group["warmup"])
@@ -207,10 +216,10 @@ class BertAdam(torch.optim.Optimizer):
         """The rate of the first group's next step, for the log."""
         group = self.param_groups[0]
         steps = [self.state[p]["step"] for p in group["params"] if p in self.state]
-        return self._rate(group, max(steps, default=0))
+        return self._scheduled_lr(group, max(steps, default=0))
 
 
-def _fits(state: dict, parameter: Tensor) -> bool:
+def _is_own_state(state: dict, parameter: Tensor) -> bool:
     """Whether a parameter's state is one that BertAdam makes."""
     moments = [state.get("moment"), state.get("square")]
     are_tensors = all(
@@ -246,46 +255,3 @@ def parameter_groups(
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
-
-
-def freeze(model: "CLIP4IDC", freeze_layer_num: int, train_token_embedding: bool = False) -> None:
-    """Stop CLIP's early parts from learning (SPEC §5, Freezing): blocks below freeze_layer_num and all that stands before them.
-
-    −1 freezes nothing. `train_token_embedding` leaves the token embedding learning (finetuning on Spot-the-Diff).
-    """
-    num_blocks = max(model.clip.sizes.vision_layers, model.clip.sizes.transformer_layers)
-    if not -1 <= freeze_layer_num <= num_blocks:
-        raise ValueError(
-            f"freeze_layer_num is {freeze_layer_num}, expected -1 (freeze nothing) to {num_blocks} (all blocks)"
-        )
-    if freeze_layer_num == -1:
-        return
-    for name, parameter in model.named_parameters():
-        block = TEXT_BLOCK.match(name)
-        trained = (
-            not name.startswith("clip.")
-            or name.startswith(ALWAYS_TRAINED)
-            or (block is not None and int(block.group(1)) >= freeze_layer_num)
-            or (train_token_embedding and name == "clip.token_embedding.weight")
-        )
-        parameter.requires_grad_(trained)
-
-
-def freeze_unused(model: "CLIP4IDC") -> None:
-    """Take what the stage's forward never reaches out of the graph: conv1 beside conv2, and in finetuning the text tower.
-
-    Such parameters get no gradient and so would not move anyway; DistributedDataParallel wants to know beforehand.
-    """
-    unused = ["clip.visual.conv1."] if model.clip.visual.linear_patch == "3d" else []
-    if model.task == "caption":
-        unused += [
-            "clip.transformer.",
-            "clip.ln_final.",
-            "clip.text_projection",
-            "clip.logit_scale",
-        ]
-    elif hasattr(model, "cross"):
-        unused += ["clip.logit_scale"]
-    for name, parameter in model.named_parameters():
-        if name.startswith(tuple(unused)):
-            parameter.requires_grad_(False)

@@ -12,7 +12,6 @@ Letters: B pairs, n captions of each, L words, T tokens per image, S = 2T.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,67 +19,25 @@ import torch
 from torch import Tensor
 
 from dataloaders.images import Picture, normalize, to_tensor
-from modules.bert_config import load_decoder_config
-from modules.card import with_card
 from modules.clip4idc import CLIP4IDC
-from modules.generation import PAD, beam_search, greedy_search, sample
-from modules.layers import kept_weights
-from modules.options import decoding_problems
-from modules.pretrained import ROOT, load_weights
-from modules.runtime import Runtime, choose_device, choose_precision, fast_products
-from modules.tokenizer import decode, split_words
-from modules.urls import Address
+from modules.generation.beam import beam_search
+from modules.generation.greedy import greedy_search
+from modules.generation.sampling import sample
+from modules.generation.steps import PAD
+from modules.model.bert import load_decoder_config
+from modules.model.explanation import Caption, Explanation, _heads_mean, _rollout, explain_caption
+from modules.model.layers import record_attention
+from modules.options.decoding import Decoding
+from modules.tokenizer import decode
+from modules.weights.model_info import apply_model_info
+from modules.weights.sources import ROOT, load_weights
+from system.compute import choose_device, choose_precision, matmul_precision
+from system.runtime import Runtime
+from system.urls import Address
 
 log = logging.getLogger(__name__)
 
 DEMO = ROOT / "ckpts" / "demo" / "model.safetensors"
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How words are chosen: greedily, by beams, or (num_captions above 1, temperature or top_p given) drawn."""
-
-    beam_size: int = 1
-    length_penalty: float = 0.0
-    num_captions: int = 1
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int = 42
-
-    def __post_init__(self) -> None:
-        problems = decoding_problems(
-            self.beam_size, self.num_captions, self.temperature, self.top_p
-        )
-        problems += [f"seed is {self.seed}, expected at least 0"] if self.seed < 0 else []
-        if problems:
-            raise ValueError("; ".join(problems))
-
-    @property
-    def draws(self) -> bool:
-        """Whether words are drawn."""
-        return self.num_captions > 1 or self.temperature is not None or self.top_p is not None
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A sentence and its score, the mean log-probability of its tokens, the end's included (0 is certainty)."""
-
-    text: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """A caption and where the model looked. A map's shares sum to 1 at most, over before and after together.
-
-    `words` are the caption's and its end; `word_maps` (words, 2, grid, grid) are theirs, `class_maps` (2, 2, grid, grid) the class
-    tokens' of before and of after. The second axis is before, after.
-    """
-
-    caption: Caption
-    words: tuple[str, ...]
-    class_maps: np.ndarray
-    word_maps: np.ndarray
 
 
 class Predictor:
@@ -135,7 +92,7 @@ class Predictor:
             raise ValueError(
                 f"{origin} has no captioner (decoder.*): give the result of finetuning"
             )
-        settings = with_card(
+        settings = apply_model_info(
             {
                 "intra_num_hidden_layers": intra_layers,
                 "linear_patch": linear_patch,
@@ -215,13 +172,13 @@ class Predictor:
         joint, encoder, decoder = self.model.attention_modules
         explained = []
         with self._computing():
-            with kept_weights(joint) as seen:
+            with record_attention(joint) as seen:
                 tokens = self._encode(pairs)
             through = _rollout([_heads_mean(calls) for calls in seen], tokens)  # (B, S, S)
             classes = through[:, [0, tokens.shape[1] // 2]]  # (B, 2, S)
             ids = self._decode(tokens, decoding, numbers)
             for caption_ids in ids.unbind(dim=1):
-                with kept_weights([*encoder, *decoder]) as seen:
+                with record_attention([*encoder, *decoder]) as seen:
                     scores = self._scores(tokens, caption_ids)
                 looks, below = [], None
                 for encoded, decoded in zip(
@@ -235,13 +192,15 @@ class Predictor:
                     classes,
                     torch.stack(looks).mean(dim=0),
                 )  # the last: (B, L, S)
-                explained.append([_explanation(*of_pair) for of_pair in zip(*parts, strict=True)])
+                explained.append(
+                    [explain_caption(*of_pair) for of_pair in zip(*parts, strict=True)]
+                )
         return [list(captions) for captions in zip(*explained, strict=True)]
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
         with (
-            fast_products(self.runtime.device, self.runtime.precision),
+            matmul_precision(self.runtime.device, self.runtime.precision),
             torch.no_grad(),
             self.runtime.autocast(),
         ):
@@ -287,38 +246,3 @@ class Predictor:
         ).float()
         log_probs = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
         return (log_probs * mask).sum(dim=1) / mask.sum(dim=1)
-
-
-def _explanation(ids: Tensor, score: Tensor, classes: Tensor, looks: Tensor) -> Explanation:
-    """Of one caption: ids (L,), score (), shares of the pair's tokens from the class tokens (2, S) and from each word (L, S)."""
-    row = [token for token in ids.tolist() if token != PAD]
-    words = split_words(row)
-    of_words = torch.stack([looks[places].mean(dim=0) for _, places in words])
-    return Explanation(
-        Caption(decode(row), score.item()),
-        tuple(word for word, _ in words),
-        _patch_maps(classes),
-        _patch_maps(of_words),
-    )
-
-
-def _heads_mean(calls: list[Tensor]) -> Tensor:
-    """The weights of a module that was called once, (B, H, S, K) → (B, S, K)."""
-    (weights,) = calls
-    return weights.mean(dim=1)
-
-
-def _rollout(layers: Sequence[Tensor], tokens: Tensor, below: Tensor | None = None) -> Tensor:
-    """What each place has of the places below the layers, (B, S, S) each, first layer first; `tokens` (B, S, E) are the places."""
-    here = torch.eye(tokens.shape[1], device=tokens.device).expand(len(tokens), -1, -1)
-    below = here if below is None else below
-    for weights in layers:
-        below = (weights + here) / 2 @ below
-    return below
-
-
-def _patch_maps(rows: Tensor) -> np.ndarray:
-    """(R, 2T) shares of tokens → (R, 2, grid, grid): the patches of before and after, class tokens left out."""
-    patches = rows.unflatten(1, (2, -1))[:, :, 1:]
-    side = round(patches.shape[2] ** 0.5)
-    return patches.unflatten(2, (side, side)).float().cpu().numpy()

@@ -2,18 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dataloaders.images import normalize
-from dataloaders.pairs import Batches, Scene, trim_padding
-from modules.clip import Features
-from modules.clip4idc import CLIP4IDC
-from modules.runtime import Runtime
-from modules.tokenizer import tokenize_caption
-
-TEXTS_AT_ONCE = 512
+TEXT_BATCH = 512
 
 
 def ranks_of(scores: Tensor, target: Tensor) -> Tensor:
@@ -67,7 +59,7 @@ def retrieval_ranks(similarity: Tensor, sentences_per_pair: Sequence[int]) -> di
     }
 
 
-def chance(num_pairs: int) -> dict[str, float]:
+def chance_level(num_pairs: int) -> dict[str, float]:
     """What `rank_metrics` gives on average where each rank of num_pairs is as likely as any other."""
     middle = (num_pairs + 1) / 2
     return {
@@ -75,71 +67,3 @@ def chance(num_pairs: int) -> dict[str, float]:
         "MedianR": middle,
         "MeanR": middle,
     }
-
-
-@torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
-def compare_split(
-    model: CLIP4IDC, scenes: Sequence[Scene], loader: Batches, max_words: int, runtime: Runtime
-) -> Tensor:
-    """The similarity (N_text, N_pair) of a split, on the CPU: every pair encoded once, the work shared by all processes.
-
-    `loader` gives this process' share of the scenes' images in file order.
-    """
-    texts = [caption for scene in scenes for caption in scene.captions]
-    ids = torch.from_numpy(
-        np.stack([tokenize_caption(text, max_words)["retrieval_text_ids"] for text in texts])
-    )
-    own_ids = ids[runtime.rank :: runtime.world_size]
-    by_length = own_ids.argmax(
-        dim=1
-    ).argsort()  # short ones together, so that little padding is computed
-    with runtime.autocast():
-        pairs = [
-            model.encode_pairs(normalize(batch["images"].to(runtime.device)))
-            for batch in runtime.progress(loader, "pairs")
-        ]
-        tight = hasattr(model, "cross")
-        parts = own_ids[by_length].split(TEXTS_AT_ONCE)
-        if not tight:
-            parts = [trim_padding({"text_ids": part})["text_ids"] for part in parts]
-        sentences = [
-            model.encode_text(part.to(runtime.device)) for part in runtime.progress(parts, "texts")
-        ]
-        pair, text = (
-            _everyones(pairs, tight, runtime),
-            _everyones(sentences, tight, runtime, order=by_length.argsort()),
-        )
-        similarity = (
-            _compare_all(model, text, pair, runtime) if tight else model.compare(text, pair)
-        )
-    return similarity.float().cpu()
-
-
-def _everyones(
-    shares: list[Features], with_tokens: bool, runtime: Runtime, order: Tensor | slice = slice(None)
-) -> Features:
-    """The features of all processes in the items' order, into which `order` brings this process' rows; tokens and mask only
-    where the cross encoder wants them."""
-
-    def merge(rows: Sequence[Tensor]) -> Tensor:
-        return runtime.gather_rows(torch.cat(list(rows)).cpu()[order]).to(runtime.device)
-
-    pooled = merge([share.pooled.float() for share in shares])
-    if not with_tokens:
-        return Features(pooled, pooled)
-    masks = [share.mask for share in shares]
-    return Features(
-        merge([share.tokens for share in shares]),
-        pooled,
-        None if masks[0] is None else merge(masks),
-    )
-
-
-def _compare_all(model: CLIP4IDC, text: Features, pair: Features, runtime: Runtime) -> Tensor:
-    """The cross encoder's similarity of every text and pair, each process working off its share of the texts."""
-    own = range(runtime.rank, len(text.tokens), runtime.world_size)
-    rows = [
-        model.compare(Features(*(part[n : n + 1] for part in text)), pair).cpu()
-        for n in runtime.progress(own, "cross encoder", unit="text")
-    ]
-    return runtime.gather_rows(torch.cat(rows))

@@ -11,7 +11,10 @@ import numpy as np
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
+
 SOT, EOT, PAD = 49406, 49407, 0
+
+
 VOCAB_SIZE = 49408
 
 

@@ -14,20 +14,25 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
+from system.command import OneLineParser, run_command
+from system.escaping import one_line, show
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm  # noqa: E402
-
-from modules.escaping import one_line, show  # noqa: E402
-from modules.options import OneLineParser, run_and_report  # noqa: E402
 
 SPLITS = ("train", "val", "test")
-SHOWN = 5  # examples of each finding
+
+
+NUM_EXAMPLES = 5  # examples of each finding
+
+
 SHEET_PAIRS = 12
 
 
 @dataclass
-class Findings:
+class SplitReport:
     """What one split has: numbers to be told, and lists of what is worth a look."""
 
     pairs: int = 0
@@ -48,7 +53,7 @@ class Findings:
         return bool(self.unreadable or self.missing or self.broken or self.shared)
 
 
-def look_at(paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+def inspect_pair(paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     """A scene's images, before first → missing files, reasons of broken ones, images that equal the first pixel by pixel."""
     import numpy as np
 
@@ -75,14 +80,14 @@ def look_at(paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     )
 
 
-def check_split(scenes: Sequence, max_words: int, workers: int, split: str) -> Findings:
+def check_split(scenes: Sequence, max_words: int, workers: int, split: str) -> SplitReport:
     """Everything about a split whose annotations could be read."""
     from modules.tokenizer import clip_tokenizer
 
     captions = [c for scene in scenes for c in scene.captions + scene.distractor_captions]
     lengths = [len(clip_tokenizer().encode(caption)) + 1 for caption in captions]
     counts = Counter(" ".join(caption.lower().split()) for caption in captions)
-    found = Findings(
+    found = SplitReport(
         len(scenes),
         len(captions),
         empty=sum(not c.strip() for c in captions),
@@ -92,7 +97,7 @@ def check_split(scenes: Sequence, max_words: int, workers: int, split: str) -> F
     )
     with ProcessPoolExecutor(workers) as pool:
         paths = [scene.image_paths for scene in scenes]
-        looks = pool.map(look_at, paths, chunksize=16)
+        looks = pool.map(inspect_pair, paths, chunksize=16)
         for missing, broken, same in tqdm(looks, f"{split}: images", len(paths), disable=None):
             found.missing += missing
             found.broken += broken
@@ -100,7 +105,7 @@ def check_split(scenes: Sequence, max_words: int, workers: int, split: str) -> F
     return found
 
 
-def describe(split: str, found: Findings, max_words: int) -> str:
+def format_split(split: str, found: SplitReport, max_words: int) -> str:
     """The findings as lines of text."""
     if found.unreadable:
         return f"{split}: WRONG: {one_line(found.unreadable)}"
@@ -121,45 +126,45 @@ def describe(split: str, found: Findings, max_words: int) -> str:
     ):
         if names:
             lines.append("  " + what.format(len(names)))
-            lines += [f"    {one_line(name)}" for name in names[:SHOWN]] + (
-                ["    …"] if len(names) > SHOWN else []
+            lines += [f"    {one_line(name)}" for name in names[:NUM_EXAMPLES]] + (
+                ["    …"] if len(names) > NUM_EXAMPLES else []
             )
     return "\n".join(lines)
 
 
 def draw_contact_sheet(path: Path, scenes: Sequence, seed: int) -> None:
     """A PNG of some pairs drawn at random, before beside after, their first captions below."""
-    from modules.files import written_at_once
-    from modules.visualization import draw_pairs
+    from modules.report.pictures import draw_pairs
+    from system.files import atomic_write
 
     chosen = random.Random(seed).sample(range(len(scenes)), min(SHEET_PAIRS, len(scenes)))
     sheet = draw_pairs(
         [(scenes[n].before, scenes[n].after, [scenes[n].id, scenes[n].captions[0]]) for n in chosen]
     )
-    with written_at_once(path) as temporary:
+    with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG")
 
 
 def check(args: argparse.Namespace) -> bool:
     """Check all splits and print what was found; returns whether anything is wrong."""
-    from dataloaders import load_scenes
-    from dataloaders.own_pairs import splits_of
+    from dataloaders.datasets import load_pairs
+    from dataloaders.datasets.pair_table import table_splits
 
     wrong, seen = False, set()
     splits = args.splits or (
-        splits_of(args.data_path) if args.datatype == "pairs" else list(SPLITS)
+        table_splits(args.data_path) if args.datatype == "pairs" else list(SPLITS)
     )
     for split in splits:
         try:
-            scenes = load_scenes(
+            scenes = load_pairs(
                 args.datatype, args.data_path, args.features_path, split, need_images=False
             )
             found = check_split(scenes, args.max_words, args.workers, split)
             found.shared = [scene.id for scene in scenes if (scene.before, scene.after) in seen]
             seen.update((scene.before, scene.after) for scene in scenes)
         except (ValueError, OSError) as error:
-            scenes, found = [], Findings(unreadable=" ".join(str(error).split()))
-        show(describe(split, found, args.max_words), flush=True)
+            scenes, found = [], SplitReport(unreadable=" ".join(str(error).split()))
+        show(format_split(split, found, args.max_words), flush=True)
         wrong |= found.is_wrong
         if args.contact_sheet and split == splits[0] and not found.is_wrong:
             draw_contact_sheet(args.contact_sheet, scenes, args.seed)
@@ -205,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.workers < 1 or args.max_words < 3:
         parser.error("expected --workers of at least 1 and --max_words of at least 3")
     results: list[bool] = []
-    run_and_report(parser.prog, lambda: results.append(check(args)))
+    run_command(parser.prog, lambda: results.append(check(args)))
     return int(results[0])
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.escaping import one_line, show  # noqa: E402
-from modules.options import OneLineParser, run_and_report  # noqa: E402
-from modules.urls import Address  # noqa: E402
+from system.command import OneLineParser, run_command  # noqa: E402
+from system.escaping import one_line, show  # noqa: E402
+from system.urls import Address  # noqa: E402
 
 
 def convert(source: Address, target: Path, quick_gelu: bool) -> None:
@@ -27,26 +27,27 @@ def convert(source: Address, target: Path, quick_gelu: bool) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from modules.card import CARD, read_card, write_card
-    from modules.clip import ClipSizes
-    from modules.clip4idc import clip_part
-    from modules.files import refuse_existing, write_json, written_at_once
-    from modules.layouts import huggingface_config, to_huggingface
-    from modules.pretrained import HUGGING_FACE_CONFIG, find_weights, read_released
+    from modules.model.clip import ClipSizes
+    from modules.weights.configs import huggingface_config
+    from modules.weights.key_names import clip_tensors, to_huggingface
+    from modules.weights.model_info import MODEL_INFO_FILE, read_model_info, write_model_info
+    from modules.weights.sources import HUGGING_FACE_CONFIG, find_weights, read_released
+    from system.files import atomic_write, refuse_existing
+    from system.json_files import write_json
 
     is_pickle = re.fullmatch(r".+\.(bin(\..+)?|pt|pth)", target.name) is not None
     is_folder = not is_pickle and target.suffix != ".safetensors"
-    own_card = target / CARD if is_folder else target.with_name(f"{target.name}.json")
+    own_card = target / MODEL_INFO_FILE if is_folder else target.with_name(f"{target.name}.json")
     refuse_existing(target, *([] if is_folder else [own_card]))
     path = find_weights(source)
-    weights, card = read_released(path, quick_gelu), read_card(path)
-    sizes = ClipSizes.from_weights(clip_part(weights))
+    weights, card = read_released(path, quick_gelu), read_model_info(path)
+    sizes = ClipSizes.from_weights(clip_tensors(weights))
     tensors = to_huggingface(weights) if is_folder else weights
     if is_pickle:
-        with written_at_once(target) as temporary:
+        with atomic_write(target) as temporary:
             torch.save(weights, temporary)
     else:
-        with written_at_once(target / "model.safetensors" if is_folder else target) as temporary:
+        with atomic_write(target / "model.safetensors" if is_folder else target) as temporary:
             save_file(
                 {key: value.clone().contiguous() for key, value in tensors.items()},
                 temporary,
@@ -55,7 +56,7 @@ def convert(source: Address, target: Path, quick_gelu: bool) -> None:
     if is_folder:
         write_json(target / HUGGING_FACE_CONFIG, huggingface_config(sizes))
     if card:
-        write_card(own_card, card)
+        write_model_info(own_card, card)
     show(f"{one_line(target)}: {len(weights)} tensors of {one_line(path)}")
     if not card:
         print(
@@ -65,26 +66,29 @@ def convert(source: Address, target: Path, quick_gelu: bool) -> None:
 
 def inspect(source: Address) -> list[str]:
     """Lines that say what a file of weights is. ValueError or OSError where it is none."""
-    from modules.bert_config import load_decoder_config
-    from modules.card import find_card, read_card
-    from modules.clip import ClipSizes
-    from modules.clip4idc import CLIP4IDC, Misfit, clip_part
-    from modules.layouts import EXTRAS, layout_of, without_wrapping
-    from modules.pretrained import find_weights, read_released
-    from modules.weight_files import format_of, read_weights
+    from modules.clip4idc import CLIP4IDC
+    from modules.model.bert import load_decoder_config
+    from modules.model.clip import ClipSizes
+    from modules.weights.fitting import WeightMismatch
+    from modules.weights.key_names import ARCHIVE_EXTRAS, clip_tensors, layout_of, strip_wrappers
+    from modules.weights.model_info import find_model_info, read_model_info
+    from modules.weights.sources import find_weights, read_released
+    from modules.weights.tensor_files import file_format, read_weights
 
     path = find_weights(source)
-    raw = without_wrapping(read_weights(path))
+    raw = strip_wrappers(read_weights(path))
     layout = {
         "released": "CLIP4IDC's",
         "huggingface": "Hugging Face's",
         "other": "unknown",
-        "plain": "OpenAI's" if all(name in raw for name in EXTRAS) else "OpenAI's or open_clip's",
+        "plain": "OpenAI's"
+        if all(name in raw for name in ARCHIVE_EXTRAS)
+        else "OpenAI's or open_clip's",
     }[layout_of(raw)]
     types = Counter(str(value.dtype).removeprefix("torch.") for value in raw.values())
     counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
     lines = [
-        f"file       {path}, {path.stat().st_size / 1e6:.1f} MB, {format_of(path)}",
+        f"file       {path}, {path.stat().st_size / 1e6:.1f} MB, {file_format(path)}",
         f"names      {layout}",
         f"tensors    {len(raw)}, {sum(value.numel() for value in raw.values()) / 1e6:.1f} M numbers, {counts}",
     ]
@@ -110,15 +114,15 @@ def inspect(source: Address) -> list[str]:
     lines.append(f"stage      {stage}{', with a cross encoder' if has['cross.'] else ''}")
     patch = "3d" if "clip.visual.conv2.weight" in weights else "2d"
     lines.append(f"patches    {patch}" + ("" if has["clip.visual.bef"] else ", as every CLIP's"))
-    card = read_card(path)
+    card = read_model_info(path)
     said = ", ".join(f"{name} {value}" for name, value in card.items() if name != "decoder_config")
     lines.append(
-        f"card       {find_card(path)}: {said}"
+        f"card       {find_model_info(path)}: {said}"
         if card
         else "card       none: blocks before joining and a captioner's heads are not known"
     )
     try:
-        sizes = ClipSizes.from_weights(clip_part(weights))
+        sizes = ClipSizes.from_weights(clip_tensors(weights))
     except ValueError as error:
         return [*lines, f"fits       no: {error}"]
     lines.append(
@@ -139,7 +143,7 @@ def inspect(source: Address) -> list[str]:
             config,
             "tight" if has["cross."] and not has["decoder."] else "loose",
         )
-    except Misfit as error:
+    except WeightMismatch as error:
         return [*lines, "fits       no:", *(f"           {problem}" for problem in error.problems)]
     except ValueError as error:
         return [*lines, f"fits       no: {error}"]
@@ -171,10 +175,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.inspect and args.source or not (args.inspect or args.target and args.target.name):
         parser.error("give either IN and OUT, or --inspect FILE")
     if args.inspect:
-        return run_and_report(
+        return run_command(
             parser.prog, lambda: show("\n".join(map(one_line, inspect(args.inspect))))
         )
-    return run_and_report(parser.prog, lambda: convert(args.source, args.target, args.quick_gelu))
+    return run_command(parser.prog, lambda: convert(args.source, args.target, args.quick_gelu))
 
 
 if __name__ == "__main__":

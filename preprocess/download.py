@@ -16,17 +16,30 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from system.command import OneLineParser, run_command
+from system.escaping import show
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.escaping import show  # noqa: E402
-from modules.options import OneLineParser, run_and_report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
 ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/data/annotations"
+
+
 SPLITS = ("train", "val", "test")
+
+
 RAW_ENTRIES = {"train": 9524, "val": 1634, "test": 1404}  # of Spot-the-Diff's lists
+
+
 PAIRS = {"train": 8566, "val": 1493, "test": 1270}
+
+
 SCENES = {"train": 33830, "val": 1988, "test": 3985}  # of CLEVR-Change
+
+
 TIMEOUT, RETRIES = 60, 5
 
 
@@ -45,21 +58,29 @@ class DriveItem:
 
 
 SPOT_IMAGES = DriveItem("Spot-the-Diff's images", "1OVb4_3Uec_xbyUk90aWC6LFpKsIOtR7v")
+
+
 SPOT_LISTS = DriveItem(
     "Spot-the-Diff's merged lists", "1g8QD6Y3La8cIamE7jeSSlXTw8G3r5Q8o", folder=True
 )
+
+
 CLEVR = DriveItem("CLEVR-Change", "1HJ3gWjaUJykEckyb2M0MB4HnrJSihjVe")
+
+
 ADAPTED = DriveItem("the adapted CLIPs", "1qOYVpZy57clJPF6AThsnO0Tfy4zq-gg1", folder=True)
+
+
 CAPTIONERS = DriveItem("the captioners", "18UfIvwKt0EE14EbogJycMmANpUJtsZbE", folder=True)
 
 
-def from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
+def download_from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
     """Bring a file, or a folder's files, from Google Drive to `target`; OSError saying what to do by hand where it refuses."""
     import gdown
     import requests
     from gdown.exceptions import DownloadError
 
-    from modules.files import short
+    from system.files import error_line
 
     last_way = f"open {item.address} in a browser and {by_hand}"
     bring = gdown.download_folder if item.folder else gdown.download
@@ -78,23 +99,23 @@ def from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
             f"Google Drive cannot be reached for {item.name}: try again with a network, or {last_way}"
         ) from None
     except (DownloadError, requests.RequestException) as error:
-        reason = short(error)
+        reason = error_line(error)
         raise OSError(
             f"Google Drive does not give {item.name} ({reason}). It hands a file out only so often a day: try again "
             f"tomorrow, or {last_way}"
         ) from None
 
 
-def get_spot(folder: Path, archive: Path | None) -> None:
+def download_spot(folder: Path, archive: Path | None) -> None:
     """Annotations, images, merged lists."""
-    from dataloaders.spot_the_diff import read_annotations
-    from modules.fetching import fetch
+    from dataloaders.datasets.spot_the_diff import read_annotations
     from preprocess.reformat_dataset import reformat
+    from system.download import fetch
 
     for split in SPLITS:
         fetch(f"{ANNOTATIONS}/{split}.json", folder / f"{split}.json")
         raw = folder / f"{split}.json"
-        _expect(
+        _check_count(
             len(read_annotations(raw)),
             RAW_ENTRIES[split],
             f"entries of {raw}",
@@ -103,14 +124,14 @@ def get_spot(folder: Path, archive: Path | None) -> None:
     lists = [folder / f"reformat_{split}.json" for split in SPLITS]
     if not all(path.is_file() for path in lists):
         try:
-            from_drive(SPOT_LISTS, folder, "save its files")
+            download_from_drive(SPOT_LISTS, folder, "save its files")
         except OSError as error:
             show(f"{error}. Made from the annotations instead:", file=sys.stderr)
         if not all(path.is_file() for path in lists):
             reformat(folder, list(SPLITS), folder)
     entries = {split: read_annotations(path) for split, path in zip(SPLITS, lists, strict=True)}
     for split, found in entries.items():
-        _expect(
+        _check_count(
             len(found),
             PAIRS[split],
             f"pairs of {folder / f'reformat_{split}.json'}",
@@ -131,18 +152,18 @@ def get_spot(folder: Path, archive: Path | None) -> None:
             lambda names: any(name.endswith("_2.png") for name in names),
             images,
         )
-    _expect(len(wanted) - len(_missing(images, wanted)), len(wanted), f"images of {images}")
+    _check_count(len(wanted) - len(_missing(images, wanted)), len(wanted), f"images of {images}")
     show(f"Spot-the-Diff in {folder}: {sum(PAIRS.values())} pairs, all images there")
 
 
-def get_clevr(folder: Path, archive: Path | None) -> None:
+def download_clevr(folder: Path, archive: Path | None) -> None:
     """The dataset's archive, unpacked."""
-    from dataloaders.clevr_change import (
+    from dataloaders.datasets.clevr_change import (
         CAPTION_FILES,
         FOLDERS,
+        change_types,
         read_captions,
         read_split,
-        read_types,
     )
 
     splits = folder / "splits.json"
@@ -165,21 +186,21 @@ def get_clevr(folder: Path, archive: Path | None) -> None:
         needed = {*FOLDERS, *(file for file in files if not (folder / file).is_file())}
         _unpack_from(CLEVR, folder, archive, needed.issubset, folder)
     for split in SPLITS:
-        _expect(
+        _check_count(
             len(read_split(folder, split)),
             SCENES[split],
             f"scenes of the {split} split in {splits}",
         )
     total = sum(SCENES.values())
     for file in CAPTION_FILES:
-        _expect(len(read_captions(folder / file)), total, f"scenes in {folder / file}")
-    _expect(
-        sum(map(len, read_types(folder).values())),
+        _check_count(len(read_captions(folder / file)), total, f"scenes in {folder / file}")
+    _check_count(
+        sum(map(len, change_types(folder).values())),
         total,
         f"scenes in {folder / 'type_mapping.json'}",
     )
     absent = lacking()
-    _expect(
+    _check_count(
         3 * total - len(absent),
         3 * total,
         f"images below {folder}" + (f" (no {absent[0]})" if absent else ""),
@@ -187,27 +208,27 @@ def get_clevr(folder: Path, archive: Path | None) -> None:
     show(f"CLEVR-Change in {folder}: {total} scenes, all images there")
 
 
-def get_clip(folder: Path, name: str) -> None:
+def download_clip(folder: Path, name: str) -> None:
     """One of OpenAI's CLIPs, under the name that is looked for."""
-    from modules.pretrained import fetch_openais
+    from modules.weights.remote import download_openai_clip
 
-    show(fetch_openais(name, folder, folder))
+    show(download_openai_clip(name, folder, folder))
 
 
-def get_weights(item: DriveItem, folder: Path) -> None:
+def download_weights(item: DriveItem, folder: Path) -> None:
     """The files of a folder of weights; each is read and named."""
-    from modules.clip4idc import clip_part, holds_all_of_clip
-    from modules.pretrained import read_released
+    from modules.weights.key_names import clip_tensors, has_full_clip
+    from modules.weights.sources import read_released
 
-    from_drive(item, folder, f"save its files in {folder}")
+    download_from_drive(item, folder, f"save its files in {folder}")
     files = sorted(path for path in folder.rglob("*.bin*") if path.suffix not in (".part", ".json"))
     if not files:
         raise ValueError(f"no weights came into {folder}: look at {item.address}")
     for path in files:
         weights = read_released(path)
         kind = "captioner" if any(key.startswith("decoder.") for key in weights) else "adapted CLIP"
-        whole = "" if holds_all_of_clip(weights) else ", without all of CLIP"
-        show(f"{path}: {kind} of {len(clip_part(weights))} CLIP tensors{whole}")
+        whole = "" if has_full_clip(weights) else ", without all of CLIP"
+        show(f"{path}: {kind} of {len(clip_tensors(weights))} CLIP tensors{whole}")
 
 
 def _unpack_from(
@@ -218,12 +239,12 @@ def _unpack_from(
     target: Path,
 ) -> None:
     """An archive's uppermost folder whose entries fit, moved to `target`; the archive is brought first, and goes at the end."""
-    from preprocess.unpacking import DamagedArchive, move_into, unpacked
+    from system.extraction import DamagedArchive, extracted, move_into
 
     brought = archive or folder / f"{item.id}.archive"
     if archive is None:
         folder.mkdir(parents=True, exist_ok=True)
-        from_drive(item, brought, "give --archive with the file that it saves")
+        download_from_drive(item, brought, "give --archive with the file that it saves")
     elif not archive.is_file():
         raise FileNotFoundError(f"--archive: no file {archive}")
     try:
@@ -233,7 +254,7 @@ def _unpack_from(
                     f"{brought} is a web page, not {item.name}: open {item.address} in a browser, and give "
                     "--archive with the file that it saves"
                 )
-        with unpacked(brought, folder) as root:
+        with extracted(brought, folder) as root:
             found = next(
                 (place for place, folders, files in os.walk(root) if fits([*folders, *files])), None
             )
@@ -255,7 +276,7 @@ def _missing(folder: Path, names: list[str]) -> list[str]:
     return [str(folder / name) for name in names if name not in present]
 
 
-def _expect(found: int, expected: int, what: str, way_out: str = "") -> None:
+def _check_count(found: int, expected: int, what: str, way_out: str = "") -> None:
     if found != expected:
         raise ValueError(f"{found} {what}, expected {expected}{way_out and f': {way_out}'}")
 
@@ -293,18 +314,16 @@ def main(argv: list[str] | None = None) -> int:
         "trained": "ckpts/trained",
     }
     jobs = {
-        "spot": lambda to: get_spot(to, args.archive),
-        "clevr": lambda to: get_clevr(to, args.archive),
-        "clip": lambda to: get_clip(to, args.name),
-        "pretrained": lambda to: get_weights(ADAPTED, to),
-        "trained": lambda to: get_weights(CAPTIONERS, to),
+        "spot": lambda to: download_spot(to, args.archive),
+        "clevr": lambda to: download_clevr(to, args.archive),
+        "clip": lambda to: download_clip(to, args.name),
+        "pretrained": lambda to: download_weights(ADAPTED, to),
+        "trained": lambda to: download_weights(CAPTIONERS, to),
     }
     refused = None
     for what in dict.fromkeys(args.what):
         try:
-            run_and_report(
-                parser.prog, lambda what=what: jobs[what](args.to or ROOT / places[what])
-            )
+            run_command(parser.prog, lambda what=what: jobs[what](args.to or ROOT / places[what]))
         except SystemExit as stop:
             if stop.code != 2:
                 raise

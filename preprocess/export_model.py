@@ -14,15 +14,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from system.command import OneLineParser, run_command
+from system.escaping import markdown_text, one_line, show
+from system.urls import Address
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modules.escaping import markdown_text, one_line, show  # noqa: E402
-from modules.options import OneLineParser, run_and_report  # noqa: E402
-from modules.urls import Address  # noqa: E402
 
 LARGEST_SCORE = 1e6  # above which a number is no score
-LONGEST_ORIGIN = 5000  # letters of what a model was trained on
-TOLD = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")  # the scores that a README shows
+
+
+MAX_SOURCE_LENGTH = 5000  # letters of what a model was trained on
+
+
+README_SCORES = (
+    "Bleu_4",
+    "METEOR",
+    "ROUGE_L",
+    "CIDEr",
+    "R1",
+    "R5",
+    "R10",
+)  # the scores that a README shows
 
 
 def export(
@@ -34,19 +47,21 @@ def export(
     """
     from safetensors.torch import save_file
 
-    from modules.card import CARD, read_card, write_card
-    from modules.clip4idc import CLIP4IDC, TIED_KEYS
-    from modules.files import read_json, refuse_existing, written_at_once
-    from modules.pretrained import find_weights, load_weights
+    from modules.clip4idc import CLIP4IDC
+    from modules.weights.fitting import TIED_KEYS
+    from modules.weights.model_info import MODEL_INFO_FILE, read_model_info, write_model_info
+    from modules.weights.sources import find_weights, load_weights
+    from system.files import atomic_write, refuse_existing
+    from system.json_files import read_json
 
     if not trained_on.strip():
         raise ValueError("--trained_on is empty: say what the model has seen")
     refuse_existing(folder)
     path = find_weights(checkpoint)
-    card = read_card(path)
+    card = read_model_info(path)
     if not {"intra_num_hidden_layers", "linear_patch"} <= card.keys():
         raise ValueError(
-            f"no {CARD} beside {path} that says how it was trained: export from the folder of a run"
+            f"no {MODEL_INFO_FILE} beside {path} that says how it was trained: export from the folder of a run"
         )
     tensors = load_weights(str(path), "ViT-B/32").tensors
     stage = "caption" if any(key.startswith("decoder.") for key in tensors) else "retrieval"
@@ -70,18 +85,18 @@ def export(
         metrics = own
     scores = read_json(metrics, dict) if metrics else {}
     parameters = sum(weight.numel() for weight in weights.values())
-    page = readme(name or folder.resolve().name, stage, trained_on, parameters, scores)
-    with written_at_once(folder / "model.safetensors") as temporary:
+    page = model_page(name or folder.resolve().name, stage, trained_on, parameters, scores)
+    with atomic_write(folder / "model.safetensors") as temporary:
         save_file(weights, temporary, {"format": "pt"})
-    write_card(folder / CARD, {**card, "trained_on": trained_on})
-    with written_at_once(folder / "README.md") as temporary:
+    write_model_info(folder / MODEL_INFO_FILE, {**card, "trained_on": trained_on})
+    with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
     show(
         f"{one_line(folder)}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB"
     )
 
 
-def readme(
+def model_page(
     name: str, stage: str, trained_on: str, parameters: int, scores: Mapping[str, Any]
 ) -> str:
     """The model's page, in the hub's form: what it is, how to use it, what it reached."""
@@ -109,7 +124,7 @@ def readme(
         "",
         f"A CLIP4IDC model ({parameters / 1e6:.1f} M parameters, float16): it {what}.",
         "",
-        f"Trained on: {markdown_text(trained_on, LONGEST_ORIGIN)}.",
+        f"Trained on: {markdown_text(trained_on, MAX_SOURCE_LENGTH)}.",
         "",
         f"```{language}",
         use,
@@ -128,11 +143,13 @@ def readme(
             for way in ("text_to_pair", "pair_to_text")
         }
     )
-    columns = [score for score in TOLD if any(score in values for values in groups.values())]
+    columns = [
+        score for score in README_SCORES if any(score in values for values in groups.values())
+    ]
     if not columns:
         return "\n".join([*head, "Scores: none were at hand when this page was written.", ""])
     rows = [
-        f"| {group} | " + " | ".join(_number(values.get(score)) for score in columns) + " |"
+        f"| {group} | " + " | ".join(_format_number(values.get(score)) for score in columns) + " |"
         for group, values in groups.items()
         if any(score in values for score in columns)
     ]
@@ -147,7 +164,7 @@ def readme(
     return "\n".join([*head, title, "", *header, *rows, ""])
 
 
-def _number(value: Any) -> str:
+def _format_number(value: Any) -> str:
     if not isinstance(value, int | float) or not abs(value) < LARGEST_SCORE:
         return "–"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
@@ -176,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         help="metrics.json of an evaluation of these weights, for the README",
     )
     args = parser.parse_args(argv)
-    return run_and_report(
+    return run_command(
         parser.prog,
         lambda: export(args.checkpoint, args.folder, args.trained_on, args.name, args.metrics),
     )

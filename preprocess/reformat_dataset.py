@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataloaders.spot_the_diff import read_annotations  # noqa: E402
-from modules.files import write_json  # noqa: E402
-from modules.options import OneLineParser, run_and_report  # noqa: E402
+from dataloaders.datasets.spot_the_diff import read_annotations  # noqa: E402
+from system.command import OneLineParser, run_command  # noqa: E402
+from system.json_files import write_json  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         "--output", type=Path, help="folder for reformat_{split}.json (default: --data_path)"
     )
     args = parser.parse_args(argv)
-    return run_and_report(
+    return run_command(
         parser.prog, lambda: reformat(args.data_path, args.split, args.output or args.data_path)
     )
 

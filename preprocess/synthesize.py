@@ -25,28 +25,43 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from modules.options import OneLineParser, run_and_report  # noqa: E402
-from preprocess.scene_captions import change_sentences, no_change_sentences  # noqa: E402
-from preprocess.scene_drawing import render  # noqa: E402
-from preprocess.scene_geometry import Scene  # noqa: E402
-from preprocess.scene_sampling import (  # noqa: E402
+from preprocess.scenes.drawing import render
+from preprocess.scenes.geometry import Scene
+from preprocess.scenes.sampling import (
     CHANGE_TYPES,
     Change,
-    Pair,
-    described,
+    ScenePair,
+    referent,
     sample_clevr_pair,
     sample_spot_pair,
 )
+from preprocess.scenes.sentences import change_sentences, no_change_sentences
+from system.command import OneLineParser, run_command
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 
 SPLITS = ("train", "val", "test")
+
+
 CLEVR_FOLDERS = {"images": "default", "sc_images": "semantic", "nsc_images": "nonsemantic"}
+
+
 CLEVR_FILES = ("change_captions", "no_change_captions", "splits", "type_mapping", "changed_object")
+
+
 SPOT_FOLDER = "images_test"
+
+
 MAX_SCENES = 1_000_000  # names have six digits
-_SPOT_IDS = 1_000_003  # a prime, so that ids of different scenes differ
-_SECOND_ANNOTATOR = 0.15  # share of Spot's pairs that two people described
+
+
+_SPOT_ID_RANGE = 1_000_003  # a prime, so that ids of different scenes differ
+
+
+_SECOND_ANNOTATOR_SHARE = 0.15  # share of Spot's pairs that two people described
+
+
 # Several times as fast as OpenCV's defaults; the files are a fifth larger.
 _PNG = [
     cv2.IMWRITE_PNG_COMPRESSION,
@@ -59,7 +74,7 @@ _PNG = [
 
 
 @dataclass(frozen=True)
-class Job:
+class DrawingJob:
     """Everything the drawing of one scene needs besides its index."""
 
     folder: Path
@@ -104,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         "--overwrite", action="store_true", help="replace a dataset drawn there before"
     )
     args = parser.parse_args(argv)
-    return run_and_report(parser.prog, lambda: synthesize(args))
+    return run_command(parser.prog, lambda: synthesize(args))
 
 
 def synthesize(args: Namespace) -> None:
@@ -117,8 +132,10 @@ def synthesize(args: Namespace) -> None:
         for name, count, stop in zip(SPLITS, counts, stops, strict=True)
     }
     start = time.perf_counter()
-    with _made_at_once(args.output) as folder:
-        job = Job(folder, args.datatype, args.seed, args.captions_per_image or 6, args.jitter)
+    with _atomic_folder(args.output) as folder:
+        job = DrawingJob(
+            folder, args.datatype, args.seed, args.captions_per_image or 6, args.jitter
+        )
         for name in CLEVR_FOLDERS if args.datatype == "clevr" else (SPOT_FOLDER,):
             (folder / name).mkdir()
         records = _draw_all(job, stops[-1], args.workers)
@@ -175,7 +192,7 @@ def _problem_with_output(output: Path, overwrite: bool) -> str | None:
 
 
 @contextmanager
-def _made_at_once(folder: Path) -> Iterator[Path]:
+def _atomic_folder(folder: Path) -> Iterator[Path]:
     """A new sibling folder that takes the folder's place when the block ends well, and is gone when it does not."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +212,7 @@ def _made_at_once(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial_folder, ignore_errors=True)
 
 
-def _draw_all(job: Job, count: int, workers: int) -> list[dict[str, Any]]:
+def _draw_all(job: DrawingJob, count: int, workers: int) -> list[dict[str, Any]]:
     """Draw scenes 0 to count - 1 and return their records in order."""
     progress = partial(tqdm, total=count, unit="scene", disable=None)
     if workers == 1:
@@ -210,7 +227,7 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
 
 
-def _draw(job: Job, index: int) -> dict[str, Any]:
+def _draw(job: DrawingJob, index: int) -> dict[str, Any]:
     """Write the pictures of one scene and return what the JSON files say of it."""
     return (_draw_clevr if job.datatype == "clevr" else _draw_spot)(job, index)
 
@@ -222,11 +239,11 @@ def _write_picture(path: Path, scene: Scene, alpha: bool = False) -> None:
     path.write_bytes(cv2.imencode(".png", picture, _PNG)[1])
 
 
-def _sentences(pair: Pair, change: Change, count: int, rng: Random) -> list[str]:
-    return change_sentences(change.type, *described(pair, change), change.value, count, rng)
+def _sentences(pair: ScenePair, change: Change, count: int, rng: Random) -> list[str]:
+    return change_sentences(change.type, *referent(pair, change), change.value, count, rng)
 
 
-def _draw_clevr(job: Job, index: int) -> dict[str, Any]:
+def _draw_clevr(job: DrawingJob, index: int) -> dict[str, Any]:
     pair = sample_clevr_pair(job.seed, index, job.jitter)
     scenes = (pair.before, pair.after, pair.distractor)
     for (folder, name), scene in zip(CLEVR_FOLDERS.items(), scenes, strict=True):
@@ -236,18 +253,20 @@ def _draw_clevr(job: Job, index: int) -> dict[str, Any]:
     return {
         "change_captions": _sentences(pair, change, job.captions_per_image, rng),
         "no_change_captions": no_change_sentences(job.captions_per_image, rng),
-        "changed_object": _said_object(change),
+        "changed_object": _changed_object(change),
     }
 
 
-def _said_object(change: Change) -> dict[str, str]:
+def _changed_object(change: Change) -> dict[str, str]:
     thing = change.before or change.after
     new = {f"new_{change.type}": change.value} if change.value else {}
     looks = {name: getattr(thing, name) for name in ("size", "color", "material", "shape")}
     return {"type": change.type, **looks, **new}
 
 
-def _write_clevr(job: Job, splits: dict[str, list[int]], records: list[dict[str, Any]]) -> None:
+def _write_clevr(
+    job: DrawingJob, splits: dict[str, list[int]], records: list[dict[str, Any]]
+) -> None:
     names = [f"{index:06d}.png" for index in range(len(records))]
     types: dict[str, list[str]] = {kind: [] for kind in CHANGE_TYPES}
     for name, record in zip(names, records, strict=True):
@@ -264,20 +283,24 @@ def _write_clevr(job: Job, splits: dict[str, list[int]], records: list[dict[str,
         (job.folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
 
 
-def _draw_spot(job: Job, index: int) -> dict[str, Any]:
+def _draw_spot(job: DrawingJob, index: int) -> dict[str, Any]:
     pair = sample_spot_pair(job.seed, index)
-    image_id = str((index * 350_003 + Random(f"{job.seed} ids").randrange(_SPOT_IDS)) % _SPOT_IDS)
+    image_id = str(
+        (index * 350_003 + Random(f"{job.seed} ids").randrange(_SPOT_ID_RANGE)) % _SPOT_ID_RANGE
+    )
     for suffix, scene in (("", pair.before), ("_2", pair.after)):
         _write_picture(job.folder / SPOT_FOLDER / f"{image_id}{suffix}.png", scene)
     rng = Random(f"{job.seed} captions {index}")
-    annotators = 1 + (rng.random() < _SECOND_ANNOTATOR)
+    annotators = 1 + (rng.random() < _SECOND_ANNOTATOR_SHARE)
     said = [
         [_sentences(pair, change, 1, rng)[0] for change in pair.changes] for _ in range(annotators)
     ]
     return {"entries": [{"img_id": image_id, "sentences": sentences} for sentences in said]}
 
 
-def _write_spot(job: Job, splits: dict[str, list[int]], records: list[dict[str, Any]]) -> None:
+def _write_spot(
+    job: DrawingJob, splits: dict[str, list[int]], records: list[dict[str, Any]]
+) -> None:
     for split, indices in splits.items():
         entries = [entry for index in indices for entry in records[index]["entries"]]
         Random(f"{job.seed} {split}").shuffle(entries)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import CLIP4IDC
+from modules.model.clip import CLIP, ClipSizes
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -96,8 +96,8 @@ def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> N
 
 def make_spot(root: Path, sizes: dict[str, int]) -> Path:
     """A Spot-the-Diff of coloured squares in its reformatted layout, with ground truth in root/gt. Returns root."""
-    from modules.files import write_json
-    from modules.scoring import coco_ground_truth
+    from dataloaders.coco_files import coco_ground_truth
+    from system.json_files import write_json
 
     number = 0
     for split, size in sizes.items():
@@ -123,9 +123,9 @@ def make_spot(root: Path, sizes: dict[str, int]) -> Path:
 
 def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
     """A CLEVR-Change of coloured squares in its layout, with ground truth in root/gt. Returns root."""
+    from dataloaders.coco_files import coco_ground_truth
     from gt.eval_utils import clevr_captions
-    from modules.files import write_json
-    from modules.scoring import coco_ground_truth
+    from system.json_files import write_json
 
     change, no_change, splits, number = {}, {}, {}, 0
     for split, size in sizes.items():

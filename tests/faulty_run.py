@@ -22,7 +22,9 @@ import torch  # noqa: E402
 
 import CLIP4IDCinference  # noqa: E402
 import main_task_retrieval  # noqa: E402
-from modules import captioning, files, runtime, training  # noqa: E402
+from modules.evaluation import judge  # noqa: E402
+from modules.training import loop  # noqa: E402
+from system import files, runtime  # noqa: E402
 
 SCRIPTS = {"retrieval": main_task_retrieval, "caption": CLIP4IDCinference}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
@@ -66,14 +68,14 @@ def half_written(value: Any, path: Path) -> None:
 def prepare(what: str, where: str, number: int) -> None:
     """Make it fail there."""
     if where == "step":
-        training._update = at(number, what, after=training._update)
+        loop._optimizer_step = at(number, what, after=loop._optimizer_step)
     if where == "write":
         torch.save = at(number, what, before=half_written, after=torch.save)
     if where == "rename":
         files.Path.replace = at(number, what, before=lambda *_: None, after=files.Path.replace)
     if where == "score":
-        captioning.CaptionJudge.score = at(
-            number, what, before=lambda *_: None, after=captioning.CaptionJudge.score
+        judge.CaptionJudge.score = at(
+            number, what, before=lambda *_: None, after=judge.CaptionJudge.score
         )
 
 
@@ -81,9 +83,9 @@ def main() -> int:
     fault, stage, *options = sys.argv[1:]
     what, where, number, *process = fault.split(":")
     if "HANG" in os.environ:
-        runtime.HANG = timedelta(seconds=float(os.environ["HANG"]))
+        runtime.STEP_TIMEOUT = timedelta(seconds=float(os.environ["HANG"]))
     if what == "impatient":
-        training.PATIENCE["caption"] = 2
+        loop.PATIENCE["caption"] = 2
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and process in (
         [],
         [os.environ.get("RANK")],

@@ -29,12 +29,12 @@ import pytest
 from PIL import Image
 
 import app
-from modules.escaping import SafeFormatter, markdown_text
-from modules.predictor import Caption, Explanation
+from modules.model.explanation import Caption, Explanation
 from modules.web.guard import Guard
 from modules.web.hosts import host_name, own_hosts, plain_names
 from modules.web.server import receive_upload
 from modules.web.uploads import NoRoom, UploadFolder, open_upload_folder, remove_orphans, safe_name
+from system.escaping import SafeFormatter, markdown_text
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"

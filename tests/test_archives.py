@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from modules import archives
-from preprocess import download, unpacking
-from preprocess.unpacking import DamagedArchive, unpacked
+from preprocess import download
+from system import archives, extraction
+from system.extraction import DamagedArchive, extracted
 from tests.conftest import ROOT
 from tests.test_hostile import MIB
 
@@ -57,7 +57,7 @@ def refused(path: Path, content: bytes, message: str) -> None:
     """The archive is refused in one line that names it, and its folder, made for it, is gone."""
     path.write_bytes(content)
     place = path.parent / "made" / "for it"
-    with pytest.raises(ValueError, match=message) as error, unpacked(path, place):
+    with pytest.raises(ValueError, match=message) as error, extracted(path, place):
         pass
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -90,14 +90,14 @@ def test_names_at_the_bounds_are_unpacked(tmp_path):
     names = ["a/" * 31 + "x", "n" * 255, "字" * 85, "b/./c//d"]
     for make in (zipped, tarred):
         (tmp_path / "x").write_bytes(make(*names))
-        with unpacked(tmp_path / "x", tmp_path / "to") as folder:
+        with extracted(tmp_path / "x", tmp_path / "to") as folder:
             found = sorted(
                 str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
             )
         assert found == sorted([*names[:3], "b/c/d"])
         assert not (tmp_path / "to").exists()
     (tmp_path / "to").mkdir()
-    with unpacked(tmp_path / "x", tmp_path / "to"):
+    with extracted(tmp_path / "x", tmp_path / "to"):
         pass
     assert (tmp_path / "to").is_dir(), "a folder that was there stays"
 
@@ -201,12 +201,12 @@ def test_headers_take_no_memory_that_was_not_looked_at(tmp_path):
 
 
 def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(unpacking, "MOST_FILES", 20)
+    monkeypatch.setattr(extraction, "MAX_FILES", 20)
     names = [f"{number}.png" for number in range(21)]
     refused(tmp_path / "x.tar", tarred(*names), "more than 20 files")
     refused(tmp_path / "x.tar", zipped(*names), "more than 20 entries")
     (tmp_path / "x.tar").write_bytes(tarred(*names[:20]))
-    with unpacked(tmp_path / "x.tar", tmp_path / "to") as folder:
+    with extracted(tmp_path / "x.tar", tmp_path / "to") as folder:
         assert len(list(folder.iterdir())) == 20
 
 
@@ -222,14 +222,16 @@ def test_a_zip_whose_list_is_too_long_is_refused_before_it_is_read(tmp_path, mon
 def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     (tmp_path / "x.zip").write_bytes(zipped("a", "b"))
     monkeypatch.setattr(
-        unpacking.shutil, "disk_usage", lambda _: type("Usage", (), {"free": unpacking.SPARE + 1})()
+        extraction.shutil,
+        "disk_usage",
+        lambda _: type("Usage", (), {"free": extraction.MIN_FREE_BYTES + 1})(),
     )
     monkeypatch.setattr(
-        unpacking.shutil, "copyfileobj", lambda *_: pytest.fail("something was written")
+        extraction.shutil, "copyfileobj", lambda *_: pytest.fail("something was written")
     )
     with (
         pytest.raises(OSError, match="no room to unpack"),
-        unpacked(tmp_path / "x.zip", tmp_path / "to"),
+        extracted(tmp_path / "x.zip", tmp_path / "to"),
     ):
         pass
 
@@ -237,7 +239,7 @@ def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path
 def test_an_xz_that_asks_for_more_memory_than_it_should_is_refused(tmp_path):
     decoded = tarred("x")
     (tmp_path / "sound.tar.xz").write_bytes(lzma.compress(decoded, preset=6))
-    with unpacked(tmp_path / "sound.tar.xz", tmp_path / "to") as folder:
+    with extracted(tmp_path / "sound.tar.xz", tmp_path / "to") as folder:
         assert (folder / "x").read_bytes() == b"x"
     small = lzma.compress(
         decoded, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 12}]
@@ -253,7 +255,7 @@ def test_an_xz_that_asks_for_more_memory_than_it_should_is_refused(tmp_path):
     (tmp_path / "x.tar.xz").write_bytes(bytes(header))
     with (
         pytest.raises(DamagedArchive, match="emory"),
-        unpacked(tmp_path / "x.tar.xz", tmp_path / "to"),
+        extracted(tmp_path / "x.tar.xz", tmp_path / "to"),
     ):
         pass
 
@@ -283,7 +285,7 @@ def test_nothing_but_pictures_and_tables_is_moved(tmp_path):
     for name in names:
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(b"x")
-    assert unpacking.move_into(tmp_path / "from", tmp_path / "to") == 4
+    assert extraction.move_into(tmp_path / "from", tmp_path / "to") == 4
     assert sorted(
         str(path.relative_to(tmp_path / "to"))
         for path in (tmp_path / "to").rglob("*")
@@ -306,7 +308,7 @@ def test_tars_are_unpacked_however_they_are_compressed(compress, tmp_path):
         + END
     )
     (tmp_path / "x").write_bytes(compress(whole))
-    with unpacked(tmp_path / "x", tmp_path / "to") as folder:
+    with extracted(tmp_path / "x", tmp_path / "to") as folder:
         assert (folder / "a" / "one").read_bytes() == content
         assert (folder / "a" / "two").read_bytes() == b""
         assert (folder / "three").read_bytes() == b"3" * 511
@@ -314,7 +316,7 @@ def test_tars_are_unpacked_however_they_are_compressed(compress, tmp_path):
         (tmp_path / "x").write_bytes(
             compress(whole)[:-20] if compress is not bytes else whole[:cut]
         )
-        with pytest.raises(DamagedArchive), unpacked(tmp_path / "x", tmp_path / "to"):
+        with pytest.raises(DamagedArchive), extracted(tmp_path / "x", tmp_path / "to"):
             pass
 
 

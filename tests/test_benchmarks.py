@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import data_path, flops, run_all, steps
-from modules.bert_config import load_decoder_config
-from modules.clip import CLIP, ClipSizes
-from modules.decoder import CaptionDecoder
-from modules.runtime import Runtime
+from modules.model.bert import load_decoder_config
+from modules.model.clip import CLIP, ClipSizes
+from modules.model.decoder import CaptionDecoder
+from system.runtime import Runtime
 
 SIZES = ClipSizes(64, 64, 3, 128, 16, 40, 300, 64, 2)
 

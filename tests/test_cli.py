@@ -418,8 +418,7 @@ def test_a_clip_of_another_vocabulary_is_refused(spot, tiny_sizes, tmp_path, cap
 @pytest.mark.parametrize("processes", [1, 2])
 def test_published_commands_word_for_word(processes, tmp_path):
     """Stage 1, then stage 2, on a seeded random ViT-B/32 and a drawn Spot-the-Diff; minutes and about 12 GB of memory."""
-    from modules.clip import CLIP, ClipSizes
-    from modules.clip4idc import PAIR_KEYS
+    from modules.model.clip import CLIP, PAIR_KEYS, ClipSizes
 
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)

@@ -11,19 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dataloaders import load_scenes
-from dataloaders.image_cache import open_image_cache
+from dataloaders.batches import build_loader, trim_padding
+from dataloaders.coco_files import coco_ground_truth
+from dataloaders.datasets import load_pairs
 from dataloaders.images import ImageFiles, load_image
-from dataloaders.packed import PackedList
-from dataloaders.pairs import (
-    AdaptationSamples,
-    EvaluationPairs,
-    FinetuningSamples,
-    build_loader,
-    trim_padding,
-)
+from dataloaders.samples import CaptionSamples, EvaluationPairs, RetrievalSamples
+from dataloaders.storage.image_cache import open_image_cache
+from dataloaders.storage.packed_list import PackedList
 from gt import eval_utils
-from modules.scoring import coco_ground_truth
 from modules.tokenizer import decode, tokenize_caption
 from preprocess import reformat_dataset
 from tests.conftest import make_clevr, make_spot
@@ -74,10 +69,10 @@ def test_scripts_run_bare_in_a_data_folder(spot, monkeypatch):
 def test_real_clevr_scenes(real_data):
     root = real_data / "clevr-change" / "real48"
     sizes = {
-        split: len(load_scenes("clevr", root, None, split)) for split in ("train", "val", "test")
+        split: len(load_pairs("clevr", root, None, split)) for split in ("train", "val", "test")
     }
     assert sizes == {"train": 24, "val": 8, "test": 16}
-    scenes = load_scenes("clevr", root, None, "test")
+    scenes = load_pairs("clevr", root, None, "test")
     truth = coco_ground_truth(eval_utils.clevr_captions(root))
     ids = {image["id"] for image in truth["images"]}
     assert len(truth["images"]) == 96
@@ -90,7 +85,7 @@ def test_real_clevr_scenes(real_data):
 
 
 def test_real_clevr_split_counts(real_data):
-    from dataloaders.clevr_change import read_split, read_types
+    from dataloaders.datasets.clevr_change import change_types, read_split
 
     root = real_data / "clevr-change"
     assert [len(read_split(root, split)) for split in ("train", "val", "test")] == [
@@ -98,7 +93,7 @@ def test_real_clevr_split_counts(real_data):
         1988,
         3985,
     ]
-    assert {name: len(ids) for name, ids in read_types(root).items()} == {
+    assert {name: len(ids) for name, ids in change_types(root).items()} == {
         "color": 7958,
         "material": 7963,
         "move": 7955,
@@ -108,8 +103,8 @@ def test_real_clevr_split_counts(real_data):
 
 
 def test_adaptation_samples_swap_the_distractor_in_half_of_the_time(clevr):
-    scenes = load_scenes("clevr", clevr, None, "train")
-    samples = AdaptationSamples(scenes, ImageFiles(32), 12, seed=1)
+    scenes = load_pairs("clevr", clevr, None, "train")
+    samples = RetrievalSamples(scenes, ImageFiles(32), 12, seed=1)
     assert len(samples) == 12
     swapped = 0
     for epoch in range(20):
@@ -128,9 +123,7 @@ def test_adaptation_samples_swap_the_distractor_in_half_of_the_time(clevr):
 
 
 def test_finetuning_samples_draw_a_sentence_of_each_kind(clevr):
-    samples = FinetuningSamples(
-        load_scenes("clevr", clevr, None, "train"), ImageFiles(32), 12, seed=1
-    )
+    samples = CaptionSamples(load_pairs("clevr", clevr, None, "train"), ImageFiles(32), 12, seed=1)
     seen = [set(), set()]
     for epoch in range(30):
         sample = samples[(epoch, 2)]
@@ -146,8 +139,8 @@ def test_finetuning_samples_draw_a_sentence_of_each_kind(clevr):
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, world, workers):
-    scenes = load_scenes("clevr", clevr, None, "train")
-    samples = FinetuningSamples(scenes, ImageFiles(32), 12, seed=1)
+    scenes = load_pairs("clevr", clevr, None, "train")
+    samples = CaptionSamples(scenes, ImageFiles(32), 12, seed=1)
     reference = {
         epoch: {
             scene.id: samples[(epoch, i)]["caption_input_ids"] for i, scene in enumerate(scenes)
@@ -179,7 +172,7 @@ def test_order_draws_and_shares_do_not_depend_on_workers_or_processes(clevr, wor
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_evaluation_is_in_file_order_with_nothing_dropped_or_twice(clevr, world):
     pairs = EvaluationPairs(
-        load_scenes("clevr", clevr, None, "test"), ImageFiles(32), distractors=False
+        load_pairs("clevr", clevr, None, "test"), ImageFiles(32), distractors=False
     )
     shares = [
         [name for batch in build_loader(pairs, 2, False, 0, rank, world) for name in batch["id"]]
@@ -192,8 +185,8 @@ def test_evaluation_is_in_file_order_with_nothing_dropped_or_twice(clevr, world)
 
 
 def test_a_split_smaller_than_a_batch_names_both_numbers(spot):
-    samples = FinetuningSamples(
-        load_scenes("spot", spot, spot / "images_test", "train"), ImageFiles(32), 12
+    samples = CaptionSamples(
+        load_pairs("spot", spot, spot / "images_test", "train"), ImageFiles(32), 12
     )
     with pytest.raises(ValueError, match=r"5 samples.*batch of 8"):
         build_loader(samples, 4, True, 0, 0, 2)
@@ -204,13 +197,13 @@ def test_empty_captions_are_counted(spot, caplog):
     entries[0]["sentences"][0] = ""
     (spot / "reformat_val.json").write_text(json.dumps(entries))
     with caplog.at_level("INFO"):
-        load_scenes("spot", spot, spot / "images_test", "val")
+        load_pairs("spot", spot, spot / "images_test", "val")
     assert "4 captions, 1 of them empty" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_is_one_clear_error(spot, workers):
-    scenes = load_scenes("spot", spot, spot / "images_test", "test")
+    scenes = load_pairs("spot", spot, spot / "images_test", "test")
     path = scenes[1].after
     with open(path, "r+b") as file:
         file.truncate(os.path.getsize(path) // 2)
@@ -240,7 +233,7 @@ def test_an_unreadable_image_is_one_clear_error(spot, workers):
 def test_wrong_spot_annotations(spot, content, message):
     (spot / "reformat_val.json").write_bytes(content)
     with pytest.raises((ValueError, OSError), match=message):
-        load_scenes("spot", spot, spot / "images_test", "val")
+        load_pairs("spot", spot, spot / "images_test", "val")
 
 
 @pytest.mark.parametrize(
@@ -256,20 +249,20 @@ def test_wrong_spot_annotations(spot, content, message):
 def test_wrong_clevr_annotations(clevr, file, content, message):
     (clevr / file).write_text(json.dumps(content))
     with pytest.raises((ValueError, OSError), match=message):
-        load_scenes("clevr", clevr, None, "train")
+        load_pairs("clevr", clevr, None, "train")
 
 
 def test_missing_image_and_folders(clevr, spot, tmp_path):
     (clevr / "sc_images" / "CLEVR_semantic_000001.png").unlink()
     with pytest.raises(FileNotFoundError, match="CLEVR_semantic_000001.png"):
-        load_scenes("clevr", clevr, None, "train")
+        load_pairs("clevr", clevr, None, "train")
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_scenes("clevr", tmp_path / "nowhere", None, "train")
+        load_pairs("clevr", tmp_path / "nowhere", None, "train")
     with pytest.raises(FileNotFoundError, match="features_path"):
-        load_scenes("spot", spot, spot / "nowhere", "train")
+        load_pairs("spot", spot, spot / "nowhere", "train")
     (spot / "reformat_val.json").unlink()
     with pytest.raises(FileNotFoundError, match="reformat_dataset.py"):
-        load_scenes("spot", spot, spot / "images_test", "val")
+        load_pairs("spot", spot, spot / "images_test", "val")
 
 
 def test_reformatting_writes_nothing_when_one_split_is_broken(spot, tmp_path, capsys):
@@ -359,7 +352,7 @@ def test_a_build_that_breaks_off_keeps_what_it_has(tmp_path, pictures):
 
 
 def test_a_killed_build_keeps_all_but_the_last_images(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr("dataloaders.image_cache.AT_ONCE", 2)
+    monkeypatch.setattr("dataloaders.storage.image_cache.CHUNK_IMAGES", 2)
     append = sys.modules["dataloaders.image_cache"]._append
 
     def killed(data, first, paths, resolution):
@@ -395,7 +388,7 @@ def test_a_cache_that_lost_rows_is_built_anew_and_a_foreign_index_refused(tmp_pa
 
 
 def test_workers_read_the_cache(clevr, tmp_path):
-    scenes = load_scenes("clevr", clevr, None, "test")
+    scenes = load_pairs("clevr", clevr, None, "test")
     cache, _ = open_cache(
         tmp_path / "cache", [path for scene in scenes for path in scene.image_paths]
     )

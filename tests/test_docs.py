@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from modules.card import CARD, describe_model, write_card
-from modules.clip import CLIP, ClipSizes
 from modules.clip4idc import CLIP4IDC
+from modules.model.clip import CLIP, ClipSizes
+from modules.weights.model_info import MODEL_INFO_FILE, describe_model, write_model_info
 from tests.conftest import ROOT, TINY, draw_pair, make_clevr, make_spot
 
 PAGES = [
@@ -148,7 +148,7 @@ def save_weights(ckpts: Path) -> None:
     clip = {
         f"clip.{key}": value for key, value in CLIP(ClipSizes(**TINY), 1, "2d").state_dict().items()
     }
-    from modules.bert_config import load_decoder_config
+    from modules.model.bert import load_decoder_config
 
     adapted = CLIP4IDC.from_weights(clip, "retrieval", 1)
     config = load_decoder_config("decoder-base").with_layers(1)
@@ -162,7 +162,7 @@ def save_weights(ckpts: Path) -> None:
         model = adapted if folder.endswith("retrieval") else captioner
         (ckpts / folder).mkdir()
         torch.save(model.state_dict(), ckpts / folder / "pytorch_model.bin.best")
-        write_card(ckpts / folder / CARD, describe_model(model, 32))
+        write_model_info(ckpts / folder / MODEL_INFO_FILE, describe_model(model, 32))
     for folder, model in (("pretrained", adapted), ("trained", captioner)):
         torch.save(
             {key: value.half() for key, value in model.state_dict().items()},

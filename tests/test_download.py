@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataloaders.clevr_change import FOLDERS
-from modules import fetching
-from preprocess import download, unpacking
-from preprocess.unpacking import DamagedArchive, unpacked
+from dataloaders.datasets.clevr_change import FOLDERS
+from preprocess import download
+from system import download as system_download
+from system import extraction
+from system.extraction import DamagedArchive, extracted
 from tests.conftest import SIZES, tiny_weights
 from tests.servers import google_drive
 
 
 @pytest.fixture
 def drive(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr(system_download, "FIRST_DELAY", 0.0)
     monkeypatch.setattr("random.uniform", lambda *_: 0.0)  # between gdown's attempts
     with google_drive(monkeypatch, tmp_path) as site:
         yield site
@@ -86,7 +87,7 @@ def serve_spot(drive, spot: Path, kind: str = "zip") -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_spot_the_diff_comes_whole_and_is_not_brought_again(drive, spot, tmp_path, capsys, kind):
-    from dataloaders import load_scenes
+    from dataloaders.datasets import load_pairs
 
     serve_spot(drive, spot, kind)
     place, chunk = tmp_path / "images", 512 * 1024  # of gdown's
@@ -96,7 +97,7 @@ def test_spot_the_diff_comes_whole_and_is_not_brought_again(drive, spot, tmp_pat
     assert download.main(["spot", "--to", str(place)]) == 0
     assert f"{sum(SIZES.values())} pairs, all images there" in capsys.readouterr().out
     assert [
-        len(load_scenes("spot", place, place / "images_test", split)) for split in SIZES
+        len(load_pairs("spot", place, place / "images_test", split)) for split in SIZES
     ] == list(SIZES.values())
     starts = [asked for name, asked in drive.asked if name == download.SPOT_IMAGES.id and asked]
     assert starts[0] == f"bytes={chunk}-"
@@ -235,13 +236,13 @@ def test_the_authors_weights_are_read_when_they_have_come(drive, tmp_path, capsy
 def test_openais_clip_goes_where_it_is_looked_for(tmp_path, monkeypatch, capsys):
     import hashlib
 
-    from modules import pretrained
+    from modules.weights import remote
     from tests.servers import web_site
 
     digest = hashlib.sha256(b"clip").hexdigest()
-    monkeypatch.setitem(pretrained.CLIP_SHA256, "ViT-B/16", digest)
+    monkeypatch.setitem(remote.CLIP_SHA256, "ViT-B/16", digest)
     with web_site({f"{digest}/ViT-B-16.pt": b"clip"}) as site:
-        monkeypatch.setattr(pretrained, "OPENAI", site.address)
+        monkeypatch.setattr(remote, "OPENAI", site.address)
         assert download.main(["clip", "--name", "ViT-B/16", "--to", str(tmp_path)]) == 0
     assert (tmp_path / "ViT-B-16.pt").read_bytes() == b"clip"
     assert "no CLIP of OpenAI's is called RN50" in refused(
@@ -298,7 +299,7 @@ def test_archives_that_would_write_elsewhere_are_refused_and_leave_nothing(tmp_p
     (tmp_path / "x.archive").write_bytes(content)
     with (
         pytest.raises(ValueError, match="x.archive (would write outside|holds more than files)"),
-        unpacked(tmp_path / "x.archive", tmp_path / "deep"),
+        extracted(tmp_path / "x.archive", tmp_path / "deep"),
     ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "x.archive"]
@@ -318,18 +319,18 @@ def test_archives_that_are_cut_short_or_too_large_are_refused(tmp_path, clevr, m
         (tmp_path / "x").write_bytes(content)
         with (
             pytest.raises(DamagedArchive, match="is damaged|neither a zip nor a tar"),
-            unpacked(tmp_path / "x", tmp_path / "deep"),
+            extracted(tmp_path / "x", tmp_path / "deep"),
         ):
             pass
     (tmp_path / "x").write_bytes(packed(clevr, "x", "zip"))
     monkeypatch.setattr(
-        unpacking.shutil,
+        extraction.shutil,
         "disk_usage",
-        lambda _: type("Usage", (), {"free": unpacking.SPARE + 10})(),
+        lambda _: type("Usage", (), {"free": extraction.MIN_FREE_BYTES + 10})(),
     )
     with (
         pytest.raises(OSError, match="no room to unpack"),
-        unpacked(tmp_path / "x", tmp_path / "deep"),
+        extracted(tmp_path / "x", tmp_path / "deep"),
     ):
         pass
     assert not (tmp_path / "deep").exists(), "a folder that was made for it goes, too"
@@ -341,12 +342,12 @@ def test_moving_goes_on_where_it_broke_off_and_overwrites_nothing(tmp_path):
     (tmp_path / "from" / "images" / "a.png").write_bytes(b"12345")
     (tmp_path / "from" / "images" / "b.png").write_bytes(b"123")
     (tmp_path / "to" / "images" / "a.png").write_bytes(b"12345")
-    assert unpacking.move_into(tmp_path / "from", tmp_path / "to") == 2
+    assert extraction.move_into(tmp_path / "from", tmp_path / "to") == 2
     assert sorted(path.name for path in (tmp_path / "to" / "images").iterdir()) == [
         "a.png",
         "b.png",
     ]
     (tmp_path / "from" / "images" / "b.png").write_bytes(b"another")
     with pytest.raises(ValueError, match="b.png is there already, and another"):
-        unpacking.move_into(tmp_path / "from", tmp_path / "to")
+        extraction.move_into(tmp_path / "from", tmp_path / "to")
     assert (tmp_path / "to" / "images" / "b.png").read_bytes() == b"123"

@@ -7,12 +7,18 @@ import logging
 
 import pytest
 
-from dataloaders.clevr_change import read_captions, read_type_mapping
-from dataloaders.own_pairs import OwnPair, list_pairs, load_own_pairs
-from dataloaders.spot_the_diff import read_annotations
+from dataloaders.datasets.clevr_change import read_captions, read_type_mapping
+from dataloaders.datasets.pair_table import load_pair_table
+from dataloaders.datasets.spot_the_diff import read_annotations
+from dataloaders.find_pairs import OwnPair, find_pairs
 from gt import eval_utils
-from gt.score_files import as_latex, as_table
-from modules.escaping import (
+from gt.score_files import format_latex, format_report
+from modules.model.explanation import Caption
+from modules.pipeline.results import _format_rows, print_captions, read_finished
+from modules.report.tables import format_table
+from preprocess.check_dataset import SplitReport, format_split
+from preprocess.export_model import model_page
+from system.escaping import (
     has_control_characters,
     latex_text,
     markdown_text,
@@ -21,11 +27,6 @@ from modules.escaping import (
     show,
     spreadsheet_text,
 )
-from modules.prediction import _finished, _lines, _onto_terminal
-from modules.predictor import Caption
-from modules.tables import format_table
-from preprocess.check_dataset import Findings, describe
-from preprocess.export_model import readme
 
 FORGED = "moved\nall            0.9999\x1b[2J"
 
@@ -136,13 +137,13 @@ def report(group: str, system: str) -> dict:
 
 def test_tables_of_scores_have_a_line_for_each_group():
     sound, forged = (
-        as_table(report("moved", "a/system.json")),
-        as_table(report(FORGED, f"a/{FORGED}.json")),
+        format_report(report("moved", "a/system.json")),
+        format_report(report(FORGED, f"a/{FORGED}.json")),
     )
     assert len(forged.splitlines()) == len(sound.splitlines())
     assert not [line for line in forged.splitlines() if line.startswith("all            0.9999")]
     assert "\x1b" not in forged
-    row = as_latex(report("100%_moved & \\input{x}\nall", "a&b_c.json")).splitlines()[5]
+    row = format_latex(report("100%_moved & \\input{x}\nall", "a&b_c.json")).splitlines()[5]
     assert row.startswith(r"a\&b\_c & 100\%\_moved \& \textbackslash{}input\{x\} all & ")
     assert row.replace(r"\&", "").count("&") == 8
     labels = [
@@ -166,13 +167,13 @@ def test_ids_and_types_with_controls_are_refused_by_their_table(text, tmp_path):
         with pytest.raises(
             ValueError, match=rf"pairs\.csv line \d: the {column} is .*control character"
         ) as error:
-            load_own_pairs(table, "train", need_images=False)
+            load_pair_table(table, "train", need_images=False)
         assert not has_control_characters(str(error.value))
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
     table.write_text(ROW.format(id=f'"{text}"', type="add"), encoding="utf-8", newline="")
     with pytest.raises(ValueError, match="control character"):
-        list_pairs(None, None, str(table))
+        find_pairs(None, None, str(table))
 
 
 def test_names_with_controls_are_refused_by_their_lists(tmp_path):
@@ -188,12 +189,12 @@ def test_names_with_controls_are_refused_by_their_lists(tmp_path):
 
 
 def test_the_look_over_a_dataset_has_a_line_for_each_name():
-    found = Findings(
+    found = SplitReport(
         1, 1, missing=[f"a/{FORGED}"], broken=[FORGED], identical=[FORGED], shared=[FORGED]
     )
-    assert len(describe("train", found, 32).splitlines()) == 9
-    assert "\x1b" not in describe("train", found, 32)
-    assert describe("train", Findings(unreadable=FORGED), 32).count("\n") == 0
+    assert len(format_split("train", found, 32).splitlines()) == 9
+    assert "\x1b" not in format_split("train", found, 32)
+    assert format_split("train", SplitReport(unreadable=FORGED), 32).count("\n") == 0
 
 
 def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
@@ -201,7 +202,7 @@ def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
         OwnPair(name, tmp_path / "a", tmp_path / "b") for name in ("=1+1", "@x", "plain", "-2")
     ]
     captioned = [(pair, [Caption('=HYPERLINK("http://x")', -0.5)]) for pair in pairs]
-    text = _lines(captioned, ".csv")
+    text = _format_rows(captioned, ".csv")
     rows = list(csv.reader(io.StringIO(text)))
     assert [row[:3] for row in rows] == [
         [f"'{pair.id}" if pair.id != "plain" else "plain", '\'=HYPERLINK("http://x")', "-0.5000"]
@@ -209,21 +210,21 @@ def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
     ]
     path = tmp_path / "p.csv"
     path.write_text("id,caption,score,before,after\n" + text)
-    assert _finished(path, pairs, 1)[0] == 4
-    lines = _lines(captioned, ".jsonl")
+    assert read_finished(path, pairs, 1)[0] == 4
+    lines = _format_rows(captioned, ".jsonl")
     assert [json.loads(line)["id"] for line in lines.splitlines()] == [pair.id for pair in pairs], (
         "JSON is for programs"
     )
     path = tmp_path / "p.jsonl"
     path.write_text(lines)
-    assert _finished(path, pairs, 1)[0] == 4
+    assert read_finished(path, pairs, 1)[0] == 4
 
 
 def test_a_models_words_do_not_drive_the_terminal(tmp_path, capsys):
     """A vocabulary of bytes can say anything."""
     pair = OwnPair("1", tmp_path / "a", tmp_path / "b")
     for alone in (True, False):
-        _onto_terminal(iter([[(pair, [Caption("a\x1b[2J\nb", -0.5)])]]), alone)
+        print_captions(iter([[(pair, [Caption("a\x1b[2J\nb", -0.5)])]]), alone)
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "a\\x1b[2J\\nb"
     assert out[2].startswith("1,a\\x1b[2J\\nb,")
@@ -231,10 +232,10 @@ def test_a_models_words_do_not_drive_the_terminal(tmp_path, capsys):
 
 def test_a_models_readme_holds_its_card_as_text():
     for score in (10**400, float("inf"), "x", None, [1]):
-        assert "| captions | – |" in readme(
+        assert "| captions | – |" in model_page(
             "x", "caption", "x", 1, {"CIDEr": score, "datatype": []}
         )
-    page = readme(
+    page = model_page(
         "own/<b>name",
         "caption",
         "mine\n\n# Head [x](http://y) <script>",
@@ -244,7 +245,7 @@ def test_a_models_readme_holds_its_card_as_text():
     assert "# own/&lt;b&gt;name" in page
     assert r"Trained on: mine \# Head \[x\]\(http\://y\) &lt;script&gt;." in page
     assert r"on the &lt;i&gt; \# x split" in page
-    assert "--init_model 'a b; rm -r x'" in readme("a b; rm -r x", "retrieval", "x", 1, {})
+    assert "--init_model 'a b; rm -r x'" in model_page("a b; rm -r x", "retrieval", "x", 1, {})
 
 
 def test_results_of_others_are_told_in_one_line(tmp_path, capsys, caplog):

@@ -15,13 +15,15 @@ import pandas as pd
 import pytest
 
 import CLIP4IDCinference
+from dataloaders.coco_files import coco_ground_truth
 from gt import eval_utils
-from modules import java
-from modules.bootstrap import Statistics, bootstrap, interval, p_value
-from modules.captioning import CaptionJudge
-from modules.checkpoint import Progress
-from modules.java import JavaError
-from modules.scoring import SCORE_NAMES, References, coco_ground_truth, tokenize
+from modules.evaluation.judge import CaptionJudge
+from modules.metrics.bootstrap import Statistics, bootstrap, interval, p_value
+from modules.metrics.ptb import tokenize
+from modules.metrics.scorer import SCORE_NAMES, CaptionScorer
+from modules.training.progress import Progress
+from system import java
+from system.java import JavaError
 from tests.conftest import make_spot
 from tests.runs import words
 
@@ -135,7 +137,7 @@ def missing(scores: dict[str, float]) -> list[str]:
 def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(
     fault, reason, fake, caplog, monkeypatch
 ):
-    references = References(TRUTH)
+    references = CaptionScorer(TRUTH)
     if fault != "meteor does not start":
         assert references.score(CAPTIONS)["all"]["METEOR"] == 0.5
     fake.fault(fault)
@@ -156,7 +158,7 @@ def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(
 
 
 def test_a_java_that_is_gone_costs_its_scores_alone(fake, caplog, monkeypatch):
-    references = References(TRUTH)
+    references = CaptionScorer(TRUTH)
     tokens = {key: references.tokens[key][0] for key in TRUTH}
     monkeypatch.setenv("PATH", "/nowhere")
     assert missing(references.score_tokens(tokens)["all"]) == ["METEOR"]
@@ -165,7 +167,7 @@ def test_a_java_that_is_gone_costs_its_scores_alone(fake, caplog, monkeypatch):
 
 
 def test_what_meteor_gave_before_it_died_is_kept(fake):
-    references = References(TRUTH)
+    references = CaptionScorer(TRUTH)
     fake.fault("meteor dies at the second corpus")
     scores = references.score(CAPTIONS, {"one": ["1"], "two": ["1", "2"]})
     assert {name: missing(group) for name, group in scores.items()} == {
@@ -176,7 +178,7 @@ def test_what_meteor_gave_before_it_died_is_kept(fake):
 
 
 def test_a_process_found_dead_is_started_anew_and_nothing_is_missing(fake, caplog):
-    references = References(TRUTH)
+    references = CaptionScorer(TRUTH)
     before = references.score(CAPTIONS)
     references.meteor.meteor_p.kill()
     references.meteor.meteor_p.wait()
@@ -187,11 +189,11 @@ def test_a_process_found_dead_is_started_anew_and_nothing_is_missing(fake, caplo
 def test_complaints_do_not_fill_the_pipe(fake, monkeypatch):
     monkeypatch.setattr(java, "TIMEOUT", 20)
     fake.fault("meteor chatters")
-    assert References(TRUTH).score(CAPTIONS)["all"]["METEOR"] == 0.5
+    assert CaptionScorer(TRUTH).score(CAPTIONS)["all"]["METEOR"] == 0.5
 
 
 def test_meteors_process_ends_with_its_references(fake):
-    references = References(TRUTH)
+    references = CaptionScorer(TRUTH)
     references.score(CAPTIONS)
     process = references.meteor.meteor_p
     del references
@@ -199,7 +201,7 @@ def test_meteors_process_ends_with_its_references(fake):
 
 
 def test_a_failure_leaves_no_lock_that_the_end_would_wait_for(fake):
-    references = References(TRUTH)
+    references = CaptionScorer(TRUTH)
     fake.fault("meteor dies")
     references.score(CAPTIONS)
     end = threading.Thread(target=references.meteor.__del__, daemon=True)
@@ -224,7 +226,7 @@ def test_a_tokeniser_that_dies_once_is_run_again(fake, capfd):
     ],
 )
 def test_without_tokens_all_scores_are_missing(fault, reason, fake, caplog, monkeypatch):
-    references = References(TRUTH)
+    references = CaptionScorer(TRUTH)
     fake.fault(fault)
     monkeypatch.setattr(java, "TIMEOUT", 0.3 if "hangs" in fault else 60)
     with pytest.raises(JavaError, match=reason):
@@ -404,7 +406,7 @@ def test_files_are_scored_without_meteor(fake, tmp_path, capsys):
 
 
 def test_a_meteor_that_dies_among_the_draws_has_no_interval(fake):
-    references = References(TRUTH)
+    references = CaptionScorer(TRUTH)
     statistics = Statistics.of(
         references, {key: texts[0] for key, texts in references.tokens.items()}
     )

@@ -8,9 +8,10 @@ import threading
 import pytest
 from botocore.response import StreamingBody
 
-from modules import fetching
-from modules.fetching import BLOCK, fetch, shelf_of
-from modules.urls import redact
+from system import download, transports
+from system.download import cache_path, fetch
+from system.transports import BLOCK
+from system.urls import redact
 from tests.servers import s3, web_site
 
 BODY = bytes(range(256)) * 40_000  # 10 MB
@@ -19,7 +20,7 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "FIRST_DELAY", 0.0)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(tmp_path, site, tag
 
 def test_a_part_is_kept_and_the_next_call_goes_on_from_it(tmp_path, site):
     target = tmp_path / "whole.bin"
-    site.broken = {"whole.bin": [60 * BLOCK] + [0] * fetching.ATTEMPTS}
+    site.broken = {"whole.bin": [60 * BLOCK] + [0] * download.MAX_ATTEMPTS}
     with pytest.raises(OSError, match=r"the connection breaks off; 3932160 bytes are kept"):
         fetch(f"{site.address}/whole.bin", target, DIGEST)
     assert not target.exists()
@@ -60,7 +61,7 @@ def test_a_part_is_kept_and_the_next_call_goes_on_from_it(tmp_path, site):
 
 def test_a_part_of_an_older_version_is_not_glued_to_a_newer_one(tmp_path, site):
     target = tmp_path / "whole.bin"
-    site.broken = {"whole.bin": [60 * BLOCK] + [0] * fetching.ATTEMPTS}
+    site.broken = {"whole.bin": [60 * BLOCK] + [0] * download.MAX_ATTEMPTS}
     with pytest.raises(OSError, match="breaks off"):
         fetch(f"{site.address}/whole.bin", target)
     site.files["whole.bin"] = newer = BODY[::-1]
@@ -102,13 +103,13 @@ def test_an_s3_that_knows_no_ranges_is_asked_for_all_of_it(tmp_path, monkeypatch
     monkeypatch.setattr(boto3, "Session", Client)
     (tmp_path / "x.part").write_bytes(BODY[:1000])
     (tmp_path / "x.part.json").write_text(
-        json.dumps({"address": fetching._digest("s3://a/x"), "version": '"1"'})
+        json.dumps({"address": download._hash_text("s3://a/x"), "version": '"1"'})
     )
     assert fetch("s3://a/x", tmp_path / "x").read_bytes() == BODY
 
 
 def test_a_busy_server_is_asked_again(tmp_path, site):
-    site.busy["whole.bin"] = fetching.ATTEMPTS - 1
+    site.busy["whole.bin"] = download.MAX_ATTEMPTS - 1
     assert fetch(f"{site.address}/whole.bin", tmp_path / "whole.bin").read_bytes() == BODY
     site.busy["whole.bin"] = 100
     with pytest.raises(OSError, match="503"):
@@ -150,7 +151,7 @@ def test_unreachable_hosts_end_in_one_line(tmp_path):
 
 def test_a_full_disk_is_known_beforehand(tmp_path, site, monkeypatch):
     monkeypatch.setattr(
-        fetching.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})()
+        download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})()
     )
     with pytest.raises(OSError, match="no room for .* 0.010 GB more"):
         fetch(f"{site.address}/whole.bin", tmp_path / "whole.bin")
@@ -182,7 +183,7 @@ def test_a_server_that_breaks_off_ever_earlier_is_given_up(tmp_path, site):
     )
     with pytest.raises(OSError, match="breaks off"):
         fetch(f"{site.address}/whole.bin", tmp_path / "whole.bin")
-    assert len(site.asked) == 1 + fetching.ATTEMPTS
+    assert len(site.asked) == 1 + download.MAX_ATTEMPTS
 
 
 def test_a_file_that_is_there_with_another_checksum_is_brought_anew(tmp_path, site):
@@ -226,8 +227,10 @@ def test_no_line_and_no_file_tells_a_secret(tmp_path, site, caplog):
 
 def test_secrets_in_addresses_are_not_shown():
     assert redact("https://user:word@host/a/b.bin?X-Signature=secret") == "https://host/a/b.bin"
-    assert shelf_of("https://host/a?key=1", None)[1] != shelf_of("https://host/a?key=2", None)[1]
-    folder, _, name = shelf_of("s3://bucket/run?/x.bin", None)
+    assert (
+        cache_path("https://host/a?key=1", None)[1] != cache_path("https://host/a?key=2", None)[1]
+    )
+    folder, _, name = cache_path("s3://bucket/run?/x.bin", None)
     assert (folder.reveal(), name) == ("s3://bucket/run?", "x.bin")
 
 
@@ -240,13 +243,13 @@ def test_s3_is_read_gone_on_with_and_refused(tmp_path, monkeypatch):
         (tmp_path / "b.bin.part").write_bytes(BODY[: 80 * BLOCK])
         (tmp_path / "b.bin.part.json").write_text(
             json.dumps(
-                {"address": fetching._digest("s3://weights/run/whole.bin"), "version": version}
+                {"address": download._hash_text("s3://weights/run/whole.bin"), "version": version}
             )
         )
         starts = []
-        opened = fetching._open_s3
+        opened = transports._open_s3
         monkeypatch.setattr(
-            fetching,
+            transports,
             "_open_s3",
             lambda url, start, version: starts.append(start) or opened(url, start, version),
         )
@@ -258,7 +261,7 @@ def test_s3_is_read_gone_on_with_and_refused(tmp_path, monkeypatch):
         (tmp_path / "c.bin.part").write_bytes(BODY[: 80 * BLOCK])
         (tmp_path / "c.bin.part.json").write_text(
             json.dumps(
-                {"address": fetching._digest("s3://weights/run/whole.bin"), "version": version}
+                {"address": download._hash_text("s3://weights/run/whole.bin"), "version": version}
             )
         )
         assert fetch("s3://weights/run/whole.bin", tmp_path / "c.bin").read_bytes() == BODY[::-1]

@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
-from modules.generation import beam_search, greedy_search, sample
+from modules.generation.beam import beam_search
+from modules.generation.greedy import greedy_search
+from modules.generation.sampling import sample
 
 
 def plain_greedy(model, tokens, max_words):

@@ -29,28 +29,32 @@ from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 from safetensors.torch import save as safetensors_of
 
-from dataloaders import load_scenes
-from dataloaders.clevr_change import read_captions, read_split, read_type_mapping
-from dataloaders.image_cache import open_image_cache
+from dataloaders.coco_files import read_ground_truth, read_results
+from dataloaders.datasets import load_pairs
+from dataloaders.datasets.clevr_change import read_captions, read_split, read_type_mapping
+from dataloaders.datasets.pair_table import COLUMNS, load_pair_table
+from dataloaders.datasets.spot_the_diff import read_annotations
+from dataloaders.find_pairs import OwnPair, find_pairs
 from dataloaders.images import load_image, read_image
-from dataloaders.own_pairs import COLUMNS, OwnPair, list_pairs, load_own_pairs
-from dataloaders.spot_the_diff import read_annotations
-from gt.said_changes import read_changes
-from modules.bert_config import load_cross_config, load_decoder_config
-from modules.card import read_card
-from modules.checkpoint import Progress, RunFiles, named_state
-from modules.clip import ClipSizes
-from modules.clip4idc import CLIP4IDC, PAIR_KEYS
-from modules.files import file_sha256, parse_json, read_json
-from modules.layers import MAX_PARAMETERS
-from modules.picture_files import picture_endings
-from modules.prediction import _finished, picture_name
+from dataloaders.picture_files import picture_endings
+from dataloaders.storage.image_cache import open_image_cache
+from gt.caption_accuracy import read_changes
+from modules.clip4idc import CLIP4IDC
+from modules.model.bert import MAX_PARAMETERS, load_cross_config, load_decoder_config
+from modules.model.clip import PAIR_KEYS, ClipSizes
+from modules.pipeline.predict import picture_name
+from modules.pipeline.results import read_finished
 from modules.predictor import Predictor
-from modules.pretrained import read_sizes
-from modules.scoring import read_ground_truth, read_results
-from modules.training import Trainer
-from modules.unpickler import RestrictedUnpickler
-from modules.weight_files import MAGIC, PROTOCOL, read_weights
+from modules.training.output import RunFiles
+from modules.training.progress import Progress
+from modules.training.states import named_state
+from modules.training.trainer import Trainer
+from modules.weights.model_info import read_model_info
+from modules.weights.sources import read_sizes
+from modules.weights.tensor_files import MAGIC, PROTOCOL, read_weights
+from modules.weights.unpickler import RestrictedUnpickler
+from system.files import sha256_of
+from system.json_files import parse_json, read_json
 from tests.conftest import ROOT, TINY, make_clevr, make_spot, tiny_weights
 
 QUICK, THOROUGH = (
@@ -288,11 +292,11 @@ READERS: dict[str, tuple[Any, str, Callable[[Path], Any]]] = {
     "decoder config": (CONFIG, "decoder_config.json", load_decoder_config),
     "cross config": (CONFIG, "cross_config.json", load_cross_config),
     "CLIP's sizes": (TINY, "sizes.json", read_sizes),
-    "model card": (CARD, "model.json", read_card),
+    "model card": (CARD, "model.json", read_model_info),
     "results to continue": (
         {"id": "0", "before": "a", "after": "b", "captions": []},
         "results.jsonl",
-        lambda path: _finished(path, [], 1),
+        lambda path: read_finished(path, [], 1),
     ),
 }
 
@@ -327,9 +331,9 @@ def test_any_sidecar_of_a_training_state_is_used_or_refused(count, tmp_path):
         sidecar.write_bytes(content)
         with only_our_error(sidecar):
             point = named_state(str(path))
-            point.differences({"lr": 0.2, "epochs": 3}, "data")
+            point.changed_options({"lr": 0.2, "epochs": 3}, "data")
             assert range(point.progress.epoch, 9)[: point.progress.batches] is not None
-            assert len(point.progress.losses_of(0, 1)) == 2
+            assert len(point.progress.losses_for_rank(0, 1)) == 2
 
     assert named_state(str(path)).progress == Progress(epoch=2, losses=[[1.5, 2.0]], batches=2)
     holds(check, contents(valid), count)
@@ -398,9 +402,9 @@ def tables() -> st.SearchStrategy[tuple[str, bytes]]:
 @pytest.mark.parametrize(
     "read",
     [
-        lambda path: load_own_pairs(path, "train", need_images=False),
-        lambda path: load_own_pairs(path, "train"),
-        lambda path: list_pairs(None, None, str(path)),
+        lambda path: load_pair_table(path, "train", need_images=False),
+        lambda path: load_pair_table(path, "train"),
+        lambda path: find_pairs(None, None, str(path)),
     ],
     ids=["to train", "with images", "to caption"],
 )
@@ -451,7 +455,7 @@ def test_what_is_no_json_is_said_in_one_line(text, message, tmp_path):
     with pytest.raises(
         ValueError, match=rf"lines\.jsonl (line 1 is not JSON|is not UTF-8).*{message}"
     ) as error:
-        load_own_pairs(tmp_path / "lines.jsonl", "train")
+        load_pair_table(tmp_path / "lines.jsonl", "train")
     assert len(str(error.value)) < 400
 
 
@@ -463,7 +467,7 @@ def test_json_that_is_unusual_but_sound_is_read(tmp_path):
     assert parse_json("1" * 4000) == int("1" * 4000)
     line = json.dumps({**ROWS[0], "caption": "two\u2028lines\x85"}, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_text(line + "\r\n", encoding="utf-8", newline="")
-    assert load_own_pairs(tmp_path / "a.jsonl", "train", need_images=False)[0].captions == (
+    assert load_pair_table(tmp_path / "a.jsonl", "train", need_images=False)[0].captions == (
         "two\u2028lines\x85",
     )
 
@@ -484,7 +488,7 @@ def test_ids_that_lead_elsewhere_are_refused(name, tmp_path):
                 ValueError, match=r"no plain file name|is not \"CLEVR|surrogates"
             ) as error,
         ):
-            load_scenes(
+            load_pairs(
                 make.__name__.removeprefix("make_"),
                 data,
                 data / "images_test",
@@ -513,17 +517,17 @@ def test_tables_say_in_one_line_what_a_path_or_a_column_cannot_be(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("before,after,after\na,b,c\n")
     with pytest.raises(ValueError, match=r"t\.csv has two columns after"):
-        list_pairs(None, None, str(table))
+        find_pairs(None, None, str(table))
     table.write_text(f"before,after\na,{'x' * 5000}\n")
     (tmp_path / "a").write_text("")
     with pytest.raises(FileNotFoundError, match=r"no image .*t\.csv"):
-        list_pairs(None, None, str(table))
+        find_pairs(None, None, str(table))
     table.write_text(f"before,after,split,caption\na,{'x' * 5000},train,words\n")
     with pytest.raises(FileNotFoundError, match=r"no image .*t\.csv line 2"):
-        load_own_pairs(table, "train")
+        load_pair_table(table, "train")
     (tmp_path / "t.jsonl").write_text(json.dumps({**ROWS[0], "before": "a\0.png"}))
     with pytest.raises(ValueError, match=r"t\.jsonl line 1: before is 'a\\x00.png'.*NUL"):
-        load_own_pairs(tmp_path / "t.jsonl", "train", need_images=False)
+        load_pair_table(tmp_path / "t.jsonl", "train", need_images=False)
 
 
 @pytest.mark.parametrize("kind", [[], {}, "", None, "texture"])
@@ -540,7 +544,7 @@ def test_a_kind_of_change_is_one_of_the_five(kind, tmp_path):
 def test_results_to_continue_that_are_no_results_are_anothers(line, tmp_path):
     (tmp_path / "results.jsonl").write_bytes(line + b"\n")
     with pytest.raises(ValueError, match=r"results\.jsonl holds other results"):
-        _finished(tmp_path / "results.jsonl", [OwnPair("0", Path("a"), Path("b"))], 1)
+        read_finished(tmp_path / "results.jsonl", [OwnPair("0", Path("a"), Path("b"))], 1)
 
 
 def test_no_type_of_change_takes_the_name_of_all(tmp_path):
@@ -553,7 +557,7 @@ def test_a_folders_names_that_are_no_utf8_are_refused(tmp_path):
     for name in (b"caf\xe9.png", b"caf\xe9_2.png"):
         (tmp_path / os.fsdecode(name)).write_bytes(b"")
     with pytest.raises(ValueError, match=r"caf\\udce9.*is not UTF-8"):
-        list_pairs(str(tmp_path), None, None)
+        find_pairs(str(tmp_path), None, None)
 
 
 @pytest.mark.parametrize(
@@ -587,7 +591,7 @@ def test_absurd_sizes_are_refused(name, absurd, tmp_path):
 
 @pytest.mark.parametrize(("name", "parameters"), [("clip-mini.json", None), (TINY, 6_500_000)])
 def test_the_count_of_parameters_is_about_right(name, parameters):
-    from modules.clip import CLIP
+    from modules.model.clip import CLIP
 
     sizes = read_sizes(ROOT / "modules" / name) if isinstance(name, str) else ClipSizes(**name)
     with torch.device("meta"):
@@ -1286,7 +1290,7 @@ def test_a_training_state_that_makes_no_sense_is_refused(state, tmp_path):
     path = tmp_path / "training_state.bin.0"
     path.write_bytes(state)
     sidecar = {
-        "sha256": file_sha256(path),
+        "sha256": sha256_of(path),
         "progress": asdict(Progress(epoch=1)),
         "options": {},
         "data": "",

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from modules import layers
-from modules.layers import FeedForward, attend
+from modules.model import layers
+from modules.model.layers import FeedForward, attend
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -14,13 +14,13 @@ def test_plain_products_equal_sdpa(monkeypatch, causal, masked):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 8, requires_grad=True) for _ in range(3))
     mask = (
-        torch.where(torch.rand(2, 1, 7, 7) < 0.3, layers.MASKED, 0.0)
+        torch.where(torch.rand(2, 1, 7, 7) < 0.3, layers.MASK_VALUE, 0.0)
         if masked and not causal
         else None
     )
     outcomes = []
     for few in (200, 0):
-        monkeypatch.setattr(layers, "FEW_KEYS", few)
+        monkeypatch.setattr(layers, "SDPA_MIN_KEYS", few)
         out = attend(q, k, v, mask, causal)
         outcomes.append((out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))))
     torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-5, rtol=1e-5)
@@ -31,7 +31,7 @@ def test_dropout_of_attention_keeps_the_mean(monkeypatch):
     q, k, v = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 50, 8), torch.ones(1, 1, 50, 8)
     many = [q.expand(1, 2000, 1, 8), k.expand(1, 2000, 50, 8), v.expand(1, 2000, 50, 8)]
     for few in (200, 0):
-        monkeypatch.setattr(layers, "FEW_KEYS", few)
+        monkeypatch.setattr(layers, "SDPA_MIN_KEYS", few)
         sums = attend(*many, dropout=0.1)[..., ::8]
         assert sums.std() > 0.01, "nothing was dropped"
         assert sums.mean().item() == pytest.approx(1.0, abs=0.02)

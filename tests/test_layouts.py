@@ -6,18 +6,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modules.clip import ClipSizes
-from modules.clip4idc import CLIP4IDC, clip_part, released_names
-from modules.layouts import (
+from modules.clip4idc import CLIP4IDC
+from modules.model.clip import ClipSizes
+from modules.weights.configs import huggingface_config, huggingface_problems, open_clip_problems
+from modules.weights.key_names import (
+    clip_tensors,
     from_huggingface,
-    huggingface_config,
-    huggingface_problems,
     layout_of,
-    open_clip_problems,
+    released_names,
     to_huggingface,
     to_released,
 )
-from modules.pretrained import load_weights, read_released
+from modules.weights.sources import load_weights, read_released
 from preprocess import convert_weights
 from tests.conftest import TINY, tiny_weights
 
@@ -36,7 +36,9 @@ SIZES = ClipSizes(
 def plain_weights(seed: int = 0) -> dict[str, torch.Tensor]:
     """OpenAI's names, in SIZES, widths that differ; biases that are not 0."""
     torch.manual_seed(seed)
-    weights = clip_part(tiny_weights(seed, vision_width=128, vision_layers=3, image_resolution=96))
+    weights = clip_tensors(
+        tiny_weights(seed, vision_width=128, vision_layers=3, image_resolution=96)
+    )
     return {
         key: torch.randn_like(value) * 0.1 if key.endswith("bias") else value
         for key, value in weights.items()
@@ -52,7 +54,7 @@ def image_features(weights, images):
     """CLIP's own of single images: the tower with all blocks alone, its join undone."""
     model = CLIP4IDC.from_weights(weights, "retrieval", intra_layers=3)
     tower = model.clip.visual
-    return (tower.ln_post(tower._each_alone(images[:, None])[:, 0, 0]) @ tower.proj).detach()
+    return (tower.ln_post(tower._encode_images(images[:, None])[:, 0, 0]) @ tower.proj).detach()
 
 
 @pytest.fixture
@@ -416,7 +418,7 @@ def test_inspect_tells_of_an_activation_that_is_not_built(tmp_path, capsys):
 def test_layouts_are_told_apart():
     ours = tiny_weights()
     assert layout_of(ours) == "released"
-    assert layout_of(clip_part(ours)) == "plain"
+    assert layout_of(clip_tensors(ours)) == "plain"
     assert layout_of({"decoder.x": 0}) == "released"
     assert layout_of({"x": 0}) == "other"
-    assert to_released(clip_part(ours), "plain").keys() == released_names(ours).keys()
+    assert to_released(clip_tensors(ours), "plain").keys() == released_names(ours).keys()

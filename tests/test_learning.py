@@ -3,21 +3,23 @@
 import pytest
 import torch
 
-from dataloaders import load_scenes
+from dataloaders.batches import build_loader
+from dataloaders.datasets import load_pairs
 from dataloaders.images import ImageFiles, load_image, normalize
-from dataloaders.pairs import AdaptationSamples, build_loader
-from modules import decoder
-from modules.checkpoint import Progress
-from modules.clip import CLIP, ClipSizes, Features
+from dataloaders.samples import RetrievalSamples
 from modules.clip4idc import CLIP4IDC
-from modules.generation import greedy_search
+from modules.generation.greedy import greedy_search
 from modules.losses import vocabulary_loss
+from modules.model import decoder
+from modules.model.clip import CLIP, ClipSizes, Features
 from modules.options import parse_options
-from modules.runtime import Runtime
-from modules.stages import SAMPLES
 from modules.tokenizer import decode
-from modules.training import build_trainer, train_epoch
+from modules.training.loop import train_epoch
+from modules.training.objectives import SAMPLES
+from modules.training.progress import Progress
+from modules.training.trainer import build_trainer
 from preprocess import synthesize
+from system.runtime import Runtime
 from tests.conftest import TINY
 
 WORDS, SCENES = 16, 16
@@ -62,7 +64,7 @@ def scenes(tmp_path_factory):
         )
         == 0
     )
-    return load_scenes("clevr", str(folder), None, "train")
+    return load_pairs("clevr", str(folder), None, "train")
 
 
 def train(model: CLIP4IDC, scenes, stage: str) -> float:
@@ -119,11 +121,13 @@ def learn(scenes, stage: str) -> tuple[float, int]:
         if stage == "retrieval":
             texts = torch.stack(
                 [
-                    AdaptationSamples(scenes, ImageFiles(64), WORDS)[0, n]["text_ids"]
+                    RetrievalSamples(scenes, ImageFiles(64), WORDS)[0, n]["text_ids"]
                     for n in range(SCENES)
                 ]
             )
-            similarity = model.compare(model.encode_text(texts), model.encode_pairs(images[:, :2]))
+            similarity = model.score_pairs(
+                model.encode_text(texts), model.encode_pairs(images[:, :2])
+            )
             return loss, int((similarity.argmax(dim=1) == torch.arange(SCENES)).sum())
         captions = [
             decode(ids)

@@ -9,15 +9,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from dataloaders.pairs import trim_padding
+from dataloaders.batches import trim_padding
 from modules.clip4idc import CLIP4IDC
 from modules.losses import caption_loss, contrastive_loss, vocabulary_loss
-from modules.optimization import freeze_unused
-from modules.stages import AdaptationStep, FinetuningStep
+from modules.training.freezing import freeze_unused
+from modules.training.objectives.contrastive import Contrastive
+from modules.training.objectives.cross_entropy import CrossEntropy
 from tests.conftest import tiny_weights
 from tests.test_model import CROSS
 
-STEPS = {"retrieval": AdaptationStep, "caption": FinetuningStep}
+STEPS = {"retrieval": Contrastive, "caption": CrossEntropy}
 NO_DROPOUT = {
     "hidden_size": 64,
     "num_attention_heads": 1,

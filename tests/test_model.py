@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from modules.clip4idc import CLIP4IDC, holds_all_of_clip
+from modules.clip4idc import CLIP4IDC
 from modules.losses import caption_loss
+from modules.weights.key_names import has_full_clip
 from tests.conftest import tiny_weights
 
 
@@ -170,10 +171,10 @@ def test_intra_layers_out_of_range():
 
 def test_holds_all_of_clip(tiny_captioner):
     weights = tiny_captioner.state_dict()
-    assert holds_all_of_clip(weights)
-    assert holds_all_of_clip(pair_keys_gone(weights))
-    assert not holds_all_of_clip({k: v for k, v in weights.items() if k != "clip.logit_scale"})
-    assert not holds_all_of_clip({})
+    assert has_full_clip(weights)
+    assert has_full_clip(pair_keys_gone(weights))
+    assert not has_full_clip({k: v for k, v in weights.items() if k != "clip.logit_scale"})
+    assert not has_full_clip({})
 
 
 @pytest.mark.parametrize("patch", ["2d", "3d"])
@@ -248,7 +249,7 @@ def test_tight_similarity_is_the_cross_encoder_on_every_combination():
         model.encode_pairs(torch.randn(2, 2, 3, 64, 64)),
     )
     with torch.no_grad():
-        similarity = model.compare(text, pair)
+        similarity = model.score_pairs(text, pair)
         for t in range(3):
             for p in range(2):
                 pooled = model.cross(
@@ -284,7 +285,7 @@ def test_too_long_for_the_cross_encoder():
         model.encode_pairs(torch.randn(1, 2, 3, 64, 64)),
     )
     with pytest.raises(ValueError, match="20 positions"):
-        model.compare(text, pair)
+        model.score_pairs(text, pair)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])

@@ -8,7 +8,8 @@ import torch
 
 from modules.clip4idc import CLIP4IDC
 from modules.losses import caption_loss, contrastive_loss
-from modules.optimization import SCHEDULES, BertAdam, freeze, freeze_unused, parameter_groups
+from modules.optimization import SCHEDULES, BertAdam, parameter_groups
+from modules.training.freezing import freeze, freeze_unused
 from tests.conftest import tiny_weights
 
 

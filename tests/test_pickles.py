@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modules.unpickler import MOST_DEPTH
-from modules.weight_files import read_saved, read_weights
+from modules.weights.tensor_files import read_torch_file, read_weights
+from modules.weights.unpickler import MAX_DEPTH
 from tests.conftest import ROOT
 from tests.test_hostile import MIB, only_our_error, rebuilt, saved, scripted, with_entries
 
@@ -216,7 +216,7 @@ def fuzz(folder: str, count: int) -> None:
         before, start = memory("VmRSS"), time.process_time()
         with only_our_error(path):
             outcomes["refused"] += 1
-            value = read_saved(path) if number % 2 else read_weights(path)
+            value = read_torch_file(path) if number % 2 else read_weights(path)
             outcomes["refused"] -= 1
             outcomes["read"] += 1
             del value
@@ -314,9 +314,9 @@ def tensor() -> bytes:
             ),
             "more than 10000 attributes",
         ),
-        (program(b")", b"\x85" * 20_000), f"more than {MOST_DEPTH} deep"),
+        (program(b")", b"\x85" * 20_000), f"more than {MAX_DEPTH} deep"),
         (program(b")", b"q\5h\5\x86" * 200, b"q\6}h\6K\1s"), "a tuple as a key"),
-        (program(b")", b"q\5h\5\x86" * 200), f"more than {MOST_DEPTH} deep"),
+        (program(b")", b"q\5h\5\x86" * 200), f"more than {MAX_DEPTH} deep"),
         (program(b"]q\0h\0a"), "without end"),
         (program(b"]q\0]h\0a]h\0h\0a"), "no state dict|damaged|without end"),
         (program(b"N" * MOST), "instructions"),
@@ -337,9 +337,9 @@ def tensor() -> bytes:
 def test_programs_that_would_crash_or_take_hours_are_refused(
     content, message, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("modules.unpickler.MOST_INSTRUCTIONS", MOST)
-    monkeypatch.setattr("modules.unpickler.MOST_TENSORS", 1000)
-    monkeypatch.setattr("modules.unpickler.MOST_ATTRIBUTES", 10_000)
+    monkeypatch.setattr("modules.weights.unpickler.MAX_INSTRUCTIONS", MOST)
+    monkeypatch.setattr("modules.weights.unpickler.MAX_TENSORS", 1000)
+    monkeypatch.setattr("modules.weights.unpickler.MAX_ATTRIBUTES", 10_000)
     path = tmp_path / "weights.bin"
     path.write_bytes(with_entries(saved({"a": torch.arange(4.0)}), lambda _: content))
     start = time.monotonic()
@@ -350,18 +350,18 @@ def test_programs_that_would_crash_or_take_hours_are_refused(
 
 def test_what_is_deep_and_shared_within_bounds_is_read(tmp_path):
     deep = [[1, 2, {"a": (3,)}]]
-    for _ in range(MOST_DEPTH - 5):  # with the outermost dictionary as many as may be
+    for _ in range(MAX_DEPTH - 5):  # with the outermost dictionary as many as may be
         deep = [deep]
     shared = ({"x": [1]},) * 3
     value = {"deep": deep, "shared": [shared, shared], "model": {1: torch.ones(2), -7: None}}
     (tmp_path / "a").write_bytes(saved(value))
-    found = read_saved(tmp_path / "a")
+    found = read_torch_file(tmp_path / "a")
     assert found["deep"] == deep
     assert found["shared"] == [shared, shared]
     assert torch.equal(found["model"][1], torch.ones(2))
     (tmp_path / "a").write_bytes(saved({"deeper": [deep]}))
     with pytest.raises(ValueError, match="deep"):
-        read_saved(tmp_path / "a")
+        read_torch_file(tmp_path / "a")
 
 
 def test_an_older_file_names_its_storages_in_texts(tmp_path):
@@ -383,7 +383,7 @@ def test_a_scripted_modules_long_names_are_not_joined_without_end(tmp_path):
 
 
 def test_a_zip_that_lists_millions_of_entries_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("modules.weight_files.MOST_ENTRIES", 100)
+    monkeypatch.setattr("modules.weights.tensor_files.MAX_ENTRIES", 100)
     with zipfile.ZipFile(tmp_path / "a", "w") as archive:
         for number in range(101):
             archive.writestr(f"x/{number}", b"")

@@ -16,13 +16,15 @@ from safetensors.torch import load_file, save_file
 import CLIP4IDCinference
 from dataloaders.images import load_image, to_tensor
 from modules import predictor as predictor_module
-from modules.generation import PAD, sample
-from modules.options import run_and_report
-from modules.predictor import Decoding, Predictor
-from modules.pretrained import Loaded
+from modules.generation.sampling import sample
+from modules.generation.steps import PAD
+from modules.options.decoding import Decoding
+from modules.predictor import Predictor
+from modules.report.pictures import draw_explanation
 from modules.tokenizer import EOT, clip_tokenizer, decode, split_words
-from modules.visualization import draw_explanation
+from modules.weights.sources import LoadedWeights
 from preprocess import export_model
+from system.command import run_command
 from tests.conftest import ROOT
 from tests.test_generation import Markov
 
@@ -157,7 +159,7 @@ def test_sampling_follows_the_probabilities():
 def test_a_broken_run_goes_on_without_losing_or_doubling(
     kind, num_captions, folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("modules.prediction.AT_ONCE", 2)
+    monkeypatch.setattr("modules.pipeline.predict.MAX_BATCH", 2)
     words = [
         "--before",
         folder,
@@ -237,7 +239,7 @@ def test_who_reads_no_further_and_who_interrupts_hear_no_traceback(folder):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit, match="130"):
-        run_and_report("x.py", stop)
+        run_command("x.py", stop)
 
 
 def read_results(path: Path) -> list[tuple[str, str, float]]:
@@ -451,7 +453,7 @@ def test_attention_is_shares_of_patches_and_finds_what_was_drawn(demo, tmp_path)
         f"looks at {brightest}, the block was at {block}"
     )
     assert all(
-        module.kept is None for modules in demo.model.attention_modules for module in modules
+        module.recorded is None for modules in demo.model.attention_modules for module in modules
     )
     draw_explanation(tmp_path / "a.png", before, after, found)
     assert Image.open(tmp_path / "a.png").size[0] > 1000
@@ -516,7 +518,9 @@ def test_cards_of_the_wrong_kind_and_models_without_a_captioner_are_refused(tmp_
         Predictor.load(weights)
     (tmp_path / "model.json").unlink()
     monkeypatch.setattr(
-        predictor_module, "load_weights", lambda *_: Loaded({"clip.x": torch.ones(1)}, {}, "w.bin")
+        predictor_module,
+        "load_weights",
+        lambda *_: LoadedWeights({"clip.x": torch.ones(1)}, {}, "w.bin"),
     )
     with pytest.raises(ValueError, match="no captioner"):
         Predictor.load(weights)
@@ -524,14 +528,14 @@ def test_cards_of_the_wrong_kind_and_models_without_a_captioner_are_refused(tmp_
 
 def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_data):
     """A little less than what docs/experiments.md reports of the 48."""
-    from dataloaders import load_scenes
-    from gt.said_changes import judge, share
+    from dataloaders.datasets import load_pairs
+    from gt.caption_accuracy import accuracy, judge_captions
 
     root = real_data / "clevr-change" / "real48"
     scenes = [
         scene
         for split in ("train", "val", "test")
-        for scene in load_scenes("clevr", root, None, split)
+        for scene in load_pairs("clevr", root, None, split)
     ]
     assert len(scenes) == 48
     pairs = {scene.id: (scene.before, scene.after) for scene in scenes} | {
@@ -542,7 +546,10 @@ def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_
         for key, found in zip(pairs, demo.captions(list(pairs.values())), strict=True)
     }
     changed = json.loads((root / "changed_object.json").read_text())
-    shares = {name: share(answers)["share"] for name, answers in judge(captions, changed).items()}
+    shares = {
+        name: accuracy(answers)["share"]
+        for name, answers in judge_captions(captions, changed).items()
+    }
     floors = {
         "change recognised": 0.9,
         "no change recognised": 0.85,

@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from modules import fetching, pretrained
-from modules.clip import CLIP, ClipSizes
-from modules.clip4idc import CLIP4IDC, resized_for
-from modules.pretrained import find_weights, load_weights, random_clip
-from modules.urls import is_web_page
-from modules.weight_files import read_weights
+from modules.clip4idc import CLIP4IDC
+from modules.model.clip import CLIP, ClipSizes
+from modules.weights import remote, sources
+from modules.weights.fitting import resize_positions
+from modules.weights.sources import find_weights, load_weights, random_clip
+from modules.weights.tensor_files import read_weights
+from system import download
+from system.urls import is_html
 from tests.conftest import TINY, tiny_weights
 from tests.servers import web_site
 
@@ -166,9 +168,9 @@ def test_unknown_names_say_what_was_tried(tmp_path):
 
 
 def test_without_network_the_address_checksum_and_folder_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrained, "OPENAI", "http://127.0.0.1:9/clip/models")
-    monkeypatch.setattr(pretrained, "ROOT", tmp_path)
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr(remote, "OPENAI", "http://127.0.0.1:9/clip/models")
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    monkeypatch.setattr(download, "FIRST_DELAY", 0.0)
     with pytest.raises(OSError, match=r"ViT-B-32\.pt \(SHA-256 40d365.*modules"):
         load_weights(None, "ViT-B/32", str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").glob("[!.]*"))
@@ -183,10 +185,10 @@ def test_openais_names_are_looked_for_here_then_downloaded_and_checked(
         {"ViT-B/32": "ViT-B-32.pt", "ViT-L/14@336px": "ViT-L-14-336px.pt"}[name],
     )
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(pretrained, "ROOT", tmp_path)
-    monkeypatch.setitem(pretrained.CLIP_SHA256, name, digest)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    monkeypatch.setitem(remote.CLIP_SHA256, name, digest)
     with web_site({f"{digest}/{file}": content}) as site:
-        monkeypatch.setattr(pretrained, "OPENAI", site.address)
+        monkeypatch.setattr(remote, "OPENAI", site.address)
         cached = find_weights(name, str(tmp_path / "cache"))
         assert cached == tmp_path / "cache" / file
         assert cached.read_bytes() == content
@@ -212,10 +214,10 @@ def test_openais_names_are_looked_for_here_then_downloaded_and_checked(
 
 
 def test_folders_stand_for_the_weights_in_them(tmp_path):
-    for present in reversed(pretrained.IN_FOLDERS):
+    for present in reversed(sources.WEIGHT_FILES):
         (tmp_path / present).write_bytes(b"x")
         assert find_weights(str(tmp_path)).name == present
-    assert find_weights("demo") == pretrained.ROOT / "ckpts" / "demo" / "model.safetensors"
+    assert find_weights("demo") == sources.ROOT / "ckpts" / "demo" / "model.safetensors"
 
 
 def test_weights_at_an_address_bring_their_card(tmp_path):
@@ -227,12 +229,12 @@ def test_weights_at_an_address_bring_their_card(tmp_path):
     with web_site(files) as site:
         url = f"{site.address}/run/pytorch_model.bin.best"
         loaded = load_weights(url, "none", str(tmp_path / "cache"))
-        assert loaded.card == {"intra_num_hidden_layers": 1}
+        assert loaded.info == {"intra_num_hidden_layers": 1}
         assert torch.equal(loaded.tensors["clip.visual.proj"], tiny_weights()["clip.visual.proj"])
         asked = len(site.asked)
-        assert load_weights(url, "none", str(tmp_path / "cache")).card == loaded.card
+        assert load_weights(url, "none", str(tmp_path / "cache")).info == loaded.info
         assert len(site.asked) == asked
-        assert load_weights(f"{url}?signature=x", "none", str(tmp_path / "cache")).card == {}, (
+        assert load_weights(f"{url}?signature=x", "none", str(tmp_path / "cache")).info == {}, (
             "a signed address has no neighbours"
         )
         with pytest.raises(FileNotFoundError, match="404"):
@@ -240,7 +242,7 @@ def test_weights_at_an_address_bring_their_card(tmp_path):
 
 
 def test_a_card_that_cannot_be_had_now_is_not_taken_for_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "FIRST_DELAY", 0.0)
     torch.save(tiny_weights(), tmp_path / "x.bin")
     with web_site(
         {
@@ -248,17 +250,17 @@ def test_a_card_that_cannot_be_had_now_is_not_taken_for_none(tmp_path, monkeypat
             "run/model.json": b'{"intra_num_hidden_layers": 1}',
         }
     ) as site:
-        site.busy["run/model.json"] = fetching.ATTEMPTS
+        site.busy["run/model.json"] = download.MAX_ATTEMPTS
         with pytest.raises(OSError, match="model.json: the server answers 503"):
             load_weights(f"{site.address}/run/x.bin", "none", str(tmp_path / "cache"))
-        assert load_weights(f"{site.address}/run/x.bin", "none", str(tmp_path / "cache")).card == {
+        assert load_weights(f"{site.address}/run/x.bin", "none", str(tmp_path / "cache")).info == {
             "intra_num_hidden_layers": 1
         }
         site.files |= {
             "any/x.bin": site.files["run/x.bin"],
             "any/model.json": b"<!doctype html><p>our home page",
         }
-        assert load_weights(f"{site.address}/any/x.bin", "none", str(tmp_path / "cache")).card == {}
+        assert load_weights(f"{site.address}/any/x.bin", "none", str(tmp_path / "cache")).info == {}
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ def test_files_that_only_begin_like_a_page_are_weights(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(content)
     assert read_weights(tmp_path / "x.safetensors").keys() == {"clip.x"}
     for page in (b"<!DOCTYPE html>", b"\n  <html lang='en'>", b"\xef\xbb\xbf<?xml version='1.0'?>"):
-        assert is_web_page(page)
+        assert is_html(page)
 
 
 def test_types_that_torch_alone_knows_and_strange_files_are_refused(tmp_path):
@@ -322,7 +324,7 @@ def test_a_model_of_the_hub_is_its_files_in_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(
         huggingface_hub.HfApi, "list_repo_files", lambda self, repository, revision: list(there)
     )
-    assert load_weights("someone/clip4idc-spot@v1", "none").card == {"intra_num_hidden_layers": 1}
+    assert load_weights("someone/clip4idc-spot@v1", "none").info == {"intra_num_hidden_layers": 1}
     assert taken == [("someone/clip4idc-spot", "v1", ["pytorch_model.bin", "model.json"])]
 
 
@@ -352,7 +354,7 @@ def test_an_unreachable_hub_ends_in_one_line():
         text=True,
         timeout=120,
         check=False,
-        cwd=pretrained.ROOT,
+        cwd=sources.ROOT,
         env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
     )
     assert done.returncode == 1
@@ -366,7 +368,7 @@ def test_other_resolutions_resize_the_positions_of_each_image(resolution):
     weights["clip.visual.positional_embedding"][1:] = torch.stack([row, row + 2], dim=0).flatten(
         0, 1
     )
-    resized = resized_for(weights, resolution)
+    resized = resize_positions(weights, resolution)
     side = resolution // 32
     alone, joint = (
         resized["clip.visual.positional_embedding"],
@@ -389,7 +391,7 @@ def test_other_resolutions_resize_the_positions_of_each_image(resolution):
         2 * (1 + side**2),
         64,
     )
-    untouched = resized_for(weights, 64)
+    untouched = resize_positions(weights, 64)
     assert all(torch.equal(untouched[key], weights[key]) for key in weights)
 
 
@@ -397,7 +399,7 @@ def test_a_resolution_that_patches_do_not_fill_is_refused():
     with pytest.raises(
         ValueError, match="image_resolution 80 is not a multiple of vision_patch_size 32"
     ):
-        resized_for(tiny_weights(), 80)
+        resize_positions(tiny_weights(), 80)
 
 
 def test_a_released_style_checkpoint_loads(tmp_path, tiny_captioner):

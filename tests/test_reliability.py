@@ -19,10 +19,16 @@ from PIL import Image
 
 import CLIP4IDCinference
 import main_task_retrieval
-from modules import checkpoint, runtime, stages, training
-from modules.checkpoint import Progress, RunFiles, newest_state
 from modules.optimization import BertAdam
-from modules.stopping import TRY_AGAIN, StopRequested, StopSignals
+from modules.training import loop, monitors, objectives, output, states
+from modules.training import loop as training
+from modules.training import objectives as stages
+from modules.training.objectives import contrastive
+from modules.training.output import RunFiles
+from modules.training.progress import Progress
+from modules.training.states import newest_state
+from system import runtime
+from system.signals import EXIT_TRY_AGAIN, StopRequested, StopSignals
 from tests.conftest import TINY, make_clevr
 from tests.runs import SCRIPTS, check_board, finish, refused, same_weights, start, words
 
@@ -92,7 +98,7 @@ def break_off_after_first_epoch(options: list[str]) -> None:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_append_history", killing)
+        patch.setattr(output, "append_history", killing)
         with pytest.raises(Killed):
             main_task_retrieval.main(options)
 
@@ -210,7 +216,7 @@ def test_a_damaged_state_is_told_and_an_older_one_taken(clevr, sizes, tmp_path, 
     run = tmp_path / "run"
     options = options_of(clevr, run, sizes, "retrieval", *SAVED_OFTEN, "--resume", "auto")
     break_off_after_first_epoch(options)
-    newest, older = checkpoint._states(run)
+    newest, older = states.list_states(run)
     assert (newest.name, older.name) == ("training_state.bin.0", "training_state.bin.0.3")
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -296,7 +302,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(
     if processes == 1:
         what = "term" if number == signal.SIGTERM else "interrupt"
         code, errors = finish(start([FAULTY, f"{what}:step:6", "retrieval", *options]))
-        assert code == TRY_AGAIN
+        assert code == EXIT_TRY_AGAIN
         assert (
             errors.strip().splitlines()[-1].endswith("the same command with --resume auto goes on")
         )
@@ -312,7 +318,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(
         assert code != 0
         assert "stopped as asked" in errors
     assert "Traceback" not in errors or processes == 2
-    [state, *_] = checkpoint._states(run)
+    [state, *_] = states.list_states(run)
     assert re.fullmatch(r"training_state\.bin\.1\.\d", state.name)
     code, errors = finish(start([FAULTY, "none:step:0", "retrieval", *options], processes))
     assert code == 0, errors[-3000:]
@@ -328,7 +334,7 @@ def _wait_for(condition, seconds: float = 120) -> None:
 
 def test_outside_of_a_step_a_signal_stops_at_once_and_in_it_only_the_second_one():
     def signalled(finishing: bool) -> None:
-        with stop.finishing() if finishing else contextlib.nullcontext():
+        with stop.deferred() if finishing else contextlib.nullcontext():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
             reached.append(stop.requested)
@@ -358,7 +364,7 @@ def test_the_best_and_the_newest_weights_are_kept_and_each_removal_is_told(
         files, progress = RunFiles(tmp_path / str(keep), keep, {}, "data", {}), Progress()
         files.folder.mkdir()
         for epoch, score in enumerate([0.1, 0.5, 0.2, 0.3, 0.4]):
-            progress.end_epoch(1.0)
+            progress.finish_epoch(1.0)
             files.save_weights(tiny_captioner, epoch)
             files.save_state({"model": {}}, progress)
             progress.judge(epoch, score)
@@ -397,13 +403,13 @@ def test_a_forgotten_resume_loses_nothing_until_the_new_run_saves(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_update", killing)
+        patch.setattr(loop, "_optimizer_step", killing)
         with pytest.raises(Killed):
             main_task_retrieval.main(options)
     assert "until then it can be stopped" in caplog.text
     assert newest_state(run) == before
     break_off_after_first_epoch(options)
-    assert [path.name for path in checkpoint._states(run)] == ["training_state.bin.0"]
+    assert [path.name for path in states.list_states(run)] == ["training_state.bin.0"]
 
 
 def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(
@@ -417,7 +423,7 @@ def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(
         calls.append(folder)
         return usage._replace(free=1_000_000 if len(calls) == 4 else usage.free)
 
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", nearly_full)
+    monkeypatch.setattr(states.shutil, "disk_usage", nearly_full)
     line = refused("retrieval", options, capsys)
     assert re.search(
         r"(training_state|pytorch_model)\.bin\.0\.?\d?: it takes 0\.\d+ GB, 0\.001 GB are free, 0\.\d+ GB are missing; make room",
@@ -508,14 +514,14 @@ def test_bad_numbers_are_skipped_counted_and_their_pairs_named(
 def test_nothing_but_bad_numbers_ends_the_run_with_the_last_good_state(
     clevr, sizes, tmp_path, monkeypatch, capsys
 ):
-    forward, calls = stages.AdaptationStep.forward, []
+    forward, calls = contrastive.Contrastive.forward, []
 
     def nan_from_the_second_epoch_on(step, batch):
         calls.append(1)
         return forward(step, batch) * (float("nan") if len(calls) > STEPS["retrieval"] else 1)
 
-    monkeypatch.setattr(stages.AdaptationStep, "forward", nan_from_the_second_epoch_on)
-    monkeypatch.setattr(training, "MAX_SKIPPED", 3)
+    monkeypatch.setattr(contrastive.Contrastive, "forward", nan_from_the_second_epoch_on)
+    monkeypatch.setattr(monitors, "MAX_NONFINITE_STEPS", 3)
     run = tmp_path / "run"
     line = refused("retrieval", options_of(clevr, run, sizes, "retrieval"), capsys)
     assert "3 steps in a row had no finite gradients" in line
@@ -524,7 +530,7 @@ def test_nothing_but_bad_numbers_ends_the_run_with_the_last_good_state(
 
 def test_an_epoch_without_any_finite_loss_ends_the_run(clevr, sizes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        stages, "contrastive_loss", lambda similarity: similarity.sum() * float("nan")
+        objectives, "contrastive_loss", lambda similarity: similarity.sum() * float("nan")
     )
     assert "no batch of epoch 0 had a finite loss" in refused(
         "retrieval", options_of(clevr, tmp_path / "run", sizes, "retrieval"), capsys
@@ -542,10 +548,10 @@ def test_fp16_scaling_goes_on_after_a_resume(clevr, sizes, tmp_path):
 
 
 def test_deterministic_runs_give_the_same_weights(clevr, sizes, tmp_path, monkeypatch):
-    seen, update = [], training._update
+    seen, update = [], loop._optimizer_step
     monkeypatch.setattr(
-        training,
-        "_update",
+        loop,
+        "_optimizer_step",
         lambda trainer: (
             seen.append(torch.are_deterministic_algorithms_enabled()),
             update(trainer),
@@ -590,7 +596,7 @@ def test_want_of_memory_is_one_line(error, code, said, clevr, sizes, tmp_path, m
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(stages.AdaptationStep, "forward", fail)
+    monkeypatch.setattr(contrastive.Contrastive, "forward", fail)
     with pytest.raises(SystemExit) as stop:
         main_task_retrieval.main(options_of(clevr, tmp_path / "run", sizes, "retrieval"))
     assert stop.value.code == code
@@ -762,9 +768,9 @@ def test_several_agents_that_would_send_restarted_processes_astray_are_refused(m
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        runtime._store_of_attempt()
+        runtime._restart_store()
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
-    assert runtime._store_of_attempt() is None
+    assert runtime._restart_store() is None
 
 
 @pytest.mark.parametrize("killed", ["worker", pytest.param("agent", marks=pytest.mark.slow)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modules import runtime
+from system import compute
 
 CPU = torch.device("cpu")
 
@@ -17,17 +17,17 @@ CPU = torch.device("cpu")
     ],
 )
 def test_onednn_is_used_off_intel_and_only_where_it_is_exact(monkeypatch, vendor, exact, expected):
-    monkeypatch.setattr(runtime, "_processor", lambda: f"vendor_id : {vendor}")
-    monkeypatch.setattr(runtime, "_is_exact_at", lambda setting: exact)
+    monkeypatch.setattr(compute, "_processor", lambda: f"vendor_id : {vendor}")
+    monkeypatch.setattr(compute, "_stays_float32", lambda setting: exact)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     before = torch.get_float32_matmul_precision()
-    with runtime.fast_products(CPU, "fp32"):
+    with compute.matmul_precision(CPU, "fp32"):
         assert torch.get_float32_matmul_precision() == expected
     assert torch.get_float32_matmul_precision() == before
 
 
 def test_the_trial_tells_float32_from_bfloat16(monkeypatch):
-    assert runtime._is_exact_at.__wrapped__("highest")
+    assert compute._stays_float32.__wrapped__("highest")
     product = torch.Tensor.__matmul__
     monkeypatch.setattr(
         torch.Tensor,
@@ -38,12 +38,12 @@ def test_the_trial_tells_float32_from_bfloat16(monkeypatch):
             else product(a, b)
         ),
     )
-    assert not runtime._is_exact_at.__wrapped__("highest")
+    assert not compute._stays_float32.__wrapped__("highest")
 
 
 def test_products_inside_are_float32():
     """Whatever this machine chooses."""
     left, right = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(3))
-    with runtime.fast_products(CPU, "fp32"):
+    with compute.matmul_precision(CPU, "fp32"):
         ours = left @ right
     assert (ours - left.double() @ right.double()).abs().max() < 1e-3

@@ -5,10 +5,17 @@ from random import Random
 
 import pytest
 
+from dataloaders.clevr_vocabulary import ATTRIBUTES, NO_CHANGE_SENTENCES
 from gt import eval_utils
-from gt.said_changes import Said, judge, judge_by, parse, share
-from preprocess.scene_captions import ATTRIBUTES, NO_CHANGE_SENTENCES, change_sentences
-from preprocess.scene_sampling import described, sample_clevr_pair
+from gt.caption_accuracy import (
+    ParsedCaption,
+    accuracy,
+    judge_by_attribute,
+    judge_captions,
+    parse_caption,
+)
+from preprocess.scenes.sampling import referent, sample_clevr_pair
+from preprocess.scenes.sentences import change_sentences
 
 
 def test_all_that_is_drawn_is_read_as_it_was_meant():
@@ -19,19 +26,22 @@ def test_all_that_is_drawn_is_read_as_it_was_meant():
         (change,) = pair.changes
         thing = change.before or change.after
         for sentence in change_sentences(
-            change.type, *described(pair, change), change.value, 5, rng
+            change.type, *referent(pair, change), change.value, 5, rng
         ):
-            said = parse(sentence)
+            said = parse_caption(sentence)
             assert said.type == change.type, sentence
             assert said.value == change.value, sentence
-            assert all(value == getattr(thing, name) for name, value in said.looks.items()), (
-                sentence
-            )
-            named += set(said.looks) == set(ATTRIBUTES)
+            assert all(
+                value == getattr(thing, name) for name, value in said.cross_attention.items()
+            ), sentence
+            named += set(said.cross_attention) == set(ATTRIBUTES)
     assert named > 150
-    assert all(parse(sentence) == Said("none", {}, None) for sentence in NO_CHANGE_SENTENCES)
     assert all(
-        parse(sentence) == Said(None, {}, None)
+        parse_caption(sentence) == ParsedCaption("none", {}, None)
+        for sentence in NO_CHANGE_SENTENCES
+    )
+    assert all(
+        parse_caption(sentence) == ParsedCaption(None, {}, None)
         for sentence in ("", "the cube is the same size as the ball", "brown brown")
     )
 
@@ -54,7 +64,7 @@ def test_what_is_wrong_or_left_out_counts_as_wrong():
             "new_color": "blue",
         },
     }
-    rows = judge(
+    rows = judge_captions(
         {
             "1.png": "the tiny red shiny block turned blue",
             "2.png": "the cube that is left of the red ball became matte",
@@ -76,7 +86,7 @@ def test_what_is_wrong_or_left_out_counts_as_wrong():
         "no change recognised": [True, False],
     }
     with pytest.raises(ValueError, match="3.png is not told"):
-        judge({"3.png": "no change"}, true)
+        judge_captions({"3.png": "no change"}, true)
 
 
 def test_scenes_are_told_apart_by_a_look_of_what_changes():
@@ -96,9 +106,9 @@ def test_scenes_are_told_apart_by_a_look_of_what_changes():
         "2.png": "the big ball is gone",
         "2.png_n": "no change",
     }
-    rows = judge_by("size", captions, true)
+    rows = judge_by_attribute("size", captions, true)
     assert {name for name in rows if name.startswith("small")} == {
-        f"small: {name}" for name in judge({"0.png": ""}, true)
+        f"small: {name}" for name in judge_captions({"0.png": ""}, true)
     }
     assert (rows["small: size"], rows["small: shape"], rows["large: type"]) == (
         [True, False],
@@ -109,12 +119,12 @@ def test_scenes_are_told_apart_by_a_look_of_what_changes():
 
 
 def test_the_interval_is_wilsons():
-    row = share([True] * 8 + [False] * 2)
+    row = accuracy([True] * 8 + [False] * 2)
     assert (row["share"], row["count"]) == (0.8, 10)
     assert (row["low"], row["high"]) == pytest.approx(
         (0.490, 0.943), abs=1e-3
     )  # as published tables have it
-    assert share([True] * 5)["high"] == pytest.approx(1.0)
+    assert accuracy([True] * 5)["high"] == pytest.approx(1.0)
 
 
 def test_the_command(tmp_path, capsys):

@@ -6,16 +6,18 @@ import random
 import numpy as np
 import pytest
 
+from dataloaders.coco_files import coco_ground_truth
 from gt import eval_utils
 from gt.score_files import read_subsets
-from modules.bootstrap import Statistics, bootstrap, interval, p_value
-from modules.java import ensure_java
-from modules.scoring import SCORE_NAMES, References, coco_ground_truth, tokenize
+from modules.metrics.bootstrap import Statistics, bootstrap, interval, p_value
+from modules.metrics.ptb import tokenize
+from modules.metrics.scorer import SCORE_NAMES, CaptionScorer
+from system.java import ensure_java
 from tests.test_scoring import sentences
 
 
 @pytest.fixture(scope="module")
-def scored() -> tuple[References, dict[str, str], dict[str, str]]:
+def scored() -> tuple[CaptionScorer, dict[str, str], dict[str, str]]:
     """References of 80 pairs, a system that often copies one, and one that does so less often."""
     ensure_java()
     draw = random.Random(1)
@@ -27,7 +29,7 @@ def scored() -> tuple[References, dict[str, str], dict[str, str]]:
         }
         for share in (0.6, 0.2)
     )
-    references = References(truth)
+    references = CaptionScorer(truth)
     tokens = [
         {
             key: texts[0]

@@ -10,11 +10,13 @@ import pytest
 import torch
 from pycocoevalcap.cider.cider import Cider
 
-from modules.baselines import best_constant, constant_cider, random_captions
-from modules.java import ensure_java
-from modules.meteor import WatchedMeteor
+from dataloaders.coco_files import read_ground_truth
+from modules.metrics.baselines import best_constant, constant_cider, random_captions
+from modules.metrics.meteor import MeteorProcess
+from modules.metrics.ptb import tokenize
+from modules.metrics.scorer import SCORE_NAMES, CaptionScorer
 from modules.retrieval import rank_metrics, ranks_of, retrieval_metrics
-from modules.scoring import SCORE_NAMES, References, read_ground_truth, tokenize
+from system.java import ensure_java
 from tests.conftest import ROOT
 
 WORDS = [
@@ -88,10 +90,10 @@ def test_no_java_at_all_is_said(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def meteor() -> WatchedMeteor:
+def meteor() -> MeteorProcess:
     """One process for all tests that need no other: it takes seconds to start."""
     ensure_java()
-    return WatchedMeteor()
+    return MeteorProcess()
 
 
 def test_perfect_captions_and_subsets(meteor):
@@ -100,7 +102,7 @@ def test_perfect_captions_and_subsets(meteor):
         "2": ["a blue ball appeared near it"],
         "3": ["no change was made"],
     }
-    references = References(truth)
+    references = CaptionScorer(truth)
     references.meteor = meteor
     scores = references.score(
         {"1": "The red cube has gone.", "2": "a blue ball appeared near it", "3": "odd\nwords"},
@@ -161,7 +163,7 @@ def test_odd_captions_are_scored_as_plain_ones_and_shift_no_others(meteor):
             [words, "a cube"],
         )
         captions[f"{number} of odd"] = plain[f"{number} of odd"] = "the red cube is gone"
-    references, wanted = References(truth), References(plain_truth)
+    references, wanted = CaptionScorer(truth), CaptionScorer(plain_truth)
     references.meteor = wanted.meteor = meteor
     each = {key: [key] for key in truth}
     scores = references.score(captions, each)
@@ -220,7 +222,7 @@ def test_scores_are_the_same_in_another_language(monkeypatch):
         ensure_java()
         tokens.append(tokenize({"a": ["IT IS"]}))
     assert tokens == [{"a": ["it is"]}] * 2
-    german = References({"x": ["a cat sat down", "the cat sat"], "y": ["a dog ran fast"]}).score(
+    german = CaptionScorer({"x": ["a cat sat down", "the cat sat"], "y": ["a dog ran fast"]}).score(
         {"x": "a cat sat", "y": "the dog ran"}
     )
     assert german["all"]["METEOR"] == pytest.approx(0.3463465827352209)

@@ -14,13 +14,15 @@ import app
 import CLIP4IDCinference
 import main_task_retrieval
 from gt import eval_utils
-from modules import fetching, scoring, urls
-from modules.escaping import SafeFormatter
-from modules.meteor import WatchedMeteor
+from modules.metrics import ptb
+from modules.metrics.meteor import MeteorProcess
 from modules.predictor import Predictor
-from modules.pretrained import random_clip
-from modules.urls import Address, redact, scrub
+from modules.weights.sources import random_clip
 from preprocess import convert_weights, download, export_model, reformat_dataset
+from system import download as system_download
+from system import urls
+from system.escaping import SafeFormatter
+from system.urls import Address, redact, scrub
 from tests.conftest import ROOT, make_spot
 from tests.runs import words
 from tests.servers import web_site
@@ -50,7 +52,7 @@ def _marked_environment(monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, f"{name}-{AROUND}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(fetching, "PAUSE", 0)
+    monkeypatch.setattr(system_download, "FIRST_DELAY", 0)
 
 
 def is_clean(folder: Path, *texts: str) -> bool:
@@ -69,9 +71,9 @@ def test_both_stages_prediction_scoring_conversion_and_export_keep_no_password(
     tmp_path, tiny_sizes, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        WatchedMeteor, "compute_score", lambda *_: (0.5, [0.5] * 9)
+        MeteorProcess, "compute_score", lambda *_: (0.5, [0.5] * 9)
     )  # Java's starts take long, and know no address
-    monkeypatch.setattr(scoring, "_tokenize_lines", lambda lines: [line.lower() for line in lines])
+    monkeypatch.setattr(ptb, "_tokenize_lines", lambda lines: [line.lower() for line in lines])
     torch.manual_seed(0)
     torch.save(random_clip(tiny_sizes), tmp_path / "clip.bin")
     data, work = make_spot(tmp_path / "data", {"train": 4, "val": 2, "test": 3}), tmp_path / "work"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from modules import stages
-from modules.stages import DRAWN, SelfCriticalStep
+from modules.training import objectives
+from modules.training.objectives.self_critical import SAMPLES_PER_PAIR, SelfCritical
 from tests.conftest import TINY
 
 PAIRS, WORDS = 3, 6
@@ -24,32 +24,32 @@ NAMES = [[f"{n}.png", f"{n}_n.png"] for n in range(PAIRS)]
 
 
 def test_gradient_is_that_of_rewards_above_the_others(tiny_captioner, batch, monkeypatch):
-    captions = torch.randint(1, 48, (2 * PAIRS, DRAWN, WORDS))
+    captions = torch.randint(1, 48, (2 * PAIRS, SAMPLES_PER_PAIR, WORDS))
     captions[:, 1, 3], captions[:, 1, 4:] = 49, 0
-    monkeypatch.setattr(stages, "sample", lambda model, tokens, draws: captions)
-    rewards, asked = torch.rand(2 * PAIRS, DRAWN), []
+    monkeypatch.setattr(objectives, "sample", lambda model, tokens, draws: captions)
+    rewards, asked = torch.rand(2 * PAIRS, SAMPLES_PER_PAIR), []
 
     def reward(keys, sentences):
         asked.extend(keys)
         return rewards.flatten().tolist()
 
-    loss = SelfCriticalStep(tiny_captioner, reward, NAMES, WORDS)(batch)
+    loss = SelfCritical(tiny_captioner, reward, NAMES, WORDS)(batch)
     loss.backward()
     assert loss.item() == pytest.approx(-rewards.mean().item(), abs=1e-6)
-    assert asked[::DRAWN] == ["0.png", "1.png", "2.png", "0_n.png", "1_n.png", "2_n.png"]
-    assert len(asked) == 2 * PAIRS * DRAWN
+    assert asked[::SAMPLES_PER_PAIR] == ["0.png", "1.png", "2.png", "0_n.png", "1_n.png", "2_n.png"]
+    assert len(asked) == 2 * PAIRS * SAMPLES_PER_PAIR
     got = tiny_captioner.clip.token_embedding.weight.grad.clone()
     tiny_captioner.zero_grad()
-    tokens = tiny_captioner.encode_against_first(stages.normalize(batch["images"])).tokens
+    tokens = tiny_captioner.encode_against_first(objectives.normalize(batch["images"])).tokens
     total = 0
     for pair in range(2 * PAIRS):
-        for n in range(DRAWN):
+        for n in range(SAMPLES_PER_PAIR):
             target = captions[pair, n][captions[pair, n] != 0][None]
             ids = torch.cat([torch.tensor([[48]]), target[:, :-1]], dim=1)
             log_probs = tiny_captioner.caption_logits(
                 tokens[pair : pair + 1], ids, torch.ones_like(ids)
             ).log_softmax(-1)
-            others = (rewards[pair].sum() - rewards[pair, n]) / (DRAWN - 1)
+            others = (rewards[pair].sum() - rewards[pair, n]) / (SAMPLES_PER_PAIR - 1)
             total = (
                 total + (rewards[pair, n] - others) * log_probs.gather(-1, target[..., None]).sum()
             )
@@ -60,7 +60,7 @@ def test_gradient_is_that_of_rewards_above_the_others(tiny_captioner, batch, mon
 
 def test_steps_raise_the_reward(tiny_captioner, batch):
     """The reward is given to short sentences."""
-    step = SelfCriticalStep(
+    step = SelfCritical(
         tiny_captioner, lambda keys, sentences: [-float(len(s)) for s in sentences], NAMES, WORDS
     )
     optimizer = torch.optim.Adam(tiny_captioner.parameters(), lr=1e-2)

@@ -12,16 +12,17 @@ from safetensors.torch import load_file, save_file
 
 import CLIP4IDCinference
 import main_task_retrieval
-from modules import fetching
-from modules.bert_config import load_decoder_config
 from modules.clip4idc import CLIP4IDC
+from modules.model.bert import load_decoder_config
 from modules.options import parse_options
+from modules.pipeline.model import build_model
 from modules.predictor import Predictor
-from modules.pretrained import random_clip, read_released
-from modules.session import build_model
-from modules.stages import AdaptationStep, FinetuningStep
 from modules.tokenizer import tokenize_caption
+from modules.training.objectives.contrastive import Contrastive
+from modules.training.objectives.cross_entropy import CrossEntropy
+from modules.weights.sources import random_clip, read_released
 from preprocess import convert_weights, export_model
+from system import download
 from tests.conftest import ROOT, TINY
 from tests.runs import SCRIPTS, refused, same_weights, words
 from tests.servers import s3, web_site
@@ -31,7 +32,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(fetching, "PAUSE", 0.0)
+    monkeypatch.setattr(download, "FIRST_DELAY", 0.0)
 
 
 def sizes_file(folder: Path, **changes: int) -> Path:
@@ -382,7 +383,7 @@ def test_other_proportions_take_a_step_of_either_stage(name, tmp_path):
         batch[f"caption_{key}"] = torch.tensor(
             np.stack([[words[f"caption_{key}"] for words in arrays]] * 2)
         )
-    for task, step in (("retrieval", AdaptationStep), ("caption", FinetuningStep)):
+    for task, step in (("retrieval", Contrastive), ("caption", CrossEntropy)):
         model = CLIP4IDC.from_weights(weights, task, intra_layers=1)
         step(model)(batch).backward()
         assert model.clip.visual.proj.grad.abs().sum() > 0

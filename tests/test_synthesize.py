@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from preprocess.scene_captions import NO_CHANGE_SENTENCES, change_sentences
-from preprocess.scene_drawing import render
-from preprocess.scene_geometry import COLORS, Scene, Thing, View, outlines, project
-from preprocess.scene_sampling import CHANGE_TYPES, described, sample_clevr_pair, sample_spot_pair
+from dataloaders.clevr_vocabulary import COLORS, NO_CHANGE_SENTENCES
+from preprocess.scenes.drawing import render
+from preprocess.scenes.geometry import Scene, SceneObject, View, outlines, project
+from preprocess.scenes.sampling import CHANGE_TYPES, referent, sample_clevr_pair, sample_spot_pair
+from preprocess.scenes.sentences import change_sentences
 from preprocess.synthesize import main
 
 LOOKS = ("size", "color", "material", "shape")
@@ -81,7 +82,7 @@ def spot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- a reader of sentences, independent of the grammar that writes them ---
 
 
-def fitting(phrase: str, things: list[Thing]) -> list[Thing]:
+def fitting(phrase: str, things: list[SceneObject]) -> list[SceneObject]:
     """The things that a plain noun phrase such as "the big red ball" fits."""
     article, *words = phrase.split()
     assert article == "the"
@@ -94,9 +95,9 @@ def fitting(phrase: str, things: list[Thing]) -> list[Thing]:
     return found
 
 
-def meant(reference: str, scene: Scene) -> list[Thing]:
+def meant(reference: str, scene: Scene) -> list[SceneObject]:
     """Everything in the scene that a reference can mean, by the things' places in the picture."""
-    things = list(scene.things)
+    things = list(scene.objects)
     head, _, clause = reference.partition(" that ")
     candidates = fitting(head, things)
     if not clause:
@@ -125,7 +126,7 @@ def meant(reference: str, scene: Scene) -> list[Thing]:
     return [t for t in candidates if t is not anchors[0] and tests[word](pixel(t, scene))]
 
 
-def pixel(thing: Thing, scene: Scene) -> tuple[float, float]:
+def pixel(thing: SceneObject, scene: Scene) -> tuple[float, float]:
     """Where the camera sees the foot of a thing, by a pinhole camera written out for this test."""
     eye = np.array(scene.view.camera)
     forward = -eye / np.linalg.norm(eye)
@@ -137,9 +138,9 @@ def pixel(thing: Thing, scene: Scene) -> tuple[float, float]:
 
 
 def test_reader_knows_wrong_references_from_right_ones() -> None:
-    ball = Thing("sphere", "red", "metal", "large", 2.0, -2.0, 0.0)  # nearest to the camera
-    cube = Thing("cube", "blue", "metal", "small", -2.0, 2.0, 0.0)
-    tube = Thing("cylinder", "blue", "rubber", "small", -1.0, -2.0, 0.0)
+    ball = SceneObject("sphere", "red", "metal", "large", 2.0, -2.0, 0.0)  # nearest to the camera
+    cube = SceneObject("cube", "blue", "metal", "small", -2.0, 2.0, 0.0)
+    tube = SceneObject("cylinder", "blue", "rubber", "small", -1.0, -2.0, 0.0)
     scene = Scene((ball, cube, tube), View())
     assert meant("the tiny blue block", scene) == [cube]
     assert meant("the blue thing", scene) == [cube, tube]
@@ -156,11 +157,11 @@ def test_reader_knows_wrong_references_from_right_ones() -> None:
 @pytest.mark.parametrize("index", range(40))
 def test_one_attribute_of_one_thing_changes(index: int) -> None:
     pair = sample_clevr_pair(5, index)
-    assert pair.distractor.things == pair.before.things
+    assert pair.distractor.objects == pair.before.objects
     assert len({pair.before.view, pair.after.view, pair.distractor.view}) == 3
     (change,) = pair.changes
-    lost = [thing for thing in pair.before.things if thing not in pair.after.things]
-    new = [thing for thing in pair.after.things if thing not in pair.before.things]
+    lost = [thing for thing in pair.before.objects if thing not in pair.after.objects]
+    new = [thing for thing in pair.after.objects if thing not in pair.before.objects]
     assert lost == [thing for thing in (change.before,) if thing is not None]
     assert new == [thing for thing in (change.after,) if thing is not None]
     assert (len(lost), len(new)) == {"add": (0, 1), "drop": (1, 0)}.get(change.type, (1, 1))
@@ -178,12 +179,12 @@ def test_one_attribute_of_one_thing_changes(index: int) -> None:
 def test_scenes_are_sized_spaced_and_balanced() -> None:
     pairs = [sample_clevr_pair(1, index) for index in range(50)]
     assert Counter(pair.changes[0].type for pair in pairs) == dict.fromkeys(CHANGE_TYPES, 10)
-    assert {len(pair.before.things) for pair in pairs} == set(range(3, 11))
+    assert {len(pair.before.objects) for pair in pairs} == set(range(3, 11))
     for scene in (scene for pair in pairs for scene in (pair.before, pair.after)):
-        assert 3 <= len(scene.things) <= 10
-        for i, one in enumerate(scene.things):
+        assert 3 <= len(scene.objects) <= 10
+        for i, one in enumerate(scene.objects):
             assert max(abs(one.x), abs(one.y)) <= 3
-            for other in scene.things[:i]:
+            for other in scene.objects[:i]:
                 radii = [{"large": 0.7, "small": 0.35}[thing.size] for thing in (one, other)]
                 corners = [
                     radius * (np.sqrt(2) if thing.shape == "cube" else 1)
@@ -199,8 +200,8 @@ def test_spot_pair_changes_one_to_three_things_before_a_fixed_camera() -> None:
     assert {len(pair.changes) for pair in pairs} == {1, 2, 3}
     for pair in pairs:
         assert pair.before.view == pair.after.view
-        lost = set(pair.before.things) - set(pair.after.things)
-        new = set(pair.after.things) - set(pair.before.things)
+        lost = set(pair.before.objects) - set(pair.after.objects)
+        new = set(pair.after.objects) - set(pair.before.objects)
         assert lost == {change.before for change in pair.changes} - {None}
         assert new == {change.after for change in pair.changes} - {None}
 
@@ -212,7 +213,7 @@ def test_spot_pair_changes_one_to_three_things_before_a_fixed_camera() -> None:
 def test_sentences_are_true_and_mean_only_the_changed_thing(index: int) -> None:
     pair = sample_spot_pair(9, index) if index % 3 == 0 else sample_clevr_pair(9, index)
     for change in pair.changes:
-        scene, thing = described(pair, change)
+        scene, thing = referent(pair, change)
         assert scene is (pair.after if change.type == "add" else pair.before)
         sentences = change_sentences(change.type, scene, thing, change.value, 30, Random(index))
         assert len(set(sentences)) == len(sentences)
@@ -225,8 +226,8 @@ def test_sentences_are_true_and_mean_only_the_changed_thing(index: int) -> None:
 
 
 def test_an_ambiguous_thing_is_told_by_its_place() -> None:
-    twins = [Thing("cube", "red", "metal", "small", x, -x, 0.0) for x in (-2.0, 2.0)]
-    ball = Thing("sphere", "blue", "rubber", "large", 0.0, 0.0, 0.0)
+    twins = [SceneObject("cube", "red", "metal", "small", x, -x, 0.0) for x in (-2.0, 2.0)]
+    ball = SceneObject("sphere", "blue", "rubber", "large", 0.0, 0.0, 0.0)
     scene = Scene((*twins, ball), View())
     for sentence in change_sentences("drop", scene, twins[1], None, 20, Random(0)):
         said = re.fullmatch(SAID_OF["drop"], sentence).groupdict()
@@ -246,7 +247,7 @@ def test_every_kind_of_reference_is_said() -> None:
         pair = sample_clevr_pair(3, index)
         change = pair.changes[0]
         said.update(
-            change_sentences(change.type, *described(pair, change), change.value, 20, Random(0))
+            change_sentences(change.type, *referent(pair, change), change.value, 20, Random(0))
         )
     together = "\n".join(said)
     for words in (
@@ -302,7 +303,7 @@ def test_no_change_sentences_are_those_of_the_real_scenes() -> None:
 def test_pictures_show_the_palette() -> None:
     """In the middle of a ball, hue as in the palette, and all balls clearly apart."""
     for color, rgb in COLORS.items():
-        ball = Thing("sphere", color, "rubber", "large", 0.0, 0.0, 0.0)
+        ball = SceneObject("sphere", color, "rubber", "large", 0.0, 0.0, 0.0)
         x, y = (round(float(v)) for v in project(np.array([0, 0, 0.7], np.float32), View().camera))
         patch = (
             render(Scene((ball,), View()))[y - 10 : y + 10, x - 10 : x + 10].reshape(-1, 3).mean(0)
@@ -324,7 +325,7 @@ def test_a_cube_that_faces_the_camera_is_as_wide_as_the_other_shapes() -> None:
     widths = {}
     for shape in ("cube", "sphere", "cylinder"):
         (outline,) = outlines(
-            (Thing(shape, "red", "rubber", "large", 0.0, 0.0, facing),), View().camera
+            (SceneObject(shape, "red", "rubber", "large", 0.0, 0.0, facing),), View().camera
         )
         widths[shape] = np.ptp(outline[..., 0])
     assert widths["sphere"] == pytest.approx(widths["cylinder"], rel=0.06)
@@ -334,8 +335,8 @@ def test_a_cube_that_faces_the_camera_is_as_wide_as_the_other_shapes() -> None:
 @pytest.mark.parametrize("shape", ["cube", "sphere", "cylinder"])
 @pytest.mark.parametrize("material", ["rubber", "metal"])
 def test_pictures_change_where_the_thing_changes(shape: str, material: str) -> None:
-    other = Thing("cylinder", "blue", "rubber", "large", -2.0, 1.0, 0.0)
-    thing = Thing(shape, "red", material, "large", 1.0, 0.5, 0.4)
+    other = SceneObject("cylinder", "blue", "rubber", "large", -2.0, 1.0, 0.0)
+    thing = SceneObject(shape, "red", material, "large", 1.0, 0.5, 0.4)
     empty, red = (
         render(Scene(things, View())).astype(int) for things in ((other,), (other, thing))
     )
@@ -349,12 +350,12 @@ def test_pictures_change_where_the_thing_changes(shape: str, material: str) -> N
 
 
 def test_metal_differs_from_rubber_and_a_near_thing_hides_a_far_one() -> None:
-    def ball(material: str) -> Thing:
-        return Thing("sphere", "green", material, "large", 0.0, 0.0, 0.0)
+    def ball(material: str) -> SceneObject:
+        return SceneObject("sphere", "green", material, "large", 0.0, 0.0, 0.0)
 
     rubber, metal = (render(Scene((ball(material),), View())) for material in ("rubber", "metal"))
     assert np.abs(rubber.astype(int) - metal).max() > 60
-    near = Thing("cube", "red", "rubber", "large", 1.2, -1.1, 0.0)
+    near = SceneObject("cube", "red", "rubber", "large", 1.2, -1.1, 0.0)
     pictures = [
         render(Scene(things, View())) for things in ((ball("rubber"), near), (near, ball("rubber")))
     ]

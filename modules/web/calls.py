@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from modules.files import parse_json
 from modules.web.messages import Refused
 from modules.web.uploads import UploadFolder
+from system.json_files import parse_json
 
 
 @dataclass(frozen=True)

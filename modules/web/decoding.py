@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 
 from PIL import Image
 
-from modules.picture_files import TooManyPixels, known_formats, read_image
+from dataloaders.picture_files import TooManyPixels, known_formats, read_image
 
 try:
     import resource

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, urlsplit
 
-from modules.files import short
 from modules.web.calls import PageFunction, parse_call
 from modules.web.hosts import host_name
 from modules.web.messages import (
@@ -28,6 +27,7 @@ from modules.web.messages import (
     with_length,
 )
 from modules.web.uploads import UploadFolder
+from system.files import error_line
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Guard:
         except Exception as error:
             # A visitor's mistake that nobody foresaw is one line of the log, too, and no traceback.
             place = f"{scope['method']} {scope['path'][:LONGEST_NAME]}"
-            log.warning("%s: %s: %s", place, type(error).__name__, short(error))
+            log.warning("%s: %s: %s", place, type(error).__name__, error_line(error))
             await answer.refuse(Refused(500, "this request cannot be answered"))
 
     def _check_host(self, scope: dict) -> None:

@@ -14,9 +14,9 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from modules.escaping import has_control_characters
-from modules.files import BLOCK
-from modules.picture_files import picture_endings
+from dataloaders.picture_files import picture_endings
+from system.escaping import has_control_characters
+from system.files import BLOCK
 
 PREFIX = "clip4idc-page-"  # of the folder; beside it lies a file of the same name and LOCK
 LOCK = ".lock"

@@ -1,0 +1,93 @@
+"""Which picture formats are opened, and how a file is decoded. Needs Pillow only, no torch."""
+
+import warnings
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from system.files import READ_ERRORS, error_line
+
+# The formats of datasets and cameras. Left out on purpose: formats that run a program (PostScript,
+# WMF), formats that contain another one (IPTC, FPX, MIC), films, and formats Pillow cannot decode.
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "DDS",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "QOI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+
+
+# Pillow warns at half of the size that it refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class TooManyPixels(ValueError):
+    """A picture that is larger than its reader wants."""
+
+
+@cache
+def known_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow can open."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def picture_endings() -> frozenset[str]:
+    """The endings of files of FORMATS, in small letters, such as ".jpg"."""
+    endings = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in endings if name in known_formats())
+
+
+def read_image(
+    path: str | Path, most_pixels: int | None = None, longest: int | None = None
+) -> Image.Image:
+    """Decode a picture file to RGB, rotated as its EXIF data say.
+
+    Errors name the file. Raises FileNotFoundError for no file, ValueError for one that cannot be
+    decoded, and TooManyPixels, before decoding, for more than `most_pixels`, a side above
+    `longest`, or more pixels than Pillow accepts.
+    """
+    try:
+        with Image.open(path, formats=known_formats()) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise TooManyPixels(_too_many(path, most_pixels))
+            if longest is not None and max(image.size) > longest:
+                raise TooManyPixels(
+                    f"cannot read the image {path}: a side of more than {longest} pixels"
+                )
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no image {path}") from None
+    except TooManyPixels:
+        raise
+    except Image.DecompressionBombError:
+        raise TooManyPixels(_too_many(path, 2 * Image.MAX_IMAGE_PIXELS)) from None
+    except UnidentifiedImageError:
+        formats = ", ".join(known_formats())
+        raise ValueError(
+            f"cannot read the image {path}: not an image of a format that is read here ({formats})"
+        ) from None
+    except (OSError, SyntaxError, *READ_ERRORS) as error:
+        raise ValueError(f"cannot read the image {path}: {error_line(error)}") from None
+
+
+def _too_many(path: str | Path, limit: int) -> str:
+    return f"cannot read the image {path}: more than {limit / 1e6:.0f} million pixels"
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; of 16-bit grey the upper half, which Pillow by itself would cut off at 255."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")

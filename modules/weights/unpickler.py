@@ -1,0 +1,360 @@
+"""Reads pickles of weights without running their code, within bounds.
+
+A pickle is a program for a small machine. Here it may only build dictionaries, lists, tuples,
+texts, numbers and tensors, add items to dictionaries and lists, and set attributes of scripted
+modules. Keys are texts or whole numbers. Instructions, tensors, attributes and nesting are limited.
+"""
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_INSTRUCTIONS = 1_000_000  # of a file; a training state of ViT-L/14 has some 150,000
+
+
+MAX_TENSORS = 100_000
+
+
+MAX_DEPTH = 100  # containers within each other
+
+
+MAX_DIMENSIONS = 16  # of a tensor
+
+
+MAX_ARGUMENTS = 8  # of a call; torch's own has seven
+
+
+# Attributes set on all scripted modules together; one that is set again counts again.
+MAX_ATTRIBUTES = 1_000_000
+
+
+WIDE_ELEMENT_BYTES = 4  # bytes of an element as it is used: numbers of fewer are widened to float32
+
+
+# How many times the file's size its tensors may have together: tied ones share their bytes.
+MAX_SHARING = 8
+
+
+TOO_DEEP = f"its containers lie in each other more than {MAX_DEPTH} deep"
+
+
+# Whole numbers as keys stay below this: larger ones can be chosen so that all hash alike.
+MAX_INTEGER_KEY = 2**31
+
+
+DTYPES = {
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+# Without those that import by another way, make bytes of any size, or wait for further data.
+OPCODES = (
+    pickle.PROTO,
+    pickle.STOP,
+    pickle.MARK,
+    pickle.GLOBAL,
+    pickle.REDUCE,
+    pickle.NEWOBJ,
+    pickle.BUILD,
+    pickle.BINPERSID,
+    pickle.NONE,
+    pickle.NEWTRUE,
+    pickle.NEWFALSE,
+    pickle.BININT,
+    pickle.BININT1,
+    pickle.BININT2,
+    pickle.LONG1,
+    pickle.BINFLOAT,
+    pickle.BINUNICODE,
+    pickle.SHORT_BINSTRING,
+    pickle.EMPTY_TUPLE,
+    pickle.TUPLE,
+    pickle.TUPLE1,
+    pickle.TUPLE2,
+    pickle.TUPLE3,
+    pickle.EMPTY_LIST,
+    pickle.APPEND,
+    pickle.APPENDS,
+    pickle.EMPTY_DICT,
+    pickle.SETITEM,
+    pickle.SETITEMS,
+    pickle.BINPUT,
+    pickle.LONG_BINPUT,
+    pickle.BINGET,
+    pickle.LONG_BINGET,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """A file's bytes of one or more tensors, and the same as a tensor (n,)."""
+
+    content: bytearray
+    values: Tensor
+
+    @classmethod
+    def of(cls, content: bytearray, dtype: torch.dtype) -> "Storage":
+        """The bytes seen as numbers; ValueError where they are no whole number of them."""
+        values = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return cls(content, values)
+
+
+class ScriptedModule:
+    """Stands for any scripted class: keeps its attributes, has none of its code."""
+
+
+StorageOpener = Callable[
+    [torch.dtype, str, int], Storage
+]  # type, key and number of elements as told
+
+
+class CountedReader(io.BytesIO):
+    """A pickle's bytes. Each instruction reads at least once, so reads are limited to
+    MOST_INSTRUCTIONS."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._left = MAX_INSTRUCTIONS
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As BytesIO; UnpicklingError where it is asked too often."""
+        self._left -= 1
+        if self._left < 0:
+            raise pickle.UnpicklingError(
+                f"its pickle has more than {MAX_INSTRUCTIONS} instructions"
+            )
+        return super().read(size)
+
+
+class RestrictedUnpickler(pickle._Unpickler):
+    """Rebuilds containers, numbers, texts and tensors; knows no class that could run anything.
+
+    Its base is Python's own, not the faster one in C, which takes memory for whatever memo number a
+    file names. `load` raises UnpicklingError in words for the user, or one of files.DAMAGED.
+    """
+
+    dispatch = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in OPCODES}
+
+    def __init__(self, file: CountedReader, open_storage: StorageOpener, file_size: int) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.open_storage = open_storage
+        self.room = MAX_SHARING * file_size
+        self.num_tensors = 0
+        self.num_attributes = 0
+        self.storages: dict[str, Storage] = {}
+        self._rebuild_tensor = self._rebuild  # one object, to be known again when it is called
+
+    def load(self) -> Any:
+        """The next pickle's value, at most MOST_DEPTH deep."""
+        value = super().load()
+        _refuse_deep(value)
+        return value
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What stands for a name; no module is imported."""
+        if module.startswith("__torch__"):
+            return ScriptedModule
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return self._rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _first_argument
+        if module == "torch.jit._pickle" and name.startswith("build_"):
+            return _first_argument
+        if (module, name) == ("collections", "OrderedDict"):
+            return _empty_dict
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong into weights")
+
+    def persistent_load(self, pid: Any) -> Storage:
+        """The storage that a pickle describes as torch.save does."""
+        _refuse_unless(
+            type(pid) is tuple and 5 <= len(pid) <= 6, "a storage is described in no known way"
+        )
+        kind, dtype, key, _, count, *views = pid
+        is_known = type(kind) is str and kind == "storage" and type(key) is str
+        is_known = is_known and isinstance(dtype, torch.dtype) and type(count) is int and count >= 0
+        is_known = is_known and all(view is None for view in views)
+        _refuse_unless(is_known, "a storage is described in no known way")
+        if key not in self.storages:
+            self._count_tensor()
+            self.storages[key] = self.open_storage(dtype, key, count)
+        return self.storages[key]
+
+    def load_setitem(self) -> None:
+        """One item of a dictionary."""
+        value = self.stack.pop()
+        key = self.stack.pop()
+        self._set_items([key, value])
+
+    def load_setitems(self) -> None:
+        """Items of a dictionary."""
+        self._set_items(self.pop_mark())
+
+    def load_append(self) -> None:
+        """One element of a list."""
+        value = self.stack.pop()
+        self._extend([value])
+
+    def load_appends(self) -> None:
+        """Elements of a list."""
+        self._extend(self.pop_mark())
+
+    def load_reduce(self) -> None:
+        """A call of one of the few functions that `find_class` gives."""
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        is_ours = any(
+            function is one for one in (self._rebuild_tensor, _first_argument, _empty_dict)
+        )
+        _refuse_unless(
+            is_ours, f"a call of a {type(function).__name__} does not belong into weights"
+        )
+        is_known = type(arguments) is tuple and len(arguments) <= MAX_ARGUMENTS
+        _refuse_unless(is_known, "a call is described in no known way")
+        self.stack[-1] = function(*arguments)
+
+    def load_newobj(self) -> None:
+        """A scripted module without attributes yet."""
+        arguments = self.stack.pop()
+        is_module = self.stack[-1] is ScriptedModule and type(arguments) is tuple and not arguments
+        _refuse_unless(is_module, "an object that is no module does not belong into weights")
+        self.stack[-1] = ScriptedModule()
+
+    def load_build(self) -> None:
+        """Attributes go to scripted modules alone; an OrderedDict's, which are versions of modules,
+        are passed over."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, ScriptedModule):
+            _refuse_unless(type(state) is dict, "a module's attributes are no dictionary")
+            self.num_attributes += len(state)
+            most = self.num_attributes <= MAX_ATTRIBUTES
+            _refuse_unless(most, f"its modules have more than {MAX_ATTRIBUTES} attributes")
+            target.__dict__.update(state)
+            return
+        name = type(target).__name__
+        _refuse_unless(
+            isinstance(target, dict), f"a {name} with attributes does not belong into weights"
+        )
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.APPEND[0]] = load_append
+    dispatch[pickle.APPENDS[0]] = load_appends
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def _set_items(self, items: list) -> None:
+        target = self.stack[-1]
+        _refuse_unless(
+            type(target) is dict, f"items of a {type(target).__name__} do not belong into weights"
+        )
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            is_key = type(key) is str or type(key) is int and abs(key) < MAX_INTEGER_KEY
+            _refuse_unless(is_key, f"a {type(key).__name__} as a key does not belong into weights")
+            target[key] = value
+
+    def _extend(self, values: list) -> None:
+        target = self.stack[-1]
+        _refuse_unless(
+            type(target) is list,
+            f"elements of a {type(target).__name__} do not belong into weights",
+        )
+        target.extend(values)
+
+    def _rebuild(
+        self, storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any
+    ) -> Tensor:
+        is_known = isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple
+        is_known = is_known and len(size) == len(stride) <= MAX_DIMENSIONS
+        is_known = is_known and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+        _refuse_unless(is_known, "a tensor is described in no known way")
+        count = math.prod(size)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if count and last >= len(storage.values):
+            raise pickle.UnpicklingError(
+                f"a tensor ends at element {last} of a storage of {len(storage.values)}"
+            )
+        self.room -= count * max(storage.values.element_size(), WIDE_ELEMENT_BYTES)
+        _refuse_unless(
+            self.room >= 0, f"its tensors would take more than {MAX_SHARING} times the file's size"
+        )
+        self._count_tensor()
+        return torch.as_strided(storage.values, size, stride, offset)
+
+    def _count_tensor(self) -> None:
+        self.num_tensors += 1
+        _refuse_unless(self.num_tensors <= MAX_TENSORS, f"it has more than {MAX_TENSORS} tensors")
+
+
+def _refuse_unless(condition: bool, reason: str) -> None:
+    if not condition:
+        raise pickle.UnpicklingError(reason)
+
+
+def _first_argument(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _empty_dict() -> dict:
+    return {}
+
+
+def _refuse_deep(root: Any) -> None:
+    """UnpicklingError where containers lie in each other more than MOST_DEPTH deep, or without end.
+
+    Each container is walked through once, however often it is shared; no recursion.
+    """
+    heights: dict[int, int] = {}  # of containers that have been entered; 1 for one without others
+    path: list[tuple[Any, Iterator]] = []  # from the root to where the walk is
+    on_path: set[int] = set()
+
+    def enter(container: Any) -> None:
+        _refuse_unless(id(container) not in on_path, "its containers lie in each other without end")
+        heights[id(container)] = 1
+        path.append((container, _containers_in(container)))
+        on_path.add(id(container))
+        _refuse_unless(len(path) <= MAX_DEPTH, TOO_DEEP)
+
+    for start in _containers_in([root]):
+        enter(start)
+    while path:
+        container, children = path[-1]
+        child = next(children, None)
+        if child is None:
+            path.pop()
+            on_path.discard(id(container))
+            if path:
+                parent = id(path[-1][0])
+                heights[parent] = max(heights[parent], heights[id(container)] + 1)
+        elif id(child) in heights and id(child) not in on_path:
+            height = heights[id(child)] + 1
+            heights[id(container)] = max(heights[id(container)], height)
+            _refuse_unless(len(path) + height - 1 <= MAX_DEPTH, TOO_DEEP)
+        else:
+            enter(child)
+
+
+def _containers_in(container: Any) -> Iterator[Any]:
+    """What lies directly in a container and may hold more."""
+    if isinstance(container, ScriptedModule):
+        container = vars(container)
+    values = container.values() if isinstance(container, dict) else container
+    return (value for value in values if isinstance(value, dict | list | tuple | ScriptedModule))
