@@ -1,0 +1,54 @@
+"""What there is of each kind, by name: one line for each. Texts only, so that nothing is imported.
+
+Datasets have their own registry, `dataloaders.datasets.DATASETS`. How to add an entry, here or from
+a package of your own: CONTRIBUTING.md.
+"""
+
+from system.registry import Registry
+
+DECODING_METHODS = Registry(
+    "decoding method",
+    {
+        "greedy": ".generation.greedy:greedy",
+        "beam": ".generation.beam:beam",
+        "sampling": ".generation.sampling:sampling",
+    },
+    package=__package__,
+    group="clip4idc.decoding",
+)
+METRICS = Registry(
+    "metric",
+    {
+        "bleu": ".metrics.coco:Bleu",
+        "meteor": ".metrics.meteor:Meteor",
+        "rouge_l": ".metrics.coco:RougeL",
+        "cider": ".metrics.coco:Cider",
+    },
+    package=__package__,
+    group="clip4idc.metrics",
+)
+PROTOCOLS = Registry(
+    "scoring protocol",
+    {"coco": ".metrics.protocols:COCO"},
+    package=__package__,
+    group="clip4idc.protocols",
+    members=("tokenize", "metrics"),
+)
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "contrastive": ".training.objectives.contrastive:Contrastive",
+        "cross_entropy": ".training.objectives.cross_entropy:CrossEntropy",
+        "self_critical": ".training.objectives.self_critical:SelfCritical",
+    },
+    package=__package__,
+    group="clip4idc.objectives",
+    members=("samples", "recipe", "forward"),
+)
+BACKBONES = Registry(
+    "backbone",
+    {"clip": ".model.clip:CLIP"},
+    package=__package__,
+    group="clip4idc.backbones",
+    members=("from_weights", "encode_pairs", "encode_text"),
+)
