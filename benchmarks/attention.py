@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import description, seconds_of  # noqa: E402
-from modules.model import layers  # noqa: E402
-from system.command import OneLineParser  # noqa: E402
-from system.compute import DTYPES, matmul_precision  # noqa: E402
+from benchmarks.machine import description, seconds_of
+from modules.model import layers
+from system.command import OneLineParser
+from system.compute import DTYPES, matmul_precision
 
 LENGTHS = (25, 50, 100, 200, 400, 800)
 ROWS, HEADS = 16, 12

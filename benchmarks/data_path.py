@@ -18,18 +18,19 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import description  # noqa: E402
-from dataloaders.batches import build_loader  # noqa: E402
-from dataloaders.datasets import load_pairs  # noqa: E402
-from dataloaders.datasets.spot_the_diff import read_annotations  # noqa: E402
-from dataloaders.images import ImageFiles  # noqa: E402
-from dataloaders.pairs import ImagePair  # noqa: E402
-from dataloaders.samples import CaptionSamples, RetrievalSamples  # noqa: E402
-from preprocess import reformat_dataset, synthesize  # noqa: E402
-from system.command import OneLineParser, run_command  # noqa: E402
-from system.json_files import read_json, write_json  # noqa: E402
+from benchmarks.machine import description
+from dataloaders.batches import build_loader
+from dataloaders.datasets import load_pairs
+from dataloaders.datasets.spot_the_diff import read_annotations
+from dataloaders.images import ImageFiles
+from dataloaders.pairs import ImagePair
+from dataloaders.samples import CaptionSamples, RetrievalSamples
+from preprocess import reformat_dataset, synthesize
+from system.command import OneLineParser, run_command
+from system.json_files import read_json, write_json
 
 DRAWN = 60
 FOLDERS = {

@@ -19,28 +19,29 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import flops  # noqa: E402
-from benchmarks.machine import description, gemm_rate, seconds_of  # noqa: E402
-from dataloaders.batches import trim_padding  # noqa: E402
-from dataloaders.images import normalize  # noqa: E402
-from modules.clip4idc import CLIP4IDC  # noqa: E402
-from modules.generation.beam import beam_search  # noqa: E402
-from modules.generation.greedy import greedy_search  # noqa: E402
-from modules.model.clip import (  # noqa: E402
+from benchmarks import flops
+from benchmarks.machine import description, gemm_rate, seconds_of
+from dataloaders.batches import trim_padding
+from dataloaders.images import normalize
+from modules.clip4idc import CLIP4IDC
+from modules.generation.beam import beam_search
+from modules.generation.greedy import greedy_search
+from modules.model.clip import (
     CLIP,
-    PAIR_KEYS,  # noqa: E402
+    PAIR_KEYS,
     ClipSizes,
 )
-from modules.options import parse_options  # noqa: E402
-from modules.tokenizer import tokenize_caption  # noqa: E402
-from modules.training.loop import train_epoch  # noqa: E402
-from modules.training.progress import Progress  # noqa: E402
-from modules.training.trainer import build_trainer  # noqa: E402
-from system.command import OneLineParser  # noqa: E402
-from system.compute import DTYPES, keep_freed_memory, matmul_precision  # noqa: E402
-from system.runtime import Runtime  # noqa: E402
+from modules.options import parse_options
+from modules.tokenizer import tokenize_caption
+from modules.training.loop import train_epoch
+from modules.training.progress import Progress
+from modules.training.trainer import build_trainer
+from system.command import OneLineParser
+from system.compute import DTYPES, keep_freed_memory, matmul_precision
+from system.runtime import Runtime
 
 VIT_B_32 = ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
 MAX_WORDS, BEAMS = 32, 5

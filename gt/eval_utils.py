@@ -7,6 +7,9 @@ Run bare inside Spot-the-Diff's annotation folder, it reads test.json and writes
 import sys
 from pathlib import Path
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from dataloaders.coco_files import coco_ground_truth
 from dataloaders.datasets.clevr_change import CAPTION_FILES, read_captions
 from dataloaders.datasets.pair_table import load_pair_table
@@ -15,9 +18,6 @@ from gt import caption_accuracy, score_files
 from system.command import OneLineParser, run_command
 from system.escaping import one_line, show
 from system.json_files import write_json
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 
 OUTPUT_NAME = "total_change_captions_reformat.json"
 

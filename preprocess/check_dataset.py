@@ -16,11 +16,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from system.command import OneLineParser, run_command
 from system.escaping import one_line, show
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 
 SPLITS = ("train", "val", "test")
 

@@ -15,11 +15,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from system.command import OneLineParser, run_command  # noqa: E402
-from system.escaping import one_line, show  # noqa: E402
-from system.urls import Address  # noqa: E402
+from system.command import OneLineParser, run_command
+from system.escaping import one_line, show
+from system.urls import Address
 
 
 def convert(source: Address, target: Path, quick_gelu: bool) -> None:

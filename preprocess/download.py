@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from system.command import OneLineParser, run_command
 from system.escaping import show
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from system.command import OneLineParser, run_command
 from system.escaping import markdown_text, one_line, show
 from system.urls import Address
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 
 LARGEST_SCORE = 1e6  # above which a number is no score
 

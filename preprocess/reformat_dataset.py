@@ -6,11 +6,12 @@ Run bare inside the annotation folder, it reformats train.json, val.json and tes
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataloaders.datasets.spot_the_diff import read_annotations  # noqa: E402
-from system.command import OneLineParser, run_command  # noqa: E402
-from system.json_files import write_json  # noqa: E402
+from dataloaders.datasets.spot_the_diff import read_annotations
+from system.command import OneLineParser, run_command
+from system.json_files import write_json
 
 SPLITS = ("train", "val", "test")
 

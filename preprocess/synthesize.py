@@ -25,6 +25,9 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from preprocess.scenes.drawing import render
 from preprocess.scenes.geometry import Scene
 from preprocess.scenes.sampling import (
@@ -37,9 +40,6 @@ from preprocess.scenes.sampling import (
 )
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
 from system.command import OneLineParser, run_command
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 
 SPLITS = ("train", "val", "test")
 
