@@ -1,0 +1,188 @@
+"""The rules of docs/architecture.md, read from the import statements of every file."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+GUIDE = ROOT / "docs" / "architecture.md"
+FOLDERS = (
+    "system",
+    "dataloaders",
+    "modules",
+    "gt",
+    "preprocess",
+    "benchmarks",
+    "scripts",
+    "clip4idc",
+)
+ENTRY_SCRIPTS = ("main_task_retrieval.py", "CLIP4IDCinference.py", "app.py")
+STARTED_BY_PATH = ("gt/", "preprocess/", "benchmarks/", "scripts/")
+PATH_LINE = (
+    "if not __package__:\n    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))\n"
+)
+WHOLE_OPTIONS = {"Options", "parse_options"}
+SHORTEST_FILE = 60
+
+
+@cache
+def source_files() -> tuple[str, ...]:
+    """Every Python file but the tests, as a path from the root."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    found += [ROOT / name for name in (*ENTRY_SCRIPTS, "setup.py")]
+    names = [path.relative_to(ROOT).as_posix() for path in found if path.is_file()]
+    return tuple(sorted(name for name in names if not name.startswith("setup.py")))
+
+
+@cache
+def tree_of(file: str) -> ast.Module:
+    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
+
+
+@cache
+def layers() -> dict[str, int]:
+    """Room → layer, from the table in the guide. A room is a folder, or a file that stands alone."""
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {room: int(layer) for layer, rooms in rows for room in re.findall(r"`([^`]+)`", rooms)}
+
+
+def room_of(file: str) -> str:
+    """The room that a file belongs to: the longest name in the table that its path begins with."""
+    rooms = [room for room in layers() if file == room or file.startswith(f"{room}/")]
+    assert rooms, f"{file} is in no room of docs/architecture.md"
+    return max(rooms, key=len)
+
+
+def file_of(module: str) -> str | None:
+    """The file of a module of ours; None for any other."""
+    path = module.replace(".", "/")
+    for candidate in (f"{path}.py", f"{path}/__init__.py"):
+        if (ROOT / candidate).is_file() and candidate in source_files():
+            return candidate
+    return None
+
+
+def imports_of(file: str, top_level_only: bool = False) -> Iterator[tuple[str, str | None]]:
+    """(module, name) of each import, those inside functions too; None where a module is imported."""
+    nodes = tree_of(file).body if top_level_only else ast.walk(tree_of(file))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, None
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file} has a relative import"
+            for alias in node.names:
+                yield node.module, alias.name
+
+
+def targets_of(file: str, top_level_only: bool = False) -> set[str]:
+    """The files of ours that a file imports."""
+    found = set()
+    for module, name in imports_of(file, top_level_only):
+        target = name and file_of(f"{module}.{name}") or file_of(module)
+        if target:
+            found.add(target)
+    return found - {file}
+
+
+@pytest.mark.parametrize("file", source_files())
+def test_imports_go_to_lower_layers(file: str) -> None:
+    room = room_of(file)
+    for target in targets_of(file):
+        other = room_of(target)
+        is_lower = layers()[other] < layers()[room]
+        assert other == room or is_lower, f"{file} ({room}) imports {target} ({other})"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def walk(file: str, path: tuple[str, ...]) -> None:
+        assert file not in path, f"a circle of imports: {' → '.join((*path, file))}"
+        if file in done:
+            return
+        for target in sorted(targets_of(file)):
+            walk(target, (*path, file))
+        done.add(file)
+
+    for file in source_files():
+        walk(file, ())
+
+
+@pytest.mark.parametrize("file", source_files())
+def test_private_names_stay_in_their_file(file: str) -> None:
+    modules = set()
+    for module, name in imports_of(file):
+        if file_of(module) is None:
+            continue
+        is_private = name is not None and name.startswith("_") and not name.startswith("__")
+        assert not is_private, f"{file} imports {name} of {module}"
+        if name and file_of(f"{module}.{name}"):
+            modules.add(name)
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            is_private = node.attr.startswith("_") and not node.attr.startswith("__")
+            reaches_in = node.value.id in modules and is_private
+            assert not reaches_in, f"{file} uses {node.value.id}.{node.attr}"
+
+
+@pytest.mark.parametrize("file", source_files())
+def test_only_scripts_touch_the_path(file: str) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    count = text.count("sys.path")
+    if file.startswith(STARTED_BY_PATH):
+        assert count <= 1, f"{file} touches sys.path {count} times"
+        assert count == text.count(PATH_LINE), f"{file} has another line than the others"
+    else:
+        assert count == 0, f"{file} touches sys.path"
+
+
+@pytest.mark.parametrize("file", source_files())
+def test_only_the_pipeline_knows_all_options(file: str) -> None:
+    knows = {name for module, name in imports_of(file) if module.startswith("modules.options")}
+    is_allowed = file.startswith(("modules/pipeline/", "modules/options/")) or file in ENTRY_SCRIPTS
+    assert is_allowed or not knows & WHOLE_OPTIONS, f"{file} imports {knows & WHOLE_OPTIONS}"
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["modules/options/__init__.py", "modules/registries.py", "dataloaders/datasets/__init__.py"],
+)
+def test_help_needs_no_torch(start: str) -> None:
+    seen: set[str] = set()
+    queue = [start]
+    while queue:
+        file = queue.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        for module, _ in imports_of(file, top_level_only=True):
+            assert module.split(".")[0] not in ("torch", "torchvision"), f"{file} imports torch"
+        queue += targets_of(file, top_level_only=True)
+
+
+def test_short_files_have_a_reason() -> None:
+    table = GUIDE.read_text(encoding="utf-8").partition("## Short files")[2]
+    reasons = dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|", table, re.MULTILINE))
+    short = set()
+    for file in source_files():
+        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        is_empty = not any(lines)
+        if len(lines) < SHORTEST_FILE and not is_empty:
+            short.add(file)
+    assert short == set(reasons)
+
+
+def test_every_room_of_the_table_exists() -> None:
+    missing = [room for room in layers() if not (ROOT / room).exists()]
+    assert missing == []
+
+
+def test_docstrings_point_to_files_that_readers_have() -> None:
+    for file in source_files():
+        assert "SPEC §" not in (ROOT / file).read_text(encoding="utf-8"), file
