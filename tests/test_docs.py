@@ -22,6 +22,7 @@ from PIL import Image
 from modules.clip4idc import CLIP4IDC
 from modules.model.clip import CLIP, ClipSizes
 from modules.weights.model_info import MODEL_INFO_FILE, describe_model, write_model_info
+from tests import quick_python
 from tests.conftest import ROOT, TINY, draw_pair, make_clevr, make_spot
 
 PAGES = [
@@ -51,13 +52,14 @@ SHRUNK = [
     "--num_thread_reader",
     "0",
 ]
-WRAPPER = f"""#!{sys.executable}
+WRAPPER = """#!{python}
 import os, sys
 words = sys.argv[1:]
 if "--do_train" in words or "--do_eval" in words or "--init_model" in words:
-    words += {SHRUNK}
-    words += ["--decoder_num_hidden_layers", "1"] if any(word.endswith("CLIP4IDCinference.py") for word in words) else []
-os.execv({sys.executable!r}, [{sys.executable!r}, *START, *words])
+    words += {shrunk}
+    if any(word.endswith("CLIP4IDCinference.py") for word in words):
+        words += ["--decoder_num_hidden_layers", "1"]
+os.execv({quick!r}, [{quick!r}, *{start}, *words])
 """
 
 
@@ -96,7 +98,10 @@ def prepared(tmp_path_factory) -> Path:
     for name, start in (("python", []), ("torchrun", ["-m", "torch.distributed.run"])):
         program = root / "bin" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(WRAPPER.replace("*START", f"*{start}"))
+        text = WRAPPER.format(
+            python=sys.executable, quick=quick_python.executable(), shrunk=SHRUNK, start=start
+        )
+        program.write_text(text)
         program.chmod(0o755)
     (root / "tiny.json").write_text(json.dumps(TINY))
     make_spot(root / "images", {"train": 8, "val": 3, "test": 4})
@@ -186,6 +191,7 @@ def test_the_commands_of_a_page(page, prepared, tmp_path):
         "PATH": f"{project / 'bin'}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "2",
         "PYTHONPATH": ".",
+        "PYTHON_EXEC": str(project / "bin" / "python"),
     }
     for block in found:
         if block.reason or block.kind not in ("bash", "python"):
@@ -193,7 +199,7 @@ def test_the_commands_of_a_page(page, prepared, tmp_path):
         command = (
             ["bash", "-euo", "pipefail", "-c", block.body]
             if block.kind == "bash"
-            else [sys.executable, "-c", block.body]
+            else [quick_python.executable(), "-c", block.body]
         )
         done = subprocess.run(
             command,
