@@ -48,6 +48,7 @@ class Registry:
             raise ValueError(f"unknown {self.kind} {name!r}: there are {', '.join(self)}")
         found = self._load(name, target)
         missing = [member for member in self.members if not hasattr(found, member)]
+        missing += sorted(getattr(found, "__abstractmethods__", ()))
         if missing:
             raise ValueError(
                 f"{self.kind} {name!r} lacks {', '.join(missing)}; registered are {', '.join(self)}"

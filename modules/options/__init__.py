@@ -10,6 +10,7 @@ from dataclasses import fields
 from modules.options.checks import check_options
 from modules.options.groups import GROUPS, IGNORED_FLAGS, Options, belongs_to
 from system.command import OneLineParser
+from system.flags import add_flags
 
 
 def parse_options(
@@ -25,7 +26,10 @@ def parse_options(
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     for group in GROUPS.values():
-        _add_flags(parser.add_argument_group((group.__doc__ or "").rstrip(".")), group, stage)
+        title = (group.__doc__ or "").rstrip(".")
+        add_flags(
+            parser.add_argument_group(title), (f for f in fields(group) if belongs_to(f, stage))
+        )
     for name in IGNORED_FLAGS:
         parser.add_argument(f"--{name}", nargs="?", const=True, help=argparse.SUPPRESS)
     values = vars(parser.parse_args(argv))
@@ -44,16 +48,3 @@ def parse_options(
     if problems:
         parser.error("; ".join(problems))
     return options
-
-
-def _add_flags(parser: argparse._ArgumentGroup, group: type, stage: str) -> None:
-    for f in fields(group):
-        if not belongs_to(f, stage):
-            continue
-        settings = {"help": f.metadata["help"], "default": f.default}
-        if f.metadata["type"] is bool:
-            settings["action"] = "store_true"
-        else:
-            settings.update(type=f.metadata["type"], choices=f.metadata.get("choices"))
-        names = ["--local_rank", "--local-rank"] if f.name == "local_rank" else [f"--{f.name}"]
-        parser.add_argument(*names, **settings)

@@ -1,8 +1,9 @@
 """TODO."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from system.flags import flag
 from system.urls import Address, redact
 
 IGNORED_FLAGS = (
@@ -34,11 +35,6 @@ MAX_CAPTIONS = 100  # beams, or captions drawn, of a pair: memory grows with the
 TASKS = ("retrieval", "caption")
 
 
-def flag(default: Any, text: str, kind: type = str, stage: str | None = None, **more: Any) -> Any:
-    """A dataclass field that is also a flag; `stage` limits it to one of the scripts."""
-    return field(default=default, metadata={"help": text, "type": kind, "stage": stage, **more})
-
-
 @dataclass(frozen=True)
 class RunOptions:
     """What to do, where, and how exactly."""
@@ -56,7 +52,10 @@ class RunOptions:
     )
     fp16: bool = flag(False, "old name of --precision fp16", bool)
     local_rank: int | None = flag(
-        None, "set by old launchers; torchrun sets the environment instead", int
+        None,
+        "set by old launchers; torchrun sets the environment instead",
+        int,
+        aliases=("--local-rank",),
     )
     n_display: int = flag(100, "steps between two lines of the log", int)
     deterministic: bool = flag(
