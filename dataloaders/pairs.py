@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class ImagePair:

@@ -19,11 +19,9 @@ from tqdm import tqdm
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataloaders.pairs import SPLITS
 from system.command import OneLineParser, run_command
 from system.escaping import one_line, show
-
-SPLITS = ("train", "val", "test")
-
 
 NUM_EXAMPLES = 5  # examples of each finding
 

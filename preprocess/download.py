@@ -19,6 +19,7 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataloaders.pairs import SPLITS
 from system.command import OneLineParser, run_command
 from system.escaping import show
 
@@ -26,9 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/data/annotations"
-
-
-SPLITS = ("train", "val", "test")
 
 
 RAW_ENTRIES = {"train": 9524, "val": 1634, "test": 1404}  # of Spot-the-Diff's lists

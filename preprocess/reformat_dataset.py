@@ -10,10 +10,9 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.datasets.spot_the_diff import read_annotations
+from dataloaders.pairs import SPLITS
 from system.command import OneLineParser, run_command
 from system.json_files import write_json
-
-SPLITS = ("train", "val", "test")
 
 
 def merge_entries(entries: list[tuple[str, list[str]]]) -> list[dict]:

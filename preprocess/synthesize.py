@@ -28,6 +28,7 @@ from tqdm import tqdm
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataloaders.pairs import SPLITS
 from preprocess.scenes.drawing import render
 from preprocess.scenes.geometry import Scene
 from preprocess.scenes.sampling import (
@@ -40,9 +41,6 @@ from preprocess.scenes.sampling import (
 )
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
 from system.command import OneLineParser, run_command
-
-SPLITS = ("train", "val", "test")
-
 
 CLEVR_FOLDERS = {"images": "default", "sc_images": "semantic", "nsc_images": "nonsemantic"}
 

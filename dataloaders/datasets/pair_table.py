@@ -7,13 +7,10 @@ import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataloaders.pairs import ImagePair, check_pairs
+from dataloaders.pairs import SPLITS, ImagePair, check_pairs
 from system.escaping import has_control_characters
 from system.files import error_line
 from system.json_files import parse_json
-
-SPLITS = ("train", "val", "test")
-
 
 COLUMNS = ("before", "after", "split", "caption", "id", "type")
 
