@@ -41,6 +41,9 @@ SCENES = {"train": 33830, "val": 1988, "test": 3985}  # of CLEVR-Change
 TIMEOUT, RETRIES = 60, 5
 
 
+TABLE_ENDINGS = frozenset((".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".h5", ".npy"))
+
+
 @dataclass(frozen=True)
 class DriveItem:
     """A file or a folder on Google Drive."""
@@ -237,6 +240,7 @@ def _unpack_from(
     target: Path,
 ) -> None:
     """An archive's uppermost folder whose entries fit, moved to `target`; the archive is brought first, and goes at the end."""
+    from dataloaders.picture_files import picture_endings
     from system.extraction import DamagedArchive, extracted, move_into
 
     brought = archive or folder / f"{item.id}.archive"
@@ -260,7 +264,7 @@ def _unpack_from(
                 raise ValueError(
                     f"{brought} is not laid out as {item.name}: it holds {', '.join(sorted(os.listdir(root))[:5])}"
                 )
-            move_into(Path(found), target)
+            move_into(Path(found), target, picture_endings() | TABLE_ENDINGS)
     except DamagedArchive:
         if archive is None:
             brought.unlink()

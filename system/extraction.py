@@ -8,14 +8,13 @@ import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
-from dataloaders.picture_files import picture_endings
 from system.archives import MeteredReader, NoArchive, opened_tar, opened_zip, tar_files
 from system.escaping import has_control_characters, one_line
 from system.files import BLOCK, READ_ERRORS, error_line
@@ -36,9 +35,6 @@ MAX_NAME_BYTES = 255  # bytes of a part of it, which is what file systems take
 
 
 MAX_END_BYTES = 16 << 20  # bytes of zeros behind a tar's last file
-
-
-TABLE_ENDINGS = frozenset((".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".h5", ".npy"))
 
 
 MAX_SHOWN_NAME = 80  # letters of a name in a message
@@ -155,10 +151,10 @@ def _named(archive: Path) -> Iterator[None]:
         raise ValueError(f"{archive} is refused: {error}") from None
 
 
-def _is_data(path: Path) -> bool:
-    """Whether a file of an archive is one of a dataset's, by its name."""
+def _is_wanted(path: Path, endings: Collection[str]) -> bool:
+    """Whether a file, by its path in the archive, is not hidden and has one of the endings."""
     is_hidden = any(part.startswith(".") for part in path.parts)
-    return not is_hidden and path.suffix.lower() in picture_endings() | TABLE_ENDINGS
+    return not is_hidden and path.suffix.lower() in endings
 
 
 def _check_tar_end(rest: MeteredReader, archive: Path) -> None:
@@ -200,14 +196,14 @@ def _shown(name: str) -> str:
     return line if len(line) <= MAX_SHOWN_NAME else f"{line[: MAX_SHOWN_NAME - 1]}…"
 
 
-def move_into(source: Path, target: Path) -> int:
-    """Move pictures and tables below `source` into `target`; returns their number.
+def move_into(source: Path, target: Path, endings: Collection[str]) -> int:
+    """Move the files below `source` whose names have one of `endings`, such as ".jpg", to `target`.
 
-    Hidden files and other kinds, such as programs, are not moved. Files already in `target` stay;
-    raises ValueError where one has another size.
+    Returns how many there are. Hidden files and other kinds, such as programs, are not moved. Files
+    that `target` has already are kept; ValueError if one has another size.
     """
     found = [Path(root, name) for root, _, names in os.walk(source) for name in names]
-    files = [file for file in found if _is_data(file.relative_to(source))]
+    files = [file for file in found if _is_wanted(file.relative_to(source), endings)]
     places = {file: target / file.relative_to(source) for file in files}
     for file, place in places.items():
         is_same = place.is_file() and place.stat().st_size == file.stat().st_size

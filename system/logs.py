@@ -11,6 +11,12 @@ from tqdm import tqdm
 
 from system.escaping import SafeFormatter
 
+MAX_BUFFERED_LINES = 10_000
+
+
+class RunLogHandler(logging.FileHandler):
+    """Writes log.txt of a run. A class of its own, so that it can be told from others' handlers."""
+
 
 class _TerminalHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
@@ -21,31 +27,37 @@ class _TerminalHandler(logging.Handler):
 
 @contextmanager
 def logging_to_terminal(is_main: bool, level: int) -> Iterator[None]:
+    """Show log lines from `level` on; on processes other than the main one, errors only.
+
+    The main process also keeps its lines in memory until `log_to_file` names a file for them:
+    nothing is written before the inputs have been checked.
+    """
     root = logging.getLogger()
-    before, handlers = root.level, []
-    if is_main:
-        terminal = _TerminalHandler()
-        terminal.setFormatter(SafeFormatter("%(message)s"))
-        # Keeps the lines until the run has a folder: nothing is written before the inputs have been checked.
-        early = logging.handlers.MemoryHandler(
-            capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False
-        )
-        handlers = [terminal, early]
+    level_before = root.level
+    handlers = [_terminal_handler(), _buffering_handler()] if is_main else []
     for handler in handlers:
         root.addHandler(handler)
     root.setLevel(level if is_main else logging.ERROR)
     try:
         yield
     finally:
-        root.setLevel(before)
+        root.setLevel(level_before)
         for handler in root.handlers[:]:
             if handler in handlers or isinstance(handler, RunLogHandler):
                 root.removeHandler(handler)
                 handler.close()
 
 
-class RunLogHandler(logging.FileHandler):
-    """log.txt of a run."""
+def _terminal_handler() -> logging.Handler:
+    handler = _TerminalHandler()
+    handler.setFormatter(SafeFormatter("%(message)s"))
+    return handler
+
+
+def _buffering_handler() -> logging.Handler:
+    """Keeps lines until it gets a target: no level is high enough to flush it."""
+    never = logging.CRITICAL + 1
+    return logging.handlers.MemoryHandler(MAX_BUFFERED_LINES, flushLevel=never, flushOnClose=False)
 
 
 def log_to_file(folder: Path) -> None:
@@ -53,8 +65,9 @@ def log_to_file(folder: Path) -> None:
     file = RunLogHandler(folder / "log.txt", encoding="utf-8")
     file.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
-    for early in [h for h in root.handlers if isinstance(h, logging.handlers.MemoryHandler)]:
-        early.setTarget(file)
-        early.flush()
-        root.removeHandler(early)
+    buffers = [one for one in root.handlers if isinstance(one, logging.handlers.MemoryHandler)]
+    for buffered in buffers:
+        buffered.setTarget(file)
+        buffered.flush()
+        root.removeHandler(buffered)
     root.addHandler(file)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The folder that a run writes into: its lock, so that no other run uses it, and its log.txt."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,32 +6,33 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from modules.options.groups import Options
 from system.logs import log_to_file
 from system.runtime import Runtime
 
-LOCK_TIMEOUT = 60  # seconds in which an earlier attempt of a job of several processes must have let go of its folder
+# Seconds that a restarted job of several processes waits for its earlier attempt to free the lock.
+LOCK_TIMEOUT = 60
 
 
 @contextmanager
-def open_run_folder(options: Options, runtime: Runtime) -> Iterator[Path]:
-    """Make the run's folder and, on the main process, write all log lines so far and from now on to its log.txt.
+def open_run_folder(folder: Path, runtime: Runtime) -> Iterator[Path]:
+    """Make the folder and lock it. The main process writes all log lines, the earlier ones too, to
+    its log.txt.
 
-    Raises ValueError, on every process, where another run works in it.
+    Raises ValueError, on every process, if another run uses the folder.
     """
-    folder = Path(options.run.output_dir)
     lock = FileLock(folder / ".lock")
 
-    def take() -> None:
+    def acquire() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=LOCK_TIMEOUT if runtime.world_size > 1 else 0)
         except Timeout:
             raise ValueError(
-                f"another run works in {folder}: wait for its end, or give another --output_dir"
+                f"{folder} is in use by another run: wait for it to finish, or choose another "
+                "--output_dir"
             ) from None
 
-    runtime.on_main(take)
+    runtime.on_main(acquire)
     try:
         if runtime.is_main:
             log_to_file(folder)

@@ -1,11 +1,9 @@
-"""Process state in one place: process group, device, precision, seeds, logging. Opened by the entry scripts."""
+"""One process among several: its rank, device and precision, and what the processes exchange."""
 
 import logging
-import logging.handlers
 import os
-import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,49 +15,43 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from modules.options.groups import Options
 from system.compute import (
     DTYPES,
     choose_device,
     choose_precision,
-    deterministic,
+    deterministic_algorithms,
     keep_freed_memory,
     matmul_precision,
 )
 from system.logs import logging_to_terminal
-
-log = logging.getLogger(__name__)
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
+# How long a collective may take before the job is aborted.
+STEP_TIMEOUT = timedelta(minutes=10)
 
-STEP_TIMEOUT = timedelta(
-    minutes=10
-)  # so long a process waits for the others' part of common work, then ends the job
-
-
-MAIN_TIMEOUT = timedelta(
-    hours=6
-)  # and so long for what the main process does alone, such as scoring
-
+# The same for what the main process does alone, such as scoring.
+MAIN_TIMEOUT = timedelta(hours=6)
 
 Value = TypeVar("Value")
+Items = TypeVar("Items")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """One process among `world_size`, and the device and precision that it computes with."""
+    """One process among `world_size`, and the device and precision that it computes with.
+
+    `cpu_group` is the process group in which the others wait for the main process.
+    """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
     precision: str = "fp32"
-    cpu_group: dist.ProcessGroup | None = (
-        None  # the group, on the CPU, that waits for the main process
-    )
+    cpu_group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -67,54 +59,62 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self) -> torch.autocast:
-        """The one way into lower precision; weights stay float32."""
-        return torch.autocast(
-            self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32"
-        )
+        """A context in which torch computes in this precision. Weights stay float32."""
+        is_lower = self.precision != "fp32"
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=is_lower)
 
     def peak_memory(self) -> str:
-        """The most memory that this process has held: of its GPU, or of the machine where the system tells."""
+        """The most memory that this process has used so far: of its GPU, or else main memory."""
         if self.device.type == "cuda":
-            return f"{torch.cuda.max_memory_allocated(self.device) / 1e9:.1f} GB"
-        if resource is None:
+            size = torch.cuda.max_memory_allocated(self.device)
+        elif resource is None:
             return "unknown"
-        unit = 1 if sys.platform == "darwin" else 1024
-        return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.1f} GB"
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return f"{size / 1e9:.1f} GB"
 
     def seed(self, *parts: int) -> None:
-        """Seed torch's draws (dropout) from numbers such as seed, epoch and step, and this process' rank."""
+        """Seed torch from numbers such as seed, epoch and step, and from this process's rank."""
         state = np.random.SeedSequence([*parts, self.rank]).generate_state(2, np.uint32)
         torch.manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
     def progress(self, iterable: Any, what: str, unit: str = "batch") -> tqdm:
-        """A progress bar on the main process' terminal; silent where stderr is none."""
+        """A progress bar on the main process, shown only if stderr is a terminal."""
+        disable = None if self.is_main else True  # None: shown on a terminal only
         return tqdm(
-            iterable,
-            desc=what,
-            unit=unit,
-            leave=False,
-            dynamic_ncols=True,
-            disable=None if self.is_main else True,
+            iterable, desc=what, unit=unit, leave=False, dynamic_ncols=True, disable=disable
         )
 
+    def own_share(self, items: Items) -> Items:
+        """This process's part of a sequence or tensor: items rank, rank + world_size, …"""
+        return items[self.rank :: self.world_size]
+
+    def merge_shares(self, share: Sequence[Value]) -> list[Value]:
+        """Merge what each process made of its `own_share` into item order, on every process."""
+        shares = self.gather_objects(share)
+        merged: list[Any] = [None] * sum(map(len, shares))
+        return _interleave(shares, merged)
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The same as `merge_shares` for a tensor's rows, (n, …) on each process. On the CPU."""
+        shares = self.gather_objects(rows.cpu())
+        merged = shares[0].new_empty(sum(map(len, shares)), *rows.shape[1:])
+        return _interleave(shares, merged)
+
     def gather_objects(self, value: Any) -> list[Any]:
-        """Every process' value, in rank order, on every process."""
+        """Every process's value, in rank order, on every process."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
-        """(n, …) rows of items rank, rank + world, … on each process → all rows in the items' order, on the CPU."""
-        parts = self.gather_objects(rows.cpu())
-        merged = parts[0].new_empty(sum(map(len, parts)), *rows.shape[1:])
-        for rank, part in enumerate(parts):
-            merged[rank :: self.world_size] = part
-        return merged
-
     def on_main(self, job: Callable[[], Value]) -> Value:
-        """What `job` gives on the main process, which alone runs it, on every process; its ValueError or OSError likewise."""
+        """Run `job` on the main process only.
+
+        Every process returns its result, or raises its ValueError or OSError.
+        """
         if self.world_size == 1:
             return job()
         box: list[Any] = [None]
@@ -129,94 +129,87 @@ class Runtime:
         return box[0]
 
     def any(self, value: bool) -> bool:
-        """Whether it holds on any process."""
+        """Whether the value is true on any process."""
         if self.world_size == 1:
             return value
         flag = torch.tensor(int(value), device=self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of a detached tensor over the processes."""
+    def all_sum(self, value: Tensor) -> Tensor:
+        """The sum of a detached tensor over all processes."""
         if self.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
 
+def _interleave(shares: Sequence[Any], merged: Items) -> Items:
+    """Fill `merged` with the processes' shares: item i comes from process i modulo their number."""
+    for rank, share in enumerate(shares):
+        merged[rank :: len(shares)] = share
+    return merged
+
+
 @contextmanager
-def open_runtime(options: Options) -> Iterator[Runtime]:
-    """Join the launcher's process group, if any, choose device and precision, start logging, seed everything."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    with logging_to_terminal(
-        is_main=rank == 0, level=logging.WARNING if options.run.do_predict else logging.INFO
-    ):
-        device = choose_device(options.run.local_rank)
-        precision = choose_precision("fp16" if options.run.fp16 else options.run.precision, device)
-        patient = None
-        if world_size > 1:
-            backend, store = "nccl" if device.type == "cuda" else "gloo", _restart_store()
-            members = (
-                {"store": store, "rank": rank, "world_size": world_size} if store else {}
-            )  # else from the environment
-            dist.init_process_group(backend, timeout=STEP_TIMEOUT, **members)
-            patient = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
-        runtime = Runtime(rank, world_size, device, precision, patient)
+def open_runtime(
+    precision: str = "auto",
+    local_rank: int | None = None,
+    seed: int = 42,
+    deterministic: bool = False,
+    quiet: bool = False,
+) -> Iterator[Runtime]:
+    """Choose device and precision, join the launcher's process group if there is one, start
+    logging (warnings only where `quiet`), and seed torch.
+
+    Raises ValueError if this process has no GPU, or if the launcher's restarts cannot work.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    level = logging.WARNING if quiet else logging.INFO
+    with logging_to_terminal(is_main=rank == 0, level=level):
+        device = choose_device(local_rank)
+        precision = choose_precision(precision, device)
+        cpu_group = _join_process_group(rank, world_size, device) if world_size > 1 else None
         if device.type == "cpu":
             keep_freed_memory()
-        torch.manual_seed(options.run.seed)  # the same on all processes: they must initialise alike
-        with matmul_precision(device, precision), deterministic(options.run.deterministic):
-            _log_start(options, runtime)
-            if torch.get_float32_matmul_precision() == "medium":
-                log.info("float32 matrix products by oneDNN")
-            yield runtime
+        torch.manual_seed(seed)  # the same on all processes: they must initialise alike
+        with matmul_precision(device, precision), deterministic_algorithms(deterministic):
+            yield Runtime(rank, world_size, device, precision, cpu_group)
         if world_size > 1:
             dist.destroy_process_group()
 
 
+def _join_process_group(rank: int, world_size: int, device: torch.device) -> dist.ProcessGroup:
+    """Join the others in the default group, for collectives; returns a second one on the CPU."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = _restart_store()
+    if store is None:
+        dist.init_process_group(backend, timeout=STEP_TIMEOUT)  # the rest from the environment
+    else:
+        dist.init_process_group(
+            backend, timeout=STEP_TIMEOUT, store=store, rank=rank, world_size=world_size
+        )
+    return dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
+
+
 def _restart_store() -> dist.Store | None:
-    """Where processes that torchrun may restart find each other; None: as usual.
+    """The store in which processes that torchrun may restart find each other; None: the default.
 
-    The launcher's own store outlives a restart, and what the processes before left in it would send the new ones to addresses where
-    nobody is. Under one agent its count of restarts keeps attempts apart; several agents count differently, so that they must not
-    share it: ValueError.
+    The launcher's own store outlives a restart: in it, the new processes would find addresses of
+    the old ones, where nobody listens any more. With one agent, its restart count keeps attempts
+    apart. Several agents count separately, so they must not share the store: ValueError.
     """
-    around = os.environ
-    if (
-        around.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        or around.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0"
-    ):
+    env = os.environ
+    uses_agent_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not uses_agent_store or env.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
         return None
-    if around.get("GROUP_WORLD_SIZE", "1") != "1":
+    if env.get("GROUP_WORLD_SIZE", "1") != "1":
         raise ValueError(
-            "several torchrun agents with --max-restarts need --rdzv_backend=c10d and, in the environment of each, "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: restarted processes would wait for those before them"
+            "several torchrun agents with --max-restarts need --rdzv_backend=c10d and, in the "
+            "environment of each, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: restarted processes "
+            "would wait for those before them"
         )
-    store = dist.TCPStore(
-        around["MASTER_ADDR"], int(around["MASTER_PORT"]), is_master=False, timeout=STEP_TIMEOUT
-    )
-    return dist.PrefixStore(f"attempt_{around['TORCHELASTIC_RESTART_COUNT']}", store)
-
-
-def _log_start(options: Options, runtime: Runtime) -> None:
-    name = (
-        torch.cuda.get_device_name(runtime.device)
-        if runtime.device.type == "cuda"
-        else platform.processor() or "CPU"
-    )
-    log.info(
-        "%s · %d process(es) on %s (%s), %s · torch %s, Python %s",
-        options.stage,
-        runtime.world_size,
-        runtime.device.type,
-        name,
-        runtime.precision,
-        torch.__version__,
-        platform.python_version(),
-    )
-    for option, value in options.items():
-        log.info("  --%s = %s", option, value)
-    if options.ignored:
-        log.warning(
-            "accepted but without effect, as in the published code: %s", ", ".join(options.ignored)
-        )
+    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, timeout=STEP_TIMEOUT)
+    return dist.PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", store)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from dataloaders.picture_files import picture_endings
 from preprocess import download
 from system import archives, extraction
 from system.extraction import DamagedArchive, extracted
@@ -169,11 +170,11 @@ def pax_global(number: int) -> bytes:
 UNPACK = """
 import resource, sys
 from pathlib import Path
-from preprocess.unpacking import unpacked
+from system.extraction import extracted
 for path in map(Path, sys.argv[1:]):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        with unpacked(path, path.with_name("to")):
+        with extracted(path, path.with_name("to")):
             print(0, "unpacked")
     except ValueError as error:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
@@ -285,7 +286,8 @@ def test_nothing_but_pictures_and_tables_is_moved(tmp_path):
     for name in names:
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(b"x")
-    assert extraction.move_into(tmp_path / "from", tmp_path / "to") == 4
+    endings = picture_endings() | download.TABLE_ENDINGS
+    assert extraction.move_into(tmp_path / "from", tmp_path / "to", endings) == 4
     assert sorted(
         str(path.relative_to(tmp_path / "to"))
         for path in (tmp_path / "to").rglob("*")

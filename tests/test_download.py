@@ -342,12 +342,12 @@ def test_moving_goes_on_where_it_broke_off_and_overwrites_nothing(tmp_path):
     (tmp_path / "from" / "images" / "a.png").write_bytes(b"12345")
     (tmp_path / "from" / "images" / "b.png").write_bytes(b"123")
     (tmp_path / "to" / "images" / "a.png").write_bytes(b"12345")
-    assert extraction.move_into(tmp_path / "from", tmp_path / "to") == 2
+    assert extraction.move_into(tmp_path / "from", tmp_path / "to", {".png"}) == 2
     assert sorted(path.name for path in (tmp_path / "to" / "images").iterdir()) == [
         "a.png",
         "b.png",
     ]
     (tmp_path / "from" / "images" / "b.png").write_bytes(b"another")
     with pytest.raises(ValueError, match="b.png is there already, and another"):
-        extraction.move_into(tmp_path / "from", tmp_path / "to")
+        extraction.move_into(tmp_path / "from", tmp_path / "to", {".png"})
     assert (tmp_path / "to" / "images" / "b.png").read_bytes() == b"123"

@@ -345,7 +345,7 @@ def test_outside_of_a_step_a_signal_stops_at_once_and_in_it_only_the_second_one(
             signalled(finishing)
         assert reached == [True] * finishing
     code = (
-        "import os, signal, time; from modules.stopping import StopSignals\n"
+        "import os, signal, time; from system.signals import StopSignals\n"
         "with StopSignals() as stop, stop.finishing():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('still there', flush=True); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)"
     )
@@ -461,7 +461,7 @@ def test_two_runs_in_one_folder_are_refused(spot, sizes, tmp_path, capsys):
         [FAULTY, "hang:step:1", "retrieval", *words(spot, run, sizes, "retrieval", "--do_train")]
     )
     _wait_for(lambda: (run / "log.txt").is_file())
-    assert f"another run works in {run}" in refused(
+    assert f"{run} is in use by another run" in refused(
         "retrieval", words(spot, run, sizes, "retrieval", "--do_train"), capsys
     )
     os.killpg(process.pid, signal.SIGKILL)

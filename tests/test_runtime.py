@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_onednn_is_used_off_intel_and_only_where_it_is_exact(monkeypatch, vendor, exact, expected):
-    monkeypatch.setattr(compute, "_processor", lambda: f"vendor_id : {vendor}")
+    monkeypatch.setattr(compute, "_describe_processor", lambda: f"vendor_id : {vendor}")
     monkeypatch.setattr(compute, "_stays_float32", lambda setting: exact)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     before = torch.get_float32_matmul_precision()

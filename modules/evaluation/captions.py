@@ -39,7 +39,7 @@ def generate_captions(
     runtime: Runtime,
 ) -> dict[str, str]:
     """Caption id → sentence: all change pairs in file order, then all distractors. Every process takes its share of the scenes."""
-    own = scenes[runtime.rank :: runtime.world_size]
+    own = runtime.own_share(scenes)
     captions: list[
         tuple[str, ...]
     ] = []  # per own scene: the change's and, with a distractor, the distractor's
@@ -60,12 +60,9 @@ def generate_captions(
                 *(sentences[start : start + count] for start in range(0, len(sentences), count)),
                 strict=True,
             )
-    shares = runtime.gather_objects(
+    ordered = runtime.merge_shares(
         [((s.id, s.distractor_id), c) for s, c in zip(own, captions, strict=True)]
     )
-    ordered: list = [None] * len(scenes)
-    for rank, share in enumerate(shares):
-        ordered[rank :: runtime.world_size] = share
     kinds = 2 if scenes[0].distractor else 1
     return {names[kind]: texts[kind] for kind in range(kinds) for names, texts in ordered}
 

@@ -111,7 +111,7 @@ def split_similarity(
     ids = torch.from_numpy(
         np.stack([tokenize_caption(text, max_words)["retrieval_text_ids"] for text in texts])
     )
-    own_ids = ids[runtime.rank :: runtime.world_size]
+    own_ids = runtime.own_share(ids)
     by_length = own_ids.argmax(
         dim=1
     ).argsort()  # short ones together, so that little padding is computed
@@ -161,7 +161,7 @@ def _gather_features(
 
 def _cross_similarity(model: CLIP4IDC, text: Features, pair: Features, runtime: Runtime) -> Tensor:
     """The cross encoder's similarity of every text and pair, each process working off its share of the texts."""
-    own = range(runtime.rank, len(text.tokens), runtime.world_size)
+    own = runtime.own_share(range(len(text.tokens)))
     rows = [
         model.score_pairs(Features(*(part[n : n + 1] for part in text)), pair).cpu()
         for n in runtime.progress(own, "cross encoder", unit="text")

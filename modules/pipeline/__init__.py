@@ -3,17 +3,18 @@
 import logging
 import warnings
 from contextlib import nullcontext
+from pathlib import Path
 
 from modules.options.groups import Options
 from modules.pipeline.data import open_images, read_splits
 from modules.pipeline.evaluate import build_evaluator, evaluate_and_report
 from modules.pipeline.model import build_model
 from modules.pipeline.resume import find_resume_point
+from modules.pipeline.start import start_runtime
 from modules.pipeline.train import train
 from modules.weights.sources import LoadedWeights
 from system.java import ensure_java
 from system.run_folder import open_run_folder
-from system.runtime import open_runtime
 from system.signals import StopSignals
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def run(options: Options) -> None:
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     with (
         StopSignals() if options.run.do_train else nullcontext() as stop,
-        open_runtime(options) as runtime,
+        start_runtime(options) as runtime,
     ):
         if options.stage == "caption" and runtime.is_main:
             ensure_java()
@@ -39,7 +40,7 @@ def run(options: Options) -> None:
             train(model, splits, images, options, runtime, stop, point, tensors)
         else:
             evaluator = build_evaluator(splits, images, options.data.eval_split, options, runtime)
-            with open_run_folder(options, runtime) as folder:
+            with open_run_folder(Path(options.run.output_dir), runtime) as folder:
                 evaluate_and_report(
                     model, evaluator, str(options.model.init_model), folder, options, runtime
                 )

@@ -18,11 +18,12 @@ from modules.pipeline.results import (
     print_captions,
     read_finished,
 )
+from modules.pipeline.start import start_runtime
 from modules.predictor import DEMO, Predictor
 from modules.report.pictures import draw_explanation
 from modules.weights.sources import find_weights
 from system.files import sha256_of
-from system.runtime import Runtime, open_runtime
+from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ MAX_BATCH, EXPLAIN_BATCH_SIZE = 32, 8  # pairs in a batch; fewer where all atten
 def predict(options: Options) -> None:
     """Caption the pairs that the options name. All are known to have their files before anything is computed or written."""
     wanted, source = options.predict, options.model
-    with open_runtime(options) as runtime:
+    with start_runtime(options) as runtime:
         pairs = find_pairs(wanted.before, wanted.after, wanted.pairs)
         decoding = Decoding(
             options.caption.beam_size,
@@ -88,13 +89,9 @@ def caption_batches(
     step = (EXPLAIN_BATCH_SIZE if attention_folder else MAX_BATCH) * runtime.world_size
     for start in runtime.progress(range(done, len(pairs), step), "captions"):
         numbers = range(start, min(start + step, len(pairs)))
-        own = numbers[runtime.rank :: runtime.world_size]
-        merged: list = [None] * len(numbers)
-        for rank, share in enumerate(
-            runtime.gather_objects(_caption(predictor, pairs, own, decoding, attention_folder))
-        ):
-            merged[rank :: runtime.world_size] = share
-        yield list(zip(pairs[start : numbers.stop], merged, strict=True))
+        own = runtime.own_share(numbers)
+        captions = runtime.merge_shares(_caption(predictor, pairs, own, decoding, attention_folder))
+        yield list(zip(pairs[start : numbers.stop], captions, strict=True))
 
 
 def _caption(

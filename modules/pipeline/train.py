@@ -64,7 +64,7 @@ def train(
     if point:
         trainer.restore(tensors, point.path)
     progress = point.progress if point else Progress()
-    with open_run_folder(options, runtime) as folder:
+    with open_run_folder(Path(options.run.output_dir), runtime) as folder:
         if runtime.is_main:
             _open_files(trainer, folder, progress, fingerprint(options, splits), point)
         log.info(

@@ -129,7 +129,7 @@ def train_epoch(trainer: Trainer, progress: Progress) -> float:
             if stop:
                 raise StopRequested
     trainer.optimizer.zero_grad(set_to_none=True)  # an incomplete accumulation is discarded
-    total, count = runtime.total(losses).tolist()
+    total, count = runtime.all_sum(losses).tolist()
     if not count:
         raise ValueError(
             f"no batch of epoch {progress.epoch} had a finite loss: try a lower --lr, or --precision fp32"

@@ -65,7 +65,7 @@ class StepLogger:
         if not complete or steps % self.trainer.options.run.n_display:
             return
         runtime = self.trainer.runtime
-        mean = (runtime.total(self.losses) / runtime.world_size / self.batches).item()
+        mean = (runtime.all_sum(self.losses) / runtime.world_size / self.batches).item()
         seconds = time.perf_counter() - self.since
         pairs = self.batches * self.trainer.loader.loader.batch_size * runtime.world_size
         rate = self.trainer.optimizer.learning_rate()

@@ -1,0 +1,52 @@
+"""The runtime that a run's options ask for, and the first lines of its log."""
+
+import logging
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from modules.options.groups import Options
+from system.compute import uses_onednn
+from system.runtime import Runtime, open_runtime
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def start_runtime(options: Options) -> Iterator[Runtime]:
+    """Open the runtime, and log what it is and what was asked. A prediction logs warnings only."""
+    run = options.run
+    precision = "fp16" if run.fp16 else run.precision
+    with open_runtime(
+        precision, run.local_rank, run.seed, run.deterministic, quiet=run.do_predict
+    ) as runtime:
+        _log_start(options, runtime)
+        yield runtime
+
+
+def _log_start(options: Options, runtime: Runtime) -> None:
+    log.info(
+        "%s · %d process(es) on %s (%s), %s · torch %s, Python %s",
+        options.stage,
+        runtime.world_size,
+        runtime.device.type,
+        _device_name(runtime.device),
+        runtime.precision,
+        torch.__version__,
+        platform.python_version(),
+    )
+    for option, value in options.items():
+        log.info("  --%s = %s", option, value)
+    if options.ignored:
+        names = ", ".join(options.ignored)
+        log.warning("accepted but without effect, as in the published code: %s", names)
+    if uses_onednn():
+        log.info("float32 matrix products by oneDNN")
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or "CPU"
