@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -181,7 +180,6 @@ def _run(fds: array.array, words: list[str], folder: str, environment: dict[str,
     for number in FORWARDED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdin, sys.stdout, sys.stderr = _open_standard_files()
     _set_threads(environment)
     code = _run_program(words[1:])
     threading._shutdown()
@@ -190,12 +188,6 @@ def _run(fds: array.array, words: list[str], folder: str, environment: dict[str,
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-def _open_standard_files() -> Iterator:
-    yield open(0, encoding="utf-8", closefd=False)
-    yield open(1, "w", encoding="utf-8", buffering=1 if os.isatty(1) else -1, closefd=False)
-    yield open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
 
 
 def _set_threads(environment: dict[str, str]) -> None:
