@@ -1,7 +1,10 @@
-"""Draw a dataset of scenes in which something changes, in CLEVR-Change's or Spot-the-Diff's own layout (SPEC §3).
+"""Draw a dataset of scenes in which something changes, in CLEVR-Change's or Spot-the-Diff's layout.
 
-The scenes look like CLEVR's and their sentences follow CLEVR-Change's grammar; none of either's data is used. Scene i
-depends on (--seed, i) alone, so neither the sizes of the splits nor the number of workers changes it.
+    python preprocess/synthesize.py --output data --train 40 --val 8 --test 12
+
+The scenes look like CLEVR's, and the sentences follow CLEVR-Change's grammar; no data of either is
+used. Scene i depends on (--seed, i) alone, so neither the sizes of the splits nor the number of
+workers changes it.
 """
 
 import json
@@ -13,14 +16,14 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 from tqdm import tqdm
@@ -28,11 +31,12 @@ from tqdm import tqdm
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataloaders.clevr_vocabulary import ATTRIBUTES, CHANGE_TYPES
+from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS
 from dataloaders.pairs import SPLITS
 from preprocess.scenes.drawing import render
 from preprocess.scenes.geometry import Scene
 from preprocess.scenes.sampling import (
-    CHANGE_TYPES,
     Change,
     ScenePair,
     referent,
@@ -41,27 +45,21 @@ from preprocess.scenes.sampling import (
 )
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
 from system.command import OneLineParser, run_command
+from system.escaping import show
 
-CLEVR_FOLDERS = {"images": "default", "sc_images": "semantic", "nsc_images": "nonsemantic"}
-
-
-CLEVR_FILES = ("change_captions", "no_change_captions", "splits", "type_mapping", "changed_object")
-
-
+CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json", "changed_object.json")
 SPOT_FOLDER = "images_test"
 
+DEFAULT_COUNTS = {"train": 1000, "val": 100, "test": 200}
+DEFAULT_CAPTIONS = 6
+MAX_SCENES = 1_000_000  # file names have six digits
 
-MAX_SCENES = 1_000_000  # names have six digits
-
-
-_SPOT_ID_RANGE = 1_000_003  # a prime, so that ids of different scenes differ
-
-
-_SECOND_ANNOTATOR_SHARE = 0.15  # share of Spot's pairs that two people described
-
+_SPOT_ID_RANGE = 1_000_003  # a prime, so that no two scenes have the same id
+_SPOT_ID_STEP = 350_003
+_SECOND_ANNOTATOR_SHARE = 0.15  # of the pairs, as in Spot-the-Diff
 
 # Several times as fast as OpenCV's defaults; the files are a fifth larger.
-_PNG = [
+_PNG_SETTINGS = [
     cv2.IMWRITE_PNG_COMPRESSION,
     1,
     cv2.IMWRITE_PNG_STRATEGY,
@@ -70,10 +68,12 @@ _PNG = [
     cv2.IMWRITE_PNG_FILTER_SUB,
 ]
 
+Record = dict[str, Any]
+
 
 @dataclass(frozen=True)
 class DrawingJob:
-    """Everything the drawing of one scene needs besides its index."""
+    """Everything that the drawing of a scene depends on, except its index."""
 
     folder: Path
     datatype: str
@@ -82,82 +82,79 @@ class DrawingJob:
     jitter: float
 
 
+class Layout(NamedTuple):
+    """How a dataset is laid out: its image folders, its other files, and who writes them."""
+
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    draw: Callable[[DrawingJob, int], Record]
+    write: Callable[[DrawingJob, dict[str, list[int]], list[Record]], None]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help. Wrong input prints one line and exits with 2."""
-    parser = OneLineParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder to make; must not exist, or be empty"
-    )
-    parser.add_argument(
-        "--datatype", choices=("clevr", "spot"), default="clevr", help="layout (default: clevr)"
-    )
-    for split, count in zip(SPLITS, (1000, 100, 200), strict=True):
-        parser.add_argument(
-            f"--{split}", type=int, default=count, help=f"scenes in {split} (default: {count})"
-        )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="another seed gives other scenes (default: 0)"
-    )
-    parser.add_argument(
-        "--captions_per_image",
-        type=int,
-        help="clevr: different sentences a pair (default: 6); spot has one a change",
-    )
-    parser.add_argument(
-        "--jitter",
-        type=float,
-        default=1.0,
-        help="clevr: how much camera and lamps move between the pictures of "
-        "a scene, 1 as in CLEVR-Change, 0 not at all (default: 1)",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a dataset drawn there before"
-    )
+    parser = _parser()
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: synthesize(args))
 
 
+def _parser() -> OneLineParser:
+    parser = OneLineParser(description=__doc__.splitlines()[0])
+    output = "folder to make; must not exist, or be empty"
+    layout = "layout (default: clevr)"
+    seed = "another seed gives other scenes (default: 0)"
+    captions = f"clevr: captions of a pair (default: {DEFAULT_CAPTIONS}); spot has one for a change"
+    jitter = (
+        "clevr: how much the camera and the lamps move between the pictures of a scene, "
+        "1 as in CLEVR-Change, 0 not at all (default: 1)"
+    )
+    workers = "processes (default: one for each core)"
+    overwrite = "replace a dataset drawn there before"
+    parser.add_argument("--output", type=Path, required=True, help=output)
+    parser.add_argument("--datatype", choices=tuple(LAYOUTS), default="clevr", help=layout)
+    for split, count in DEFAULT_COUNTS.items():
+        text = f"scenes in {split} (default: {count})"
+        parser.add_argument(f"--{split}", type=int, default=count, help=text)
+    parser.add_argument("--seed", type=int, default=0, help=seed)
+    parser.add_argument("--captions_per_image", type=int, help=captions)
+    parser.add_argument("--jitter", type=float, default=1.0, help=jitter)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
+    parser.add_argument("--overwrite", action="store_true", help=overwrite)
+    return parser
+
+
 def synthesize(args: Namespace) -> None:
-    """Draw the dataset the options ask for; ValueError or OSError, and nothing written, where that cannot be."""
-    _check(args)
-    counts = [getattr(args, split) for split in SPLITS]
-    stops = list(accumulate(counts))
-    splits = {
-        name: list(range(stop - count, stop))
-        for name, count, stop in zip(SPLITS, counts, stops, strict=True)
-    }
+    """Draw the dataset that the options describe.
+
+    Raises ValueError or OSError where that is not possible, and then leaves nothing behind.
+    """
+    problems = _problems(args)
+    if problems:
+        raise ValueError("; ".join(problems))
+    splits = _split_indices(args)
+    count = sum(map(len, splits.values()))
+    layout = LAYOUTS[args.datatype]
+    captions = args.captions_per_image or DEFAULT_CAPTIONS
     start = time.perf_counter()
     with _atomic_folder(args.output) as folder:
-        job = DrawingJob(
-            folder, args.datatype, args.seed, args.captions_per_image or 6, args.jitter
-        )
-        for name in CLEVR_FOLDERS if args.datatype == "clevr" else (SPOT_FOLDER,):
+        for name in layout.folders:
             (folder / name).mkdir()
-        records = _draw_all(job, stops[-1], args.workers)
-        (_write_clevr if args.datatype == "clevr" else _write_spot)(job, splits, records)
+        job = DrawingJob(folder, args.datatype, args.seed, captions, args.jitter)
+        layout.write(job, splits, _draw_all(job, count, args.workers))
     seconds = time.perf_counter() - start
-    print(
-        f"{stops[-1]} scenes drawn in {args.output} in {seconds:.1f} s "
-        f"({stops[-1] / seconds:.0f} scenes/s, {args.workers} workers)"
+    show(
+        f"{count} scenes drawn in {args.output} in {seconds:.1f} s "
+        f"({count / seconds:.0f} scenes/s, {args.workers} workers)"
     )
 
 
-def _check(args: Namespace) -> None:
-    """Raise one ValueError that names all wrong options."""
-    problems = [
-        f"--{s} is {getattr(args, s)}: expected 0 or more" for s in SPLITS if getattr(args, s) < 0
-    ]
-    total = sum(getattr(args, split) for split in SPLITS)
-    if not problems and not 0 < total <= MAX_SCENES:
-        problems.append(
-            f"--train, --val and --test ask for {total} scenes: expected 1 to {MAX_SCENES} together"
-        )
+def _problems(args: Namespace) -> list[str]:
+    """What is wrong with the options, all of it."""
+    problems = _problems_with_counts(args)
     if args.captions_per_image is not None and args.datatype == "spot":
         problems.append(
-            "--captions_per_image is for --datatype clevr: leave it out, spot has one sentence a change"
+            "--captions_per_image is for --datatype clevr: leave it out, "
+            "spot has one sentence for each change"
         )
     elif args.captions_per_image is not None and args.captions_per_image < 1:
         problems.append(f"--captions_per_image is {args.captions_per_image}: expected 1 or more")
@@ -165,39 +162,65 @@ def _check(args: Namespace) -> None:
         problems.append(f"--jitter is {args.jitter}: expected 0 to 1")
     if args.workers < 1:
         problems.append(f"--workers is {args.workers}: expected 1 or more")
-    problem = _problem_with_output(args.output, args.overwrite)
-    if problem:
-        problems.append(problem)
-    if problems:
-        raise ValueError("; ".join(problems))
+    return problems + _problems_with_output(args.output, args.overwrite)
 
 
-def _problem_with_output(output: Path, overwrite: bool) -> str | None:
+def _problems_with_counts(args: Namespace) -> list[str]:
+    counts = {split: getattr(args, split) for split in SPLITS}
+    problems = [
+        f"--{split} is {count}: expected 0 or more" for split, count in counts.items() if count < 0
+    ]
+    total = sum(counts.values())
+    if not problems and not 0 < total <= MAX_SCENES:
+        problems.append(
+            f"--train, --val and --test ask for {total} scenes: expected 1 to {MAX_SCENES} together"
+        )
+    return problems
+
+
+def _problems_with_output(output: Path, overwrite: bool) -> list[str]:
     if output.exists() and not output.is_dir():
-        return f"--output {output} is a file: give a folder"
-    there = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
-    ours = {
-        *CLEVR_FOLDERS,
-        SPOT_FOLDER,
-        *(f"{name}.json" for name in (*CLEVR_FILES, *SPLITS)),
-        *(f"reformat_{split}.json" for split in SPLITS),
+        return [f"--output {output} is a file: give a folder"]
+    found = {entry.name for entry in output.iterdir()} if output.is_dir() else set()
+    if found and not overwrite:
+        return [
+            f"--output {output} is not empty: give another folder, or --overwrite to replace it"
+        ]
+    foreign = found - _drawn_names()
+    if foreign:
+        return [
+            f"--output {output} has {min(foreign)} in it, which is not part of a drawn dataset: "
+            "give another folder"
+        ]
+    return []
+
+
+def _drawn_names() -> set[str]:
+    """What a folder may have in it and be replaced: drawn datasets and their reformatted lists."""
+    names = {f"reformat_{split}.json" for split in SPLITS}
+    for layout in LAYOUTS.values():
+        names.update(layout.folders, layout.files)
+    return names
+
+
+def _split_indices(args: Namespace) -> dict[str, list[int]]:
+    """The scenes of each split, which follow one another."""
+    counts = [getattr(args, split) for split in SPLITS]
+    stops = accumulate(counts)
+    return {
+        split: list(range(stop - count, stop))
+        for split, count, stop in zip(SPLITS, counts, stops, strict=True)
     }
-    if there and not overwrite:
-        return f"--output {output} is not empty: give another folder, or --overwrite to replace it"
-    if there - ours:
-        return f"--output {output} holds {min(there - ours)}, which no dataset of ours has: give another folder"
-    return None
 
 
 @contextmanager
 def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new sibling folder that takes the folder's place when the block ends well, and is gone when it does not."""
+    """Yield a new folder beside `folder` that replaces it on success and is deleted on failure."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)
-    partial_folder, replaced = (
-        folder.with_name(f"{folder.name}.{word}-{token}") for word in ("partial", "replaced")
-    )
+    partial_folder = folder.with_name(f"{folder.name}.partial-{token}")
+    replaced = folder.with_name(f"{folder.name}.replaced-{token}")
     partial_folder.mkdir()
     try:
         yield partial_folder
@@ -210,99 +233,117 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial_folder, ignore_errors=True)
 
 
-def _draw_all(job: DrawingJob, count: int, workers: int) -> list[dict[str, Any]]:
-    """Draw scenes 0 to count - 1 and return their records in order."""
+def _draw_all(job: DrawingJob, count: int, workers: int) -> list[Record]:
+    """Draw scenes 0 to count - 1, and return their records in order."""
+    draw = partial(_draw, job)
     progress = partial(tqdm, total=count, unit="scene", disable=None)
     if workers == 1:
-        return list(progress(map(partial(_draw, job), range(count))))
-    # Not forked: OpenCV's threads, once started in this process, would leave locks that nobody opens.
-    with multiprocessing.get_context("spawn").Pool(min(workers, count), _start_worker) as pool:
-        return list(progress(pool.imap(partial(_draw, job), range(count), chunksize=8)))
+        return list(progress(map(draw, range(count))))
+    # Spawned, because a forked process would inherit locks that OpenCV's threads hold.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, count), _start_worker) as pool:
+        return list(progress(pool.imap(draw, range(count), chunksize=8)))
 
 
 def _start_worker() -> None:
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers
 
 
-def _draw(job: DrawingJob, index: int) -> dict[str, Any]:
-    """Write the pictures of one scene and return what the JSON files say of it."""
-    return (_draw_clevr if job.datatype == "clevr" else _draw_spot)(job, index)
+def _draw(job: DrawingJob, index: int) -> Record:
+    """Write the pictures of one scene, and return what the JSON files need to know about it."""
+    return LAYOUTS[job.datatype].draw(job, index)
 
 
-def _write_picture(path: Path, scene: Scene, alpha: bool = False) -> None:
+def _write_picture(path: Path, scene: Scene, alpha: bool) -> None:
     picture = render(scene)
     if alpha:
         picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
-    path.write_bytes(cv2.imencode(".png", picture, _PNG)[1])
+    path.write_bytes(cv2.imencode(".png", picture, _PNG_SETTINGS)[1])
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _sentences(pair: ScenePair, change: Change, count: int, rng: Random) -> list[str]:
-    return change_sentences(change.type, *referent(pair, change), change.value, count, rng)
+    scene, scene_object = referent(pair, change)
+    return change_sentences(change.type, scene, scene_object, change.value, count, rng)
 
 
-def _draw_clevr(job: DrawingJob, index: int) -> dict[str, Any]:
+def _draw_clevr(job: DrawingJob, index: int) -> Record:
     pair = sample_clevr_pair(job.seed, index, job.jitter)
     scenes = (pair.before, pair.after, pair.distractor)
-    for (folder, name), scene in zip(CLEVR_FOLDERS.items(), scenes, strict=True):
-        _write_picture(job.folder / folder / f"CLEVR_{name}_{index:06d}.png", scene, alpha=True)
+    for (folder, prefix), scene in zip(FOLDERS.items(), scenes, strict=True):
+        _write_picture(job.folder / folder / f"{prefix}{index:06d}.png", scene, alpha=True)
     (change,) = pair.changes
     rng = Random(f"{job.seed} captions {index}")
     return {
-        "change_captions": _sentences(pair, change, job.captions_per_image, rng),
-        "no_change_captions": no_change_sentences(job.captions_per_image, rng),
+        "change_captions.json": _sentences(pair, change, job.captions_per_image, rng),
+        "no_change_captions.json": no_change_sentences(job.captions_per_image, rng),
         "changed_object": _changed_object(change),
     }
 
 
 def _changed_object(change: Change) -> dict[str, str]:
-    thing = change.before or change.after
-    new = {f"new_{change.type}": change.value} if change.value else {}
-    looks = {name: getattr(thing, name) for name in ("size", "color", "material", "shape")}
-    return {"type": change.type, **looks, **new}
+    """The changed object as it was (an added one as it is), and its new color or material."""
+    scene_object = change.before or change.after
+    row = {"type": change.type}
+    for name in ATTRIBUTES:
+        row[name] = getattr(scene_object, name)
+    if change.value:
+        row[f"new_{change.type}"] = change.value
+    return row
 
 
-def _write_clevr(
-    job: DrawingJob, splits: dict[str, list[int]], records: list[dict[str, Any]]
-) -> None:
-    names = [f"{index:06d}.png" for index in range(len(records))]
-    types: dict[str, list[str]] = {kind: [] for kind in CHANGE_TYPES}
-    for name, record in zip(names, records, strict=True):
-        types[record["changed_object"]["type"]].append(name)
-    captions = {
-        kind: {
-            f"CLEVR_default_{name}": record[kind]
-            for name, record in zip(names, records, strict=True)
-        }
-        for kind in ("change_captions", "no_change_captions")
-    }
-    changed = {name: record["changed_object"] for name, record in zip(names, records, strict=True)}
-    for name, value in zip(CLEVR_FILES, (*captions.values(), splits, types, changed), strict=True):
-        (job.folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+def _write_clevr(job: DrawingJob, splits: dict[str, list[int]], records: list[Record]) -> None:
+    named = {f"{index:06d}.png": record for index, record in enumerate(records)}
+    prefix = FOLDERS["images"]
+    for file in CAPTION_FILES:
+        captions = {f"{prefix}{name}": record[file] for name, record in named.items()}
+        _write_json(job.folder / file, captions)
+    changed = {name: record["changed_object"] for name, record in named.items()}
+    types: dict[str, list[str]] = {change_type: [] for change_type in CHANGE_TYPES}
+    for name, row in changed.items():
+        types[row["type"]].append(name)
+    _write_json(job.folder / "splits.json", splits)
+    _write_json(job.folder / "type_mapping.json", types)
+    _write_json(job.folder / "changed_object.json", changed)
 
 
-def _draw_spot(job: DrawingJob, index: int) -> dict[str, Any]:
+def _draw_spot(job: DrawingJob, index: int) -> Record:
     pair = sample_spot_pair(job.seed, index)
-    image_id = str(
-        (index * 350_003 + Random(f"{job.seed} ids").randrange(_SPOT_ID_RANGE)) % _SPOT_ID_RANGE
-    )
-    for suffix, scene in (("", pair.before), ("_2", pair.after)):
-        _write_picture(job.folder / SPOT_FOLDER / f"{image_id}{suffix}.png", scene)
+    image_id = _spot_id(job.seed, index)
+    folder = job.folder / SPOT_FOLDER
+    _write_picture(folder / f"{image_id}.png", pair.before, alpha=False)
+    _write_picture(folder / f"{image_id}_2.png", pair.after, alpha=False)
     rng = Random(f"{job.seed} captions {index}")
-    annotators = 1 + (rng.random() < _SECOND_ANNOTATOR_SHARE)
-    said = [
-        [_sentences(pair, change, 1, rng)[0] for change in pair.changes] for _ in range(annotators)
-    ]
-    return {"entries": [{"img_id": image_id, "sentences": sentences} for sentences in said]}
+    annotators = 2 if rng.random() < _SECOND_ANNOTATOR_SHARE else 1
+    entries = []
+    for _ in range(annotators):
+        sentences = [_sentences(pair, change, 1, rng)[0] for change in pair.changes]
+        entries.append({"img_id": image_id, "sentences": sentences})
+    return {"entries": entries}
 
 
-def _write_spot(
-    job: DrawingJob, splits: dict[str, list[int]], records: list[dict[str, Any]]
-) -> None:
+def _spot_id(seed: int, index: int) -> str:
+    first = Random(f"{seed} ids").randrange(_SPOT_ID_RANGE)
+    return str((index * _SPOT_ID_STEP + first) % _SPOT_ID_RANGE)
+
+
+def _write_spot(job: DrawingJob, splits: dict[str, list[int]], records: list[Record]) -> None:
     for split, indices in splits.items():
         entries = [entry for index in indices for entry in records[index]["entries"]]
         Random(f"{job.seed} {split}").shuffle(entries)
-        (job.folder / f"{split}.json").write_text(json.dumps(entries), encoding="utf-8")
+        _write_json(job.folder / f"{split}.json", entries)
+
+
+LAYOUTS = {
+    "clevr": Layout(tuple(FOLDERS), CLEVR_FILES, _draw_clevr, _write_clevr),
+    "spot": Layout(
+        (SPOT_FOLDER,), tuple(f"{split}.json" for split in SPLITS), _draw_spot, _write_spot
+    ),
+}
 
 
 if __name__ == "__main__":

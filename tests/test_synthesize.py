@@ -1,8 +1,9 @@
-"""preprocess/synthesize.py: drawn scenes in the layouts of CLEVR-Change and Spot-the-Diff, and their sentences."""
+"""Drawn datasets: scenes, sentences, pictures, files, and the command line that draws them."""
 
 import json
 import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from random import Random
 
@@ -10,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloaders.clevr_vocabulary import COLORS, NO_CHANGE_SENTENCES
+from dataloaders.clevr_vocabulary import CHANGE_TYPES, COLORS, NO_CHANGE_SENTENCES
 from preprocess.scenes.drawing import render
 from preprocess.scenes.geometry import Scene, SceneObject, View, outlines, project
-from preprocess.scenes.sampling import CHANGE_TYPES, referent, sample_clevr_pair, sample_spot_pair
-from preprocess.scenes.sentences import change_sentences
+from preprocess.scenes.sampling import referent, sample_clevr_pair, sample_spot_pair
+from preprocess.scenes.sentences import change_sentences, no_change_sentences
 from preprocess.synthesize import main
 
-LOOKS = ("size", "color", "material", "shape")
-MEANING = {
+ATTRIBUTES = ("size", "color", "material", "shape")
+VALUE_OF_WORD = {
     "big": "large",
     "tiny": "small",
     "matte": "rubber",
@@ -33,14 +34,22 @@ VALUES = {
     "material": {"rubber", "metal"},
     "shape": {"cube", "sphere", "cylinder"},
 }
-SAID_OF = {
-    "color": r"(?P<ref>.+?) (?:turned|changed to|became) (?P<new>\w+)",
-    "material": r"(?P<ref>.+?) (?:turned|changed to|became) (?P<new>\w+)",
-    "add": r"(?:someone added (?P<ref2>.+)|(?P<ref>.+?) (?:has appeared|has been added|has been newly placed))",
-    "drop": r"(?:someone removed (?P<ref2>.+)|"
-    r"(?P<ref>.+?) (?:is no longer there|has disappeared|is gone|is missing))",
-    "move": r"(?P<ref>.+?) (?:changed its location|moved|was moved from its original location|"
-    r"is in a different location|has been moved)",
+BECAME = r"(?P<ref>.+?) (?:turned|changed to|became) (?P<new>\w+)"
+SENTENCE_PATTERNS = {
+    "color": BECAME,
+    "material": BECAME,
+    "add": (
+        r"(?:someone added (?P<ref2>.+)|"
+        r"(?P<ref>.+?) (?:has appeared|has been added|has been newly placed))"
+    ),
+    "drop": (
+        r"(?:someone removed (?P<ref2>.+)|"
+        r"(?P<ref>.+?) (?:is no longer there|has disappeared|is gone|is missing))"
+    ),
+    "move": (
+        r"(?P<ref>.+?) (?:changed its location|moved|was moved from its original location|"
+        r"is in a different location|has been moved)"
+    ),
 }
 
 
@@ -79,65 +88,67 @@ def spot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("spot") / "drawn", "--datatype", "spot", *sizes(30, 5, 5))
 
 
-# --- a reader of sentences, independent of the grammar that writes them ---
+# --- a parser of sentences, independent of the grammar that writes them ---
 
 
-def fitting(phrase: str, things: list[SceneObject]) -> list[SceneObject]:
-    """The things that a plain noun phrase such as "the big red ball" fits."""
+def referred(match: re.Match) -> str:
+    """The reference in a sentence that SENTENCE_PATTERNS matched."""
+    parts = match.groupdict()
+    return parts.get("ref2") or parts["ref"]
+
+
+def matching(phrase: str, objects: list[SceneObject]) -> list[SceneObject]:
+    """The objects that a plain noun phrase such as "the big red ball" fits."""
     article, *words = phrase.split()
     assert article == "the"
     assert words[-1] in {"thing", "object", "cube", "block", "sphere", "ball", "cylinder"}, phrase
-    found = things
-    for word in (MEANING.get(word, word) for word in words):
+    found = objects
+    for word in (VALUE_OF_WORD.get(word, word) for word in words):
         if word not in ("thing", "object"):
             (name,) = (name for name, values in VALUES.items() if word in values)
-            found = [thing for thing in found if getattr(thing, name) == word]
+            found = [one for one in found if getattr(one, name) == word]
     return found
 
 
 def meant(reference: str, scene: Scene) -> list[SceneObject]:
-    """Everything in the scene that a reference can mean, by the things' places in the picture."""
-    things = list(scene.objects)
+    """Every object of the scene that a reference fits, by positions in the picture."""
+    objects = list(scene.objects)
     head, _, clause = reference.partition(" that ")
-    candidates = fitting(head, things)
+    candidates = matching(head, objects)
     if not clause:
         return candidates
-    relation, anchor_phrase = re.fullmatch(
-        r"(.+?) (the (?!same|left|right|same).+)", clause
-    ).groups()
-    anchors = fitting(anchor_phrase, things)
+    parts = re.fullmatch(r"(.+?) (the (?!same|left|right).+)", clause)
+    relation, anchor_phrase = parts.groups()
+    anchors = matching(anchor_phrase, objects)
     assert len(anchors) == 1, f"{anchor_phrase!r} is ambiguous"
+    others = [one for one in candidates if one is not anchors[0]]
     same = re.search(r"same (\w+)", relation)
     if same:
         name = same.group(1)
-        return [
-            t
-            for t in candidates
-            if t is not anchors[0] and getattr(t, name) == getattr(anchors[0], name)
-        ]
+        return [one for one in others if getattr(one, name) == getattr(anchors[0], name)]
     x, y = pixel(anchors[0], scene)
     tests = {
-        "left": lambda place: place[0] < x,
-        "right": lambda place: place[0] > x,
-        "front": lambda place: place[1] > y,
-        "behind": lambda place: place[1] < y,
+        "left": lambda position: position[0] < x,
+        "right": lambda position: position[0] > x,
+        "front": lambda position: position[1] > y,
+        "behind": lambda position: position[1] < y,
     }
     (word,) = (word for word in tests if word in relation)
-    return [t for t in candidates if t is not anchors[0] and tests[word](pixel(t, scene))]
+    return [one for one in others if tests[word](pixel(one, scene))]
 
 
-def pixel(thing: SceneObject, scene: Scene) -> tuple[float, float]:
-    """Where the camera sees the foot of a thing, by a pinhole camera written out for this test."""
+def pixel(scene_object: SceneObject, scene: Scene) -> tuple[float, float]:
+    """Where a pinhole camera, written out for this test, sees the centre of a footprint."""
     eye = np.array(scene.view.camera)
     forward = -eye / np.linalg.norm(eye)
     right = np.cross(forward, [0, 0, 1])
     right /= np.linalg.norm(right)
-    ray = np.array([thing.x, thing.y, 0]) - eye
+    ray = np.array([scene_object.x, scene_object.y, 0]) - eye
     scale = 525 / (ray @ forward)
     return 240 + scale * (ray @ right), 160 - scale * (ray @ np.cross(right, forward))
 
 
-def test_reader_knows_wrong_references_from_right_ones() -> None:
+def test_the_parser_knows_wrong_references_from_right_ones() -> None:
     ball = SceneObject("sphere", "red", "metal", "large", 2.0, -2.0, 0.0)  # nearest to the camera
     cube = SceneObject("cube", "blue", "metal", "small", -2.0, 2.0, 0.0)
     tube = SceneObject("cylinder", "blue", "rubber", "small", -1.0, -2.0, 0.0)
@@ -155,22 +166,19 @@ def test_reader_knows_wrong_references_from_right_ones() -> None:
 
 
 @pytest.mark.parametrize("index", range(40))
-def test_one_attribute_of_one_thing_changes(index: int) -> None:
+def test_one_attribute_of_one_object_changes(index: int) -> None:
     pair = sample_clevr_pair(5, index)
     assert pair.distractor.objects == pair.before.objects
     assert len({pair.before.view, pair.after.view, pair.distractor.view}) == 3
     (change,) = pair.changes
-    lost = [thing for thing in pair.before.objects if thing not in pair.after.objects]
-    new = [thing for thing in pair.after.objects if thing not in pair.before.objects]
-    assert lost == [thing for thing in (change.before,) if thing is not None]
-    assert new == [thing for thing in (change.after,) if thing is not None]
+    lost = [one for one in pair.before.objects if one not in pair.after.objects]
+    new = [one for one in pair.after.objects if one not in pair.before.objects]
+    assert lost == [one for one in (change.before,) if one is not None]
+    assert new == [one for one in (change.after,) if one is not None]
     assert (len(lost), len(new)) == {"add": (0, 1), "drop": (1, 0)}.get(change.type, (1, 1))
     if lost and new:
-        differing = {
-            name
-            for name in (*LOOKS, "x", "y", "turn")
-            if getattr(lost[0], name) != getattr(new[0], name)
-        }
+        names = (*ATTRIBUTES, "x", "y", "angle")
+        differing = {name for name in names if getattr(lost[0], name) != getattr(new[0], name)}
         assert differing == ({"x", "y"} if change.type == "move" else {change.type})
     if change.type == "move":
         assert np.hypot(lost[0].x - new[0].x, lost[0].y - new[0].y) >= 1.2
@@ -182,20 +190,22 @@ def test_scenes_are_sized_spaced_and_balanced() -> None:
     assert {len(pair.before.objects) for pair in pairs} == set(range(3, 11))
     for scene in (scene for pair in pairs for scene in (pair.before, pair.after)):
         assert 3 <= len(scene.objects) <= 10
-        for i, one in enumerate(scene.objects):
+        for one in scene.objects:
             assert max(abs(one.x), abs(one.y)) <= 3
-            for other in scene.objects[:i]:
-                radii = [{"large": 0.7, "small": 0.35}[thing.size] for thing in (one, other)]
-                corners = [
-                    radius * (np.sqrt(2) if thing.shape == "cube" else 1)
-                    for radius, thing in zip(radii, (one, other), strict=True)
-                ]
-                assert np.hypot(one.x - other.x, one.y - other.y) > max(
-                    sum(radii) + 0.25, sum(corners)
-                )
+        for one, other in combinations(scene.objects, 2):
+            assert np.hypot(one.x - other.x, one.y - other.y) > least_distance(one, other)
 
 
-def test_spot_pair_changes_one_to_three_things_before_a_fixed_camera() -> None:
+def least_distance(one: SceneObject, other: SceneObject) -> float:
+    radii = [{"large": 0.7, "small": 0.35}[each.size] for each in (one, other)]
+    corners = [
+        radius * (np.sqrt(2) if each.shape == "cube" else 1)
+        for radius, each in zip(radii, (one, other), strict=True)
+    ]
+    return max(sum(radii) + 0.25, sum(corners))
+
+
+def test_spot_pair_changes_one_to_three_objects_before_a_fixed_camera() -> None:
     pairs = [sample_spot_pair(2, index) for index in range(25)]
     assert {len(pair.changes) for pair in pairs} == {1, 2, 3}
     for pair in pairs:
@@ -210,46 +220,68 @@ def test_spot_pair_changes_one_to_three_things_before_a_fixed_camera() -> None:
 
 
 @pytest.mark.parametrize("index", range(60))
-def test_sentences_are_true_and_mean_only_the_changed_thing(index: int) -> None:
+def test_sentences_are_true_and_refer_to_the_changed_object_alone(index: int) -> None:
     pair = sample_spot_pair(9, index) if index % 3 == 0 else sample_clevr_pair(9, index)
     for change in pair.changes:
-        scene, thing = referent(pair, change)
+        scene, changed = referent(pair, change)
         assert scene is (pair.after if change.type == "add" else pair.before)
-        sentences = change_sentences(change.type, scene, thing, change.value, 30, Random(index))
+        sentences = change_sentences(change.type, scene, changed, change.value, 30, Random(index))
         assert len(set(sentences)) == len(sentences)
         for sentence in sentences:
-            said = re.fullmatch(SAID_OF[change.type], sentence).groupdict()
-            assert meant(said.get("ref2") or said["ref"], scene) == [thing], sentence
+            match = re.fullmatch(SENTENCE_PATTERNS[change.type], sentence)
+            assert meant(referred(match), scene) == [changed], sentence
             if change.value:
-                assert MEANING.get(said["new"], said["new"]) == change.value
+                assert VALUE_OF_WORD.get(match["new"], match["new"]) == change.value
             assert len(sentence.split()) <= 25
 
 
-def test_an_ambiguous_thing_is_told_by_its_place() -> None:
+def test_an_object_with_a_twin_is_described_by_its_position() -> None:
     twins = [SceneObject("cube", "red", "metal", "small", x, -x, 0.0) for x in (-2.0, 2.0)]
     ball = SceneObject("sphere", "blue", "rubber", "large", 0.0, 0.0, 0.0)
     scene = Scene((*twins, ball), View())
     for sentence in change_sentences("drop", scene, twins[1], None, 20, Random(0)):
-        said = re.fullmatch(SAID_OF["drop"], sentence).groupdict()
+        match = re.fullmatch(SENTENCE_PATTERNS["drop"], sentence)
         assert "in front of" in sentence
-        assert meant(said["ref"] or said["ref2"], scene) == [twins[1]]
+        assert meant(referred(match), scene) == [twins[1]]
+
+
+def test_a_seed_draws_the_same_sentences_as_ever() -> None:
+    """Datasets that were drawn before must come out the same: the order of draws may not change."""
+    ball = SceneObject("sphere", "red", "metal", "large", 2.0, -2.0, 0.0)
+    cube = SceneObject("cube", "blue", "metal", "small", -2.0, 2.0, 0.0)
+    tube = SceneObject("cylinder", "blue", "rubber", "small", -1.0, -2.0, 0.0)
+    rng = Random(0)
+    assert change_sentences("color", Scene((ball, cube, tube), View()), cube, "green", 6, rng) == [
+        "the tiny blue metallic block changed to green",
+        "the tiny blue metal block changed to green",
+        "the small blue metallic cube became green",
+        "the small blue metallic block changed to green",
+        "the tiny blue shiny block turned green",
+        "the cube that is behind the large red metal sphere changed to green",
+    ]
+    assert no_change_sentences(2, rng) == [
+        "nothing was modified",
+        "the scene is the same as before",
+    ]
 
 
 def test_the_plain_form_is_the_most_frequent(clevr: Path) -> None:
     sentences = [s for of_one in read(clevr / "change_captions.json").values() for s in of_one]
-    full = r"(someone \w+ )?the (large|big|small|tiny) \w+ \w+ (cube|block|sphere|ball|cylinder)( (?!that ).*|$)"
+    full = (
+        r"(someone \w+ )?the (large|big|small|tiny) \w+ \w+ (cube|block|sphere|ball|cylinder)"
+        r"( (?!that ).*|$)"
+    )
     assert sum(bool(re.fullmatch(full, sentence)) for sentence in sentences) > len(sentences) / 2
 
 
-def test_every_kind_of_reference_is_said() -> None:
-    said = set()
+def test_every_kind_of_reference_occurs() -> None:
+    found = set()
     for index in range(40):
         pair = sample_clevr_pair(3, index)
         change = pair.changes[0]
-        said.update(
-            change_sentences(change.type, *referent(pair, change), change.value, 20, Random(0))
-        )
-    together = "\n".join(said)
+        scene, changed = referent(pair, change)
+        found.update(change_sentences(change.type, scene, changed, change.value, 20, Random(0)))
+    together = "\n".join(found)
     for words in (
         "left of",
         "on the left side of",
@@ -300,33 +332,37 @@ def test_no_change_sentences_are_those_of_the_real_scenes() -> None:
 # --- pictures ---
 
 
-def test_pictures_show_the_palette() -> None:
-    """In the middle of a ball, hue as in the palette, and all balls clearly apart."""
-    for color, rgb in COLORS.items():
-        ball = SceneObject("sphere", color, "rubber", "large", 0.0, 0.0, 0.0)
-        x, y = (round(float(v)) for v in project(np.array([0, 0, 0.7], np.float32), View().camera))
-        patch = (
-            render(Scene((ball,), View()))[y - 10 : y + 10, x - 10 : x + 10].reshape(-1, 3).mean(0)
-        )
-        seen = cv2.cvtColor(np.uint8([[patch]]), cv2.COLOR_BGR2HSV)[0, 0].astype(int)
-        hue, saturation, _ = cv2.cvtColor(np.uint8([[rgb[::-1]]]), cv2.COLOR_BGR2HSV)[0, 0].astype(
-            int
-        )
-        if color == "gray":
-            assert seen[1] < 25
-        else:
-            assert abs((seen[0] - hue + 90) % 180 - 90) <= 4, color
-            assert seen[1] > 90
+def hsv(bgr) -> np.ndarray:
+    return cv2.cvtColor(np.uint8([[bgr]]), cv2.COLOR_BGR2HSV)[0, 0].astype(int)
+
+
+def seen_at(point: tuple[float, float, float]) -> tuple[int, int]:
+    x, y = project(np.array(point, np.float32), View().camera)
+    return round(float(x)), round(float(y))
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_pictures_show_the_palette(color: str) -> None:
+    """In the middle of a ball the hue is the palette's."""
+    ball = SceneObject("sphere", color, "rubber", "large", 0.0, 0.0, 0.0)
+    x, y = seen_at((0, 0, 0.7))
+    picture = render(Scene((ball,), View()))
+    seen = hsv(picture[y - 10 : y + 10, x - 10 : x + 10].reshape(-1, 3).mean(0))
+    expected = hsv(COLORS[color][::-1])
+    if color == "gray":
+        assert seen[1] < 25
+    else:
+        assert abs((seen[0] - expected[0] + 90) % 180 - 90) <= 4
+        assert seen[1] > 90
 
 
 def test_a_cube_that_faces_the_camera_is_as_wide_as_the_other_shapes() -> None:
-    """As in CLEVR-Change's pictures, whatever its generator's text says of cubes."""
+    """As in CLEVR-Change's pictures, whatever its generator's text says about cubes."""
     facing = np.arctan2(View().camera[1], View().camera[0])
     widths = {}
     for shape in ("cube", "sphere", "cylinder"):
-        (outline,) = outlines(
-            (SceneObject(shape, "red", "rubber", "large", 0.0, 0.0, facing),), View().camera
-        )
+        shown = SceneObject(shape, "red", "rubber", "large", 0.0, 0.0, facing)
+        (outline,) = outlines((shown,), View().camera)
         widths[shape] = np.ptp(outline[..., 0])
     assert widths["sphere"] == pytest.approx(widths["cylinder"], rel=0.06)
     assert widths["cube"] == pytest.approx(widths["cylinder"], rel=0.08)  # its front is nearer
@@ -334,34 +370,37 @@ def test_a_cube_that_faces_the_camera_is_as_wide_as_the_other_shapes() -> None:
 
 @pytest.mark.parametrize("shape", ["cube", "sphere", "cylinder"])
 @pytest.mark.parametrize("material", ["rubber", "metal"])
-def test_pictures_change_where_the_thing_changes(shape: str, material: str) -> None:
+def test_pictures_change_where_the_object_changes(shape: str, material: str) -> None:
     other = SceneObject("cylinder", "blue", "rubber", "large", -2.0, 1.0, 0.0)
-    thing = SceneObject(shape, "red", material, "large", 1.0, 0.5, 0.4)
-    empty, red = (
-        render(Scene(things, View())).astype(int) for things in ((other,), (other, thing))
-    )
-    changed = np.abs(red - empty).max(-1)
+    added = SceneObject(shape, "red", material, "large", 1.0, 0.5, 0.4)
+    without = render(Scene((other,), View())).astype(int)
+    with_it = render(Scene((other, added), View())).astype(int)
+    changed = np.abs(with_it - without).max(-1)
     inside = np.zeros(changed.shape, np.uint8)
-    (outline,) = outlines((thing,), View().camera)
+    (outline,) = outlines((added,), View().camera)
     cv2.fillConvexPoly(inside, np.int32(outline), 1)
-    assert (
-        changed[inside == 1].mean() > 25 * changed[inside == 0].mean() > 0
-    )  # > 0: its shadow and mirror image
+    outside_mean = changed[inside == 0].mean()
+    assert outside_mean > 0, "its shadow and its mirror image change, too"
+    assert changed[inside == 1].mean() > 25 * outside_mean
 
 
-def test_metal_differs_from_rubber_and_a_near_thing_hides_a_far_one() -> None:
-    def ball(material: str) -> SceneObject:
-        return SceneObject("sphere", "green", material, "large", 0.0, 0.0, 0.0)
+def green_ball(material: str) -> SceneObject:
+    return SceneObject("sphere", "green", material, "large", 0.0, 0.0, 0.0)
 
-    rubber, metal = (render(Scene((ball(material),), View())) for material in ("rubber", "metal"))
-    assert np.abs(rubber.astype(int) - metal).max() > 60
+
+def test_metal_differs_from_rubber() -> None:
+    rubber = render(Scene((green_ball("rubber"),), View())).astype(int)
+    metal = render(Scene((green_ball("metal"),), View())).astype(int)
+    assert np.abs(rubber - metal).max() > 60
+
+
+def test_a_near_object_hides_a_far_one() -> None:
+    far = green_ball("rubber")
     near = SceneObject("cube", "red", "rubber", "large", 1.2, -1.1, 0.0)
-    pictures = [
-        render(Scene(things, View())) for things in ((ball("rubber"), near), (near, ball("rubber")))
-    ]
-    np.testing.assert_array_equal(pictures[0], pictures[1])
-    x, y = (round(float(v)) for v in project(np.array([1.2, -1.1, 0.6], np.float32), View().camera))
-    blue, green, red = pictures[0][y, x].astype(int)
+    picture = render(Scene((far, near), View()))
+    np.testing.assert_array_equal(render(Scene((near, far), View())), picture)
+    x, y = seen_at((1.2, -1.1, 0.6))
+    blue, green, red = picture[y, x].astype(int)
     assert red > 1.5 * max(green, blue)
 
 
@@ -370,14 +409,10 @@ def test_metal_differs_from_rubber_and_a_near_thing_hides_a_far_one() -> None:
 
 def test_clevr_layout(clevr: Path) -> None:
     names = [f"{index:06d}.png" for index in range(20)]
-    for folder, kind in (
-        ("images", "default"),
-        ("sc_images", "semantic"),
-        ("nsc_images", "nonsemantic"),
-    ):
-        assert sorted(path.name for path in (clevr / folder).iterdir()) == [
-            f"CLEVR_{kind}_{name}" for name in names
-        ]
+    folders = {"images": "default", "sc_images": "semantic", "nsc_images": "nonsemantic"}
+    for folder, infix in folders.items():
+        expected = [f"CLEVR_{infix}_{name}" for name in names]
+        assert sorted(path.name for path in (clevr / folder).iterdir()) == expected
         for path in (clevr / folder).iterdir():
             picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             assert picture.shape == (320, 480, 4)
@@ -397,20 +432,19 @@ def test_clevr_layout(clevr: Path) -> None:
 
 def test_clevr_types_and_changed_objects(clevr: Path) -> None:
     types, objects = read(clevr / "type_mapping.json"), read(clevr / "changed_object.json")
-    assert {kind: len(names) for kind, names in types.items()} == dict.fromkeys(CHANGE_TYPES, 4)
-    assert {name: kind for kind, names in types.items() for name in names} == {
-        n: o["type"] for n, o in objects.items()
-    }
+    counts = {change_type: len(names) for change_type, names in types.items()}
+    assert counts == dict.fromkeys(CHANGE_TYPES, 4)
+    for change_type, names in types.items():
+        assert {objects[name]["type"] for name in names} == {change_type}
     captions = read(clevr / "change_captions.json")
-    for name, said in objects.items():
-        extra = {"color": {"new_color"}, "material": {"new_material"}}.get(said["type"], set())
-        assert said.keys() == {"type", *LOOKS} | extra
+    for name, row in objects.items():
+        extra = {"color": {"new_color"}, "material": {"new_material"}}.get(row["type"], set())
+        assert row.keys() == {"type", *ATTRIBUTES} | extra
         (change,) = sample_clevr_pair(0, int(name[:6])).changes
-        thing = change.before or change.after
-        assert {key: said[key] for key in LOOKS} == {key: getattr(thing, key) for key in LOOKS}
-        assert all(
-            re.fullmatch(SAID_OF[said["type"]], s) for s in captions[f"CLEVR_default_{name}"]
-        )
+        changed = change.before or change.after
+        assert all(row[key] == getattr(changed, key) for key in ATTRIBUTES)
+        for sentence in captions[f"CLEVR_default_{name}"]:
+            assert re.fullmatch(SENTENCE_PATTERNS[row["type"]], sentence)
 
 
 def test_spot_layout(spot: Path) -> None:
@@ -428,9 +462,8 @@ def test_spot_layout(spot: Path) -> None:
     assert ids["train"] != sorted(ids["train"], key=int)
     files = {f"{image_id}{suffix}.png" for image_id in together for suffix in ("", "_2")}
     assert {path.name for path in (spot / "images_test").iterdir()} == files
-    assert cv2.imread(
-        str(spot / "images_test" / f"{together[0]}_2.png"), cv2.IMREAD_UNCHANGED
-    ).shape == (320, 480, 3)
+    after = spot / "images_test" / f"{together[0]}_2.png"
+    assert cv2.imread(str(after), cv2.IMREAD_UNCHANGED).shape == (320, 480, 3)
     for entry in (entry for of_split in entries.values() for entry in of_split):
         assert entry.keys() == {"img_id", "sentences"}
         assert 1 <= len(entry["sentences"]) <= 3
@@ -444,7 +477,9 @@ def test_spot_lists_can_be_reformatted(spot: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("datatype", ["clevr", "spot"])
-def test_same_seed_same_bytes_whatever_the_workers(datatype: str, tmp_path: Path) -> None:
+def test_a_seed_gives_the_same_bytes_for_any_number_of_workers(
+    datatype: str, tmp_path: Path
+) -> None:
     options = ["--datatype", datatype, *sizes(3, 1, 1)]
     one = contents(draw(tmp_path / "one", *options))
     assert one == contents(draw(tmp_path / "again", *options))
@@ -469,7 +504,7 @@ def test_a_scene_does_not_depend_on_the_sizes_of_the_splits(clevr: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "expected"),
     [
         (sizes(-1, 1, 1), "--train is -1"),
         (sizes(0, 0, 0), "ask for 0 scenes"),
@@ -484,24 +519,24 @@ def test_a_scene_does_not_depend_on_the_sizes_of_the_splits(clevr: Path, tmp_pat
     ],
 )
 def test_wrong_options_are_one_line(
-    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--output", str(tmp_path / "new"), *options])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert said in error
+    assert expected in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_or_impossible_output_is_left_alone(
+def test_a_folder_with_other_files_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("")
-    for output, more, said in (
+    for output, more, expected in (
         ("mine", [], "not empty"),
         ("mine", ["--overwrite"], "thesis.txt"),
         ("file", [], "is a file"),
@@ -511,7 +546,7 @@ def test_a_full_or_impossible_output_is_left_alone(
             main(["--output", str(tmp_path / output), *sizes(1, 0, 0), *more])
         assert stop.value.code == 2
         error = capsys.readouterr().err
-        assert said in error
+        assert expected in error
         assert error.count("\n") == 1
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
         "file",
@@ -540,7 +575,7 @@ def test_overwrite_replaces_a_drawn_dataset(
 @pytest.mark.parametrize(
     ("failure", "code"), [(OSError("No space left on device"), 2), (KeyboardInterrupt(), 130)]
 )
-def test_a_failure_on_the_way_leaves_nothing(
+def test_a_failure_while_drawing_leaves_nothing(
     failure: BaseException, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path, data: bytes) -> int:

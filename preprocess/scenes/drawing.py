@@ -1,8 +1,9 @@
-"""Pictures of scenes as CLEVR's Blender set-up shows them, for the price of a few milliseconds.
+"""Pictures of scenes that look like CLEVR's Blender renderings, in a few milliseconds each.
 
-Each thing's outline is filled as an antialiased polygon from far to near; the ground with the shadows of three area
-lamps is drawn at a quarter of the resolution. Light is computed linearly and shown as sRGB.
-Shape letters: N things, n pixels, P points of an outline, S points of a lamp; vectors are (3, n).
+Each object's outline is filled as an antialiased polygon, the farthest object first. The ground,
+with the shadows of three area lamps, is drawn at a quarter of the resolution. Light is computed in
+linear units and converted to sRGB at the end.
+Letters: N objects, n pixels, P points of a body, S points of a lamp; vectors are (3, n).
 """
 
 import cv2
@@ -12,7 +13,9 @@ from preprocess.scenes.geometry import (
     FOCAL,
     HEIGHT,
     WIDTH,
+    Box,
     Scene,
+    View,
     bodies,
     camera_axes,
     outlines,
@@ -22,128 +25,151 @@ from preprocess.scenes.geometry import (
 from preprocess.scenes.shading import AMBIENT, LAMP_RGB, lamp_light, shade
 
 _SHRINK = 4  # the ground is drawn at 1 / _SHRINK of the resolution
+_GROUND_SIZE = (HEIGHT // _SHRINK, WIDTH // _SHRINK)
 
-
+# Points (S, 3) of an area lamp around its centre; each throws a shadow of its own.
 _LAMP_POINTS = np.array(
     [[0.4, 0.2, 0.3], [-0.4, 0.3, -0.3], [0.2, -0.5, -0.2], [-0.2, 0.0, 0.2]], np.float32
-)  # (S, 3)
+)
+
+# cv2.fillConvexPoly reads coordinates with 4 fractional bits, that is, in sixteenths of a pixel.
+_SUBPIXEL_BITS = 4
+_SUBPIXELS = 1 << _SUBPIXEL_BITS
 
 
-_TO_SRGB = np.empty(4097, np.uint8)
+def _srgb_byte(light: float) -> int:
+    """Linear light in [0, 1] as an sRGB byte."""
+    if light < 0.0031308:
+        return round(255 * (12.92 * light))
+    return round(255 * (1.055 * light ** (1 / 2.4) - 0.055))
 
 
-_TO_SRGB[:] = [
-    round(255 * (12.92 * v if v < 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055))
-    for v in np.arange(4097) / 4096
-]
+_SRGB_BYTES = np.array([_srgb_byte(light) for light in np.arange(4097) / 4096], np.uint8)
+
+
+def _ground_directions() -> np.ndarray:
+    """Camera directions (3, n) of the pixels of the small ground picture, row by row."""
+    rows = (np.arange(_GROUND_SIZE[0]) + 0.5) * _SHRINK - HEIGHT / 2
+    columns = (np.arange(_GROUND_SIZE[1]) + 0.5) * _SHRINK - WIDTH / 2
+    x, y = np.meshgrid(columns, rows)
+    directions = np.stack([x, y, np.full(_GROUND_SIZE, FOCAL)])
+    return directions.reshape(3, -1).astype(np.float32)
+
+
+_GROUND_DIRECTIONS = _ground_directions()
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene, (320, 480, 3) uint8, BGR as OpenCV has it."""
+    """The picture of a scene, (320, 480, 3) uint8 in BGR, OpenCV's order."""
     picture = _draw_ground(scene)
     if scene.objects:
         _draw_objects(scene, picture)
     return picture
 
 
-_GRID = (
-    np.stack(
-        [
-            *np.meshgrid(
-                (np.arange(WIDTH // _SHRINK) + 0.5) * _SHRINK - WIDTH / 2,
-                (np.arange(HEIGHT // _SHRINK) + 0.5) * _SHRINK - HEIGHT / 2,
-            ),
-            np.full((HEIGHT // _SHRINK, WIDTH // _SHRINK), FOCAL),
-        ]
-    )
-    .reshape(3, -1)
-    .astype(np.float32)
-)
-
-
 def _draw_ground(scene: Scene) -> np.ndarray:
-    """The plane with its light, shadows and contact darkening, (320, 480, 3) uint8 BGR."""
-    rays = camera_axes(scene.view.camera).T @ _GRID
-    reach = scene.view.camera[2] / np.maximum(-rays[2], 1.0)
-    points = np.array(scene.view.camera, np.float32)[:, None] + rays * reach
-    points[2] = 0
-    shadows, contact = _shadows(scene)
-    light = np.full((3, _GRID.shape[1]), AMBIENT, np.float32)
+    """The plane with its light and shadows, (320, 480, 3) uint8 in BGR."""
+    points = _ground_points(scene.view)
+    shadows, contact_shadow = _shadows(scene)
+    light = np.full(points.shape, AMBIENT, np.float32)
     for lamp, rgb, shadow in zip(scene.view.lamps, LAMP_RGB, shadows, strict=True):
         light += rgb[:, None] * (lamp_light(lamp, points, None) * (1 - shadow.ravel()))
-    light *= 1 - contact.ravel()
-    small = np.ascontiguousarray(_srgb(light[::-1]).T).reshape(
-        HEIGHT // _SHRINK, WIDTH // _SHRINK, 3
-    )
+    light *= 1 - contact_shadow.ravel()
+    pixels = np.ascontiguousarray(_to_srgb(light[::-1]).T)
+    small = pixels.reshape(*_GROUND_SIZE, 3)
     return cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
 
 
+def _ground_points(view: View) -> np.ndarray:
+    """The points (3, n) of the plane that the pixels of the small ground picture show."""
+    rays = camera_axes(view.camera).T @ _GROUND_DIRECTIONS
+    distance = view.camera[2] / np.maximum(-rays[2], 1.0)
+    points = np.array(view.camera, np.float32)[:, None] + rays * distance
+    points[2] = 0
+    return points
+
+
 def _shadows(scene: Scene) -> tuple[list[np.ndarray], np.ndarray]:
-    """Each lamp's shadow (three of (80, 120) in [0, 1]) and the darkening where things touch the ground."""
-    size = (HEIGHT // _SHRINK, WIDTH // _SHRINK)
+    """Each lamp's shadow and the contact shadow under the objects, (80, 120) each, in [0, 1]."""
     if not scene.objects:
-        return [np.zeros(size, np.float32)] * 3, np.zeros(size, np.float32)
+        none = np.zeros(_GROUND_SIZE, np.float32)
+        return [none] * 3, none
     points = bodies(scene.objects)[None]  # (1, N, P, 3)
-    lamps = (np.array(scene.view.lamps, np.float32)[:, None] + _LAMP_POINTS).reshape(
-        -1, 1, 1, 3
-    )  # (3 * S, 1, 1, 3)
+    lamps = np.array(scene.view.lamps, np.float32)[:, None] + _LAMP_POINTS  # (3, S, 3)
+    cast = _cast_on_ground(points, lamps.reshape(-1, 1, 1, 3))
+    below = points * np.array([1, 1, 0], np.float32)
+    world = np.concatenate([cast, below])  # (3 * S + 1, N, P, 3)
+    masks = [_fill_hulls(polygons) for polygons in project(world, scene.view.camera)]
+    per_lamp = np.float32(masks[:-1]).reshape(3, len(_LAMP_POINTS), *_GROUND_SIZE).mean(1)
+    shadows = [cv2.GaussianBlur(mask, (5, 5), 1.2) * (0.95 / 255) for mask in per_lamp]
+    contact_shadow = cv2.GaussianBlur(np.float32(masks[-1]), (13, 13), 2.5) * (0.4 / 255)
+    return shadows, contact_shadow
+
+
+def _cast_on_ground(points: np.ndarray, lamps: np.ndarray) -> np.ndarray:
+    """Where rays from lamps (3 * S, 1, 1, 3) through points (1, N, P, 3) meet the plane."""
     height = np.minimum(points[..., 2:], lamps[..., 2:] - 0.2)
     cast = lamps + (points - lamps) * (lamps[..., 2:] / (lamps[..., 2:] - height))
     cast[..., 2] = 0
-    feet = points * np.array([1, 1, 0], np.float32)
-    seen = project(np.concatenate([cast, feet]), scene.view.camera) * (16 / _SHRINK)
-    masks = []
-    for polygons in np.clip(seen, -9000, 9000).astype(np.int32):
-        mask = np.zeros(size, np.uint8)
-        for polygon in polygons:
-            cv2.fillConvexPoly(mask, cv2.convexHull(polygon), 255, cv2.LINE_AA, 4)
-        masks.append(mask)
-    per_lamp = np.float32(masks[:-1]).reshape(3, len(_LAMP_POINTS), *size).mean(1)
-    shadows = [cv2.GaussianBlur(mask, (5, 5), 1.2) * (0.95 / 255) for mask in per_lamp]
-    return shadows, cv2.GaussianBlur(np.float32(masks[-1]), (13, 13), 2.5) * (0.4 / 255)
+    return cast
 
 
-def _srgb(light: np.ndarray) -> np.ndarray:
-    """Linear light to sRGB bytes of the same shape."""
-    return _TO_SRGB.take(np.clip(light * 4096, 0, 4096).astype(np.uint16))
+def _fill_hulls(polygons: np.ndarray) -> np.ndarray:
+    """A mask (80, 120) uint8 of the convex hulls of points (N, P, 2), in the picture's pixels."""
+    mask = np.zeros(_GROUND_SIZE, np.uint8)
+    scaled = np.clip(polygons * (_SUBPIXELS / _SHRINK), -9000, 9000).astype(np.int32)
+    for polygon in scaled:
+        cv2.fillConvexPoly(mask, cv2.convexHull(polygon), 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+    return mask
+
+
+def _to_srgb(light: np.ndarray) -> np.ndarray:
+    """Linear light as sRGB bytes of the same shape."""
+    return _SRGB_BYTES.take(np.clip(light * 4096, 0, 4096).astype(np.uint16))
 
 
 def _draw_objects(scene: Scene, picture: np.ndarray) -> None:
-    """Paint all things over the ground, in place."""
+    """Paint all objects over the ground, in place."""
     shapes = outlines(scene.objects, scene.view.camera)
-    boxes = {}
-    for i in sorted(
-        range(len(shapes)), key=lambda i: scene.objects[i].shape
-    ):  # shade wants each shape in one piece
-        low = np.maximum(np.floor(shapes[i].min((0, 1))).astype(int) - 1, 0)
-        high = np.minimum(np.ceil(shapes[i].max((0, 1))).astype(int) + 2, (WIDTH, HEIGHT))
-        if (high > low).all():
-            boxes[i] = (*low.tolist(), *high.tolist())
+    boxes = _boxes(scene, shapes)
     if not boxes:
         return
-    colors = np.ascontiguousarray(_srgb(shade(scene, boxes)).T)
-    start = 0
-    patches = {}
-    for i, (left, top, right, bottom) in boxes.items():
-        stop = start + (right - left) * (bottom - top)
-        patch = colors[start:stop].reshape(bottom - top, right - left, 3)
-        patches[i] = cv2.GaussianBlur(
-            patch, (3, 3), 0.7
-        )  # the normals of bevels change faster than pixels
-        start = stop
+    patches = _patches(scene, boxes)
     for i in painting_order(scene.objects, scene.view.camera):
         if i in boxes:
             _paste(picture, patches[i], shapes[i], boxes[i])
 
 
-def _paste(
-    picture: np.ndarray, patch: np.ndarray, outline: np.ndarray, box: tuple[int, int, int, int]
-) -> None:
-    """Blend a patch (h, w, 3) into its box of the picture where the antialiased outline covers it."""
-    left, top, right, bottom = box
-    cover = np.zeros(patch.shape[:2], np.uint8)
-    shifted = np.int32((outline - (left + 0.5, top + 0.5)) * 16)
-    cv2.fillConvexPoly(cover, shifted, 255, cv2.LINE_AA, 4)
-    under = picture[top:bottom, left:right]
-    cover = cover[..., None].astype(np.uint16)
-    under[:] = (patch * cover + under * (255 - cover) + 127) // 255
+def _boxes(scene: Scene, shapes: list[np.ndarray]) -> dict[int, Box]:
+    """The box of each object that is in the picture, by its index, sorted by shape for `shade`."""
+    boxes = {}
+    for i in sorted(range(len(shapes)), key=lambda i: scene.objects[i].shape):
+        low = np.maximum(np.floor(shapes[i].min((0, 1))).astype(int) - 1, 0)
+        high = np.minimum(np.ceil(shapes[i].max((0, 1))).astype(int) + 2, (WIDTH, HEIGHT))
+        if (high > low).all():
+            boxes[i] = Box(*low.tolist(), *high.tolist())
+    return boxes
+
+
+def _patches(scene: Scene, boxes: dict[int, Box]) -> dict[int, np.ndarray]:
+    """The shaded pixels of each box, (height, width, 3) uint8 in BGR."""
+    colors = np.ascontiguousarray(_to_srgb(shade(scene, boxes)).T)
+    patches = {}
+    start = 0
+    for i, box in boxes.items():
+        stop = start + box.area
+        patch = colors[start:stop].reshape(box.height, box.width, 3)
+        # Across a bevel the normal changes faster than from pixel to pixel.
+        patches[i] = cv2.GaussianBlur(patch, (3, 3), 0.7)
+        start = stop
+    return patches
+
+
+def _paste(picture: np.ndarray, patch: np.ndarray, outline: np.ndarray, box: Box) -> None:
+    """Blend a patch into its box of the picture, where the antialiased outline covers it."""
+    mask = np.zeros(patch.shape[:2], np.uint8)
+    corners = np.int32((outline - (box.left + 0.5, box.top + 0.5)) * _SUBPIXELS)
+    cv2.fillConvexPoly(mask, corners, 255, cv2.LINE_AA, _SUBPIXEL_BITS)
+    alpha = mask[..., None].astype(np.uint16)
+    background = picture[box.top : box.bottom, box.left : box.right]
+    background[:] = (patch * alpha + background * (255 - alpha) + 127) // 255

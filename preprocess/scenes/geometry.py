@@ -1,11 +1,13 @@
-"""Scenes of simple things on a plane, and where the camera of CLEVR's Blender set-up sees them.
+"""Scenes of simple objects on a plane, and where a camera like CLEVR's sees them.
 
-Units: lengths are Blender's, angles radians, pictures 480 x 320 pixels. Shape letters: N things, P outline points.
+Units: Blender's for lengths, radians for angles, pixels in pictures of 480 × 320.
+Letters: N objects, P points.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
 from math import hypot, pi, sqrt
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -14,26 +16,21 @@ from dataloaders.clevr_vocabulary import SIZES
 
 WIDTH, HEIGHT = 480, 320
 
-
-FOCAL = WIDTH * 35 / 32  # pixels: 35 mm lens before a 32 mm sensor
-
+FOCAL = WIDTH * 35 / 32  # in pixels: a 35 mm lens on a 32 mm sensor
 
 CAMERA = (7.36, -6.93, 4.96)
 
-
 LAMPS = ((6.45, -2.91, 4.26), (-4.67, -4.01, 3.01), (-1.17, 2.65, 5.82))  # key, fill, back
 
+# The width of an edge's rounding, as a fraction of half the object's width.
+BEVELS = {"cube": 0.13, "cylinder": 0.07, "sphere": 0.0}
 
-BEVELS = {
-    "cube": 0.13,
-    "cylinder": 0.07,
-    "sphere": 0.0,
-}  # how much of its half width an edge rounds off
+Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object on the plane: its four attributes, the place of its centre and its turn about the vertical."""
+    """An object on the plane: its attributes, the position of its centre, and its rotation."""
 
     shape: str
     color: str
@@ -41,25 +38,25 @@ class SceneObject:
     size: str
     x: float
     y: float
-    angle: float
+    angle: float  # about the vertical axis
 
     @property
-    def half(self) -> float:
-        """Half its height, which is also half its width; in CLEVR-Change's pictures a cube is as wide as a cylinder."""
+    def half_height(self) -> float:
+        """Half the height, which is half the width too: cubes are as wide as cylinders."""
         return SIZES[self.size]
 
     @property
     def footprint_radius(self) -> float:
-        """Radius of the circle around what stands on the plane."""
-        return self.half * (sqrt(2) if self.shape == "cube" else 1)
+        """The radius of the circle around the object's footprint on the plane."""
+        return self.half_height * (sqrt(2) if self.shape == "cube" else 1)
 
 
 @dataclass(frozen=True)
 class View:
-    """Where the camera (it looks at the origin) and the three lamps are."""
+    """The positions of the camera, which looks at the origin, and of the three lamps."""
 
-    camera: tuple[float, float, float] = CAMERA
-    lamps: tuple[tuple[float, float, float], ...] = LAMPS
+    camera: Point = CAMERA
+    lamps: tuple[Point, ...] = LAMPS
 
 
 @dataclass(frozen=True)
@@ -70,102 +67,134 @@ class Scene:
     view: View
 
 
+class Box(NamedTuple):
+    """A rectangle of a picture's pixels; right and bottom are the first ones outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+    @property
+    def area(self) -> int:
+        return self.width * self.height
+
+
 @lru_cache(maxsize=64)
-def camera_axes(camera: tuple[float, float, float]) -> np.ndarray:
-    """The camera's right, down and forward directions, (3, 3) float32, one a row."""
+def camera_axes(camera: Point) -> np.ndarray:
+    """The camera's directions right, down and forward, (3, 3) float32, one in each row."""
     forward = -np.array(camera) / np.linalg.norm(camera)
     right = np.array([forward[1], -forward[0], 0]) / np.hypot(forward[0], forward[1])
     return np.stack([right, np.cross(forward, right), forward]).astype(np.float32)
 
 
-def project(points: np.ndarray, camera: tuple[float, float, float]) -> np.ndarray:
-    """Pixels (..., 2) as (x, y) at which the camera sees world points (..., 3)."""
+def project(points: np.ndarray, camera: Point) -> np.ndarray:
+    """World points (..., 3) to the pixels (..., 2) where the camera sees them, x and y."""
     seen = (points - np.array(camera, np.float32)) @ camera_axes(camera).T
     depth = np.maximum(seen[..., 2:], 0.2)  # a shadow may reach behind the camera
     return seen[..., :2] * (FOCAL / depth) + np.array([WIDTH / 2, HEIGHT / 2], np.float32)
 
 
-def _unit_bodies() -> dict[str, np.ndarray]:
-    """For each shape, points (64, 3) on a body of half width 1 whose hull is the body."""
-    angle = np.arange(32) * (pi / 16)
-    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
-    rings = np.concatenate([np.c_[ring, np.full(32, z)] for z in (-1, 1)])
+def _unit_cube() -> np.ndarray:
+    """Three points (64, 3) at each corner, which the bevels cut off; repeated to fill up."""
     corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
     inner = 1 - BEVELS["cube"] * (1 - sqrt(0.5))
-    cut = np.concatenate([corners * np.where(np.arange(3) == k, 1, inner) for k in range(3)])
+    cut = [corners * np.where(np.arange(3) == axis, 1, inner) for axis in range(3)]
+    return np.resize(np.concatenate(cut), (64, 3))
+
+
+def _unit_cylinder() -> np.ndarray:
+    """The two rims, 32 points each, (64, 3)."""
+    angle = np.arange(32) * (pi / 16)
+    ring = np.stack([np.cos(angle), np.sin(angle)], 1)
+    return np.concatenate([np.c_[ring, np.full(32, z)] for z in (-1, 1)])
+
+
+def _unit_sphere() -> np.ndarray:
+    """Points (64, 3) on a spiral; a little outside, because a hull cuts between its points."""
     height = (np.arange(64) + 0.5) / 32 - 1
-    spiral = np.arange(64) * (pi * (3 - sqrt(5)))
-    wide = np.sqrt(1 - height**2)
-    ball = 1.03 * np.stack([np.cos(spiral) * wide, np.sin(spiral) * wide, height], 1)
-    bodies = {"cube": np.resize(cut, (64, 3)), "cylinder": rings, "sphere": ball}
-    return {shape: points.astype(np.float32) for shape, points in bodies.items()}
+    angle = np.arange(64) * (pi * (3 - sqrt(5)))
+    radius = np.sqrt(1 - height**2)
+    return 1.03 * np.stack([np.cos(angle) * radius, np.sin(angle) * radius, height], 1)
 
 
-_UNIT_BODIES = _unit_bodies()
+# For each shape, points (64, 3) whose convex hull is a body of half width 1.
+_UNIT_BODIES = {
+    "cube": _unit_cube().astype(np.float32),
+    "cylinder": _unit_cylinder().astype(np.float32),
+    "sphere": _unit_sphere().astype(np.float32),
+}
+
+_UNIT_CIRCLE = _UNIT_BODIES["cylinder"][:32, :2]
 
 
-_RING = _UNIT_BODIES["cylinder"][:32, :2]
+def bodies(objects: tuple[SceneObject, ...]) -> np.ndarray:
+    """World points (N, 64, 3) whose convex hulls are the objects' bodies."""
+    points = np.stack([_UNIT_BODIES[scene_object.shape] for scene_object in objects])
+    x, y, half, cos, sin = np.array([_placement(one) for one in objects], np.float32).T[..., None]
+    across = cos * points[..., 0] - sin * points[..., 1]
+    along = sin * points[..., 0] + cos * points[..., 1]
+    return np.stack([across + x, along + y, half * (points[..., 2] + 1)], -1)
 
 
-def bodies(things: tuple[SceneObject, ...]) -> np.ndarray:
-    """World points (N, 64, 3) whose hulls are the things' bodies."""
-    points = np.stack([_UNIT_BODIES[thing.shape] for thing in things])
-    placed = np.array(
-        [(t.x, t.y, t.half, t.half * np.cos(t.angle), t.half * np.sin(t.angle)) for t in things],
-        np.float32,
-    )
-    x, y, half, cos, sin = placed.T[..., None]
-    turned = (
-        cos * points[..., 0] - sin * points[..., 1],
-        sin * points[..., 0] + cos * points[..., 1],
-    )
-    return np.stack([turned[0] + x, turned[1] + y, half * (points[..., 2] + 1)], -1)
+def _placement(scene_object: SceneObject) -> tuple[float, ...]:
+    """Position, half height, and the scaled cosine and sine of the rotation."""
+    half = scene_object.half_height
+    cos = half * np.cos(scene_object.angle)
+    sin = half * np.sin(scene_object.angle)
+    return scene_object.x, scene_object.y, half, cos, sin
 
 
-def outlines(
-    things: tuple[SceneObject, ...], camera: tuple[float, float, float]
-) -> list[np.ndarray]:
-    """For each thing its convex outline in the picture, (P, 1, 2) float32 pixels."""
-    points = bodies(things)
-    for i, thing in enumerate(things):
-        if thing.shape == "sphere":
-            points[i] = np.repeat(_touching_circle(thing, camera), 2, axis=0)
+def outlines(objects: tuple[SceneObject, ...], camera: Point) -> list[np.ndarray]:
+    """Each object's convex outline in the picture, (P, 1, 2) float32, in pixels."""
+    points = bodies(objects)
+    for i, scene_object in enumerate(objects):
+        if scene_object.shape == "sphere":
+            points[i] = np.repeat(_silhouette_circle(scene_object, camera), 2, axis=0)
     return [cv2.convexHull(outline) for outline in project(points, camera)]
 
 
-def _touching_circle(ball: SceneObject, camera: tuple[float, float, float]) -> np.ndarray:
-    """Points (32, 3) of the circle in which the camera's rays touch a sphere."""
-    x, y, z = camera[0] - ball.x, camera[1] - ball.y, camera[2] - ball.half
-    flat, square = hypot(x, y), x * x + y * y + z * z
-    share = ball.half**2 / square
-    radius = ball.half * sqrt(1 - share)
+def _silhouette_circle(sphere: SceneObject, camera: Point) -> np.ndarray:
+    """World points (32, 3) of the circle along which the camera's rays touch a sphere."""
+    half = sphere.half_height
+    x = camera[0] - sphere.x
+    y = camera[1] - sphere.y
+    z = camera[2] - half
+    flat = hypot(x, y)
+    square = x * x + y * y + z * z
+    fraction = half**2 / square  # of the way from the sphere's centre to the camera
+    radius = half * sqrt(1 - fraction)
     across = (y / flat * radius, -x / flat * radius, 0)
     upward = np.array([-x * z / flat, -y * z / flat, flat]) * (radius / sqrt(square))
-    center = (ball.x + x * share, ball.y + y * share, ball.half + z * share)
-    return center + _RING @ np.array([across, upward], np.float32)
+    center = (sphere.x + x * fraction, sphere.y + y * fraction, half + z * fraction)
+    return center + _UNIT_CIRCLE @ np.array([across, upward], np.float32)
 
 
-def painting_order(
-    things: tuple[SceneObject, ...], camera: tuple[float, float, float]
-) -> list[int]:
-    """Indices of the things in painting order; exact for round feet that do not overlap."""
-    return sorted(
-        range(len(things)),
-        key=lambda i: (
-            things[i].footprint_radius ** 2
-            - (things[i].x - camera[0]) ** 2
-            - (things[i].y - camera[1]) ** 2
-        ),
-    )
+def painting_order(objects: tuple[SceneObject, ...], camera: Point) -> list[int]:
+    """The objects' indices, farthest first; correct for round footprints that do not overlap."""
+
+    def nearness(i: int) -> float:
+        x = objects[i].x - camera[0]
+        y = objects[i].y - camera[1]
+        return objects[i].footprint_radius ** 2 - x**2 - y**2
+
+    return sorted(range(len(objects)), key=nearness)
 
 
-def visible_pixels(scene: Scene) -> tuple[list[int], list[float]]:
-    """For each thing, how many pixels of it are seen, and what share that is of its whole outline."""
+def visibility(scene: Scene) -> list[tuple[int, float]]:
+    """For each object, how many of its pixels are visible, and what fraction of its outline."""
     labels = np.zeros((HEIGHT // 2, WIDTH // 2), np.uint8)
     shapes = outlines(scene.objects, scene.view.camera)
     for i in painting_order(scene.objects, scene.view.camera):
         cv2.fillConvexPoly(labels, np.int32(shapes[i] * 8), i + 1, shift=4)
-    seen = 4 * np.bincount(labels.ravel(), minlength=len(shapes) + 1)[1:]
-    return seen.tolist(), [
-        n / max(cv2.contourArea(shape), 1) for n, shape in zip(seen.tolist(), shapes, strict=True)
-    ]
+    pixels = 4 * np.bincount(labels.ravel(), minlength=len(shapes) + 1)[1:]
+    areas = [max(cv2.contourArea(shape), 1) for shape in shapes]
+    return [(count, count / area) for count, area in zip(pixels.tolist(), areas, strict=True)]

@@ -1,9 +1,9 @@
-"""Sentences about one change of a scene, in the manner of CLEVR-Change (Park, Darrell, Rohrbach, ICCV 2019).
+"""Sentences about one change of a scene, in the style of CLEVR-Change (Park et al., ICCV 2019).
 
-A sentence is a reference to the changed thing and a phrase for what happened to it. References are plain ("the small
-brown rubber block"), relational ("the cube that is left of the large red metal ball") or by a shared attribute ("the
-cylinder that is the same size as the blue ball"); each is true and means exactly one thing of its scene, as the camera
-sees it.
+A sentence refers to the changed object and says what happened to it. A reference is plain ("the
+small brown rubber block"), relational ("the cube that is left of the large red metal ball"), or by
+a shared attribute ("the cylinder that is the same size as the blue ball"). It is true, and it fits
+exactly one object of the scene as the camera sees it.
 """
 
 from itertools import combinations
@@ -21,180 +21,215 @@ RELATIONS = {
     "behind": ("behind",),
 }
 
-
 SAME = {
     "color": "has the same color as",
     "size": "is the same size as",
     "material": "is made of the same material as",
 }
 
-
 _SUBSETS = tuple(subset for n in (1, 2, 3) for subset in combinations(ATTRIBUTES, n))
 
+# How often each kind of reference is drawn, in per cent.
+_REFERENCE_WEIGHTS = {"full": 55, "partial": 15, "relational": 18, "same": 12}
 
-_KINDS, _KIND_WEIGHTS = ("full", "short", "relational", "same"), (55, 15, 18, 12)
+# What a noun phrase names of an object that a relation or a shared attribute tells apart.
+_RELATIONAL_HEADS = (("shape",), ("size", "shape"), ("color", "shape"), ("size",))
+_SAME_HEADS = (("shape",), ("size", "shape"), ("color", "shape"), ("color",))
+
+# How far apart two objects must be for a relation to be clear, in the picture and on the plane.
+_CLEAR_PIXELS = 8
+_CLEAR_DISTANCE = 0.3
+
+_PARTIAL_ANCHORS = 0.4  # how often the other object of a relation has attributes left out
+
+Attributes = tuple[str, ...]
 
 
-_CLEAR_PIXELS, _CLEAR_DISTANCE = (
-    8,
-    0.3,
-)  # a relation is said of two things that are at least so far apart
-
-
-def is_describable(scene: Scene, thing: SceneObject) -> bool:
-    """Whether some sentence can mean this thing of the scene and no other."""
-    return _unique(scene, thing, ATTRIBUTES) or bool(_relations(scene, thing, ATTRIBUTES))
+def is_describable(scene: Scene, scene_object: SceneObject) -> bool:
+    """Whether some sentence can refer to this object and to no other of the scene."""
+    if _is_unique(scene, scene_object, ATTRIBUTES):
+        return True
+    return bool(_relations(scene, scene_object, ATTRIBUTES))
 
 
 def change_sentences(
-    kind: str, scene: Scene, thing: SceneObject, value: str | None, count: int, rng: Random
+    change_type: str,
+    scene: Scene,
+    scene_object: SceneObject,
+    value: str | None,
+    count: int,
+    rng: Random,
 ) -> list[str]:
-    """Up to `count` different sentences that `thing` of `scene` changed.
+    """Up to `count` different sentences about a change; fewer where the grammar has no more.
 
-    kind: a key of CHANGE_PHRASES; scene: the one that has the thing (after for add, else before); value: the new color
-    or material, None for other kinds; fewer than `count` where the grammar has no more.
+    `scene` is the one that shows the object: the scene after an "add", else the one before.
+    `value` is the new color or material, None for other types of change.
     """
     sentences: dict[str, None] = {}
     for _ in range(30 * count):
-        phrase = rng.choice(CHANGE_PHRASES[kind])
-        new = rng.choice(SYNONYMS.get(value, (value,)))
-        sentences[phrase.format(_reference(scene, thing, rng), new)] = None
+        phrase = rng.choice(CHANGE_PHRASES[change_type])
+        new_value = _synonym(value, rng)
+        sentences[phrase.format(_reference(scene, scene_object, rng), new_value)] = None
         if len(sentences) == count:
             break
     return list(sentences)
 
 
 def no_change_sentences(count: int, rng: Random) -> list[str]:
-    """Up to `count` (at most nine) different sentences that nothing changed."""
+    """Up to `count` different sentences that nothing changed; there are nine."""
     return rng.sample(NO_CHANGE_SENTENCES, min(count, len(NO_CHANGE_SENTENCES)))
 
 
-def _reference(scene: Scene, thing: SceneObject, rng: Random) -> str:
-    """A random reference; the plain full one where the kind drawn cannot be, a relation where that is ambiguous."""
-    kind = rng.choices(_KINDS, _KIND_WEIGHTS)[0]
-    found = None
-    if kind == "short":
-        found = _partial_reference(scene, thing, rng)
+def _synonym(value: str | None, rng: Random) -> str | None:
+    """One of the words for a value. A draw is made for a value of one word, and for None, too."""
+    return rng.choice(SYNONYMS.get(value, (value,)))
+
+
+def _reference(scene: Scene, scene_object: SceneObject, rng: Random) -> str:
+    """A random reference of a random kind.
+
+    Where that kind does not fit one object alone, all attributes are named, and where those do not
+    either, a relation as well.
+    """
+    kind = rng.choices(tuple(_REFERENCE_WEIGHTS), tuple(_REFERENCE_WEIGHTS.values()))[0]
+    reference = None
+    if kind == "partial":
+        reference = _partial_reference(scene, scene_object, rng)
     elif kind == "relational":
-        found = _relational(
-            scene,
-            thing,
-            rng.choice((("shape",), ("size", "shape"), ("color", "shape"), ("size",))),
-            rng,
-        )
+        head = rng.choice(_RELATIONAL_HEADS)
+        reference = _relational_reference(scene, scene_object, head, rng)
     elif kind == "same":
-        found = _same_attribute(scene, thing, rng)
-    if found is None and _unique(scene, thing, ATTRIBUTES):
-        found = _noun_phrase(thing, ATTRIBUTES, rng)
-    return found or _relational(scene, thing, ATTRIBUTES, rng)
+        reference = _same_attribute(scene, scene_object, rng)
+    if reference is None and _is_unique(scene, scene_object, ATTRIBUTES):
+        reference = _noun_phrase(scene_object, ATTRIBUTES, rng)
+    if reference is None:
+        reference = _relational_reference(scene, scene_object, ATTRIBUTES, rng)
+    return reference
 
 
-def _noun_phrase(thing: SceneObject, attributes: tuple[str, ...], rng: Random) -> str:
-    """ "the" and the given attributes of a thing, synonyms drawn at random."""
-    words = [
-        rng.choice(SYNONYMS.get(value, (value,)))
-        for value in (getattr(thing, name) for name in attributes)
-    ]
+def _noun_phrase(scene_object: SceneObject, attributes: Attributes, rng: Random) -> str:
+    """The object by the given attributes, such as "the big red ball", in random synonyms."""
+    words = [_synonym(getattr(scene_object, name), rng) for name in attributes]
     if "shape" not in attributes:
         words.append(rng.choice(("thing", "object")))
     return " ".join(("the", *words))
 
 
-def _lookalikes(scene: Scene, thing: SceneObject, attributes: tuple[str, ...]) -> list[SceneObject]:
-    """The other things of the scene that share all the attributes with this one."""
-    return [
-        other
-        for other in scene.objects
-        if other is not thing
-        and all(getattr(other, name) == getattr(thing, name) for name in attributes)
+def _partial_reference(scene: Scene, scene_object: SceneObject, rng: Random) -> str | None:
+    """A plain reference with some of the attributes; None where only all four are unique."""
+    subsets = [subset for subset in _SUBSETS if _is_unique(scene, scene_object, subset)]
+    if not subsets:
+        return None
+    return _noun_phrase(scene_object, rng.choice(subsets), rng)
+
+
+def _anchor_phrase(scene: Scene, anchor: SceneObject, rng: Random) -> str:
+    """A unique plain reference to the other object of a relation."""
+    subsets = [
+        subset for subset in _SUBSETS if "shape" in subset and _is_unique(scene, anchor, subset)
     ]
+    attributes = ATTRIBUTES
+    if subsets and rng.random() < _PARTIAL_ANCHORS:
+        attributes = rng.choice(subsets)
+    return _noun_phrase(anchor, attributes, rng)
 
 
-def _unique(scene: Scene, thing: SceneObject, attributes: tuple[str, ...]) -> bool:
-    return not _lookalikes(scene, thing, attributes)
-
-
-def _partial_reference(scene: Scene, thing: SceneObject, rng: Random) -> str | None:
-    """A plain reference that leaves attributes out."""
-    enough = [subset for subset in _SUBSETS if _unique(scene, thing, subset)]
-    return _noun_phrase(thing, rng.choice(enough), rng) if enough else None
-
-
-def _anchor(scene: Scene, anchor: SceneObject, rng: Random) -> str:
-    """A unique reference to another thing: all four attributes, or fewer now and then."""
-    enough = [subset for subset in _SUBSETS if "shape" in subset and _unique(scene, anchor, subset)]
-    return _noun_phrase(
-        anchor, rng.choice(enough) if enough and rng.random() < 0.4 else ATTRIBUTES, rng
-    )
-
-
-def _relational(scene: Scene, thing: SceneObject, head: tuple[str, ...], rng: Random) -> str | None:
-    possible = _relations(scene, thing, head)
+def _relational_reference(
+    scene: Scene, scene_object: SceneObject, head: Attributes, rng: Random
+) -> str | None:
+    """A reference such as "the cube that is left of the ball"; None where no relation is clear."""
+    possible = _relations(scene, scene_object, head)
     if not possible:
         return None
     relation, anchor = rng.choice(possible)
-    return f"{_noun_phrase(thing, head, rng)} that is {rng.choice(RELATIONS[relation])} {_anchor(scene, anchor, rng)}"
+    noun = _noun_phrase(scene_object, head, rng)
+    words = rng.choice(RELATIONS[relation])
+    return f"{noun} that is {words} {_anchor_phrase(scene, anchor, rng)}"
+
+
+def _same_attribute(scene: Scene, scene_object: SceneObject, rng: Random) -> str | None:
+    """A reference such as "the cube that is the same size as the ball"; None where none fits."""
+    attribute = rng.choice(tuple(SAME))
+    head = rng.choice([head for head in _SAME_HEADS if attribute not in head])
+    anchors = _same_attribute_anchors(scene, scene_object, attribute, head)
+    if not anchors:
+        return None
+    noun = _noun_phrase(scene_object, head, rng)
+    anchor = rng.choice(anchors)
+    return f"{noun} that {SAME[attribute]} {_anchor_phrase(scene, anchor, rng)}"
+
+
+def _same_attribute_anchors(
+    scene: Scene, scene_object: SceneObject, attribute: str, head: Attributes
+) -> list[SceneObject]:
+    """Objects with which, of those that the head fits, this one alone shares the attribute."""
+    rivals = _lookalikes(scene, scene_object, (attribute, *head))
+    return [
+        anchor
+        for anchor in _lookalikes(scene, scene_object, (attribute,))
+        if _is_unique(scene, anchor, ATTRIBUTES) and all(rival is anchor for rival in rivals)
+    ]
+
+
+def _lookalikes(
+    scene: Scene, scene_object: SceneObject, attributes: Attributes
+) -> list[SceneObject]:
+    """The other objects of the scene that share all these attributes."""
+
+    def look(one: SceneObject) -> list[str]:
+        return [getattr(one, name) for name in attributes]
+
+    others = (other for other in scene.objects if other is not scene_object)
+    return [other for other in others if look(other) == look(scene_object)]
+
+
+def _is_unique(scene: Scene, scene_object: SceneObject, attributes: Attributes) -> bool:
+    return not _lookalikes(scene, scene_object, attributes)
 
 
 def _relations(
-    scene: Scene, thing: SceneObject, head: tuple[str, ...]
+    scene: Scene, scene_object: SceneObject, head: Attributes
 ) -> list[tuple[str, SceneObject]]:
-    """All (relation, anchor) that hold clearly for the thing and clearly not for the others that the head fits."""
-    places = _positions(scene)
-    rivals = [places[id(other)] for other in _lookalikes(scene, thing, head)]
+    """All (relation, anchor) that are clearly true of this object and false of its lookalikes."""
+    positions = _positions(scene)
+    rivals = _lookalikes(scene, scene_object, head)
     found = []
     for anchor in scene.objects:
-        if anchor is thing or not _unique(scene, anchor, ATTRIBUTES):
+        if anchor is scene_object or not _is_unique(scene, anchor, ATTRIBUTES):
             continue
+        origin = positions[id(anchor)]
+        others = [positions[id(rival)] for rival in rivals if rival is not anchor]
         for relation in RELATIONS:
-            mine = _margin(relation, places[id(thing)], places[id(anchor)])
-            clear = mine[0] > _CLEAR_PIXELS and mine[1] > _CLEAR_DISTANCE
-            others = (
-                _margin(relation, rival, places[id(anchor)])
-                for rival in rivals
-                if rival is not places[id(anchor)]
-            )
-            if clear and all(pixels < -2 and distance < -0.05 for pixels, distance in others):
+            holds = _clearly_holds(_margin(relation, positions[id(scene_object)], origin))
+            if holds and all(_clearly_fails(_margin(relation, other, origin)) for other in others):
                 found.append((relation, anchor))
     return found
 
 
-def _positions(scene: Scene) -> dict[int, tuple[float, float, float, float]]:
-    """Each thing's foot: pixel x and y, and distance on the plane to the camera's right and towards it."""
-    feet = np.array([(thing.x, thing.y, 0) for thing in scene.objects], np.float32)
-    pixels = project(feet, scene.view.camera)
+def _positions(scene: Scene) -> dict[int, tuple[float, ...]]:
+    """For each object, by id(): pixel x and y of its footprint's centre, and its distance on the
+    plane to the camera's right and towards the camera."""
+    centers = np.array([(one.x, one.y, 0) for one in scene.objects], np.float32)
+    pixels = project(centers, scene.view.camera)
     axes = camera_axes(scene.view.camera)
     toward = -axes[2, :2] / np.linalg.norm(axes[2, :2])
-    plane = np.stack([feet[:, :2] @ axes[0, :2], feet[:, :2] @ toward], 1)
-    return {
-        id(thing): tuple(row)
-        for thing, row in zip(scene.objects, np.hstack([pixels, plane]).tolist(), strict=True)
-    }
+    plane = np.stack([centers[:, :2] @ axes[0, :2], centers[:, :2] @ toward], 1)
+    rows = np.hstack([pixels, plane]).tolist()
+    return {id(one): tuple(row) for one, row in zip(scene.objects, rows, strict=True)}
 
 
-def _margin(relation: str, one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, float]:
-    """By how many pixels, and how far on the plane, `one` is left of (right of, ...) `other`."""
+def _margin(
+    relation: str, position: tuple[float, ...], anchor: tuple[float, ...]
+) -> tuple[float, float]:
+    """By how many pixels, and how far on the plane, a relation to the anchor holds."""
     axis = 0 if relation in ("left", "right") else 1
     sign = 1 if relation in ("right", "front") else -1
-    return sign * (one[axis] - other[axis]), sign * (one[axis + 2] - other[axis + 2])
+    return sign * (position[axis] - anchor[axis]), sign * (position[axis + 2] - anchor[axis + 2])
 
 
-def _same_attribute(scene: Scene, thing: SceneObject, rng: Random) -> str | None:
-    """A reference by an attribute that the thing alone (of those the head fits) shares with another."""
-    attribute = rng.choice(tuple(SAME))
-    head = rng.choice(
-        [
-            h
-            for h in (("shape",), ("size", "shape"), ("color", "shape"), ("color",))
-            if attribute not in h
-        ]
-    )
-    anchors = [
-        anchor
-        for anchor in _lookalikes(scene, thing, (attribute,))
-        if _unique(scene, anchor, ATTRIBUTES)
-        and all(other is anchor for other in _lookalikes(scene, thing, (attribute, *head)))
-    ]
-    if not anchors:
-        return None
-    return f"{_noun_phrase(thing, head, rng)} that {SAME[attribute]} {_anchor(scene, rng.choice(anchors), rng)}"
+def _clearly_holds(margin: tuple[float, float]) -> bool:
+    return margin[0] > _CLEAR_PIXELS and margin[1] > _CLEAR_DISTANCE
+
+
+def _clearly_fails(margin: tuple[float, float]) -> bool:
+    return margin[0] < -2 and margin[1] < -0.05
