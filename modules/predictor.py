@@ -215,7 +215,7 @@ class Predictor:
 
     def _decode(self, tokens: Tensor, how: Decoding, numbers: Sequence[int] | None) -> Tensor:
         """(B, S, E) → ids (B, n, L), 0 after EOT."""
-        if how.draws:
+        if how.method() == "sampling":
             numbers = range(len(tokens)) if numbers is None else numbers
             shape = how.num_captions, self.max_words
             draws = np.stack(
@@ -231,7 +231,7 @@ class Predictor:
                 how.temperature or 1.0,
                 how.top_p or 1.0,
             )
-        if how.beam_size > 1:
+        if how.method() == "beam":
             return beam_search(
                 self.model, tokens, self.max_words, how.beam_size, how.length_penalty
             )[:, None]

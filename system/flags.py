@@ -1,50 +1,156 @@
-"""Flags of a command line as fields of dataclasses, also those of a registered entry such as a dataset.
+"""Flags of a command line as fields of dataclasses.
 
-An entry can have `Settings`, a frozen dataclass of `flag` fields, and `defaults`, values for flags
-that exist anyway. Both apply once the command line names the entry.
+A registered entry, such as a dataset, can bring flags of its own. It can have `Settings`, a frozen
+dataclass of `flag` fields, and `defaults`, values for flags that exist anyway. Both apply once the
+command line names the entry.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, field, fields
+import math
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
 
 from system.registry import Registry
 
 
-def flag(default: Any, text: str, kind: type = str, stage: str | None = None, **more: Any) -> Any:
-    """A dataclass field that is also a flag; `stage` limits it to one of the scripts.
+def flag(
+    default: Any,
+    text: str,
+    kind: type = str,
+    task: str | None = None,
+    choices: Container[str] | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    aliases: Sequence[str] = (),
+) -> Any:
+    """A dataclass field that is also a flag.
 
-    `more` is metadata, of which `choices`, `metavar` and `aliases` reach the command line.
+    `text` is its help and `kind` the type of its value; with bool the flag takes no value. `task`
+    limits it to one of the scripts. `choices` may be a Registry. The bounds hold for values other
+    than None; a value with the bound `above` must also be finite.
     """
-    return field(default=default, metadata={"help": text, "type": kind, "stage": stage, **more})
+    declared = {
+        "help": text,
+        "type": kind,
+        "task": task,
+        "choices": choices,
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "aliases": aliases,
+    }
+    return field(default=default, metadata=declared)
+
+
+class FlagGroup:
+    """A group of flags: the base of a frozen dataclass that knows what is wrong with its values.
+
+    A group that names a registered entry can hold that entry's `Settings` in a field `settings`.
+    """
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, a sentence each. Groups can add checks of their own."""
+        settings = getattr(self, "settings", None)
+        if settings is None:
+            return range_problems(self)
+        if isinstance(settings, FlagGroup):
+            return range_problems(self) + settings.problems()
+        return range_problems(self) + range_problems(settings)
+
+
+def flags_of(group: Any, task: str | None = None) -> list[Field]:
+    """The fields of a dataclass that are flags: all, or those of one task."""
+    found = [one for one in fields(group) if "help" in one.metadata]
+    if task is None:
+        return found
+    return [one for one in found if one.metadata["task"] in (None, task)]
+
+
+def range_problems(group: Any) -> list[str]:
+    """For each value of a dataclass of flags that is out of its bounds, a sentence that says so."""
+    problems = []
+    for one in flags_of(group):
+        value = getattr(group, one.name)
+        if value is not None and not _is_within_bounds(value, one.metadata):
+            problems.append(f"--{one.name} is {value}, expected {_describe_bounds(one.metadata)}")
+    return problems
+
+
+def _is_within_bounds(value: Any, declared: Mapping[str, Any]) -> bool:
+    """Whether a value is within a flag's bounds; NaN is within none."""
+    at_least = declared["at_least"]
+    at_most = declared["at_most"]
+    above = declared["above"]
+    if at_least is not None and not value >= at_least:
+        return False
+    if at_most is not None and not value <= at_most:
+        return False
+    return above is None or above < value < math.inf
+
+
+def _describe_bounds(declared: Mapping[str, Any]) -> str:
+    at_least = declared["at_least"]
+    at_most = declared["at_most"]
+    above = declared["above"]
+    if above is not None and at_most is not None:
+        return f"a number in ({above}, {at_most}]"
+    if above is not None:
+        return f"a number above {above}"
+    if at_least is not None and at_most is not None:
+        return f"{at_least} to {at_most}"
+    return f"at most {at_most}" if at_least is None else f"at least {at_least}"
 
 
 def add_flags(parser: argparse._ActionsContainer, chosen: Iterable[Field]) -> None:
     """Add each field as a flag of its name to a parser or to a group of one."""
     for one in chosen:
-        arguments = {"help": one.metadata["help"], "default": one.default}
+        arguments = {"help": _help(one), "default": one.default}
         if one.metadata["type"] is bool:
             arguments["action"] = "store_true"
         else:
-            more = {name: one.metadata.get(name) for name in ("type", "choices", "metavar")}
-            arguments.update(more)
-        parser.add_argument(f"--{one.name}", *one.metadata.get("aliases", ()), **arguments)
+            arguments["type"] = one.metadata["type"]
+            arguments["choices"] = one.metadata["choices"]
+            arguments["metavar"] = _metavar(one)
+        parser.add_argument(f"--{one.name}", *one.metadata["aliases"], **arguments)
+
+
+def _help(one: Field) -> str:
+    """A flag's help, with its default where that says something."""
+    text = one.metadata["help"]
+    if one.default is None or one.default is False:
+        return text
+    return f"{text} (default: %(default)s)"
+
+
+def _metavar(one: Field) -> str | None:
+    """How the help calls a flag's value: argparse's own word, but NAME for an entry of a registry.
+
+    Left to itself argparse lists the choices in every run, and to list a registry means to look
+    through all installed packages. A help text can list them with `%(choices)s`.
+    """
+    return "NAME" if isinstance(one.metadata["choices"], Registry) else None
 
 
 def add_entry_flags(
-    parser: argparse.ArgumentParser, registry: Registry, name: str, argv: Sequence[str] | None
+    parser: argparse.ArgumentParser,
+    registry: Registry,
+    name: str,
+    argv: Sequence[str] | None,
+    without_settings: Collection[str] = (),
 ) -> Any:
     """Prepare a parser for the entry that the command line names after `--name`; returns the entry.
 
     Its settings become flags and its defaults replace the parser's. Returns None where the command
-    line names no entry, or an unknown one, which the parser refuses by itself. Exits with 2 and one
-    line for an entry that cannot be used.
+    line names no entry, or an unknown one, which the parser refuses by itself, or one of
+    `without_settings`, which need not be loaded. Exits with 2 and one line for an entry that cannot
+    be used.
     """
     scout = type(parser)(prog=parser.prog, add_help=False, allow_abbrev=parser.allow_abbrev)
     scout.add_argument(f"--{name}", default=parser.get_default(name))
     key = getattr(scout.parse_known_args(argv)[0], name)
-    if key is None or key not in registry:
+    if key is None or key in without_settings or key not in registry:
         return None
     try:
         entry = registry[key]
@@ -58,10 +164,17 @@ def add_entry_flags(
     return entry
 
 
-def settings_fields(entry: Any) -> tuple[Field, ...]:
-    """The fields of an entry's `Settings`; none where it has no settings, or where it is None."""
+def settings_fields(entry: Any) -> list[Field]:
+    """The flags of an entry's `Settings`; none where it has no settings, or where it is None.
+
+    Raises ValueError where `Settings` is no dataclass.
+    """
     settings = getattr(entry, "Settings", None)
-    return fields(settings) if settings else ()
+    if settings is None:
+        return []
+    if not is_dataclass(settings):
+        raise ValueError(f"its Settings is {settings!r}, expected a dataclass of flags")
+    return flags_of(settings)
 
 
 def read_settings(entry: Any, values: Mapping[str, Any]) -> Any:

@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from modules.options import parse_options
-from modules.options.groups import IGNORED_FLAGS
+from modules.options import IGNORED_FLAGS, parse_options
 from tests.conftest import ROOT
 
 NEEDED = ["--do_train", "--output_dir", "o", "--datatype", "clevr", "--data_path", "d"]

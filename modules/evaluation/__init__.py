@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from modules.options.groups import Options
+from modules.options import Options
 
 NUM_SAMPLES = 6  # pairs on the picture of an epoch
 

@@ -17,8 +17,7 @@ from modules.evaluation import NUM_SAMPLES, REPORT_FILE, run_facts
 from modules.evaluation.judge import CaptionJudge, own_references
 from modules.generation.beam import beam_search
 from modules.generation.greedy import greedy_search
-from modules.options.decoding import Decoding
-from modules.options.groups import Options
+from modules.options import Options
 from modules.predictor import Predictor
 from modules.report.caption_page import ReportedPair, write_caption_page
 from modules.report.page import Page
@@ -43,7 +42,7 @@ def generate_captions(
     captions: list[
         tuple[str, ...]
     ] = []  # per own scene: the change's and, with a distractor, the distractor's
-    max_words, decoding = options.data.max_words, options.caption
+    max_words, decoding = options.data.max_words, options.decoding
     with runtime.autocast():
         for batch in runtime.progress(loader, "captions"):
             pairs = model.encode_against_first(normalize(batch["images"].to(runtime.device)))
@@ -121,8 +120,7 @@ class CaptionEvaluator:
             **run_facts(checkpoint, self.options),
         )
         predictor = Predictor(model, self.options.data.max_words, self.runtime)
-        how = Decoding(self.options.caption.beam_size, self.options.caption.length_penalty)
-        write_caption_page(folder / REPORT_FILE, page, groups, predictor, how)
+        write_caption_page(folder / REPORT_FILE, page, groups, predictor, self.options.decoding)
         log.info("report in %s", folder / REPORT_FILE)
 
     def _images(self) -> Mapping[str, tuple[str, str]]:

@@ -12,7 +12,7 @@ from dataloaders.pairs import ImagePair
 from modules.metrics.baselines import best_constant, random_captions
 from modules.metrics.ptb import tokenize
 from modules.metrics.scorer import CaptionScorer
-from modules.options.groups import Options
+from modules.options import Options
 from modules.report.tables import format_table
 from system.java import JavaError
 
@@ -34,7 +34,7 @@ def references_of(
     if own_references(options, split):
         return {scene.id: list(scene.captions) for scene in scenes}
     path = (
-        Path(options.caption.gt_dir)
+        Path(options.data.gt_dir)
         / f"{options.data.datatype}_total_change_captions_reformat.json"
     )
     if not path.is_file():

@@ -16,7 +16,7 @@ from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import NUM_SAMPLES, REPORT_FILE, run_facts
 from modules.model.clip import Features
-from modules.options.groups import Options
+from modules.options import Options
 from modules.report.page import Page
 from modules.report.pictures import draw_pairs, evenly_spaced
 from modules.report.retrieval_page import write_retrieval_page

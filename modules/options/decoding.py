@@ -1,30 +1,136 @@
-"""TODO."""
+"""Decoding: by which method the words of a caption are chosen, and with which settings."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from modules.options.checks import decoding_problems
+from modules.registries import DECODING_METHODS
+from system.flags import FlagGroup, flag
+
+# Their settings are fields of Decoding, so that they are checked without loading the method.
+BUILT_IN_METHODS = ("greedy", "beam", "sampling")
+BEAM_SEARCH = "beam search (beam_size > 1)"
+SAMPLING = "sampling (num_captions, temperature, top_p)"
+MAX_CAPTIONS = 100  # beams or samples of a pair: memory grows with them
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How words are chosen: greedily, by beams, or (num_captions above 1, temperature or top_p given) drawn."""
+class Decoding(FlagGroup):
+    """How the words of a caption are chosen.
 
-    beam_size: int = 1
-    length_penalty: float = 0.0
-    num_captions: int = 1
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int = 42
+    `settings` holds what a method has of its own: an object of its `Settings`, or a dictionary to
+    make one of; None stands for its defaults. Raises ValueError for a method that is unknown or
+    cannot be loaded, and for settings that it does not have.
+    """
+
+    decoding: str | None = flag(
+        None,
+        "method that chooses the words: %(choices)s; by default beam or sampling "
+        "where the flags below ask for it, and else greedy",
+        task="caption",
+        choices=DECODING_METHODS,
+    )
+    beam_size: int = flag(
+        1,
+        "captions that beam search keeps at each word; above 1 asks for beam search",
+        int,
+        task="caption",
+        at_least=1,
+        at_most=MAX_CAPTIONS,
+    )
+    length_penalty: float = flag(
+        0.0,
+        "beam search compares log-probability / length ** this; more favours longer captions",
+        float,
+        task="caption",
+        at_least=0,
+    )
+    num_captions: int = flag(
+        1,
+        "captions of each pair, with --do_predict; above 1 asks for sampling",
+        int,
+        task="caption",
+        at_least=1,
+        at_most=MAX_CAPTIONS,
+    )
+    temperature: float | None = flag(
+        None, "sample words, their logits divided by this", float, task="caption", above=0
+    )
+    top_p: float | None = flag(
+        None,
+        "sample words, only from the most likely ones that together reach this probability",
+        float,
+        task="caption",
+        above=0,
+        at_most=1,
+    )
+    seed: int = 42  # --seed is a flag of RunOptions
+    settings: Any = None
 
     def __post_init__(self) -> None:
-        problems = decoding_problems(
-            self.beam_size, self.num_captions, self.temperature, self.top_p
-        )
-        problems += [f"seed is {self.seed}, expected at least 0"] if self.seed < 0 else []
+        if self.settings is None or isinstance(self.settings, Mapping):
+            settings = _make_settings(self.decoding, self.settings or {})
+            object.__setattr__(self, "settings", settings)
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if self.seed < 0:
+            problems.append(f"--seed is {self.seed}, expected at least 0")
+        if self.decoding is not None and self.decoding not in BUILT_IN_METHODS:
+            return problems
+        asked_for = self._methods_asked_for()
+        if len(asked_for) > 1:
+            problems.append(f"{BEAM_SEARCH} cannot be combined with {SAMPLING}")
+        elif self.decoding is not None and asked_for not in ([], [self.decoding]):
+            other = BEAM_SEARCH if asked_for == ["beam"] else SAMPLING
+            problems.append(f"--decoding {self.decoding} cannot be combined with {other}")
+        return problems
+
+    def method(self) -> str:
+        """The name of the method: the one given, or what the settings ask for.
+
+        Raises ValueError for settings that are out of range or contradict each other.
+        """
+        problems = self.problems()
         if problems:
             raise ValueError("; ".join(problems))
+        if self.decoding is not None:
+            return self.decoding
+        asked_for = self._methods_asked_for()
+        return asked_for[0] if asked_for else "greedy"
 
-    @property
-    def draws(self) -> bool:
-        """Whether words are drawn."""
-        return self.num_captions > 1 or self.temperature is not None or self.top_p is not None
+    def values(self) -> dict[str, Any]:
+        """All that decides the words, by name, for files. Only a method that was given is in it."""
+        shared = [one.name for one in fields(self) if one.name not in ("decoding", "settings")]
+        found = {name: getattr(self, name) for name in shared}
+        if self.decoding is not None:
+            found["decoding"] = self.decoding
+        if self.settings is not None:
+            found.update(asdict(self.settings))
+        return found
+
+    def _methods_asked_for(self) -> list[str]:
+        """The built-in methods that settings other than `decoding` ask for."""
+        found = []
+        if self.beam_size > 1:
+            found.append("beam")
+        if self.num_captions > 1 or self.temperature is not None or self.top_p is not None:
+            found.append("sampling")
+        return found
+
+
+def _make_settings(method: str | None, values: Mapping[str, Any]) -> Any:
+    """The `Settings` of a method with these values; None where it has no settings of its own."""
+    kind = None
+    if method is not None and method not in BUILT_IN_METHODS:
+        kind = getattr(DECODING_METHODS[method], "Settings", None)
+    if kind is None:
+        if values:
+            raise ValueError(
+                f"decoding method {method or 'of the default'} has no setting {next(iter(values))}"
+            )
+        return None
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"settings of the decoding method {method}: {error}") from None

@@ -1,72 +1,54 @@
-"""TODO."""
+"""The flags, by group: each dataclass field is a flag of the same name."""
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from system.flags import flag
-from system.urls import Address, redact
-
-IGNORED_FLAGS = (
-    "do_pretrain",
-    "do_lower_case",
-    "lr_decay",
-    "margin",
-    "hard_negative_rate",
-    "negative_weighting",
-    "n_pair",
-    "use_mil",
-    "sampled_use_mil",
-    "feature_framerate",
-    "fp16_opt_level",
-    "n_gpu",
-    "world_size",
-    "rank",
-    "text_num_hidden_layers",
-    "visual_num_hidden_layers",
-)
-
-
-CONTEXT_LENGTH = 77
-
-
-MAX_CAPTIONS = 100  # beams, or captions drawn, of a pair: memory grows with them
-
+from modules.registries import OBJECTIVES
+from system.flags import FlagGroup, flag
+from system.urls import Address
 
 TASKS = ("retrieval", "caption")
+CONTEXT_LENGTH = 77  # tokens that CLIP's text encoder reads at most
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(FlagGroup):
     """What to do, where, and how exactly."""
 
-    do_train: bool = flag(False, "train, evaluating after every epoch", bool)
-    do_eval: bool = flag(False, "evaluate --init_model", bool)
-    do_predict: bool = flag(False, "caption your own images", bool, stage="caption")
+    do_train: bool = flag(False, "train, and evaluate after every epoch", bool)
+    do_eval: bool = flag(False, "evaluate the weights of --init_model", bool)
+    do_predict: bool = flag(False, "caption your own images", bool, task="caption")
     output_dir: str | None = flag(None, "folder for checkpoints, log.txt and results")
-    task_type: str | None = flag(None, "the script's own stage, when given at all", choices=TASKS)
-    seed: int = flag(42, "seed of every random draw", int)
+    task_type: str | None = flag(
+        None, "may be given, and must then be the script's own task", choices=TASKS
+    )
+    seed: int = flag(42, "seed of every random number", int, at_least=0)
     precision: str = flag(
         "auto",
-        "auto: bf16 or fp16 on a GPU, whichever it has, fp32 elsewhere",
+        "number format of the computation; auto: bf16 or else fp16 on a GPU, fp32 elsewhere",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     fp16: bool = flag(False, "old name of --precision fp16", bool)
     local_rank: int | None = flag(
         None,
-        "set by old launchers; torchrun sets the environment instead",
+        "set by old launchers; torchrun sets environment variables instead",
         int,
         aliases=("--local-rank",),
     )
-    n_display: int = flag(100, "steps between two lines of the log", int)
+    n_display: int = flag(100, "steps from one line of the log to the next", int, at_least=1)
     deterministic: bool = flag(
-        False,
-        "refuse computations that come out a little differently each time (GPUs have such)",
-        bool,
+        False, "use deterministic algorithms only, and fail where there is none", bool
     )
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if self.fp16 and self.precision not in ("auto", "fp16"):
+            problems.append(f"--fp16 contradicts --precision {self.precision}")
+        return problems
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(FlagGroup):
     """Which pairs, and how they are read."""
 
     datatype: str | None = flag(
@@ -74,124 +56,185 @@ class DataOptions:
     )
     data_path: str | None = flag(
         None,
-        "folder of the annotations (CLEVR-Change's images lie below it), or the table of pairs",
+        "folder of the annotations (and of CLEVR-Change's images), or the table of pairs",
     )
     features_path: str | None = flag(None, "folder of Spot-the-Diff's images")
-    max_words: int = flag(20, "tokens of a caption, special ones included", int)
+    gt_dir: str = flag(
+        "gt",
+        "folder of the reference captions, <datatype>_total_change_captions_reformat.json",
+        task="caption",
+    )
+    max_words: int = flag(
+        20,
+        "tokens of a caption, with the tokens for its start and end",
+        int,
+        at_least=3,
+        at_most=CONTEXT_LENGTH,
+    )
     image_cache: str | None = flag(
-        None,
-        "folder that keeps the resized images, so that they are decoded once and not every epoch",
+        None, "folder for resized images, so that each is decoded once and not in every epoch"
     )
     on_bad_image: str = flag(
         "error",
-        "an image that is missing or cannot be decoded ends the run, or its pair is left out",
+        "what a missing or corrupt image does: error ends the run, skip leaves its pair out",
         choices=("error", "skip"),
     )
     num_thread_reader: int = flag(
-        1, "worker processes that read images, and with --scst as many that score", int
+        1,
+        "worker processes that read images; with --scst, as many more that score captions",
+        int,
+        at_least=0,
     )
-    batch_size: int = flag(256, "global training batch, divided over the processes", int)
-    batch_size_val: int = flag(3500, "evaluation batch of each process", int)
-    eval_split: str = flag("test", "split that results are reported on", choices=("test", "val"))
+    batch_size: int = flag(
+        256, "pairs in a training batch, divided over all processes", int, at_least=1
+    )
+    batch_size_val: int = flag(
+        3500, "pairs in an evaluation batch, in each process", int, at_least=1
+    )
+    eval_split: str = flag(
+        "test", "split whose scores are the run's result", choices=("test", "val")
+    )
     select_on: str = flag(
         "test",
-        "split that chooses the best epoch; the paper used test, val is the sound choice",
+        "split that chooses the best epoch: test as in the paper; val is the sound choice",
         choices=("test", "val"),
     )
 
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if self.image_cache and Path(self.image_cache).is_file():
+            problems.append(f"--image_cache {self.image_cache} is a file, expected a folder")
+        return problems
+
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """Where the weights come from, and what their shapes cannot say."""
+class ModelOptions(FlagGroup):
+    """Where the weights come from, and what their shapes do not show."""
 
     init_model: Address | None = flag(
         None,
-        "weights to start from: a file or folder, as given or below ckpts/, an address "
-        "(https://, s3://), or owner/name on the Hugging Face hub",
+        "weights to start from: a file or folder, also one below ckpts/; a URL "
+        "(https://, s3://); or owner/name on the Hugging Face hub",
         Address,
     )
     resume: str | None = flag(
         None,
-        "auto: continue the run in --output_dir from its newest sound state, or begin it",
+        "auto: continue the run in --output_dir from its newest intact state, "
+        "or start it if there is none",
         choices=("auto",),
     )
     resume_model: Address | None = flag(
         None,
         "continue from this pytorch_model.bin.<epoch> or "
-        "training_state.bin.<epoch>[.<steps>]: a file in --output_dir, or an address",
+        "training_state.bin.<epoch>[.<steps>]: a file in --output_dir, or a URL",
         Address,
     )
     resume_force: bool = flag(
-        False, "continue although options have changed that change what comes out", bool
+        False, "continue even where changed options will change the results", bool
     )
     pretrained_clip_name: Address = flag(
         Address("ViT-B/32"),
-        "CLIP: a name of OpenAI's, whatever --init_model takes, or a .json "
+        "CLIP: the name of one of OpenAI's, anything that --init_model takes, or a .json "
         "of sizes for random weights",
         Address,
     )
     quick_gelu: bool = flag(
-        False,
-        "vouch for CLIP weights that do not say it: they were trained with the quick GELU",
-        bool,
+        False, "assume quick GELU for CLIP weights whose config does not name the activation", bool
     )
     image_resolution: int | None = flag(
-        None, "side of the images, where not the weights': position embeddings are resized", int
+        None,
+        "side of the images in pixels, if not the weights' own; "
+        "position embeddings are interpolated",
+        int,
+        at_least=1,
     )
     cache_dir: str | None = flag(None, "folder for downloads (default: the user's cache folder)")
-    intra_num_hidden_layers: int = flag(9, "vision blocks that see each image alone", int)
+    intra_num_hidden_layers: int = flag(
+        9, "vision blocks that see each image by itself; the rest see both", int, at_least=0
+    )
     linear_patch: str = flag(
-        "2d", "patches from each image (2d) or from both as two frames (3d)", choices=("2d", "3d")
+        "2d",
+        "how images become patches: each by itself (2d) or the pair as two frames (3d)",
+        choices=("2d", "3d"),
     )
     decoder_model: str = flag(
-        "decoder-base", "captioner's config: a name below modules/, a folder or a file"
+        "decoder-base", "config of the captioner: a name below modules/, a folder or a file"
     )
     decoder_num_hidden_layers: int | None = flag(
-        None, "captioner's layers, instead of the config's", int
+        None, "layers of the captioner, in place of its config's", int, at_least=1
     )
     cross_model: str = flag(
-        "cross-base", "cross encoder's config: a name below modules/, a folder or a file"
+        "cross-base", "config of the cross encoder: a name below modules/, a folder or a file"
     )
     cross_num_hidden_layers: int | None = flag(
-        None, "cross encoder's layers, instead of the config's", int
+        None, "layers of the cross encoder, in place of its config's", int, at_least=1
     )
     sim_header: str = flag(
         "loose",
-        "similarity: cosine (loose) or cross encoder (tight)",
-        stage="retrieval",
+        "similarity of a sentence and a pair: cosine (loose) or cross encoder (tight)",
+        task="retrieval",
         choices=("loose", "tight"),
     )
 
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        for name in ("init_model", "resume_model", "pretrained_clip_name"):
+            if getattr(self, name) == Address(""):
+                problems.append(f"--{name} is empty")
+        if self.resume_model and self.resume:
+            problems.append("give either --resume auto or --resume_model")
+        if self.resume_force and not (self.resume_model or self.resume):
+            problems.append("--resume_force belongs to --resume auto or --resume_model")
+        return problems
+
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """Optimisation."""
+class TrainingOptions(FlagGroup):
+    """How the model is trained."""
 
-    epochs: int = flag(20, "passes over the training split", int)
-    lr: float = flag(1e-4, "peak learning rate", float)
-    coef_lr: float = flag(1.0, "factor on the learning rate inside CLIP", float)
-    warmup_proportion: float = flag(0.1, "share of the steps that warm up; -1 for none", float)
-    gradient_accumulation_steps: int = flag(1, "parts that a batch is worked off in", int)
-    freeze_layer_num: int = flag(0, "freeze CLIP below this block; -1 freezes nothing", int)
-    freeze_vision: bool = flag(
-        False, "leave the whole vision tower as the adaptation made it", bool, stage="caption"
+    objective: str | None = flag(
+        None,
+        "what is learned: %(choices)s; by default contrastive in adaptation, and cross_entropy "
+        "in finetuning, or self_critical with --scst",
+        choices=OBJECTIVES,
     )
+    epochs: int = flag(20, "passes over the training split", int, at_least=1)
+    lr: float = flag(1e-4, "peak learning rate", float, above=0)
+    coef_lr: float = flag(
+        1.0, "factor on the learning rate of CLIP's own weights", float, at_least=0
+    )
+    warmup_proportion: float = flag(
+        0.1, "share of the steps in which the learning rate rises; -1 for none", float
+    )
+    gradient_accumulation_steps: int = flag(
+        1, "steps over which the gradients of a batch are accumulated", int, at_least=1
+    )
+    freeze_layer_num: int = flag(
+        0, "freeze CLIP's blocks below this number; -1 freezes nothing", int, at_least=-1
+    )
+    freeze_vision: bool = flag(False, "freeze the whole vision tower", bool, task="caption")
     optimizer: str = flag(
         "bertadam",
-        "bertadam, as published, or adamw: bias correction, and no clip of each parameter's gradient",
+        "bertadam, as published, or adamw, which corrects the bias of its moments and does not "
+        "clip the gradient of each parameter by itself",
         choices=("bertadam", "adamw"),
     )
     scst: bool = flag(
         False,
-        "self-critical training: raise the CIDEr of a captioner that has learned already",
+        "self-critical training, which raises the CIDEr of a finetuned captioner",
         bool,
-        stage="caption",
+        task="caption",
     )
     save_every_steps: int = flag(
-        0, "steps after which to save also within an epoch; 0: at its end alone", int
+        0,
+        "steps after which a state is saved within an epoch; 0 saves at its end only",
+        int,
+        at_least=0,
     )
     keep_checkpoints: int = flag(
-        2, "newest states and weights kept, beside the best weights; -1 keeps all", int
+        2,
+        "newest states and weights that are kept, besides the best weights; -1 keeps all",
+        int,
     )
     compile: bool = flag(
         False,
@@ -199,101 +242,54 @@ class TrainingOptions:
         bool,
     )
 
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if self.warmup_proportion != -1 and not 0 <= self.warmup_proportion < 1:
+            problems.append(
+                f"--warmup_proportion is {self.warmup_proportion}, expected a share in [0, 1), "
+                "or -1 for none"
+            )
+        if self.keep_checkpoints < -1 or self.keep_checkpoints == 0:
+            problems.append(
+                f"--keep_checkpoints is {self.keep_checkpoints}, expected at least 1, or -1 for all"
+            )
+        if self.scst and self.objective not in (None, "self_critical"):
+            problems.append(f"--scst contradicts --objective {self.objective}")
+        return problems
+
 
 @dataclass(frozen=True)
-class CaptionOptions:
-    """Decoding and scoring."""
-
-    gt_dir: str = flag(
-        "gt", "folder of <datatype>_total_change_captions_reformat.json", stage="caption"
-    )
-    beam_size: int = flag(1, "beams of the decoding; 1 is greedy", int, stage="caption")
-    length_penalty: float = flag(
-        0.0, "beams compare log-probability / length ** this", float, stage="caption"
-    )
-
-
-@dataclass(frozen=True)
-class PredictOptions:
+class PredictOptions(FlagGroup):
     """Your own images, with --do_predict."""
 
-    before: str | None = flag(None, "an image, or a folder of them", stage="caption")
+    before: str | None = flag(None, "an image, or a folder of images", task="caption")
     after: str | None = flag(
         None,
         "an image, or a folder; without it --before is a folder of x.png and x_2.png",
-        stage="caption",
+        task="caption",
     )
     pairs: str | None = flag(
-        None, "table of pairs, .csv or .jsonl: before, after, optional id", stage="caption"
+        None,
+        "table of pairs, .csv or .jsonl, with the columns before, after and optionally id",
+        task="caption",
     )
     predictions: str | None = flag(
-        None, "file to write, .csv or .jsonl; a broken run goes on with it", stage="caption"
-    )
-    num_captions: int = flag(
-        1, "captions of each pair; above 1 they are drawn", int, stage="caption"
-    )
-    temperature: float | None = flag(
-        None, "draw words, logits divided by this", float, stage="caption"
-    )
-    top_p: float | None = flag(
         None,
-        "draw words, of the likeliest that together reach this probability",
-        float,
-        stage="caption",
+        "file for the captions, .csv or .jsonl; run again, an interrupted run continues it",
+        task="caption",
     )
     save_attention: str | None = flag(
-        None, "folder for pictures of where the model looked", stage="caption"
+        None, "folder for pictures of where the model looked", task="caption"
     )
 
-
-@dataclass(frozen=True)
-class Options:
-    """Every option of a run, checked."""
-
-    stage: str
-    run: RunOptions
-    data: DataOptions
-    model: ModelOptions
-    training: TrainingOptions
-    caption: CaptionOptions
-    predict: PredictOptions
-    ignored: tuple[str, ...] = ()
-
-    def items(self, changed: bool | None = None) -> list[tuple[str, Any]]:
-        """Name and value of every option of this stage and task; of those alone that are changed, or are not, from the default.
-
-        They are for people and files: addresses are without what may be secret in them.
-        """
-        parts = (getattr(self, name) for name in GROUPS if name != "predict" or self.run.do_predict)
-        found = [
-            (f, getattr(part, f.name))
-            for part in parts
-            for f in fields(part)
-            if belongs_to(f, self.stage)
-        ]
-        return [
-            (f.name, _as_text(value))
-            for f, value in found
-            if changed is None or (value != f.default) == changed
-        ]
-
-
-def _as_text(value: Any) -> Any:
-    """An option's value for people and files."""
-    if isinstance(value, Address):
-        return str(value)
-    return redact(value) if isinstance(value, str) else value
-
-
-GROUPS: dict[str, type] = {
-    "run": RunOptions,
-    "data": DataOptions,
-    "model": ModelOptions,
-    "training": TrainingOptions,
-    "caption": CaptionOptions,
-    "predict": PredictOptions,
-}
-
-
-def belongs_to(f: Any, stage: str) -> bool:
-    return f.metadata["stage"] in (None, stage)
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if self.pairs and self.after:
+            problems.append("--after goes with --before, not with --pairs")
+        if self.predictions and Path(self.predictions).suffix not in (".csv", ".jsonl"):
+            problems.append(
+                f"--predictions {self.predictions}: expected a name that ends in .csv or .jsonl"
+            )
+        if self.save_attention and Path(self.save_attention).is_file():
+            problems.append(f"--save_attention {self.save_attention} is a file, expected a folder")
+        return problems

@@ -5,7 +5,7 @@ import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
-from modules.options.groups import Options
+from modules.options import Options
 from modules.pipeline.data import open_images, read_splits
 from modules.pipeline.evaluate import build_evaluator, evaluate_and_report
 from modules.pipeline.model import build_model
@@ -27,7 +27,7 @@ def run(options: Options) -> None:
         StopSignals() if options.run.do_train else nullcontext() as stop,
         start_runtime(options) as runtime,
     ):
-        if options.stage == "caption" and runtime.is_main:
+        if options.task == "caption" and runtime.is_main:
             ensure_java()
         splits = read_splits(options, runtime)
         point = find_resume_point(options, splits, runtime)

@@ -11,7 +11,7 @@ from dataloaders.samples import ImageReader
 from dataloaders.storage.image_cache import open_image_cache
 from dataloaders.storage.image_check import unreadable_images
 from dataloaders.storage.packed_list import PackedList
-from modules.options.groups import Options
+from modules.options import Options
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def read_splits(options: Options, runtime: Runtime) -> dict[str, Sequence[ImageP
     The images of those that are read must be sound, or with --on_bad_image skip their pairs are left out.
     """
     data, training = options.data, options.run.do_train
-    wanted = ["train"] if training or options.stage == "caption" else []
+    wanted = ["train"] if training or options.task == "caption" else []
     wanted += [data.select_on] if training else []
     skip = data.on_bad_image == "skip"
     splits = {

@@ -11,7 +11,7 @@ from modules.clip4idc import CLIP4IDC
 from modules.evaluation.captions import CaptionEvaluator
 from modules.evaluation.judge import CaptionJudge
 from modules.evaluation.retrieval import RetrievalEvaluator
-from modules.options.groups import Options
+from modules.options import Options
 from modules.training.loop import Evaluator
 from modules.training.progress import Progress
 from modules.training.states import weights_path
@@ -30,11 +30,11 @@ def build_evaluator(
     runtime: Runtime,
 ) -> Evaluator:
     scenes, data = splits[split], options.data
-    pairs = EvaluationPairs(scenes, images, distractors=options.stage == "caption")
+    pairs = EvaluationPairs(scenes, images, distractors=options.task == "caption")
     loader = build_loader(
         pairs, data.batch_size_val, False, data.num_thread_reader, runtime.rank, runtime.world_size
     )
-    if options.stage == "retrieval":
+    if options.task == "retrieval":
         return RetrievalEvaluator(scenes, loader, options, runtime)
     return CaptionEvaluator(
         scenes,
@@ -88,6 +88,6 @@ def evaluate_and_report(
     if runtime.is_main:
         write_json(
             folder / "metrics.json",
-            {"stage": options.stage, "datatype": options.data.datatype, "split": split, **scores},
+            {"stage": options.task, "datatype": options.data.datatype, "split": split, **scores},
         )
         evaluator.report(model, checkpoint, split, folder)

@@ -4,7 +4,7 @@ import logging
 
 from modules.clip4idc import CLIP4IDC
 from modules.model.bert import load_cross_config, load_decoder_config
-from modules.options.groups import Options
+from modules.options import Options
 from modules.tokenizer import VOCAB_SIZE
 from modules.weights.model_info import apply_model_info
 from modules.weights.sources import LoadedWeights, load_weights
@@ -28,7 +28,7 @@ def build_model(options: Options, loaded: LoadedWeights | None = None) -> CLIP4I
     needy = "--do_eval" if options.run.do_eval else "--scst" if options.training.scst else None
     if (
         needy
-        and options.stage == "caption"
+        and options.task == "caption"
         and not any(key.startswith("decoder.") for key in weights)
     ):
         raise ValueError(
@@ -43,7 +43,7 @@ def build_model(options: Options, loaded: LoadedWeights | None = None) -> CLIP4I
         loaded.info,
         loaded.origin,
     )
-    if options.stage == "caption":
+    if options.task == "caption":
         decoder_config = load_decoder_config(source.decoder_model).with_layers(
             source.decoder_num_hidden_layers
         )
@@ -59,7 +59,7 @@ def build_model(options: Options, loaded: LoadedWeights | None = None) -> CLIP4I
             source.cross_num_hidden_layers
         )
     model = CLIP4IDC.from_weights(
-        weights, options.stage, *settings.values(), decoder_config, source.sim_header, cross_config
+        weights, options.task, *settings.values(), decoder_config, source.sim_header, cross_config
     )
     if model.vocab_size != VOCAB_SIZE:
         raise ValueError(

@@ -9,8 +9,8 @@ from typing import Any
 from dataloaders.find_pairs import OwnPair, find_pairs
 from modules.model.bert import load_decoder_config
 from modules.model.explanation import Caption
+from modules.options import Options
 from modules.options.decoding import Decoding
-from modules.options.groups import Options
 from modules.pipeline.results import (
     Captioned,
     append_captions,
@@ -35,14 +35,7 @@ def predict(options: Options) -> None:
     wanted, source = options.predict, options.model
     with start_runtime(options) as runtime:
         pairs = find_pairs(wanted.before, wanted.after, wanted.pairs)
-        decoding = Decoding(
-            options.caption.beam_size,
-            options.caption.length_penalty,
-            wanted.num_captions,
-            wanted.temperature,
-            wanted.top_p,
-            options.run.seed,
-        )
+        decoding = options.decoding
         path = Path(wanted.predictions) if wanted.predictions else None
         done, kept_bytes = read_finished(path, pairs, decoding.num_captions) if path else (0, 0)
         if wanted.save_attention:
@@ -110,7 +103,7 @@ def _caption(
         pair = pairs[number]
         for place, explanation in enumerate(explanations):
             path = Path(
-                attention_folder, picture_name(number, pair.id, place if decoding.draws else None)
+                attention_folder, picture_name(number, pair.id, place if decoding.method() == "sampling" else None)
             )
             draw_explanation(path, pair.before, pair.after, explanation)
     return [[explanation.caption for explanation in explanations] for explanations in explained]
@@ -132,5 +125,5 @@ def settings_fingerprint(options: Options, decoding: Decoding) -> dict[str, Any]
         "linear_patch": source.linear_patch,
         "intra_num_hidden_layers": source.intra_num_hidden_layers,
         "image_resolution": source.image_resolution,
-        **vars(decoding),
+        **decoding.values(),
     }

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataloaders.pairs import ImagePair
-from modules.options.groups import ModelOptions, Options
+from modules.options import Options
+from modules.options.groups import ModelOptions
 from modules.pipeline.data import fingerprint
 from modules.training.states import STATE_FILE, ResumePoint, named_state, newest_state, state_at
 from system.runtime import Runtime

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from modules.options.groups import Options
+from modules.options import Options
 from system.compute import uses_onednn
 from system.runtime import Runtime, open_runtime
 
@@ -29,7 +29,7 @@ def start_runtime(options: Options) -> Iterator[Runtime]:
 def _log_start(options: Options, runtime: Runtime) -> None:
     log.info(
         "%s · %d process(es) on %s (%s), %s · torch %s, Python %s",
-        options.stage,
+        options.task,
         runtime.world_size,
         runtime.device.type,
         _device_name(runtime.device),

@@ -10,7 +10,7 @@ from dataloaders.pairs import ImagePair
 from dataloaders.samples import ImageReader
 from modules.clip4idc import CLIP4IDC
 from modules.metrics.cider_d import CiderReward
-from modules.options.groups import Options
+from modules.options import Options
 from modules.pipeline.data import fingerprint
 from modules.pipeline.evaluate import build_evaluator, report_best
 from modules.report.tensorboard import TensorBoardWriter
@@ -40,7 +40,7 @@ def train(
     tensors: dict[str, Any] | None,
 ) -> None:
     data, select_on = options.data, options.data.select_on
-    samples = SAMPLES[options.stage](splits["train"], images, data.max_words, options.run.seed)
+    samples = SAMPLES[options.task](splits["train"], images, data.max_words, options.run.seed)
     per_process = (
         data.batch_size // options.training.gradient_accumulation_steps // runtime.world_size
     )

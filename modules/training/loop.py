@@ -42,7 +42,7 @@ def fit(trainer: Trainer, folder: Path, progress: Progress, evaluator: Evaluator
     Raises StopRequested once all is saved that a signal asked to save.
     """
     options, runtime = trainer.options, trainer.runtime
-    patience = PATIENCE[options.stage]
+    patience = PATIENCE[options.task]
     for epoch in range(progress.epoch, options.training.epochs):
         if patience is not None and progress.epochs_without >= patience:
             log.info("stopping: %d epochs in a row brought nothing better", patience)

@@ -17,7 +17,7 @@ from modules.clip4idc import CLIP4IDC
 from modules.model.decoder import CaptionEncoderLayer
 from modules.model.layers import ResidualAttentionBlock
 from modules.optimization import BertAdam, parameter_groups
-from modules.options.groups import Options
+from modules.options import Options
 from modules.report.tensorboard import TensorBoardWriter
 from modules.training.freezing import freeze, freeze_unused
 from modules.training.objectives import OPTIMIZER, WEIGHT_DECAY
@@ -80,7 +80,7 @@ def build_trainer(
     stop: StopSignals | None = None,
 ) -> Trainer:
     """Freeze, group, wrap. t_total counts the optimizer steps that really happen. `step`: another loss than the stage's own."""
-    training, stage = options.training, options.stage
+    training, stage = options.training, options.task
     freeze(
         model,
         training.freeze_layer_num,

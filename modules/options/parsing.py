@@ -1,0 +1,111 @@
+"""parse_options: the command line of both scripts, read and checked as a whole.
+
+Nothing here imports torch, so that `--help` and wrong options answer at once.
+"""
+
+import argparse
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+from modules.options.checks import cross_checks
+from modules.options.decoding import BUILT_IN_METHODS
+from modules.options.options import GROUPS, Options
+from modules.registries import DECODING_METHODS
+from system.command import OneLineParser
+from system.flags import add_entry_flags, add_flags, flags_of, read_settings
+from system.registry import Registry
+
+# Flags of the published code that had no effect there and have none here.
+IGNORED_FLAGS = (
+    "do_pretrain",
+    "do_lower_case",
+    "lr_decay",
+    "margin",
+    "hard_negative_rate",
+    "negative_weighting",
+    "n_pair",
+    "use_mil",
+    "sampled_use_mil",
+    "feature_framerate",
+    "fp16_opt_level",
+    "n_gpu",
+    "world_size",
+    "rank",
+    "text_num_hidden_layers",
+    "visual_num_hidden_layers",
+)
+
+
+class NamedEntry(NamedTuple):
+    """A flag that names a registered entry, whose settings become flags too."""
+
+    flag: str
+    registry: Registry
+    without_settings: Collection[str] = ()
+
+
+# Group → the flag in it whose entry can have settings; they go into the group's field `settings`.
+NAMED_ENTRIES = {"decoding": NamedEntry("decoding", DECODING_METHODS, BUILT_IN_METHODS)}
+
+
+def parse_options(
+    argv: list[str] | None, task: str, description: str | None, num_processes: int | None = None
+) -> Options:
+    """The checked options of a task's script.
+
+    Wrong ones print one line that names all of them, and exit with 2. `num_processes` is by
+    default what the launcher says in WORLD_SIZE.
+    """
+    parser = OneLineParser(description=description, allow_abbrev=False)
+    add_all_flags(parser, task)
+    entries = add_all_entry_flags(parser, task, argv)
+    values = vars(parser.parse_args(argv))
+    try:
+        options = build_options(values, task, entries)
+    except ValueError as error:
+        parser.error(str(error))
+    if num_processes is None:
+        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    groups = [getattr(options, name) for name in GROUPS]
+    problems = [problem for group in groups for problem in group.problems()]
+    problems += cross_checks(options, num_processes)
+    if problems:
+        parser.error("; ".join(dict.fromkeys(problems)))
+    return options
+
+
+def add_all_flags(parser: argparse.ArgumentParser, task: str) -> None:
+    """Put the flags of a task on a parser, group by group, and those that have no effect."""
+    for group in GROUPS.values():
+        flags = flags_of(group, task)
+        if flags:
+            title = (group.__doc__ or "").splitlines()[0].rstrip(".")
+            add_flags(parser.add_argument_group(title), flags)
+    for name in IGNORED_FLAGS:
+        parser.add_argument(f"--{name}", nargs="?", const=True, help=argparse.SUPPRESS)
+
+
+def add_all_entry_flags(
+    parser: argparse.ArgumentParser, task: str, argv: list[str] | None
+) -> dict[str, Any]:
+    """Add the settings of the entries that the command line names; returns them by group."""
+    found = {}
+    for name, (flag, registry, without_settings) in NAMED_ENTRIES.items():
+        if flag in [one.name for one in flags_of(GROUPS[name], task)]:
+            found[name] = add_entry_flags(parser, registry, flag, argv, without_settings)
+    return found
+
+
+def build_options(values: Mapping[str, Any], task: str, entries: Mapping[str, Any]) -> Options:
+    """The options that parsed values make. Raises ValueError for settings that refuse theirs."""
+    groups = {}
+    for name, group in GROUPS.items():
+        names = [one.name for one in fields(group)]
+        own = {one: values[one] for one in names if one in values}
+        if name in entries:
+            own["settings"] = read_settings(entries[name], values)
+        groups[name] = group(**own)
+    ignored = [f"--{name}" for name in IGNORED_FLAGS if values[name] is not None]
+    return Options(task, **groups, ignored=tuple(ignored))
