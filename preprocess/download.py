@@ -1,12 +1,13 @@
-"""What the published README links to: the two datasets, OpenAI's CLIP, the authors' weights.
+"""Download what the published README links to: two datasets, OpenAI's CLIP, the authors' weights.
 
-    python preprocess/download.py spot                 # annotations, images and merged lists of Spot-the-Diff into images/
+    python preprocess/download.py spot                 # Spot-the-Diff into images/
     python preprocess/download.py clevr                # CLEVR-Change into data/
     python preprocess/download.py clip                 # OpenAI's ViT-B/32 into modules/
-    python preprocess/download.py pretrained trained   # the authors' adapted CLIPs and captioners into ckpts/
+    python preprocess/download.py pretrained trained   # adapted CLIPs and captioners into ckpts/
 
-A download that breaks off goes on when the command is given again; what is there and right is not brought again. Google Drive hands
-a file out only so often a day: then a browser may still get it, and `--archive FILE` takes it from there.
+The same command resumes an interrupted download, and downloads nothing that is complete. Google
+Drive limits the downloads of a file per day; a browser may still get it then, and `--archive FILE`
+takes the file from there.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,26 +24,23 @@ if not __package__:
 from dataloaders.pairs import SPLITS
 from system.command import OneLineParser, run_command
 from system.escaping import show
+from system.urls import is_html
 
 ROOT = Path(__file__).resolve().parents[1]
 
-
 ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/data/annotations"
 
-
 RAW_ENTRIES = {"train": 9524, "val": 1634, "test": 1404}  # of Spot-the-Diff's lists
-
-
-PAIRS = {"train": 8566, "val": 1493, "test": 1270}
-
-
+PAIRS = {"train": 8566, "val": 1493, "test": 1270}  # of the same, merged
 SCENES = {"train": 33830, "val": 1988, "test": 3985}  # of CLEVR-Change
 
+TIMEOUT = 60  # seconds, for Google Drive
+RETRIES = 5
 
-TIMEOUT, RETRIES = 60, 5
-
-
+# What an archive may hold besides images; other files stay in it.
 TABLE_ENDINGS = frozenset((".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".h5", ".npy"))
+
+DOWNLOAD_AGAIN = "delete it to download it again"
 
 
 @dataclass(frozen=True)
@@ -50,43 +49,37 @@ class DriveItem:
 
     name: str
     id: str
-    folder: bool = False
+    is_folder: bool = False
 
     @property
-    def address(self) -> str:
+    def url(self) -> str:
         """What a browser opens."""
-        return f"https://drive.google.com/{'drive/folders' if self.folder else 'file/d'}/{self.id}"
+        kind = "drive/folders" if self.is_folder else "file/d"
+        return f"https://drive.google.com/{kind}/{self.id}"
 
 
 SPOT_IMAGES = DriveItem("Spot-the-Diff's images", "1OVb4_3Uec_xbyUk90aWC6LFpKsIOtR7v")
-
-
-SPOT_LISTS = DriveItem(
-    "Spot-the-Diff's merged lists", "1g8QD6Y3La8cIamE7jeSSlXTw8G3r5Q8o", folder=True
-)
-
-
+SPOT_LISTS = DriveItem("Spot-the-Diff's merged lists", "1g8QD6Y3La8cIamE7jeSSlXTw8G3r5Q8o", True)
 CLEVR = DriveItem("CLEVR-Change", "1HJ3gWjaUJykEckyb2M0MB4HnrJSihjVe")
-
-
-ADAPTED = DriveItem("the adapted CLIPs", "1qOYVpZy57clJPF6AThsnO0Tfy4zq-gg1", folder=True)
-
-
-CAPTIONERS = DriveItem("the captioners", "18UfIvwKt0EE14EbogJycMmANpUJtsZbE", folder=True)
+ADAPTED = DriveItem("the adapted CLIPs", "1qOYVpZy57clJPF6AThsnO0Tfy4zq-gg1", True)
+CAPTIONERS = DriveItem("the captioners", "18UfIvwKt0EE14EbogJycMmANpUJtsZbE", True)
 
 
 def download_from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
-    """Bring a file, or a folder's files, from Google Drive to `target`; OSError saying what to do by hand where it refuses."""
+    """Download a file, or a folder's files, from Google Drive to `target`.
+
+    `by_hand` says what to do in a browser. Raises OSError with it where Google Drive refuses.
+    """
     import gdown
     import requests
     from gdown.exceptions import DownloadError
 
     from system.files import error_line
 
-    last_way = f"open {item.address} in a browser and {by_hand}"
-    bring = gdown.download_folder if item.folder else gdown.download
+    manual_way = f"open {item.url} in a browser and {by_hand}"
+    download = gdown.download_folder if item.is_folder else gdown.download
     try:
-        bring(
+        download(
             id=item.id,
             output=str(target),
             resume=True,
@@ -97,68 +90,70 @@ def download_from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
         )
     except requests.ConnectionError:
         raise OSError(
-            f"Google Drive cannot be reached for {item.name}: try again with a network, or {last_way}"
+            f"Google Drive cannot be reached for {item.name}: try again with a network, "
+            f"or {manual_way}"
         ) from None
     except (DownloadError, requests.RequestException) as error:
-        reason = error_line(error)
         raise OSError(
-            f"Google Drive does not give {item.name} ({reason}). It hands a file out only so often a day: try again "
-            f"tomorrow, or {last_way}"
+            f"Google Drive refuses {item.name} ({error_line(error)}). It limits the downloads of a "
+            f"file per day: try again tomorrow, or {manual_way}"
         ) from None
 
 
 def download_spot(folder: Path, archive: Path | None) -> None:
-    """Annotations, images, merged lists."""
+    """Spot-the-Diff: annotations, the same merged by pair, images."""
     from dataloaders.datasets.spot_the_diff import read_annotations
-    from preprocess.reformat_dataset import reformat
-    from system.download import fetch
 
+    _download_annotations(folder)
+    _make_merged_lists(folder)
+    names = []
     for split in SPLITS:
-        fetch(f"{ANNOTATIONS}/{split}.json", folder / f"{split}.json")
-        raw = folder / f"{split}.json"
-        _check_count(
-            len(read_annotations(raw)),
-            RAW_ENTRIES[split],
-            f"entries of {raw}",
-            "remove it to bring it anew",
-        )
-    lists = [folder / f"reformat_{split}.json" for split in SPLITS]
-    if not all(path.is_file() for path in lists):
-        try:
-            download_from_drive(SPOT_LISTS, folder, "save its files")
-        except OSError as error:
-            show(f"{error}. Made from the annotations instead:", file=sys.stderr)
-        if not all(path.is_file() for path in lists):
-            reformat(folder, list(SPLITS), folder)
-    entries = {split: read_annotations(path) for split, path in zip(SPLITS, lists, strict=True)}
-    for split, found in entries.items():
-        _check_count(
-            len(found),
-            PAIRS[split],
-            f"pairs of {folder / f'reformat_{split}.json'}",
-            "remove it to bring it anew",
-        )
+        merged = folder / f"reformat_{split}.json"
+        pairs = read_annotations(merged)
+        _check_count(len(pairs), PAIRS[split], f"pairs of {merged}", DOWNLOAD_AGAIN)
+        for image_id, _ in pairs:
+            names += [f"{image_id}.png", f"{image_id}_2.png"]
     images = folder / "images_test"
-    wanted = [
-        f"{image_id}{ending}.png"
-        for found in entries.values()
-        for image_id, _ in found
-        for ending in ("", "_2")
-    ]
-    if _missing(images, wanted):
-        _unpack_from(
-            SPOT_IMAGES,
-            folder,
-            archive,
-            lambda names: any(name.endswith("_2.png") for name in names),
-            images,
-        )
-    _check_count(len(wanted) - len(_missing(images, wanted)), len(wanted), f"images of {images}")
+    if _missing(images, names):
+        _download_archive(SPOT_IMAGES, folder, archive, _has_second_images, images)
+    num_found = len(names) - len(_missing(images, names))
+    _check_count(num_found, len(names), f"images of {images}")
     show(f"Spot-the-Diff in {folder}: {sum(PAIRS.values())} pairs, all images there")
 
 
+def _download_annotations(folder: Path) -> None:
+    from dataloaders.datasets.spot_the_diff import read_annotations
+    from system.download import fetch
+
+    for split in SPLITS:
+        raw = folder / f"{split}.json"
+        fetch(f"{ANNOTATIONS}/{split}.json", raw)
+        num_entries = len(read_annotations(raw))
+        _check_count(num_entries, RAW_ENTRIES[split], f"entries of {raw}", DOWNLOAD_AGAIN)
+
+
+def _make_merged_lists(folder: Path) -> None:
+    """The authors' merged lists; where they cannot be downloaded, made from the annotations."""
+    from preprocess.reformat_dataset import reformat
+
+    merged = [folder / f"reformat_{split}.json" for split in SPLITS]
+    if all(path.is_file() for path in merged):
+        return
+    try:
+        download_from_drive(SPOT_LISTS, folder, "save its files")
+    except OSError as error:
+        show(f"{error}. Made from the annotations instead:", file=sys.stderr)
+    if not all(path.is_file() for path in merged):
+        reformat(folder, list(SPLITS), folder)
+
+
+def _has_second_images(names: set[str]) -> bool:
+    """Whether a folder's entries are Spot-the-Diff's images."""
+    return any(name.endswith("_2.png") for name in names)
+
+
 def download_clevr(folder: Path, archive: Path | None) -> None:
-    """The dataset's archive, unpacked."""
+    """CLEVR-Change: its archive, extracted."""
     from dataloaders.datasets.clevr_change import (
         CAPTION_FILES,
         FOLDERS,
@@ -167,172 +162,190 @@ def download_clevr(folder: Path, archive: Path | None) -> None:
         read_split,
     )
 
-    splits = folder / "splits.json"
-    files = (*CAPTION_FILES, splits.name, "type_mapping.json")
-
-    def lacking() -> list[str]:
-        names = (
-            [name for split in SPLITS for name in read_split(folder, split)]
-            if splits.is_file()
-            else []
-        )
-        absent = [str(folder / file) for file in files if not (folder / file).is_file()]
-        return absent + [
-            missing
-            for place, prefix in FOLDERS.items()
-            for missing in _missing(folder / place, [prefix + name for name in names])
-        ]
-
-    if lacking():
-        needed = {*FOLDERS, *(file for file in files if not (folder / file).is_file())}
-        _unpack_from(CLEVR, folder, archive, needed.issubset, folder)
-    for split in SPLITS:
-        _check_count(
-            len(read_split(folder, split)),
-            SCENES[split],
-            f"scenes of the {split} split in {splits}",
-        )
+    if _missing_clevr(folder):
+        files = {file for file in _clevr_files() if not (folder / file).is_file()}
+        _download_archive(CLEVR, folder, archive, {*FOLDERS, *files}.issubset, folder)
+    for split, expected in SCENES.items():
+        num_scenes = len(read_split(folder, split))
+        what = f"scenes of the {split} split in {folder / 'splits.json'}"
+        _check_count(num_scenes, expected, what)
     total = sum(SCENES.values())
     for file in CAPTION_FILES:
         _check_count(len(read_captions(folder / file)), total, f"scenes in {folder / file}")
-    _check_count(
-        sum(map(len, change_types(folder).values())),
-        total,
-        f"scenes in {folder / 'type_mapping.json'}",
-    )
-    absent = lacking()
-    _check_count(
-        3 * total - len(absent),
-        3 * total,
-        f"images below {folder}" + (f" (no {absent[0]})" if absent else ""),
-    )
+    num_typed = sum(map(len, change_types(folder).values()))
+    _check_count(num_typed, total, f"scenes in {folder / 'type_mapping.json'}")
+    missing = _missing_clevr(folder)
+    example = f" (no {missing[0]})" if missing else ""
+    num_images = len(FOLDERS) * total
+    _check_count(num_images - len(missing), num_images, f"images below {folder}{example}")
     show(f"CLEVR-Change in {folder}: {total} scenes, all images there")
 
 
+def _clevr_files() -> tuple[str, ...]:
+    from dataloaders.datasets.clevr_change import CAPTION_FILES
+
+    return (*CAPTION_FILES, "splits.json", "type_mapping.json")
+
+
+def _missing_clevr(folder: Path) -> list[str]:
+    """The files and the images of CLEVR-Change that are not there."""
+    from dataloaders.datasets.clevr_change import FOLDERS, read_split
+
+    missing = [str(folder / file) for file in _clevr_files() if not (folder / file).is_file()]
+    if not (folder / "splits.json").is_file():
+        return missing
+    names = [name for split in SPLITS for name in read_split(folder, split)]
+    for place, prefix in FOLDERS.items():
+        missing += _missing(folder / place, [prefix + name for name in names])
+    return missing
+
+
 def download_clip(folder: Path, name: str) -> None:
-    """One of OpenAI's CLIPs, under the name that is looked for."""
+    """One of OpenAI's CLIPs, under the name that the scripts look for."""
     from modules.weights.remote import download_openai_clip
 
     show(download_openai_clip(name, folder, folder))
 
 
 def download_weights(item: DriveItem, folder: Path) -> None:
-    """The files of a folder of weights; each is read and named."""
+    """The files of a folder of weights. Each is read, and what it holds is printed."""
     from modules.weights.key_names import clip_tensors, has_full_clip
     from modules.weights.sources import read_released
 
     download_from_drive(item, folder, f"save its files in {folder}")
     files = sorted(path for path in folder.rglob("*.bin*") if path.suffix not in (".part", ".json"))
     if not files:
-        raise ValueError(f"no weights came into {folder}: look at {item.address}")
+        raise ValueError(f"no weights arrived in {folder}: look at {item.url}")
     for path in files:
         weights = read_released(path)
-        kind = "captioner" if any(key.startswith("decoder.") for key in weights) else "adapted CLIP"
-        whole = "" if has_full_clip(weights) else ", without all of CLIP"
-        show(f"{path}: {kind} of {len(clip_tensors(weights))} CLIP tensors{whole}")
+        has_captioner = any(key.startswith("decoder.") for key in weights)
+        kind = "captioner" if has_captioner else "adapted CLIP"
+        limit = "" if has_full_clip(weights) else ", without all of CLIP"
+        show(f"{path}: {kind} of {len(clip_tensors(weights))} CLIP tensors{limit}")
 
 
-def _unpack_from(
+def _download_archive(
     item: DriveItem,
     folder: Path,
     archive: Path | None,
-    fits: Callable[[list[str]], bool],
+    is_content: Callable[[set[str]], bool],
     target: Path,
 ) -> None:
-    """An archive's uppermost folder whose entries fit, moved to `target`; the archive is brought first, and goes at the end."""
+    """Download an archive, and move its topmost folder whose entries are the content to `target`.
+
+    An archive that was given is extracted instead, and stays where it is.
+    """
+    from system.extraction import DamagedArchive
+
+    if archive is not None:
+        if not archive.is_file():
+            raise FileNotFoundError(f"--archive: no file {archive}")
+        _extract_content(item, archive, folder, is_content, target)
+        return
+    downloaded = folder / f"{item.id}.archive"
+    folder.mkdir(parents=True, exist_ok=True)
+    download_from_drive(item, downloaded, "give --archive with the file that it saves")
+    try:
+        _extract_content(item, downloaded, folder, is_content, target)
+    except DamagedArchive:
+        downloaded.unlink()  # or the next attempt would take it for complete
+        raise
+    downloaded.unlink()
+
+
+def _extract_content(
+    item: DriveItem,
+    archive: Path,
+    folder: Path,
+    is_content: Callable[[set[str]], bool],
+    target: Path,
+) -> None:
     from dataloaders.picture_files import picture_endings
     from system.extraction import DamagedArchive, extracted, move_into
 
-    brought = archive or folder / f"{item.id}.archive"
-    if archive is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        download_from_drive(item, brought, "give --archive with the file that it saves")
-    elif not archive.is_file():
-        raise FileNotFoundError(f"--archive: no file {archive}")
-    try:
-        with open(brought, "rb") as file:
-            if file.read(64).lstrip()[:1] == b"<":
-                raise DamagedArchive(
-                    f"{brought} is a web page, not {item.name}: open {item.address} in a browser, and give "
-                    "--archive with the file that it saves"
-                )
-        with extracted(brought, folder) as root:
-            found = next(
-                (place for place, folders, files in os.walk(root) if fits([*folders, *files])), None
-            )
-            if found is None:
-                raise ValueError(
-                    f"{brought} is not laid out as {item.name}: it holds {', '.join(sorted(os.listdir(root))[:5])}"
-                )
-            move_into(Path(found), target, picture_endings() | TABLE_ENDINGS)
-    except DamagedArchive:
-        if archive is None:
-            brought.unlink()
-        raise
-    if archive is None:
-        brought.unlink()
+    with open(archive, "rb") as file:
+        head = file.read(256)
+    if is_html(head):
+        raise DamagedArchive(
+            f"{archive} is an HTML page, not {item.name}: open {item.url} in a browser, and give "
+            "--archive with the file that it saves"
+        )
+    with extracted(archive, folder) as root:
+        places = os.walk(root)
+        found = (place for place, folders, files in places if is_content({*folders, *files}))
+        content = next(found, None)
+        if content is None:
+            entries = ", ".join(sorted(os.listdir(root))[:5])
+            raise ValueError(f"{archive} is not laid out as {item.name}: it holds {entries}")
+        move_into(Path(content), target, picture_endings() | TABLE_ENDINGS)
 
 
 def _missing(folder: Path, names: list[str]) -> list[str]:
+    """Which of the files a folder lacks."""
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     return [str(folder / name) for name in names if name not in present]
 
 
 def _check_count(found: int, expected: int, what: str, way_out: str = "") -> None:
     if found != expected:
-        raise ValueError(f"{found} {what}, expected {expected}{way_out and f': {way_out}'}")
+        ending = f": {way_out}" if way_out else ""
+        raise ValueError(f"{found} {what}, expected {expected}{ending}")
+
+
+class Download(NamedTuple):
+    """One of the things to download: the folder that it goes to, and the function that does it."""
+
+    folder: str
+    run: Callable[[Path, argparse.Namespace], None]
+
+
+DOWNLOADS = {
+    "spot": Download("images", lambda folder, args: download_spot(folder, args.archive)),
+    "clevr": Download("data", lambda folder, args: download_clevr(folder, args.archive)),
+    "clip": Download("modules", lambda folder, args: download_clip(folder, args.name)),
+    "pretrained": Download("ckpts/pretrained", lambda folder, _: download_weights(ADAPTED, folder)),
+    "trained": Download("ckpts/trained", lambda folder, _: download_weights(CAPTIONERS, folder)),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; see --help."""
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "what", nargs="+", choices=("spot", "clevr", "clip", "pretrained", "trained")
-    )
-    parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="folder to put it into (defaults: see above)"
-    )
-    parser.add_argument(
-        "--archive",
-        type=Path,
-        metavar="FILE",
-        help="images of spot, or clevr: an archive got by hand",
-    )
-    parser.add_argument(
-        "--name", default="ViT-B/32", help="clip: which of OpenAI's (default: ViT-B/32)"
-    )
+    """Command line; see --help. What cannot be downloaded does not keep the rest away."""
+    parser = _parser()
     args = parser.parse_args(argv)
     if args.to and len(set(args.what)) > 1:
         parser.error("--to is one folder: give one thing to download")
     if args.archive and args.what not in (["spot"], ["clevr"]):
-        parser.error("--archive belongs to spot or clevr alone")
-    places = {
-        "spot": "images",
-        "clevr": "data",
-        "clip": "modules",
-        "pretrained": "ckpts/pretrained",
-        "trained": "ckpts/trained",
-    }
-    jobs = {
-        "spot": lambda to: download_spot(to, args.archive),
-        "clevr": lambda to: download_clevr(to, args.archive),
-        "clip": lambda to: download_clip(to, args.name),
-        "pretrained": lambda to: download_weights(ADAPTED, to),
-        "trained": lambda to: download_weights(CAPTIONERS, to),
-    }
-    refused = None
+        parser.error("--archive is for spot or clevr alone")
+    failure = None
     for what in dict.fromkeys(args.what):
         try:
-            run_command(parser.prog, lambda what=what: jobs[what](args.to or ROOT / places[what]))
+            run_command(parser.prog, lambda what=what: _download(what, args))
         except SystemExit as stop:
             if stop.code != 2:
                 raise
-            refused = stop  # one that cannot be had does not keep the others away
-    if refused:
-        raise refused
+            failure = stop
+    if failure:
+        raise failure
     return 0
+
+
+def _download(what: str, args: argparse.Namespace) -> None:
+    download = DOWNLOADS[what]
+    download.run(args.to or ROOT / download.folder, args)
+
+
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    to = "folder to download to (defaults: see above)"
+    archive = "images of spot, or clevr: an archive that a browser downloaded"
+    name = "clip: which of OpenAI's (default: ViT-B/32)"
+    parser.add_argument("what", nargs="+", choices=tuple(DOWNLOADS))
+    parser.add_argument("--to", type=Path, metavar="DIR", help=to)
+    parser.add_argument("--archive", type=Path, metavar="FILE", help=archive)
+    parser.add_argument("--name", default="ViT-B/32", help=name)
+    return parser
 
 
 if __name__ == "__main__":

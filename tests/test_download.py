@@ -1,6 +1,7 @@
-"""Datasets and weights from where the published README links to, played by a local server; archives that mean harm."""
+"""Downloads of datasets and weights from a local server in the place of Google Drive; archives."""
 
 import gzip
+import hashlib
 import io
 import json
 import random
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataloaders.datasets.clevr_change import FOLDERS
+from dataloaders.datasets import load_pairs
+from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS
+from modules.weights import remote
 from preprocess import download
 from system import download as system_download
 from system import extraction
 from system.extraction import DamagedArchive, extracted
 from tests.conftest import SIZES, tiny_weights
-from tests.servers import google_drive
+from tests.servers import google_drive, web_site
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def drive(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    """Counts as the drawn datasets have them."""
+    """The numbers of pairs that the drawn datasets have."""
     monkeypatch.setattr(
         download, "RAW_ENTRIES", {split: count + 1 for split, count in SIZES.items()}
     )
@@ -40,7 +43,7 @@ def _small(monkeypatch):
 
 
 def packed(folder: Path, below: str, kind: str, more: bytes = b"") -> bytes:
-    """A folder as an archive, with all of it below another; beside it lies what makes the archive long enough to break off."""
+    """A folder as an archive, below another folder, and with a file `more` of these bytes."""
     content = io.BytesIO()
     if kind == "zip":
         with zipfile.ZipFile(content, "w") as archive:
@@ -63,200 +66,175 @@ def refused(capsys, *words: str) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def serve(drive, item_id: str, name: str, content: bytes) -> None:
+    """Put a file on the drive."""
+    drive.files[item_id] = content
+    drive.names[item_id] = name
+
+
 def serve_spot(drive, spot: Path, kind: str = "zip") -> None:
-    raw = {split: json.loads((spot / f"{split}.json").read_text()) for split in SIZES}
-    for split, entries in raw.items():
-        doubled = [
-            *entries[:-1],
-            {**entries[-1], "sentences": ["one"]},
-            {**entries[-1], "sentences": ["two"]},
-        ]
-        drive.files[f"harsh19/spot-the-diff/master/data/annotations/{split}.json"] = json.dumps(
-            doubled
-        ).encode()
-        drive.files[f"list-{split}-0123456789012345678"] = (
-            spot / f"reformat_{split}.json"
-        ).read_bytes()
-        drive.names[f"list-{split}-0123456789012345678"] = f"reformat_{split}.json"
-    drive.folders[download.SPOT_LISTS.id] = [f"list-{split}-0123456789012345678" for split in SIZES]
-    drive.files[download.SPOT_IMAGES.id] = packed(
-        spot / "images_test", "resized_images", kind, more=random.Random(0).randbytes(2_000_000)
-    )
-    drive.names[download.SPOT_IMAGES.id] = "resized_images.zip"
+    """Put a drawn dataset where Spot-the-Diff is; the last pair has two annotators."""
+    lists = {split: f"list-{split}-0123456789012345678" for split in SIZES}
+    for split, list_id in lists.items():
+        entries = json.loads((spot / f"{split}.json").read_text())
+        last = entries.pop()
+        entries += [{**last, "sentences": ["one"]}, {**last, "sentences": ["two"]}]
+        url = f"harsh19/spot-the-diff/master/data/annotations/{split}.json"
+        drive.files[url] = json.dumps(entries).encode()
+        drive.files[list_id] = (spot / f"reformat_{split}.json").read_bytes()
+        drive.names[list_id] = f"reformat_{split}.json"
+    drive.folders[download.SPOT_LISTS.id] = list(lists.values())
+    noise = random.Random(0).randbytes(2_000_000)
+    images = packed(spot / "images_test", "resized_images", kind, noise)
+    serve(drive, download.SPOT_IMAGES.id, "resized_images.zip", images)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_spot_the_diff_comes_whole_and_is_not_brought_again(drive, spot, tmp_path, capsys, kind):
-    from dataloaders.datasets import load_pairs
-
+def test_spot_the_diff_is_downloaded_whole_and_only_once(drive, spot, tmp_path, capsys, kind):
     serve_spot(drive, spot, kind)
-    place, chunk = tmp_path / "images", 512 * 1024  # of gdown's
+    folder = tmp_path / "images"
+    chunk = 512 * 1024  # of gdown's
     drive.broken[download.SPOT_IMAGES.id] = [chunk, 2 * chunk] + [0] * download.RETRIES
-    assert "the file that it saves" in refused(capsys, "spot", "--to", str(place))
-    assert not (place / "images_test").exists()
-    assert download.main(["spot", "--to", str(place)]) == 0
+    assert "the file that it saves" in refused(capsys, "spot", "--to", str(folder))
+    assert not (folder / "images_test").exists()
+    assert download.main(["spot", "--to", str(folder)]) == 0
     assert f"{sum(SIZES.values())} pairs, all images there" in capsys.readouterr().out
-    assert [
-        len(load_pairs("spot", place, place / "images_test", split)) for split in SIZES
-    ] == list(SIZES.values())
+    for split, size in SIZES.items():
+        assert len(load_pairs("spot", folder, folder / "images_test", split)) == size
     starts = [asked for name, asked in drive.asked if name == download.SPOT_IMAGES.id and asked]
     assert starts[0] == f"bytes={chunk}-"
-    assert starts[-1] == f"bytes={2 * chunk}-", (
-        "the second command went on where the first had stopped"
-    )
-    assert not [
-        path
-        for path in place.iterdir()
-        if path.suffix in (".archive", ".part") or path.name.startswith(".unpacking")
-    ]
-    asked = len(drive.asked)
-    assert download.main(["spot", "--to", str(place)]) == 0
-    assert len(drive.asked) == asked
+    assert starts[-1] == f"bytes={2 * chunk}-", "the second command resumes where the first stopped"
+    left = [path.name for path in folder.iterdir()]
+    assert not [name for name in left if name.endswith((".archive", ".part"))]
+    assert not [name for name in left if name.startswith(".unpacking")]
+    num_asked = len(drive.asked)
+    assert download.main(["spot", "--to", str(folder)]) == 0
+    assert len(drive.asked) == num_asked
 
 
-def test_merged_lists_are_made_where_the_drive_does_not_give_them(drive, spot, tmp_path, capsys):
+def test_merged_lists_are_made_where_the_drive_refuses_them(drive, spot, tmp_path, capsys):
     serve_spot(drive, spot)
     drive.folders.clear()
     assert download.main(["spot", "--to", str(tmp_path / "images")]) == 0
     assert "Made from the annotations instead" in capsys.readouterr().err
-    made = json.loads((tmp_path / "images" / "reformat_val.json").read_text())
-    assert made[-1]["sentences"] == ["one", "two"]
+    merged = json.loads((tmp_path / "images" / "reformat_val.json").read_text())
+    assert merged[-1]["sentences"] == ["one", "two"]
 
 
-def test_clevr_change_comes_whole(drive, clevr, tmp_path, capsys):
-    types = {
-        "type_mapping.json": json.dumps(
-            {"add": [f"{n:06d}.png" for n in range(sum(SIZES.values()))]}
-        )
-    }
-    assert (
-        json.loads((clevr / "type_mapping.json").read_text())["add"]
-        == json.loads(types["type_mapping.json"])["add"]
-    )
-    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = (
-        packed(clevr, "CLEVR_Change/data", "tar.gz"),
-        "clevr.tar.gz",
-    )
-    place = tmp_path / "data"
-    assert download.main(["clevr", "--to", str(place)]) == 0
+def test_clevr_change_is_downloaded_whole(drive, clevr, tmp_path, capsys):
+    serve(drive, download.CLEVR.id, "clevr.tar.gz", packed(clevr, "CLEVR_Change/data", "tar.gz"))
+    folder = tmp_path / "data"
+    assert download.main(["clevr", "--to", str(folder)]) == 0
     assert f"{sum(SIZES.values())} scenes, all images there" in capsys.readouterr().out
-    (
-        place / "sc_images" / "CLEVR_semantic_000003.png"
-    ).unlink()  # what is lost comes back, what is there stays
-    (place / "own.txt").write_text("mine")
-    assert download.main(["clevr", "--to", str(place)]) == 0
-    assert (place / "sc_images" / "CLEVR_semantic_000003.png").is_file()
-    assert (place / "own.txt").read_text() == "mine"
 
 
-def test_wrong_counts_and_layouts_are_told(drive, spot, clevr, tmp_path, capsys, monkeypatch):
+def test_a_lost_image_comes_back_and_other_files_stay(drive, clevr, tmp_path):
+    serve(drive, download.CLEVR.id, "clevr.tar.gz", packed(clevr, "CLEVR_Change/data", "tar.gz"))
+    folder = tmp_path / "data"
+    assert download.main(["clevr", "--to", str(folder)]) == 0
+    lost = folder / "sc_images" / "CLEVR_semantic_000003.png"
+    lost.unlink()
+    (folder / "own.txt").write_text("mine")
+    assert download.main(["clevr", "--to", str(folder)]) == 0
+    assert lost.is_file()
+    assert (folder / "own.txt").read_text() == "mine"
+
+
+def test_an_archive_of_another_dataset_is_refused(drive, spot, clevr, tmp_path, capsys):
     serve_spot(drive, spot)
     drive.files[download.SPOT_IMAGES.id] = packed(clevr, "x", "zip")
-    assert "is not laid out as Spot-the-Diff's images: it holds more, x" in refused(
-        capsys, "spot", "--to", str(tmp_path / "a")
-    )
+    line = refused(capsys, "spot", "--to", str(tmp_path / "a"))
+    assert "is not laid out as Spot-the-Diff's images: it holds more, x" in line
     assert not (tmp_path / "a" / "images_test").exists()
+
+
+def test_wrong_counts_are_refused(drive, spot, clevr, tmp_path, capsys, monkeypatch):
+    serve_spot(drive, spot)
     monkeypatch.setattr(download, "RAW_ENTRIES", {**download.RAW_ENTRIES, "val": 1634})
-    assert f"4 entries of {tmp_path / 'b' / 'val.json'}, expected 1634" in refused(
-        capsys, "spot", "--to", str(tmp_path / "b")
-    )
-    short = tmp_path / "short"
-    (short / "images").mkdir(parents=True)
-    (short / "sc_images").mkdir()
-    (short / "nsc_images").mkdir()
+    line = refused(capsys, "spot", "--to", str(tmp_path / "b"))
+    assert f"4 entries of {tmp_path / 'b' / 'val.json'}, expected 1634" in line
+    few = tmp_path / "few"
     for folder, prefix in FOLDERS.items():
-        (short / folder / f"{prefix}000000.png").write_bytes(b"x")
-    for name in (
-        "splits.json",
-        "change_captions.json",
-        "no_change_captions.json",
-        "type_mapping.json",
-    ):
-        (short / name).write_bytes((clevr / name).read_bytes())
-    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = (
-        packed(short, "data", "zip"),
-        "clevr.zip",
-    )
+        (few / folder).mkdir(parents=True)
+        (few / folder / f"{prefix}000000.png").write_bytes(b"x")
+    for name in (*CAPTION_FILES, "splits.json", "type_mapping.json"):
+        (few / name).write_bytes((clevr / name).read_bytes())
+    serve(drive, download.CLEVR.id, "clevr.zip", packed(few, "data", "zip"))
     assert "3 images below" in refused(capsys, "clevr", "--to", str(tmp_path / "c"))
 
 
-def test_a_spent_quota_says_what_to_do_by_hand(drive, spot, clevr, tmp_path, capsys):
+def test_a_spent_quota_says_what_to_do_by_hand(drive, spot, tmp_path, capsys):
     serve_spot(drive, spot)
     drive.exhausted.add(download.SPOT_IMAGES.id)
     line = refused(capsys, "spot", "--to", str(tmp_path / "images"))
     assert "Too many users have viewed or downloaded this file recently" in line
-    assert (
-        f"open https://drive.google.com/file/d/{download.SPOT_IMAGES.id} in a browser and give --archive"
-        in line
-    )
+    url = f"https://drive.google.com/file/d/{download.SPOT_IMAGES.id}"
+    assert f"open {url} in a browser and give --archive" in line
     by_hand = tmp_path / "saved.zip"
     by_hand.write_bytes(drive.files[download.SPOT_IMAGES.id])
     assert download.main(["spot", "--to", str(tmp_path / "images"), "--archive", str(by_hand)]) == 0
-    assert by_hand.is_file(), "a file of the user's own stays"
-    by_hand.write_text("<!DOCTYPE html><html>Quota exceeded</html>")
-    assert "saved.zip is a web page, not CLEVR-Change" in refused(
-        capsys, "clevr", "--to", str(tmp_path / "c"), "--archive", str(by_hand)
-    )
-    drive.files[download.CLEVR.id], drive.names[download.CLEVR.id] = (
-        packed(clevr, "x", "zip")[:-100] + bytes(100),
-        "clevr.zip",
-    )
-    assert "neither a zip nor a tar archive" in refused(
-        capsys, "clevr", "--to", str(tmp_path / "c")
-    )
-    assert not list((tmp_path / "c").iterdir()), (
-        "what came damaged is not taken for the archive the next time"
-    )
-    by_hand.write_text("no archive")
-    assert "neither a zip nor a tar archive" in refused(
-        capsys, "clevr", "--to", str(tmp_path / "c"), "--archive", str(by_hand)
-    )
+    assert by_hand.is_file(), "the user's own file stays"
 
 
-def test_the_authors_weights_are_read_when_they_have_come(drive, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<!DOCTYPE html><html>Quota exceeded</html>", "saved.zip is an HTML page, not CLEVR-Chan"),
+        ("no archive", "neither a zip nor a tar archive"),
+    ],
+)
+def test_a_file_by_hand_that_is_no_archive_is_refused(tmp_path, capsys, content, message):
+    by_hand = tmp_path / "saved.zip"
+    by_hand.write_text(content)
+    words = ("clevr", "--to", str(tmp_path / "c"), "--archive", str(by_hand))
+    assert message in refused(capsys, *words)
+
+
+def test_a_corrupt_download_is_deleted(drive, clevr, tmp_path, capsys):
+    corrupt = packed(clevr, "x", "zip")[:-100] + bytes(100)
+    serve(drive, download.CLEVR.id, "clevr.zip", corrupt)
+    line = refused(capsys, "clevr", "--to", str(tmp_path / "c"))
+    assert "neither a zip nor a tar archive" in line
+    assert not list((tmp_path / "c").iterdir()), "or it would be taken for complete the next time"
+
+
+def test_the_authors_weights_are_read_after_the_download(drive, tmp_path, capsys):
     content = io.BytesIO()
     torch.save(tiny_weights(), content)
-    ids = ["adapted-spot-0123456789012345", "readme-01234567890123456789012"]
-    drive.files = {ids[0]: content.getvalue(), ids[1]: b"words"}
-    drive.names = {ids[0]: "pytorch_model.bin.spot", ids[1]: "readme.txt"}
-    drive.folders[download.ADAPTED.id] = ids
+    weights_id, readme_id = "adapted-spot-0123456789012345", "readme-01234567890123456789012"
+    serve(drive, weights_id, "pytorch_model.bin.spot", content.getvalue())
+    serve(drive, readme_id, "readme.txt", b"words")
+    drive.folders[download.ADAPTED.id] = [weights_id, readme_id]
     assert download.main(["pretrained", "--to", str(tmp_path / "pretrained")]) == 0
     assert "pytorch_model.bin.spot: adapted CLIP" in capsys.readouterr().out
     assert (tmp_path / "pretrained" / "readme.txt").read_bytes() == b"words"
-    drive.folders[download.CAPTIONERS.id] = ids[:1]
-    drive.exhausted.add(ids[0])
+    drive.folders[download.CAPTIONERS.id] = [weights_id]
+    drive.exhausted.add(weights_id)
     line = refused(capsys, "trained", "--to", str(tmp_path / "trained"))
-    assert (
-        f"open https://drive.google.com/drive/folders/{download.CAPTIONERS.id} in a browser and save its files in"
-        in line
-    )
+    url = f"https://drive.google.com/drive/folders/{download.CAPTIONERS.id}"
+    assert f"open {url} in a browser and save its files in" in line
     assert not list((tmp_path / "trained").glob("*.bin*"))
 
 
 def test_openais_clip_goes_where_it_is_looked_for(tmp_path, monkeypatch, capsys):
-    import hashlib
-
-    from modules.weights import remote
-    from tests.servers import web_site
-
     digest = hashlib.sha256(b"clip").hexdigest()
     monkeypatch.setitem(remote.CLIP_SHA256, "ViT-B/16", digest)
     with web_site({f"{digest}/ViT-B-16.pt": b"clip"}) as site:
         monkeypatch.setattr(remote, "OPENAI", site.address)
         assert download.main(["clip", "--name", "ViT-B/16", "--to", str(tmp_path)]) == 0
     assert (tmp_path / "ViT-B-16.pt").read_bytes() == b"clip"
-    assert "no CLIP of OpenAI's is called RN50" in refused(
-        capsys, "clip", "--name", "RN50", "--to", str(tmp_path)
-    )
+    line = refused(capsys, "clip", "--name", "RN50", "--to", str(tmp_path))
+    assert "no CLIP of OpenAI's is called RN50" in line
 
 
 def test_contradicting_options_are_refused(capsys):
     assert "--to is one folder" in refused(capsys, "spot", "clevr", "--to", "x")
-    assert "--archive belongs to" in refused(capsys, "clip", "--archive", "x")
+    assert "--archive is for" in refused(capsys, "clip", "--archive", "x")
     assert "no file x" in refused(capsys, "clevr", "--archive", "x", "--to", "/nonexistent/none")
 
 
-LINK, DEVICE = stat.S_IFLNK | 0o777, stat.S_IFCHR | 0o666
+LINK = stat.S_IFLNK | 0o777
+DEVICE = stat.S_IFCHR | 0o666
 
 
 def harmful_zip(name: str, kind: int = 0) -> bytes:
@@ -278,22 +256,20 @@ def harmful_tar(name: str, kind: bytes = tarfile.REGTYPE) -> bytes:
     return content.getvalue()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        *(
-            make(name)
-            for make in (harmful_zip, harmful_tar)
-            for name in ("../out", "/tmp/clip4idc-out", "a/../../out", "..\\out", "C:\\out", "a/..")
-        ),
-        harmful_zip("link", LINK),
-        harmful_zip("device", DEVICE),
-        *(
-            harmful_tar("x", kind)
-            for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)
-        ),
-    ],
-)
+OUTSIDE = ("../out", "/tmp/clip4idc-out", "a/../../out", "..\\out", "C:\\out", "a/..")
+HARMFUL = [
+    *map(harmful_zip, OUTSIDE),
+    *map(harmful_tar, OUTSIDE),
+    harmful_zip("link", LINK),
+    harmful_zip("device", DEVICE),
+    harmful_tar("x", tarfile.SYMTYPE),
+    harmful_tar("x", tarfile.LNKTYPE),
+    harmful_tar("x", tarfile.CHRTYPE),
+    harmful_tar("x", tarfile.FIFOTYPE),
+]
+
+
+@pytest.mark.parametrize("content", HARMFUL)
 def test_archives_that_would_write_elsewhere_are_refused_and_leave_nothing(tmp_path, content):
     (tmp_path / "deep").mkdir()
     (tmp_path / "x.archive").write_bytes(content)
@@ -333,7 +309,7 @@ def test_archives_that_are_cut_short_or_too_large_are_refused(tmp_path, clevr, m
         extracted(tmp_path / "x", tmp_path / "deep"),
     ):
         pass
-    assert not (tmp_path / "deep").exists(), "a folder that was made for it goes, too"
+    assert not (tmp_path / "deep").exists(), "the folder that was made for it is deleted, too"
 
 
 def test_moving_goes_on_where_it_broke_off_and_overwrites_nothing(tmp_path):
