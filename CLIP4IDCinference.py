@@ -10,11 +10,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; see --help. Returns 0, or exits with 2 and one line for what the user can mend."""
     options = parse_options(argv, "caption", __doc__)
 
-    def job() -> None:  # imports late: --help and wrong options answer without torch
-        if options.run.do_predict:
-            from modules.pipeline.predict import predict as run
-        else:
-            from modules.pipeline import run
+    def job() -> None:
+        from modules.pipeline import run  # late: --help and wrong options answer without torch
+
         run(options)
 
     return run_command("CLIP4IDCinference.py", job)

@@ -14,7 +14,6 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -35,16 +34,21 @@ from modules.model.clip import (
     ClipSizes,
 )
 from modules.options import parse_options
+from modules.registries import OBJECTIVES
 from modules.tokenizer import tokenize_caption
 from modules.training.loop import train_epoch
+from modules.training.objectives import TrainingData
+from modules.training.output import NoOutput
 from modules.training.progress import Progress
-from modules.training.trainer import build_trainer
+from modules.training.trainer import Trainer
 from system.command import OneLineParser
 from system.compute import DTYPES, keep_freed_memory, matmul_precision
 from system.runtime import Runtime
+from system.signals import StopSignals
 
 VIT_B_32 = ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
 MAX_WORDS, BEAMS = 32, 5
+OBJECTIVE_OF = {"retrieval": "contrastive", "caption": "cross_entropy"}
 SENTENCES = (  # of Spot-the-Diff's kind and length
     "the white car near the entrance is gone",
     "there are two more people walking on the sidewalk",
@@ -62,7 +66,6 @@ class SameBatch:
 
     def __init__(self, batch: dict[str, torch.Tensor], steps: int) -> None:
         self.batch, self.steps = batch, steps
-        self.loader = SimpleNamespace(batch_size=len(batch["images"]))
 
     def __len__(self) -> int:
         return self.steps
@@ -104,13 +107,28 @@ def training_step(
 ) -> tuple[list[float], float]:
     """Seconds of each step of the real loop on this process' `pairs`, and the necessary GFLOP of a pair."""
     model, batch = random_model(stage), random_batch(stage, pairs)
-    flags = f"--do_train --datatype spot --coef_lr 1e-3 --max_words {MAX_WORDS} --batch_size {pairs} --n_display 1000000"
+    flags = (
+        f"--do_train --datatype spot --coef_lr 1e-3 --max_words {MAX_WORDS} --batch_size {pairs}"
+    )
     places = "--output_dir unused --data_path unused --features_path unused"
     options = parse_options(
         [*flags.split(), *places.split(), *more], stage, "a benchmark", num_processes=1
     )
-    trainer = build_trainer(model, SameBatch(batch, 1), options, runtime)
-    times = seconds_of(lambda: train_epoch(trainer, Progress()), runtime.device, repeats)
+    objective = OBJECTIVES[OBJECTIVE_OF[stage]](model, TrainingData([], MAX_WORDS))
+    loader = SameBatch(batch, 1)
+    trainer = Trainer.build(
+        model,
+        objective,
+        loader,
+        options.training,
+        options.run.seed,
+        runtime,
+        StopSignals(),
+        train_token_embedding=stage == "caption",
+    )
+    times = seconds_of(
+        lambda: train_epoch(trainer, NoOutput(), Progress()), runtime.device, repeats
+    )
     forward = flops.pair_encoder(VIT_B_32, 9)
     if stage == "retrieval":
         forward += flops.text_encoder(VIT_B_32, batch["text_ids"].shape[-1])

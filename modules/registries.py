@@ -43,7 +43,7 @@ OBJECTIVES = Registry(
     },
     package=__package__,
     group="clip4idc.objectives",
-    members=("samples", "recipe", "forward"),
+    members=("task", "samples", "recipe", "forward"),
 )
 BACKBONES = Registry(
     "backbone",

@@ -264,9 +264,12 @@ def test_baselines_are_scored_again_where_they_are_missing(fake, caplog):
 
 def test_a_missing_score_is_neither_the_best_nor_an_epoch_without_a_better_one():
     progress = Progress()
-    assert [
-        progress.judge(epoch, score) for epoch, score in enumerate([math.nan, 0.5, math.nan, 0.4])
-    ] == [False, True, False, False]
+    assert [progress.record_score(score) for score in (math.nan, 0.5, math.nan, 0.4)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     assert progress == Progress(epoch=4, best_score=0.5, best_epoch=1, epochs_without=1)
 
 
@@ -330,7 +333,7 @@ def test_training_goes_on_without_any_score(fake, tiny_sizes, tmp_path):
     history = pd.read_csv(run / "history.csv")
     assert history["CIDEr"].isna().tolist() == [True, False, False]
     assert not history["loss"].isna().any()
-    assert "epoch 0: not judged, the score that chooses is missing" in log
+    assert "epoch 0: not judged, because the score that chooses the epoch is missing" in log
     assert (run / "pytorch_model.bin.best").resolve().name != "pytorch_model.bin.0"
     metrics = strict_json(run / "metrics.json")
     assert [metrics[name] for name in SCORE_NAMES] == [None] * 7

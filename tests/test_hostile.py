@@ -45,7 +45,7 @@ from modules.model.clip import PAIR_KEYS, ClipSizes
 from modules.pipeline.predict import picture_name
 from modules.pipeline.results import read_finished
 from modules.predictor import Predictor
-from modules.training.output import RunFiles
+from modules.training.checkpoints import Checkpoints
 from modules.training.progress import Progress
 from modules.training.states import named_state
 from modules.training.trainer import Trainer
@@ -320,7 +320,7 @@ def test_any_json_is_read_or_refused_by_its_name(name, count, tmp_path):
 
 @tiers
 def test_any_sidecar_of_a_training_state_is_used_or_refused(count, tmp_path):
-    files = RunFiles(tmp_path, 2, {"lr": 0.1, "epochs": 3}, "data", {"max_words": 12})
+    files = Checkpoints(tmp_path, 2, {"lr": 0.1, "epochs": 3}, "data", {"max_words": 12})
     path = files.save_state(
         {"model": {}}, Progress(epoch=2, losses=[[1.5, 2.0]], batches=2), steps=2
     )
@@ -1299,4 +1299,4 @@ def test_a_training_state_that_makes_no_sense_is_refused(state, tmp_path):
     path.with_name("training_state.bin.0.json").write_text(json.dumps(sidecar))
     point = named_state(str(tmp_path / "pytorch_model.bin.0"))
     with pytest.raises(ValueError, match=r"training_state\.bin\.0"):
-        Trainer.restore(trainer, point.tensors(), point.path)
+        Trainer.restore(trainer, point)

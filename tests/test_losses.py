@@ -13,12 +13,14 @@ from dataloaders.batches import trim_padding
 from modules.clip4idc import CLIP4IDC
 from modules.losses import caption_loss, contrastive_loss, vocabulary_loss
 from modules.training.freezing import freeze_unused
+from modules.training.objectives import TrainingData
 from modules.training.objectives.contrastive import Contrastive
 from modules.training.objectives.cross_entropy import CrossEntropy
 from tests.conftest import tiny_weights
 from tests.test_model import CROSS
 
 STEPS = {"retrieval": Contrastive, "caption": CrossEntropy}
+NO_DATA = TrainingData([], 12)
 NO_DROPOUT = {
     "hidden_size": 64,
     "num_attention_heads": 1,
@@ -127,11 +129,11 @@ def test_what_trimming_takes_away_changes_no_loss():
         name: F.pad(value, (0, 3)) if name.startswith("caption_") else value
         for name, value in batch.items()
     }
-    step = STEPS["caption"](model)
+    step = STEPS["caption"](model, NO_DATA)
     torch.testing.assert_close(step(trim_padding(batch)), step(batch))
     model = CLIP4IDC.from_weights(tiny_weights(), "retrieval", 1)
     batch = batch_of("retrieval", with_distractors=False)
-    step = STEPS["retrieval"](model)
+    step = STEPS["retrieval"](model, NO_DATA)
     assert (
         trim_padding({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))})["text_ids"].shape
         == batch["text_ids"].shape
@@ -150,7 +152,7 @@ def gradients(
         tiny_weights(), task, 1, decoder_config=NO_DROPOUT, sim_header=header, cross_config=cross
     )
     freeze_unused(model)
-    step = STEPS[task](model)
+    step = STEPS[task](model, NO_DATA)
     if world > 1:
         step = torch.nn.parallel.DistributedDataParallel(step)
     share = 4 // world

@@ -18,6 +18,7 @@ from modules.options import parse_options
 from modules.pipeline.model import build_model
 from modules.predictor import Predictor
 from modules.tokenizer import tokenize_caption
+from modules.training.objectives import TrainingData
 from modules.training.objectives.contrastive import Contrastive
 from modules.training.objectives.cross_entropy import CrossEntropy
 from modules.weights.sources import random_clip, read_released
@@ -385,7 +386,7 @@ def test_other_proportions_take_a_step_of_either_stage(name, tmp_path):
         )
     for task, step in (("retrieval", Contrastive), ("caption", CrossEntropy)):
         model = CLIP4IDC.from_weights(weights, task, intra_layers=1)
-        step(model)(batch).backward()
+        step(model, TrainingData([], 12))(batch).backward()
         assert model.clip.visual.proj.grad.abs().sum() > 0
         weights = model.state_dict()
 

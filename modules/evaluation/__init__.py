@@ -1,27 +1,36 @@
-"""Evaluation of either stage, epoch after epoch: scores, sample pictures, and at the end the report."""
+"""Evaluation of a split: scores, sample pictures after each epoch, and a report of the last one."""
 
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from modules.options import Options
-
-NUM_SAMPLES = 6  # pairs on the picture of an epoch
-
-
+NUM_SAMPLES = 6  # pairs in the picture of an epoch
 REPORT_FILE = "report.html"
 
 
-def run_facts(checkpoint: str, options: Options) -> dict[str, Mapping[str, Any]]:
-    """What made the evaluated weights and scores: `facts`, and options left at their `defaults`."""
-    versions = {
-        "checkpoint": checkpoint,
-        "torch": torch.__version__,
-        "Python": platform.python_version(),
-    }
-    given, defaults = (
-        {f"--{name}": value for name, value in options.items(changed)} for changed in (True, False)
-    )
-    return {"facts": {**versions, **given}, "defaults": defaults}
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """Where an evaluation's files go, and what they say about the run."""
+
+    folder: Path
+    data: str  # the name of the dataset's files, for the title
+    split: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # flag → value, as given
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # flag → value, not given
+
+    @property
+    def report_path(self) -> Path:
+        return self.folder / REPORT_FILE
+
+    def facts(self, checkpoint: str) -> dict[str, Any]:
+        """What led to the scores of a checkpoint: versions, then the options that were given."""
+        return {
+            "checkpoint": checkpoint,
+            "torch": torch.__version__,
+            "Python": platform.python_version(),
+            **self.options,
+        }

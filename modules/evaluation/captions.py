@@ -1,25 +1,26 @@
-"""TODO."""
+"""Evaluation of captions: pairs → captions → hyp_ep_<label>.json → scores, and the report."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dataloaders.batches import Batches
 from dataloaders.coco_files import write_references, write_results
 from dataloaders.images import normalize
 from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
-from modules.evaluation import NUM_SAMPLES, REPORT_FILE, run_facts
-from modules.evaluation.judge import CaptionJudge, own_references
+from modules.evaluation import NUM_SAMPLES, EvaluatedRun
+from modules.evaluation.judge import CaptionJudge
 from modules.generation.beam import beam_search
 from modules.generation.greedy import greedy_search
-from modules.options import Options
+from modules.model.explanation import Explanation
+from modules.options.decoding import Decoding
 from modules.predictor import Predictor
-from modules.report.caption_page import ReportedPair, write_caption_page
+from modules.report.caption_page import ReportedPair, best_and_worst, write_caption_page
 from modules.report.page import Page
 from modules.report.pictures import draw_pairs, evenly_spaced
 from modules.tokenizer import decode
@@ -29,105 +30,147 @@ from system.runtime import Runtime
 log = logging.getLogger(__name__)
 
 
-@torch.no_grad()  # in inference mode autocast would cast every weight anew at every word
-def generate_captions(
-    model: CLIP4IDC,
-    scenes: Sequence[ImagePair],
-    loader: Batches,
-    options: Options,
-    runtime: Runtime,
-) -> dict[str, str]:
-    """Caption id → sentence: all change pairs in file order, then all distractors. Every process takes its share of the scenes."""
-    own = runtime.own_share(scenes)
-    captions: list[
-        tuple[str, ...]
-    ] = []  # per own scene: the change's and, with a distractor, the distractor's
-    max_words, decoding = options.data.max_words, options.decoding
-    with runtime.autocast():
-        for batch in runtime.progress(loader, "captions"):
-            pairs = model.encode_against_first(normalize(batch["images"].to(runtime.device)))
-            ids = (
-                greedy_search(model, pairs.tokens, max_words)
-                if decoding.beam_size == 1
-                else beam_search(
-                    model, pairs.tokens, max_words, decoding.beam_size, decoding.length_penalty
-                )
-            )
-            sentences = [decode(row) for row in ids.tolist()]
-            count = len(batch["images"])
-            captions += zip(
-                *(sentences[start : start + count] for start in range(0, len(sentences), count)),
-                strict=True,
-            )
-    ordered = runtime.merge_shares(
-        [((s.id, s.distractor_id), c) for s, c in zip(own, captions, strict=True)]
-    )
-    kinds = 2 if scenes[0].distractor else 1
-    return {names[kind]: texts[kind] for kind in range(kinds) for names, texts in ordered}
-
-
 @dataclass
 class CaptionEvaluator:
-    """Stage 2: captions to hyp_ep_<label>.json, scored on the main process; CIDEr chooses."""
+    """Captions every pair, writes the captions, scores them on the main process; CIDEr chooses."""
 
     pairs: Sequence[ImagePair]
-    loader: Batches
+    loader: Batches  # this process' share of the pairs' images, in file order
     judge: CaptionJudge
-    options: Options
+    max_words: int
+    decoding: Decoding
+    run: EvaluatedRun
     runtime: Runtime
-    captions: dict[str, str] = field(default_factory=dict)  # the latest, and their scores
+    keeps_references: bool = False  # whether the report brings a copy of the references with it
+    # Of the latest evaluation: by caption id, and by group.
+    captions: dict[str, str] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
+    def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
+        """CIDEr and all scores of all captions, which go into hyp_ep_<label>.json."""
         self.captions = generate_captions(
-            model, self.pairs, self.loader, self.options, self.runtime
+            model, self.pairs, self.loader, self.max_words, self.decoding, self.runtime
         )
         if self.runtime.is_main:
-            log.info("captions in %s", write_results(folder, label, self.captions))
+            log.info("captions in %s", write_results(self.run.folder, label, self.captions))
         self.scores = self.runtime.on_main(lambda: self.judge.score(self.captions))
         return self.scores["all"]["CIDEr"], self.scores["all"]
 
-    def samples(self) -> Image.Image:
-        names, images = list(self.captions), self._images()
-        chosen = (names[n] for n in evenly_spaced(len(names), NUM_SAMPLES))
-        return draw_pairs(
-            [
-                (*images[name], [self.captions[name], f"wanted: {self.judge.references[name][0]}"])
-                for name in chosen
-            ]
-        )
+    def sample_pictures(self) -> Image.Image:
+        """Some pairs of the latest evaluation, with the caption and a reference of each."""
+        caption_ids = list(self.captions)
+        images = self._images()
+        samples = []
+        for number in evenly_spaced(len(caption_ids), NUM_SAMPLES):
+            caption_id = caption_ids[number]
+            wanted = self.judge.references[caption_id][0]
+            lines = [self.captions[caption_id], f"wanted: {wanted}"]
+            samples.append((*images[caption_id], lines))
+        return draw_pairs(samples)
 
-    def report(self, model: CLIP4IDC, checkpoint: str, split: str, folder: Path) -> None:
-        if own_references(self.options, split):
-            write_references(folder, self.judge.references, self.judge.subsets)
-        single, images = self.judge.cider_by_id(self.captions), self._images()
-        shown = {
-            key: ReportedPair(key, *images[key], text, self.judge.references[key], single[key])
-            for key, text in self.captions.items()
-        }
-        groups = {
-            name: [shown[key] for key in ids]
-            for name, ids in (self.judge.subsets or {"all": list(shown)}).items()
-            if ids
-        }
-        counts = f"{len(self.pairs)} scenes of the {split} split, {len(self.captions)} captions. Best and worst go by CIDEr."
+    def write_report(self, model: CLIP4IDC, checkpoint: str) -> None:
+        """report.html of the latest evaluation."""
+        if self.keeps_references:
+            write_references(self.run.folder, self.judge.references, self.judge.subsets)
+        counts = (
+            f"{len(self.pairs)} pairs of the {self.run.split} split, {len(self.captions)} "
+            "captions. Best and worst go by CIDEr."
+        )
         page = Page(
-            f"Captions: {self.options.data.data_path}",
+            f"Captions: {self.run.data}",
             counts,
             self.scores,
             self.judge.baselines,
-            folder / HISTORY_FILE,
-            **run_facts(checkpoint, self.options),
+            self.run.folder / HISTORY_FILE,
+            self.run.facts(checkpoint),
+            self.run.defaults,
         )
-        predictor = Predictor(model, self.options.data.max_words, self.runtime)
-        write_caption_page(folder / REPORT_FILE, page, groups, predictor, self.options.decoding)
-        log.info("report in %s", folder / REPORT_FILE)
+        groups = self._reported_groups()
+        explanations = self._explain(model, groups)
+        write_caption_page(self.run.report_path, page, groups, explanations)
+        log.info("report in %s", self.run.report_path)
 
-    def _images(self) -> Mapping[str, tuple[str, str]]:
-        """The two images of each caption id."""
-        images = {scene.id: (scene.before, scene.after) for scene in self.pairs}
-        return images | {
-            scene.distractor_id: (scene.before, scene.distractor)
-            for scene in self.pairs
-            if scene.distractor
+    def _reported_groups(self) -> dict[str, list[ReportedPair]]:
+        images = self._images()
+        cider = self.judge.cider_by_id(self.captions)
+        reported = {
+            caption_id: ReportedPair(
+                caption_id,
+                *images[caption_id],
+                caption,
+                self.judge.references[caption_id],
+                cider[caption_id],
+            )
+            for caption_id, caption in self.captions.items()
         }
+        subsets = self.judge.subsets or {"all": list(reported)}
+        return {name: [reported[one] for one in ids] for name, ids in subsets.items() if ids}
+
+    def _explain(
+        self, model: CLIP4IDC, groups: Mapping[str, Sequence[ReportedPair]]
+    ) -> dict[str, Explanation]:
+        """By caption id, where the model looked in the pairs that the page shows."""
+        predictor = Predictor(model, self.max_words, self.runtime)
+        explanations = {}
+        for pairs in groups.values():
+            for _, chosen in best_and_worst(pairs):
+                for pair in chosen:
+                    if pair.id not in explanations:
+                        explanations[pair.id] = predictor.explain(
+                            pair.before, pair.after, self.decoding
+                        )
+        return explanations
+
+    def _images(self) -> dict[str, tuple[str, str]]:
+        """The two images of each caption id."""
+        images = {pair.id: (pair.before, pair.after) for pair in self.pairs}
+        for pair in self.pairs:
+            if pair.distractor:
+                images[pair.distractor_id] = pair.before, pair.distractor
+        return images
+
+
+# Not in inference mode: there autocast would convert each weight again for every word.
+@torch.no_grad()
+def generate_captions(
+    model: CLIP4IDC,
+    pairs: Sequence[ImagePair],
+    loader: Batches,
+    max_words: int,
+    decoding: Decoding,
+    runtime: Runtime,
+) -> dict[str, str]:
+    """Caption id → sentence: all change pairs in file order, then all distractors.
+
+    Each process captions its share of the pairs, whose images its `loader` gives.
+    """
+    own: list[tuple[str, ...]] = []  # the captions of each pair: one, or two with a distractor
+    with runtime.autocast():
+        for batch in runtime.progress(loader, "captions"):
+            images = normalize(batch["images"].to(runtime.device))
+            tokens = model.encode_against_first(images).tokens
+            sentences = [decode(ids) for ids in _generate(model, tokens, max_words, decoding)]
+            own += _by_pair(sentences, len(images))
+    ordered: list[tuple[str, ...]] = [()] * len(pairs)
+    for rank, share in enumerate(runtime.gather_objects(own)):
+        ordered[rank :: runtime.world_size] = share
+    captions = {pair.id: texts[0] for pair, texts in zip(pairs, ordered, strict=True)}
+    for pair, texts in zip(pairs, ordered, strict=True):
+        if pair.distractor:
+            captions[pair.distractor_id] = texts[1]
+    return captions
+
+
+def _generate(
+    model: CLIP4IDC, tokens: Tensor, max_words: int, decoding: Decoding
+) -> list[list[int]]:
+    if decoding.beam_size == 1:
+        return greedy_search(model, tokens, max_words).tolist()
+    ids = beam_search(model, tokens, max_words, decoding.beam_size, decoding.length_penalty)
+    return ids.tolist()
+
+
+def _by_pair(sentences: list[str], num_pairs: int) -> list[tuple[str, ...]]:
+    """All pairs' first sentences, then all second ones → the sentences of each pair."""
+    kinds = [sentences[start : start + num_pairs] for start in range(0, len(sentences), num_pairs)]
+    return list(zip(*kinds, strict=True))

@@ -1,9 +1,8 @@
-"""TODO."""
+"""Evaluation of retrieval: features → similarity → ranks → R@k, both ways."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +13,8 @@ from dataloaders.batches import Batches, trim_padding
 from dataloaders.images import normalize
 from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
-from modules.evaluation import NUM_SAMPLES, REPORT_FILE, run_facts
+from modules.evaluation import NUM_SAMPLES, EvaluatedRun
 from modules.model.clip import Features
-from modules.options import Options
 from modules.report.page import Page
 from modules.report.pictures import draw_pairs, evenly_spaced
 from modules.report.retrieval_page import write_retrieval_page
@@ -31,66 +29,70 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RetrievalEvaluator:
-    """Stage 1: R@k both ways; text→pair R@1 chooses."""
+    """R@k from sentences to pairs and back; text→pair R@1 chooses the epoch."""
 
     pairs: Sequence[ImagePair]
-    loader: Batches
-    options: Options
+    loader: Batches  # this process' share of the pairs' images, in file order
+    max_words: int
+    run: EvaluatedRun
     runtime: Runtime
-    similarity: Tensor | None = None  # the latest: (N_text, N_pair)
+    # Of the latest evaluation: (N_text, N_pair), and scores by direction.
+    similarity: Tensor | None = None
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.pairs) < self.runtime.world_size:
             raise ValueError(
-                f"{len(self.pairs)} pairs to evaluate on are fewer than {self.runtime.world_size} processes"
+                f"{len(self.pairs)} pairs to evaluate on are fewer than "
+                f"{self.runtime.world_size} processes"
             )
 
-    def __call__(self, model: CLIP4IDC, label: str, folder: Path) -> tuple[float, dict[str, float]]:
+    def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
+        """text→pair R@1 and all scores; writes no file, so that `label` is not used."""
         self.similarity = split_similarity(
-            model, self.pairs, self.loader, self.options.data.max_words, self.runtime
+            model, self.pairs, self.loader, self.max_words, self.runtime
         )
-        self.metrics = retrieval_metrics(
-            self.similarity, [len(scene.captions) for scene in self.pairs]
-        )
-        log.info(
-            "retrieval among %d pairs\n%s",
-            len(self.pairs),
-            format_table(list(self._rows().items()), digits=1),
-        )
+        sentences_per_pair = [len(pair.captions) for pair in self.pairs]
+        self.metrics = retrieval_metrics(self.similarity, sentences_per_pair)
+        table = format_table(list(self._rows().items()), digits=1)
+        log.info("retrieval among %d pairs\n%s", len(self.pairs), table)
         scores = {
-            f"{way}_{name}": value
-            for way, row in self.metrics.items()
+            f"{direction}_{name}": value
+            for direction, row in self.metrics.items()
             for name, value in row.items()
         }
         return self.metrics["text_to_pair"]["R1"], scores
 
-    def samples(self) -> Image.Image:
-        texts = [caption for scene in self.pairs for caption in scene.captions]
+    def sample_pictures(self) -> Image.Image:
+        """Some sentences of the latest evaluation, each with the pair found nearest to it."""
+        texts = [caption for pair in self.pairs for caption in pair.captions]
         chosen = evenly_spaced(len(texts), NUM_SAMPLES)
-        nearest = [self.pairs[n] for n in self.similarity[chosen].argmax(dim=1).tolist()]
-        return draw_pairs(
-            [
-                (scene.before, scene.after, [f"nearest: {scene.id}", texts[n]])
-                for n, scene in zip(chosen, nearest, strict=True)
-            ]
-        )
+        nearest = self.similarity[chosen].argmax(dim=1).tolist()
+        samples = []
+        for text_number, pair_number in zip(chosen, nearest, strict=True):
+            pair = self.pairs[pair_number]
+            lines = [f"nearest: {pair.id}", texts[text_number]]
+            samples.append((pair.before, pair.after, lines))
+        return draw_pairs(samples)
 
-    def report(self, model: CLIP4IDC, checkpoint: str, split: str, folder: Path) -> None:
+    def write_report(self, model: CLIP4IDC, checkpoint: str) -> None:
+        """report.html of the latest evaluation."""
         counts = (
-            f"{len(self.similarity)} sentences and {len(self.pairs)} pairs of the {split} split. R1, R5, R10: per cent of "
-            "the queries whose own is among the first 1, 5, 10 found."
+            f"{len(self.similarity)} sentences and {len(self.pairs)} pairs of the "
+            f"{self.run.split} split. R1, R5, R10: per cent of the queries whose own is among the "
+            "first 1, 5, 10 found."
         )
         page = Page(
-            f"Retrieval: {self.options.data.data_path}",
+            f"Retrieval: {self.run.data}",
             counts,
             self._rows(),
             [("chance", chance_level(len(self.pairs)))],
-            folder / HISTORY_FILE,
-            **run_facts(checkpoint, self.options),
+            self.run.folder / HISTORY_FILE,
+            self.run.facts(checkpoint),
+            self.run.defaults,
         )
-        write_retrieval_page(folder / REPORT_FILE, page, self.pairs, self.similarity)
-        log.info("report in %s", folder / REPORT_FILE)
+        write_retrieval_page(self.run.report_path, page, self.pairs, self.similarity)
+        log.info("report in %s", self.run.report_path)
 
     def _rows(self) -> dict[str, dict[str, float]]:
         return {
@@ -99,51 +101,59 @@ class RetrievalEvaluator:
         }
 
 
-@torch.no_grad()  # in inference mode autocast would cast every weight anew at every use
+# Not in inference mode: there autocast would convert each weight again every time it is used.
+@torch.no_grad()
 def split_similarity(
-    model: CLIP4IDC, scenes: Sequence[ImagePair], loader: Batches, max_words: int, runtime: Runtime
+    model: CLIP4IDC, pairs: Sequence[ImagePair], loader: Batches, max_words: int, runtime: Runtime
 ) -> Tensor:
-    """The similarity (N_text, N_pair) of a split, on the CPU: every pair encoded once, the work shared by all processes.
+    """The similarity (N_text, N_pair) of a split, on the CPU; the processes share the work.
 
-    `loader` gives this process' share of the scenes' images in file order.
+    Every pair and every text is encoded once. `loader` gives this process' share of the pairs'
+    images in file order.
     """
-    texts = [caption for scene in scenes for caption in scene.captions]
-    ids = torch.from_numpy(
-        np.stack([tokenize_caption(text, max_words)["retrieval_text_ids"] for text in texts])
-    )
-    own_ids = runtime.own_share(ids)
-    by_length = own_ids.argmax(
-        dim=1
-    ).argsort()  # short ones together, so that little padding is computed
+    texts = [caption for pair in pairs for caption in pair.captions]
+    uses_cross_encoder = hasattr(model, "cross")
     with runtime.autocast():
-        pairs = [
-            model.encode_pairs(normalize(batch["images"].to(runtime.device)))
-            for batch in runtime.progress(loader, "pairs")
-        ]
-        tight = hasattr(model, "cross")
-        parts = own_ids[by_length].split(TEXT_BATCH)
-        if not tight:
-            parts = [trim_padding({"text_ids": part})["text_ids"] for part in parts]
-        sentences = [
-            model.encode_text(part.to(runtime.device)) for part in runtime.progress(parts, "texts")
-        ]
-        pair, text = (
-            _gather_features(pairs, tight, runtime),
-            _gather_features(sentences, tight, runtime, order=by_length.argsort()),
-        )
-        similarity = (
-            _cross_similarity(model, text, pair, runtime)
-            if tight
-            else model.score_pairs(text, pair)
-        )
+        pair = _encode_all_pairs(model, loader, uses_cross_encoder, runtime)
+        text = _encode_all_texts(model, texts, max_words, uses_cross_encoder, runtime)
+        if uses_cross_encoder:
+            similarity = _cross_similarity(model, text, pair, runtime)
+        else:
+            similarity = model.score_pairs(text, pair)
     return similarity.float().cpu()
+
+
+def _encode_all_pairs(
+    model: CLIP4IDC, loader: Batches, with_tokens: bool, runtime: Runtime
+) -> Features:
+    shares = [
+        model.encode_pairs(normalize(batch["images"].to(runtime.device)))
+        for batch in runtime.progress(loader, "pairs")
+    ]
+    return _gather_features(shares, with_tokens, runtime)
+
+
+def _encode_all_texts(
+    model: CLIP4IDC, texts: Sequence[str], max_words: int, with_tokens: bool, runtime: Runtime
+) -> Features:
+    ids = np.stack([tokenize_caption(text, max_words)["retrieval_text_ids"] for text in texts])
+    own_ids = torch.from_numpy(ids)[runtime.rank :: runtime.world_size]
+    # Short texts together, so that little padding is computed.
+    by_length = own_ids.argmax(dim=1).argsort()
+    parts = own_ids[by_length].split(TEXT_BATCH)
+    if not with_tokens:
+        parts = [trim_padding({"text_ids": part})["text_ids"] for part in parts]
+    shares = [
+        model.encode_text(part.to(runtime.device)) for part in runtime.progress(parts, "texts")
+    ]
+    return _gather_features(shares, with_tokens, runtime, order=by_length.argsort())
 
 
 def _gather_features(
     shares: list[Features], with_tokens: bool, runtime: Runtime, order: Tensor | slice = slice(None)
 ) -> Features:
-    """The features of all processes in the items' order, into which `order` brings this process' rows; tokens and mask only
-    where the cross encoder wants them."""
+    """The features of all processes in the items' order. `order` puts this process' rows in their
+    order; only the cross encoder needs tokens and mask."""
 
     def merge(rows: Sequence[Tensor]) -> Tensor:
         return runtime.gather_rows(torch.cat(list(rows)).cpu()[order]).to(runtime.device)
@@ -151,19 +161,18 @@ def _gather_features(
     pooled = merge([share.pooled.float() for share in shares])
     if not with_tokens:
         return Features(pooled, pooled)
-    masks = [share.mask for share in shares]
-    return Features(
-        merge([share.tokens for share in shares]),
-        pooled,
-        None if masks[0] is None else merge(masks),
-    )
+    tokens = merge([share.tokens for share in shares])
+    if shares[0].mask is None:
+        return Features(tokens, pooled)
+    return Features(tokens, pooled, merge([share.mask for share in shares]))
 
 
 def _cross_similarity(model: CLIP4IDC, text: Features, pair: Features, runtime: Runtime) -> Tensor:
-    """The cross encoder's similarity of every text and pair, each process working off its share of the texts."""
-    own = runtime.own_share(range(len(text.tokens)))
-    rows = [
-        model.score_pairs(Features(*(part[n : n + 1] for part in text)), pair).cpu()
-        for n in runtime.progress(own, "cross encoder", unit="text")
-    ]
+    """The cross encoder's similarity of every text and pair; each process does its share of the
+    texts."""
+    own = range(runtime.rank, len(text.tokens), runtime.world_size)
+    rows = []
+    for number in runtime.progress(own, "cross encoder", unit="text"):
+        one_text = Features(*(part[number : number + 1] for part in text))
+        rows.append(model.score_pairs(one_text, pair).cpu())
     return runtime.gather_rows(torch.cat(rows))

@@ -1,4 +1,4 @@
-"""Evaluation within a run: the evaluator of a split, and the last evaluation with its report."""
+"""Evaluation within a run: the evaluator of a split, the last evaluation and its report."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ from dataloaders.batches import build_loader
 from dataloaders.pairs import ImagePair
 from dataloaders.samples import EvaluationPairs, ImageReader
 from modules.clip4idc import CLIP4IDC
+from modules.evaluation import EvaluatedRun
 from modules.evaluation.captions import CaptionEvaluator
-from modules.evaluation.judge import CaptionJudge
+from modules.evaluation.judge import CaptionJudge, own_references
 from modules.evaluation.retrieval import RetrievalEvaluator
 from modules.options import Options
-from modules.training.loop import Evaluator
 from modules.training.progress import Progress
 from modules.training.states import weights_path
 from modules.weights.tensor_files import read_weights
@@ -21,6 +21,10 @@ from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+METRICS_FILE = "metrics.json"
+
+SplitEvaluator = RetrievalEvaluator | CaptionEvaluator
+
 
 def build_evaluator(
     splits: Mapping[str, Sequence[ImagePair]],
@@ -28,35 +32,57 @@ def build_evaluator(
     split: str,
     options: Options,
     runtime: Runtime,
-) -> Evaluator:
-    scenes, data = splits[split], options.data
-    pairs = EvaluationPairs(scenes, images, distractors=options.task == "caption")
+) -> SplitEvaluator:
+    """The evaluator of the options' task for a split; raises ValueError or OSError where the
+    ground truth does not fit the pairs."""
+    pairs = splits[split]
+    data = options.data
+    samples = EvaluationPairs(pairs, images, distractors=options.task == "caption")
     loader = build_loader(
-        pairs, data.batch_size_val, False, data.num_thread_reader, runtime.rank, runtime.world_size
+        samples,
+        data.batch_size_val,
+        False,
+        data.num_thread_reader,
+        runtime.rank,
+        runtime.world_size,
     )
+    run = _describe_run(split, options)
     if options.task == "retrieval":
-        return RetrievalEvaluator(scenes, loader, options, runtime)
+        return RetrievalEvaluator(pairs, loader, data.max_words, run, runtime)
     return CaptionEvaluator(
-        scenes,
+        pairs,
         loader,
-        CaptionJudge.build(scenes, splits["train"], options, split),
-        options,
+        CaptionJudge.build(pairs, splits["train"], options, split),
+        data.max_words,
+        options.decoding,
+        run,
         runtime,
+        keeps_references=own_references(options, split),
     )
 
 
-def report_best(
+def _describe_run(split: str, options: Options) -> EvaluatedRun:
+    return EvaluatedRun(
+        Path(options.run.output_dir),
+        options.data.data_path,
+        split,
+        options={f"--{name}": value for name, value in options.items(changed=True)},
+        defaults={f"--{name}": value for name, value in options.items(changed=False)},
+    )
+
+
+def evaluate_best_epoch(
     model: CLIP4IDC,
     progress: Progress,
-    reporter: Evaluator,
-    folder: Path,
+    evaluator: SplitEvaluator,
     options: Options,
     runtime: Runtime,
 ) -> None:
-    chosen = weights_path(folder, progress.chosen_epoch)
+    """After a training: load the weights of the chosen epoch, evaluate them and report."""
+    chosen = weights_path(evaluator.run.folder, progress.chosen_epoch)
     if progress.best_epoch < 0:
         log.warning(
-            "no epoch scored on the %s split: the last one, %s, stands for the best epoch",
+            "no epoch has a score on the %s split: the last one, %s, is taken as the best",
             options.data.select_on,
             chosen,
         )
@@ -68,26 +94,24 @@ def report_best(
             options.data.select_on,
             chosen,
         )
-    runtime.on_main(lambda: None)  # the main process has written the weights that all now read
+    runtime.on_main(lambda: None)  # the others wait here until the main process has written it
     model.load_state_dict(read_weights(chosen))
-    evaluate_and_report(model, reporter, str(chosen), folder, options, runtime)
+    evaluate_and_report(model, evaluator, str(chosen), options, runtime)
 
 
 def evaluate_and_report(
     model: CLIP4IDC,
-    evaluator: Evaluator,
+    evaluator: SplitEvaluator,
     checkpoint: str,
-    folder: Path,
     options: Options,
     runtime: Runtime,
 ) -> None:
-    split = options.data.eval_split
+    """Scores into metrics.json, and the report; `checkpoint` says where the weights come from."""
+    split = evaluator.run.split
     log.info("evaluating on the %s split", split)
     model.to(runtime.device).eval()
-    _, scores = evaluator(model, "eval", folder)
+    _, scores = evaluator.evaluate(model, "eval")
     if runtime.is_main:
-        write_json(
-            folder / "metrics.json",
-            {"stage": options.task, "datatype": options.data.datatype, "split": split, **scores},
-        )
-        evaluator.report(model, checkpoint, split, folder)
+        about = {"stage": options.task, "datatype": options.data.datatype, "split": split}
+        write_json(evaluator.run.folder / METRICS_FILE, {**about, **scores})
+        evaluator.write_report(model, checkpoint)

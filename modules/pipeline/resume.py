@@ -1,4 +1,4 @@
-"""TODO."""
+"""The state that a run continues from, and whether it may with these options."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,41 +17,50 @@ log = logging.getLogger(__name__)
 def find_resume_point(
     options: Options, splits: Mapping[str, Sequence[ImagePair]], runtime: Runtime
 ) -> ResumePoint | None:
-    """What --resume_model names, or --resume auto finds; ValueError where it is another run's than these options'."""
-    source, folder = options.model, Path(options.run.output_dir)
+    """The state that --resume_model names, or that --resume auto finds; None for a new run.
+
+    Raises ValueError where it was saved with other options, and OSError where it is not there.
+    """
+    source = options.model
+    folder = Path(options.run.output_dir)
     if not (source.resume_model or source.resume):
         return None
-    point = runtime.on_main(lambda: open_resume_point(source, folder))
-    if point is None:
-        log.info("--resume auto: no state in %s, this run starts afresh", folder)
+    resume = runtime.on_main(lambda: open_resume_point(source, folder))
+    if resume is None:
+        log.info("--resume auto: no state in %s, a new run begins", folder)
         return None
-    if not point.path.is_file():
+    if not resume.path.is_file():
         raise FileNotFoundError(
-            f"process {runtime.rank} does not see {point.path}: all machines must share its folder"
+            f"process {runtime.rank} does not see {resume.path}: all machines must share its folder"
         )
-    serious, others = point.changed_options(dict(options.items()), fingerprint(options, splits))
-    if serious and not source.resume_force:
-        raise ValueError(
-            f"{point.path} is of another run: {'; '.join(serious)}. Give these as they were, or --resume_force to go "
-            "on all the same"
-        )
-    for text in serious + others:
-        log.warning("continuing although %s", text)
+    _compare_options(resume, options, fingerprint(options, splits))
     log.info(
-        "continuing from %s; --init_model and --pretrained_clip_name give no weights", point.path
+        "continuing from %s; --init_model and --pretrained_clip_name are not read", resume.path
     )
-    return point
+    return resume
 
 
 def open_resume_point(source: ModelOptions, folder: Path) -> ResumePoint | None:
-    """What is asked for: the newest state of the folder, a file's, or that at an address."""
+    """The newest state in the run's folder, the one in a file, or the one at a URL."""
     if source.resume:
         return newest_state(folder)
     if not source.resume_model.is_remote:
         return named_state(source.resume_model.reveal())
     if any(folder.glob(f"{STATE_FILE}.*")):
         raise ValueError(
-            f"{folder} holds states of a run already: --resume auto continues it; to continue that at "
-            f"{source.resume_model} give --output_dir an empty folder"
+            f"{folder} holds states of a run already: --resume auto continues it; to continue the "
+            f"one at {source.resume_model}, give --output_dir an empty folder"
         )
     return state_at(source.resume_model, source.cache_dir)
+
+
+def _compare_options(resume: ResumePoint, options: Options, data: str) -> None:
+    """Refuse options that would change the result, unless --resume_force allows it; log them."""
+    affecting, harmless = resume.changed_options(dict(options.items()), data)
+    if affecting and not options.model.resume_force:
+        raise ValueError(
+            f"{resume.path} was saved with other options: {'; '.join(affecting)}. Restore them, "
+            "or pass --resume_force to continue anyway"
+        )
+    for text in affecting + harmless:
+        log.warning("continuing although %s", text)

@@ -1,26 +1,25 @@
-"""TODO."""
+"""Training within a run: build → restore → open the folder → fit → evaluate the best epoch."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from dataloaders.batches import build_loader
+from dataloaders.batches import Batches, build_loader
 from dataloaders.pairs import ImagePair
 from dataloaders.samples import ImageReader
 from modules.clip4idc import CLIP4IDC
-from modules.metrics.cider_d import CiderReward
 from modules.options import Options
 from modules.pipeline.data import fingerprint
-from modules.pipeline.evaluate import build_evaluator, report_best
+from modules.pipeline.evaluate import build_evaluator, evaluate_best_epoch
+from modules.registries import OBJECTIVES
 from modules.report.tensorboard import TensorBoardWriter
+from modules.training.checkpoints import Checkpoints, import_state
 from modules.training.loop import fit
-from modules.training.objectives import SAMPLES
-from modules.training.objectives.self_critical import SelfCritical
-from modules.training.output import RunFiles
+from modules.training.objectives import Objective, TrainingData
+from modules.training.output import NoOutput, RunFiles, RunOutput
 from modules.training.progress import Progress
 from modules.training.states import ResumePoint, weights_path
-from modules.training.trainer import Trainer, build_trainer
+from modules.training.trainer import Trainer
 from modules.weights.model_info import MODEL_INFO_FILE, describe_model, write_model_info
 from system.run_folder import open_run_folder
 from system.runtime import Runtime
@@ -29,93 +28,127 @@ from system.signals import StopSignals
 log = logging.getLogger(__name__)
 
 
+def choose_objective(options: Options) -> type[Objective]:
+    """The objective that --objective names, or --scst and the task imply.
+
+    Raises ValueError for one that is unknown, incomplete, or of the other task.
+    """
+    objective = OBJECTIVES[options.objective]
+    if objective.task != options.task:
+        raise ValueError(
+            f"--objective {options.objective} is for the {objective.task} task; "
+            f"this script trains the {options.task} task"
+        )
+    return objective
+
+
 def train(
     model: CLIP4IDC,
-    splits: dict[str, Sequence[ImagePair]],
+    objective_class: type[Objective],
+    splits: Mapping[str, Sequence[ImagePair]],
     images: ImageReader,
     options: Options,
     runtime: Runtime,
     stop: StopSignals,
-    point: ResumePoint | None,
-    tensors: dict[str, Any] | None,
+    resume: ResumePoint | None,
 ) -> None:
-    data, select_on = options.data, options.data.select_on
-    samples = SAMPLES[options.task](splits["train"], images, data.max_words, options.run.seed)
-    per_process = (
-        data.batch_size // options.training.gradient_accumulation_steps // runtime.world_size
+    """Train to the last epoch, then evaluate the best one on --eval_split.
+
+    Nothing is written before everything is built and the state to resume fits.
+    """
+    select_on = options.data.select_on
+    eval_split = options.data.eval_split
+    loader = _build_loader(objective_class, splits["train"], images, options, runtime)
+    selector = build_evaluator(splits, images, select_on, options, runtime)
+    final_evaluator = selector
+    if eval_split != select_on:
+        final_evaluator = build_evaluator(splits, images, eval_split, options, runtime)
+    data = TrainingData(splits["train"], options.data.max_words, options.data.num_thread_reader)
+    trainer = Trainer.build(
+        model,
+        objective_class(model, data),
+        loader,
+        options.training,
+        options.run.seed,
+        runtime,
+        stop,
+        train_token_embedding=_trains_token_embedding(options),
     )
-    loader = build_loader(
+    progress = Progress()
+    if resume:
+        trainer.restore(resume)
+        progress = resume.progress
+    with open_run_folder(Path(options.run.output_dir), runtime) as folder:
+        output = _open_output(
+            trainer, folder, fingerprint(options, splits), options, runtime, resume
+        )
+        as_published = ", as in the paper" if select_on == "test" else ""
+        log.info("epochs are chosen on the %s split%s", select_on, as_published)
+        fit(trainer, output, progress, selector, options.run.n_display)
+        evaluate_best_epoch(model, progress, final_evaluator, options, runtime)
+
+
+def _build_loader(
+    objective_class: type[Objective],
+    pairs: Sequence[ImagePair],
+    images: ImageReader,
+    options: Options,
+    runtime: Runtime,
+) -> Batches:
+    data = options.data
+    samples = objective_class.samples(pairs, images, data.max_words, options.run.seed)
+    parts = options.training.gradient_accumulation_steps * runtime.world_size
+    return build_loader(
         samples,
-        per_process,
+        data.batch_size // parts,
         True,
         data.num_thread_reader,
         runtime.rank,
         runtime.world_size,
         options.run.seed,
     )
-    chooser = build_evaluator(splits, images, select_on, options, runtime)
-    reporter = (
-        chooser
-        if data.eval_split == select_on
-        else build_evaluator(splits, images, data.eval_split, options, runtime)
-    )
-    step = _self_critical_step(model, splits["train"], options) if options.training.scst else None
-    trainer = build_trainer(model, loader, options, runtime, step, stop)
-    if point:
-        trainer.restore(tensors, point.path)
-    progress = point.progress if point else Progress()
-    with open_run_folder(Path(options.run.output_dir), runtime) as folder:
-        if runtime.is_main:
-            _open_files(trainer, folder, progress, fingerprint(options, splits), point)
-        log.info(
-            "epochs are chosen on the %s split%s",
-            select_on,
-            ", as in the paper" if select_on == "test" else "",
-        )
-        fit(trainer, folder, progress, chooser)
-        report_best(model, progress, reporter, folder, options, runtime)
 
 
-def _open_files(
-    trainer: Trainer, folder: Path, progress: Progress, data: str, point: ResumePoint | None
-) -> None:
-    """Everything that the main process writes into."""
-    options = trainer.options
-    card = describe_model(trainer.model, options.data.max_words)
-    trainer.files = RunFiles(
+def _trains_token_embedding(options: Options) -> bool:
+    """Published finetuning trains CLIP's token embedding, except on CLEVR-Change."""
+    return options.task == "caption" and options.data.datatype != "clevr"
+
+
+def _open_output(
+    trainer: Trainer,
+    folder: Path,
+    data: str,
+    options: Options,
+    runtime: Runtime,
+    resume: ResumePoint | None,
+) -> RunOutput:
+    """What this process writes into the run's folder; `data` is the pairs' fingerprint."""
+    if not runtime.is_main:
+        return NoOutput()
+    info = describe_model(trainer.model, options.data.max_words)
+    checkpoints = Checkpoints(
         folder,
         options.training.keep_checkpoints,
         dict(options.items()),
         data,
-        card,
-        afresh=point is None,
+        info,
+        is_new_run=resume is None,
     )
-    if point:
-        trainer.files.import_state(point)
+    done_steps = 0
+    if resume:
+        import_state(resume, folder)
+        done_steps = _steps_before(resume.progress, trainer)
     elif weights_path(folder, "best").exists():
         log.warning(
-            "%s holds an earlier run, whose files go as soon as this one saves its own; until then it can be stopped, and "
-            "--resume auto continues the earlier one",
+            "%s holds an earlier run, whose files are removed as soon as this one saves its own; "
+            "until then it can be stopped, and --resume auto continues the earlier one",
             folder,
         )
-    write_model_info(folder / MODEL_INFO_FILE, card)
-    done = (
-        progress.trained_epochs * trainer.steps_per_epoch
-        + progress.batches // options.training.gradient_accumulation_steps
-    )
-    trainer.board = TensorBoardWriter(folder, done)
+    write_model_info(folder / MODEL_INFO_FILE, info)
+    return RunFiles(checkpoints, TensorBoardWriter(folder, done_steps))
 
 
-def _self_critical_step(
-    model: CLIP4IDC, scenes: Sequence[ImagePair], options: Options
-) -> SelfCritical:
-    captions = {scene.id: scene.captions for scene in scenes}
-    captions |= {
-        scene.distractor_id: scene.distractor_captions for scene in scenes if scene.distractor
-    }
-    names = [
-        [scene.id, scene.distractor_id] if scene.distractor else [scene.id] for scene in scenes
-    ]
-    return SelfCritical(
-        model, CiderReward(captions, options.data.num_thread_reader), names, options.data.max_words
-    )
+def _steps_before(progress: Progress, trainer: Trainer) -> int:
+    """The optimizer steps that were taken before this place in a training."""
+    within_epoch = progress.batches // trainer.options.gradient_accumulation_steps
+    return progress.trained_epochs * trainer.steps_per_epoch + within_epoch

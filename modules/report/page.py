@@ -1,10 +1,11 @@
-"""report.html of an evaluation, one file with everything in it: scores, curves, pairs, options; a page for each stage."""
+"""report.html, one file that loads nothing from elsewhere: scores, curves, pairs, options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
@@ -12,30 +13,30 @@ from modules.report.pictures import fit_to_box, jpeg_uri
 from modules.report.tables import format_score
 from system.files import atomic_write
 
-WIDTH, HEIGHT = 300, 150  # of a curve
+# Of a curve, in pixels.
+WIDTH = 300
+HEIGHT = 150
 
 
 @dataclass(frozen=True)
 class Page:
-    """What both stages' pages have: what was evaluated, scores by label, what they have to beat, history.csv, and name and value of
-    all that made it, defaults apart."""
+    """What the pages of both tasks have in common."""
 
     title: str
-    counts: str
-    scores: Mapping[str, Mapping[str, float]]
-    baselines: Sequence[tuple[str, Mapping[str, float]]]
-    history: Path
-    facts: Mapping[str, Any]
-    defaults: Mapping[str, Any]
+    counts: str  # what was evaluated
+    scores: Mapping[str, Mapping[str, float]]  # by label
+    baselines: Sequence[tuple[str, Mapping[str, float]]]  # what the scores have to beat
+    history: Path  # history.csv, which need not exist
+    facts: Mapping[str, Any]  # what led to the scores
+    defaults: Mapping[str, Any]  # options that were not given
 
     def write(
         self, path: Path, template: str, digits: int, curves: Sequence[str], **more: Any
     ) -> None:
-        """Fill a template: scores with `digits` decimals, `curves` by their columns of the history, `more` of the stage's own."""
-        rows = [
-            {"label": label, "scores": row, "baseline": False} for label, row in self.scores.items()
-        ]
-        rows += [{"label": label, "scores": row, "baseline": True} for label, row in self.baselines]
+        """Fill a template with the page and with `more`.
+
+        Scores get `digits` decimals; `curves` are columns of the history.
+        """
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True
         )
@@ -45,7 +46,7 @@ class Page:
             digits=digits,
             counts=self.counts,
             metrics=list(next(iter(self.scores.values()))),
-            rows=rows,
+            rows=self._rows(),
             curves=_curves(self.history, curves),
             facts=self.facts,
             defaults=self.defaults,
@@ -53,6 +54,15 @@ class Page:
         )
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+    def _rows(self) -> list[dict[str, Any]]:
+        rows = [
+            {"label": label, "scores": scores, "baseline": False}
+            for label, scores in self.scores.items()
+        ]
+        for label, scores in self.baselines:
+            rows.append({"label": label, "scores": scores, "baseline": True})
+        return rows
 
 
 def image_sources(pair_id: str, before: str, after: str) -> dict[str, str]:
@@ -65,29 +75,38 @@ def image_sources(pair_id: str, before: str, after: str) -> dict[str, str]:
 
 
 def _curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Columns by epoch of a run's history.csv, where it has two epochs at least; a missing score is passed over."""
+    """The columns of history.csv that have values in at least two epochs, as curves by epoch."""
     if not history.is_file():
         return []
     table = pd.read_csv(history)
     curves = []
     for name in names:
         known = table.dropna(subset=name) if name in table else table[:0]
-        if len(known) < 2:
-            continue
-        values, epochs = known[name].to_numpy(), known["epoch"].to_numpy()
-        reach = (values.max() - values.min()) or 1.0
-        points = " ".join(
-            f"{WIDTH * n / (len(table) - 1):.1f},{HEIGHT * (1 - (value - values.min()) / reach):.1f}"
-            for n, value in zip(known.index, values, strict=True)
-        )
-        curves.append(
-            {
-                "name": name,
-                "points": points,
-                "low": values.min(),
-                "high": values.max(),
-                "first": (epochs[0], values[0]),
-                "last": (epochs[-1], values[-1]),
-            }
-        )
+        if len(known) >= 2:
+            curves.append(_curve(name, known, len(table)))
     return curves
+
+
+def _curve(name: str, known: pd.DataFrame, num_epochs: int) -> dict[str, Any]:
+    values = known[name].to_numpy()
+    epochs = known["epoch"].to_numpy()
+    return {
+        "name": name,
+        "points": _svg_points(known.index, values, num_epochs),
+        "low": values.min(),
+        "high": values.max(),
+        "first": (epochs[0], values[0]),
+        "last": (epochs[-1], values[-1]),
+    }
+
+
+def _svg_points(rows: Sequence[int], values: np.ndarray, num_epochs: int) -> str:
+    """x,y of each value, from the left to the right edge and from the lowest to the highest."""
+    low = values.min()
+    value_range = (values.max() - low) or 1.0
+    points = []
+    for row, value in zip(rows, values, strict=True):
+        x = WIDTH * row / (num_epochs - 1)
+        y = HEIGHT * (1 - (value - low) / value_range)
+        points.append(f"{x:.1f},{y:.1f}")
+    return " ".join(points)

@@ -1,10 +1,9 @@
-"""Pictures: pairs with lines of text, and what a model looked at."""
+"""Pictures: sheets of pairs with lines of text, and attention maps over images."""
 
 import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -14,131 +13,122 @@ from dataloaders.images import Picture, to_image
 from modules.model.explanation import Explanation
 from system.files import atomic_write
 
-if TYPE_CHECKING:
-    from modules.model.explanation import Explanation
+# Width and height in pixels that an image has to fit into: large, and on a sheet of pairs.
+BOX = (336, 224)
+SMALL_BOX = (210, 140)
+MARGIN = 8  # pixels between images
+LABEL = 22  # pixels: the height of a line of text
+LINE_LENGTH = 72  # letters of a line below a pair
+COLUMNS = 3  # pairs of images side by side
+TEXT_COLORS = ("dimgrey", "black")  # of the two lines below a pair
+JPEG_QUALITY = 82
+LEAST_HEAT = 1e-12  # keeps a map of zeros from dividing by zero
 
-
-BOX, SMALL_BOX = (
-    (336, 224),
-    (210, 140),
-)  # pixels that a shown image has to fit into, width and height
-
-
-MARGIN, LABEL = 8, 22  # pixels: the space between images, a line of text
-
-
-LINE = 72  # letters of a line below a pair
-
-
-COLUMNS = 3  # pairs of images beside each other
+Panel = tuple[str, list[np.ndarray]]  # a label, and the RGB arrays (h, w, 3) of before and after
 
 
 def jpeg_uri(image: np.ndarray) -> str:
     """An RGB array (H, W, 3) uint8 as a data URI, for a page that loads nothing from elsewhere."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=82)
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Numbers below `count` at even distances, the first and the last among them; all, where they are not more than wanted."""
+    """`wanted` numbers below `count`, evenly spaced from the first to the last; all where there
+    are no more."""
     if count <= wanted:
         return list(range(count))
     return [round(n * (count - 1) / (wanted - 1)) for n in range(wanted)]
 
 
 def fit_to_box(picture: Picture, box: tuple[int, int] = BOX) -> np.ndarray:
-    """A picture as large as fits into the box, its proportions kept → (h, w, 3) uint8 RGB."""
+    """A picture as large as fits into the box, in its proportions → (h, w, 3) uint8 RGB."""
     image = to_image(picture)
     scale = min(box[0] / image.width, box[1] / image.height)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    width = max(1, round(image.width * scale))
+    height = max(1, round(image.height * scale))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def draw_pairs(pairs: Sequence[tuple[Picture, Picture, Sequence[str]]]) -> Image.Image:
-    """A sheet of pairs, before beside after, with two lines of text below each, the second one stronger."""
-    (box_width, box_height), columns = SMALL_BOX, min(COLUMNS, len(pairs))
-    width, height = 2 * box_width + 3 * MARGIN, box_height + 2 * LABEL + MARGIN
-    sheet = Image.new(
-        "RGB", (columns * width + MARGIN, -(-len(pairs) // columns) * height + MARGIN), "white"
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    """A sheet of pairs, before and after side by side, with two lines of text below each pair."""
+    box_width, box_height = SMALL_BOX
+    width = 2 * box_width + 3 * MARGIN
+    height = box_height + 2 * LABEL + MARGIN
+    columns = min(COLUMNS, len(pairs))
+    rows = -(-len(pairs) // columns)
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
     for place, (before, after, lines) in enumerate(pairs):
-        x, y = MARGIN + place % columns * width, MARGIN + place // columns * height
+        row, column = divmod(place, columns)
+        x = MARGIN + column * width
+        y = MARGIN + row * height
         for side, picture in enumerate((before, after)):
-            sheet.paste(
-                Image.fromarray(fit_to_box(picture, SMALL_BOX)),
-                (x + side * (box_width + MARGIN // 2), y),
-            )
-        for number, (line, color) in enumerate(zip(lines, ("dimgrey", "black"), strict=True)):
-            draw.text((x, y + box_height + 2 + number * (LABEL - 5)), line[:LINE], color, font)
+            image = Image.fromarray(fit_to_box(picture, SMALL_BOX))
+            sheet.paste(image, (x + side * (box_width + MARGIN // 2), y))
+        for number, (line, color) in enumerate(zip(lines, TEXT_COLORS, strict=True)):
+            text_y = y + box_height + 2 + number * (LABEL - 5)
+            draw.text((x, text_y), line[:LINE_LENGTH], color, font)
     return sheet
 
 
-def overlay(image: np.ndarray, heat: np.ndarray, strongest: float) -> np.ndarray:
-    """An RGB image (H, W, 3) uint8 under a map (grid, grid), `strongest` being full red → (H, W, 3) uint8."""
-    share = np.clip(heat / max(strongest, 1e-12), 0, 1).astype(np.float32)
-    smooth = np.clip(cv2.resize(share, image.shape[1::-1], interpolation=cv2.INTER_CUBIC), 0, 1)[
-        ..., None
-    ]
-    colored = cv2.cvtColor(
-        cv2.applyColorMap((smooth * 255).astype(np.uint8), cv2.COLORMAP_JET), cv2.COLOR_BGR2RGB
-    )
+def overlay(image: np.ndarray, heat: np.ndarray, maximum: float) -> np.ndarray:
+    """An RGB image (H, W, 3) uint8 under a map (grid, grid), red where it is `maximum` → the same
+    shape."""
+    share = np.clip(heat / max(maximum, LEAST_HEAT), 0, 1).astype(np.float32)
+    height, width = image.shape[:2]
+    smooth = cv2.resize(share, (width, height), interpolation=cv2.INTER_CUBIC)
+    smooth = np.clip(smooth, 0, 1)[..., None]
+    colored = cv2.applyColorMap((smooth * 255).astype(np.uint8), cv2.COLORMAP_JET)
+    colored = cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
     grey = image.mean(axis=2, keepdims=True)
     return (grey * (1 - 0.7 * smooth) + colored * 0.7 * smooth).astype(np.uint8)
 
 
-def attention_panels(
-    before: Picture, after: Picture, explanation: "Explanation"
-) -> list[tuple[str, list[np.ndarray]]]:
-    """A label and two RGB arrays (h, w, 3), before's and after's: the pair, each class token's map, each word's.
+def attention_panels(before: Picture, after: Picture, explanation: Explanation) -> list[Panel]:
+    """The pair itself, then each class token's attention map over it, then each word's.
 
-    Each map is scaled by its own highest share, over both images together.
+    Each map is scaled by its own maximum over both images together.
     """
-    pair = [fit_to_box(picture) for picture in (before, after)]
+    pair = [fit_to_box(before), fit_to_box(after)]
     maps = [
         ("class token of before", explanation.class_maps[0]),
         ("class token of after", explanation.class_maps[1]),
     ]
-    maps += [
-        (f"“{word}”", heat)
-        for word, heat in zip(explanation.words, explanation.word_maps, strict=True)
-    ]
-    return [("before, after", pair)] + [
-        (label, [overlay(image, one, heat.max()) for image, one in zip(pair, heat, strict=True)])
-        for label, heat in maps
-    ]
+    for word, heat in zip(explanation.words, explanation.word_maps, strict=True):
+        maps.append((f"“{word}”", heat))
+    panels: list[Panel] = [("before, after", pair)]
+    for label, heat in maps:
+        maximum = heat.max()
+        images = [overlay(image, one, maximum) for image, one in zip(pair, heat, strict=True)]
+        panels.append((label, images))
+    return panels
 
 
-def draw_explanation(
-    path: Path, before: Picture, after: Picture, explanation: "Explanation"
-) -> None:
-    """All of `explanation_cells` in one PNG under the caption."""
-    cells = attention_panels(before, after, explanation)
-    rows = -(-len(cells) // COLUMNS)
-    widths, heights = (
-        [image.shape[1] for image in cells[0][1]],
-        [image.shape[0] for image in cells[0][1]],
-    )
-    cell_width, cell_height = sum(widths) + 3 * MARGIN, max(heights) + LABEL + MARGIN
-    sheet = Image.new(
-        "RGB", (COLUMNS * cell_width + MARGIN, rows * cell_height + LABEL + 2 * MARGIN), "white"
-    )
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+def draw_explanation(path: Path, before: Picture, after: Picture, explanation: Explanation) -> None:
+    """All of `attention_panels` in one PNG, below the caption."""
+    panels = attention_panels(before, after, explanation)
+    _, pair = panels[0]
+    before_width = pair[0].shape[1]
+    width = sum(image.shape[1] for image in pair) + 3 * MARGIN
+    height = max(image.shape[0] for image in pair) + LABEL + MARGIN
+    rows = -(-len(panels) // COLUMNS)
+    size = COLUMNS * width + MARGIN, rows * height + LABEL + 2 * MARGIN
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(14)
     caption = explanation.caption
-    draw.text(
-        (MARGIN, MARGIN),
-        f"{caption.text}  (mean log-probability {caption.score:.2f})",
-        "black",
-        font,
-    )
-    for number, (label, images) in enumerate(cells):
-        x, y = (
-            MARGIN + number % COLUMNS * cell_width,
-            LABEL + 2 * MARGIN + number // COLUMNS * cell_height,
-        )
+    heading = f"{caption.text}  (mean log-probability {caption.score:.2f})"
+    draw.text((MARGIN, MARGIN), heading, "black", font)
+    for place, (label, images) in enumerate(panels):
+        row, column = divmod(place, COLUMNS)
+        x = MARGIN + column * width
+        y = LABEL + 2 * MARGIN + row * height
         draw.text((x, y), label, "black", font)
-        for place, image in enumerate(images):
-            sheet.paste(Image.fromarray(image), (x + place * (widths[0] + MARGIN // 2), y + LABEL))
+        for side, image in enumerate(images):
+            position = x + side * (before_width + MARGIN // 2), y + LABEL
+            sheet.paste(Image.fromarray(image), position)
     with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG")

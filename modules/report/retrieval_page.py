@@ -1,7 +1,8 @@
-"""The page of an evaluation of retrieval: queries both ways, with what was found nearest."""
+"""The report page of retrieval: queries both ways, each with what was found nearest."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -10,65 +11,74 @@ from modules.report.page import Page, image_sources
 from modules.report.pictures import evenly_spaced
 from modules.retrieval import retrieval_ranks
 
-QUERIES, NEAREST = 5, 5  # of retrieval, each way; what is shown for each
+NUM_QUERIES = 5  # in each direction
+NUM_NEAREST = 5  # results of each query
 
 
 def write_retrieval_page(
-    path: Path, page: Page, scenes: Sequence[ImagePair], similarity: Tensor
+    path: Path, page: Page, pairs: Sequence[ImagePair], similarity: Tensor
 ) -> None:
-    """Stage 1's page, from the similarity (N_text, N_pair) of the scenes' sentences, scene by scene: queries both ways, spread
-    evenly from the best found to the worst, with the NEAREST that were found."""
-    ranks = retrieval_ranks(similarity, [len(scene.captions) for scene in scenes])
-    texts = [(number, caption) for number, scene in enumerate(scenes) for caption in scene.captions]
-    sentences, pairs = [], []
-    for query in _evenly_over_ranks(ranks["text_to_pair"]):
-        number, caption = texts[query]
-        near = similarity[query].topk(min(NEAREST, len(scenes)))
-        found = [
-            {
-                **image_sources(*_ids_and_images(scenes[n])),
-                "similarity": value,
-                "right": n == number,
-            }
-            for value, n in zip(*(column.tolist() for column in near), strict=True)
-        ]
-        sentences.append(
-            {
-                "sentence": caption,
-                "id": scenes[number].id,
-                "rank": f"{ranks['text_to_pair'][query]:g}",
-                "found": found,
-            }
-        )
-    for query in _evenly_over_ranks(ranks["pair_to_text"]):
-        near = similarity[:, query].topk(min(NEAREST, len(texts)))
-        found = [
-            {"text": texts[n][1], "similarity": value, "right": texts[n][0] == query}
-            for value, n in zip(*(column.tolist() for column in near), strict=True)
-        ]
-        pairs.append(
-            {
-                **image_sources(*_ids_and_images(scenes[query])),
-                "sentence": scenes[query].captions[0],
-                "rank": f"{ranks['pair_to_text'][query]:g}",
-                "found": found,
-            }
-        )
+    """Queries both ways, evenly spaced from the one found best to the one found worst.
+
+    `similarity` is (N_text, N_pair), its texts the sentences of the pairs, pair by pair.
+    """
+    ranks = retrieval_ranks(similarity, [len(pair.captions) for pair in pairs])
+    texts = [(number, caption) for number, pair in enumerate(pairs) for caption in pair.captions]
+    text_to_pair = ranks["text_to_pair"]
+    pair_to_text = ranks["pair_to_text"]
+    sentence_queries = [
+        _sentence_query(texts[text], pairs, similarity[text], text_to_pair[text])
+        for text in _evenly_over_ranks(text_to_pair)
+    ]
+    pair_queries = [
+        _pair_query(number, pairs[number], texts, similarity[:, number], pair_to_text[number])
+        for number in _evenly_over_ranks(pair_to_text)
+    ]
     page.write(
         path,
         "retrieval.html",
         1,
         ("loss", "text_to_pair_R1", "pair_to_text_R1"),
-        sentences=sentences,
-        pairs=pairs,
+        sentences=sentence_queries,
+        pairs=pair_queries,
     )
 
 
+def _sentence_query(
+    text: tuple[int, str], pairs: Sequence[ImagePair], similarity: Tensor, rank: Tensor
+) -> dict[str, Any]:
+    """A sentence, (its pair's number, caption), and the pairs nearest to it."""
+    own, caption = text
+    found = []
+    for value, number in _nearest(similarity):
+        sources = _images_of(pairs[number])
+        found.append({**sources, "similarity": value, "right": number == own})
+    return {"sentence": caption, "id": pairs[own].id, "rank": f"{rank:g}", "found": found}
+
+
+def _pair_query(
+    own: int, pair: ImagePair, texts: Sequence[tuple[int, str]], similarity: Tensor, rank: Tensor
+) -> dict[str, Any]:
+    """A pair and the sentences nearest to it."""
+    found = []
+    for value, text in _nearest(similarity):
+        number, caption = texts[text]
+        found.append({"text": caption, "similarity": value, "right": number == own})
+    sentence = pair.captions[0]
+    return {**_images_of(pair), "sentence": sentence, "rank": f"{rank:g}", "found": found}
+
+
+def _nearest(similarity: Tensor) -> list[tuple[float, int]]:
+    """The highest of similarities (N,), and where they are."""
+    values, places = similarity.topk(min(NUM_NEAREST, len(similarity)))
+    return list(zip(values.tolist(), places.tolist(), strict=True))
+
+
 def _evenly_over_ranks(ranks: Tensor) -> list[int]:
-    """Places of QUERIES ranks, evenly over the quantiles from the lowest to the highest."""
+    """Places of NUM_QUERIES ranks, evenly spaced from the lowest rank to the highest."""
     order = ranks.argsort(stable=True).tolist()
-    return [order[n] for n in evenly_spaced(len(order), QUERIES)]
+    return [order[place] for place in evenly_spaced(len(order), NUM_QUERIES)]
 
 
-def _ids_and_images(pair: ImagePair) -> tuple[str, str, str]:
-    return pair.id, pair.before, pair.after
+def _images_of(pair: ImagePair) -> dict[str, str]:
+    return image_sources(pair.id, pair.before, pair.after)

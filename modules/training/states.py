@@ -1,8 +1,9 @@
-"""A run's files of weights and training state: saved at once, checked, found again, the best one marked (SPEC §6, Best epoch).
+"""Training states on the disk: named, found again, checked, compared with a run's options.
 
-`training_state.bin.<epoch>` holds all that is needed to go on after an epoch, `training_state.bin.<epoch>.<steps>` the same from
-inside one. Beside each lies a JSON sidecar with its SHA-256, the run's standing and options; a state without one that fits does
-not count. Random states are not saved: every draw is made from (seed, epoch, place, process), so that the place says all.
+`training_state.bin.<epoch>` has all that is needed to continue after an epoch, and
+`training_state.bin.<epoch>.<steps>` all that is needed to continue inside one. A JSON sidecar holds
+its SHA-256, the run's standing and options; a state without a sidecar that fits does not count.
+Random states are not saved: every draw is made from (seed, epoch, place, process).
 """
 
 import logging
@@ -26,16 +27,10 @@ from system.urls import Address
 log = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "pytorch_model.bin"
-
-
 STATE_FILE = "training_state.bin"
-
-
 HISTORY_FILE = "history.csv"
-
-
-# Options that do not change what comes out: where things lie, how they are read, what is told and kept. Whether the data are the
-# same is told by their fingerprint.
+# Options that do not change the result: where files are, how they are read, what is logged and
+# kept. Whether the data are the same follows from their fingerprint.
 HARMLESS_OPTIONS = frozenset(
     {
         "output_dir",
@@ -61,6 +56,7 @@ HARMLESS_OPTIONS = frozenset(
         "on_bad_image",
     }
 )
+SIDECAR_TYPES = {"sha256": str, "progress": dict, "options": dict, "data": str, "card": dict}
 
 
 @dataclass(frozen=True)
@@ -70,36 +66,33 @@ class ResumePoint:
     path: Path
     progress: Progress
     options: dict[str, Any]
-    data: str  # fingerprint of what was trained on
-    info: dict[str, Any]  # of the model (card.py)
+    data: str  # the fingerprint of the training data
+    info: dict[str, Any]  # of the model, as in model.json
 
     def tensors(self) -> dict[str, Any]:
-        """What `Trainer.tensors` gave. ValueError where the file holds something else."""
+        """`Trainer.tensors` as saved. Raises ValueError where the file holds something else."""
         found = read_torch_file(self.path)
         weights = found.get("model") if isinstance(found, dict) else None
-        if not (
-            isinstance(weights, dict)
-            and weights
-            and all(isinstance(value, Tensor) for value in weights.values())
-        ):
+        is_state_dict = isinstance(weights, dict) and weights
+        if not is_state_dict or not all(isinstance(one, Tensor) for one in weights.values()):
             raise ValueError(f"{self.path} holds no training state")
         return found
 
     def changed_options(self, options: Mapping[str, Any], data: str) -> tuple[list[str], list[str]]:
-        """Options that are not what they were: those that change what comes out, and the others."""
-        changed = [
-            name
-            for name, value in options.items()
-            if name in self.options and self.options[name] != jsonable(value)
-        ]
-        texts = {name: f"--{name} is {options[name]}, was {self.options[name]}" for name in changed}
-        serious = [text for name, text in texts.items() if name not in HARMLESS_OPTIONS]
-        serious += (
-            ["the training pairs, or those that choose the epoch, are others"]
-            if data != self.data
-            else []
-        )
-        return serious, [text for name, text in texts.items() if name in HARMLESS_OPTIONS]
+        """What differs from now, in words: what affects the result, and what is harmless.
+
+        `data` is the present fingerprint. Options that the saved run did not know are not compared.
+        """
+        affecting: list[str] = []
+        harmless: list[str] = []
+        for name, value in options.items():
+            if name not in self.options or self.options[name] == jsonable(value):
+                continue
+            kind = harmless if name in HARMLESS_OPTIONS else affecting
+            kind.append(f"--{name} is {value}, was {self.options[name]}")
+        if data != self.data:
+            affecting.append("the pairs to train on, or those that choose the epoch, have changed")
+        return affecting, harmless
 
 
 def weights_path(folder: Path, epoch: int | str) -> Path:
@@ -107,10 +100,15 @@ def weights_path(folder: Path, epoch: int | str) -> Path:
     return folder / f"{WEIGHTS_FILE}.{epoch}"
 
 
-def newest_state(folder: Path) -> ResumePoint | None:
-    """The newest state whose checksum is right, each damaged one told; None where the folder has no state at all.
+def sidecar_path(path: Path) -> Path:
+    """The JSON file beside a state."""
+    return path.with_name(f"{path.name}.json")
 
-    Raises ValueError where it has some and none is sound.
+
+def newest_state(folder: Path) -> ResumePoint | None:
+    """The newest intact state; None where the folder has no state at all. Logs corrupt ones.
+
+    Raises ValueError where it has states and all are corrupt.
     """
     states = list_states(folder)
     for path in states:
@@ -120,137 +118,140 @@ def newest_state(folder: Path) -> ResumePoint | None:
             log.warning("%s: trying an older state", error)
     if states:
         raise ValueError(
-            f"no state in {folder} can be used; to start afresh leave --resume auto out"
+            f"no state in {folder} can be used; to start a new run there, leave out --resume auto"
         )
     return None
 
 
 def named_state(name: str) -> ResumePoint:
-    """The state that belongs to `pytorch_model.bin.<epoch>`, or `training_state.bin.…` itself; ValueError or OSError where it
-    cannot be used."""
+    """The state of `pytorch_model.bin.<epoch>`, or the `training_state.bin.…` that is named.
+
+    Raises ValueError or OSError where it cannot be used.
+    """
     path = Path(name)
     state = path.with_name(_state_name(path.name))
-    if not state.is_file():
-        newest = next(iter(list_states(path.parent)), None)
-        raise FileNotFoundError(
-            f"no file {state}, which --resume_model needs"
-            + (
-                f"; {newest} is what this run continues from"
-                if newest
-                else "; to start afresh from weights give --init_model"
-            )
-        )
-    return _verify(state)
+    if state.is_file():
+        return _verify(state)
+    newest = next(iter(list_states(path.parent)), None)
+    advice = "to start a new run from weights, give --init_model"
+    if newest:
+        advice = f"the newest state of this run is {newest}"
+    raise FileNotFoundError(f"no file {state}, which --resume_model needs; {advice}")
 
 
 def state_at(url: Address, cache_dir: str | None) -> ResumePoint:
-    """The state at an address, brought into the cache, and beside it what the run's folder needs to go on; errors as above."""
-    folder, shelf, name = cache_path(url, cache_dir)
-    if url != folder.joined(name):
+    """Download a state and what its run needs to continue; the state, in the cache.
+
+    Raises ValueError or OSError where it cannot be used.
+    """
+    remote_folder, local_folder, name = cache_path(url, cache_dir)
+    if url != remote_folder.joined(name):
         raise ValueError(
-            f"--resume_model {url}: an address with a query has no neighbours, which a state needs"
+            f"--resume_model {url}: a state needs the files beside it, "
+            "which an address with a query does not lead to"
         )
-    state = shelf / _state_name(name)
-    sidecar_path(state).unlink(missing_ok=True)  # another run may have written there since
-    sidecar = folder.joined(sidecar_path(state).name)
-    fetch(sidecar, sidecar_path(state))
-    sha256 = read_json(sidecar_path(state), dict).get("sha256")
+    state = local_folder / _state_name(name)
+    sidecar = sidecar_path(state)
+    sidecar.unlink(missing_ok=True)  # another run may have written there since
+    remote_sidecar = remote_folder.joined(sidecar.name)
+    fetch(remote_sidecar, sidecar)
+    sha256 = read_json(sidecar, dict).get("sha256")
     if not isinstance(sha256, str):
-        raise ValueError(f"{sidecar} is no sidecar of a training state")
-    fetch(folder.joined(state.name), state, sha256)
-    point = _verify(state)
-    for file in companion_files(point):
-        (shelf / file).unlink(missing_ok=True)
-        fetch(folder.joined(file), shelf / file)
-    return point
+        raise ValueError(f"{remote_sidecar} does not describe a training state")
+    fetch(remote_folder.joined(state.name), state, sha256)
+    resume = _verify(state)
+    for companion in companion_files(resume):
+        (local_folder / companion).unlink(missing_ok=True)
+        fetch(remote_folder.joined(companion), local_folder / companion)
+    return resume
 
 
-def companion_files(point: ResumePoint) -> list[str]:
-    """What beside a state its run goes on with: the scores so far, the weights of the best epoch and of one not judged yet."""
-    progress = point.progress
-    epochs = {
-        progress.chosen_epoch,
-        progress.epoch if progress.unjudged_loss is not None else -1,
-    } - {-1}
-    return ([HISTORY_FILE] if progress.epoch else []) + [
-        f"{WEIGHTS_FILE}.{epoch}" for epoch in sorted(epochs)
-    ]
-
-
-def _state_name(name: str) -> str:
-    """Of the state that belongs to `pytorch_model.bin.<epoch>`, or the state's own; ValueError for what is neither."""
-    match = re.fullmatch(
-        rf"{re.escape(WEIGHTS_FILE)}\.(\d+)|{re.escape(STATE_FILE)}\.\d+(?:\.\d+)?", name
-    )
-    if match is None:
-        raise ValueError(
-            f"--resume_model {name}: expected a file {WEIGHTS_FILE}.<epoch> or {STATE_FILE}.<epoch>[.<steps>] of a run"
-        )
-    return f"{STATE_FILE}.{match.group(1)}" if match.group(1) else name
-
-
-def _verify(path: Path) -> ResumePoint:
-    """ValueError or OSError where state and sidecar do not fit."""
-    found = read_json(sidecar_path(path), dict)
-    kinds = {"sha256": str, "progress": dict, "options": dict, "data": str, "card": dict}
-    if not (
-        all(isinstance(found.get(name), kind) for name, kind in kinds.items())
-        and _is_progress(found["progress"])
-    ):
-        raise ValueError(f"{sidecar_path(path)} is no sidecar of a training state")
-    if sha256_of(path) != found["sha256"]:
-        raise ValueError(f"{path} is damaged: its SHA-256 is not the one in {sidecar_path(path)}")
-    card = check_model_info(found["card"], str(sidecar_path(path)))
-    return ResumePoint(path, Progress(**found["progress"]), found["options"], found["data"], card)
-
-
-def _is_progress(values: dict[str, Any]) -> bool:
-    """Whether these are all of a Progress' values, each of its kind."""
-    if values.keys() != {one.name for one in fields(Progress)}:
-        return False
-    counts = [values[name] for name in ("epoch", "batches", "skipped", "epochs_without")]
-    numbers = [
-        values["best_score"],
-        0.0 if values["unjudged_loss"] is None else values["unjudged_loss"],
-    ]
-    lists = values["losses"] if isinstance(values["losses"], list) else [None]
-    return (
-        all(type(count) is int and count >= 0 for count in counts)
-        and all(type(number) is float for number in numbers)
-        and type(values["best_epoch"]) is int
-        and -1 <= values["best_epoch"] < max(counts[0], 1)
-        and all(
-            isinstance(one, list) and len(one) == 2 and all(type(number) is float for number in one)
-            for one in lists
-        )
-    )
-
-
-def sidecar_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
+def companion_files(resume: ResumePoint) -> list[str]:
+    """The files beside a state that its run needs to continue: the scores so far, and the weights
+    of the best epoch and of one that has not been evaluated yet."""
+    progress = resume.progress
+    epochs = {progress.chosen_epoch}
+    if progress.unjudged_loss is not None:
+        epochs.add(progress.epoch)
+    history = [HISTORY_FILE] if progress.epoch else []
+    return history + [f"{WEIGHTS_FILE}.{epoch}" for epoch in sorted(epochs) if epoch >= 0]
 
 
 def list_states(folder: Path) -> list[Path]:
-    """The run's states, the newest place first."""
+    """A run's states, the latest in the training first."""
     places = {}
     for path in folder.glob(f"{STATE_FILE}.*"):
-        if match := re.fullmatch(rf"{re.escape(STATE_FILE)}\.(\d+)(?:\.(\d+))?", path.name):
-            places[path] = (
-                int(match.group(1)),
-                int(match.group(2)) if match.group(2) else math.inf,
-            )  # all of the epoch
+        match = re.fullmatch(rf"{re.escape(STATE_FILE)}\.(\d+)(?:\.(\d+))?", path.name)
+        if match:
+            epoch, steps = match.groups()
+            # Without a number of steps it stands at the end of its epoch.
+            places[path] = int(epoch), math.inf if steps is None else int(steps)
     return sorted(places, key=places.get, reverse=True)
 
 
 def saved_epochs(folder: Path) -> list[int]:
     """The epochs whose weights are there."""
-    names = (
-        re.fullmatch(rf"{re.escape(WEIGHTS_FILE)}\.(\d+)", path.name)
-        for path in folder.glob(f"{WEIGHTS_FILE}.*")
-    )
-    return [int(match.group(1)) for match in names if match]
+    epochs = []
+    for path in folder.glob(f"{WEIGHTS_FILE}.*"):
+        match = re.fullmatch(rf"{re.escape(WEIGHTS_FILE)}\.(\d+)", path.name)
+        if match:
+            epochs.append(int(match.group(1)))
+    return epochs
 
 
 def jsonable(value: Any) -> Any:
-    """As JSON gives it back."""
+    """An option's value as JSON returns it."""
     return list(value) if isinstance(value, tuple) else value
+
+
+def _state_name(name: str) -> str:
+    """`pytorch_model.bin.<epoch>` → the name of its state; a state's name stays. ValueError for
+    any other name."""
+    weights = re.fullmatch(rf"{re.escape(WEIGHTS_FILE)}\.(\d+)", name)
+    if weights:
+        return f"{STATE_FILE}.{weights.group(1)}"
+    if re.fullmatch(rf"{re.escape(STATE_FILE)}\.\d+(?:\.\d+)?", name):
+        return name
+    raise ValueError(
+        f"--resume_model {name}: expected a file {WEIGHTS_FILE}.<epoch> or "
+        f"{STATE_FILE}.<epoch>[.<steps>] of a run"
+    )
+
+
+def _verify(path: Path) -> ResumePoint:
+    """Check a state against its sidecar. Raises ValueError or OSError where they do not fit."""
+    sidecar = sidecar_path(path)
+    found = read_json(sidecar, dict)
+    has_all = all(isinstance(found.get(name), kind) for name, kind in SIDECAR_TYPES.items())
+    if not has_all or not _is_progress(found["progress"]):
+        raise ValueError(f"{sidecar} does not describe a training state")
+    if sha256_of(path) != found["sha256"]:
+        raise ValueError(f"{path} is corrupt: its SHA-256 is not the one in {sidecar}")
+    info = check_model_info(found["card"], str(sidecar))
+    return ResumePoint(path, Progress(**found["progress"]), found["options"], found["data"], info)
+
+
+def _is_progress(values: dict[str, Any]) -> bool:
+    """Whether these are all values of a Progress, each of its type and in its range."""
+    if values.keys() != {one.name for one in fields(Progress)}:
+        return False
+    loss = values["unjudged_loss"]
+    best_epoch = values["best_epoch"]
+    return (
+        all(_is_count(values[name]) for name in ("epoch", "batches", "skipped", "epochs_without"))
+        and type(values["best_score"]) is float
+        and (loss is None or type(loss) is float)
+        and type(best_epoch) is int
+        and -1 <= best_epoch < max(values["epoch"], 1)
+        and isinstance(values["losses"], list)
+        and all(map(_is_sum_and_count, values["losses"]))
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_sum_and_count(value: Any) -> bool:
+    is_pair = isinstance(value, list) and len(value) == 2
+    return is_pair and all(type(number) is float for number in value)

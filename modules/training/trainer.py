@@ -1,29 +1,26 @@
-"""TODO."""
+"""A model with all that trains it: objective, optimizer, gradient scaler, data."""
 
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dataloaders.batches import Batches
 from modules.clip4idc import CLIP4IDC
+from modules.model.clip import MAX_LOG_SCALE
 from modules.model.decoder import CaptionEncoderLayer
 from modules.model.layers import ResidualAttentionBlock
 from modules.optimization import BertAdam, parameter_groups
-from modules.options import Options
-from modules.report.tensorboard import TensorBoardWriter
+from modules.options.groups import TrainingOptions
 from modules.training.freezing import freeze, freeze_unused
-from modules.training.objectives import OPTIMIZER, WEIGHT_DECAY
-from modules.training.objectives.contrastive import Contrastive
-from modules.training.objectives.cross_entropy import CrossEntropy
-from modules.training.output import RunFiles
+from modules.training.objectives import Objective, Recipe
+from modules.training.states import ResumePoint
 from system.files import READ_ERRORS, error_line
 from system.runtime import Runtime
 from system.signals import StopSignals
@@ -31,109 +28,182 @@ from system.signals import StopSignals
 log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trainer:
-    """A model with all that moves it: build with `build_trainer`."""
+    """Takes the steps of a training; `build` makes it, `loop.fit` runs it."""
 
     model: CLIP4IDC
-    step: nn.Module  # the stage's loss, wrapped for several processes
+    objective: nn.Module  # wrapped for several processes
+    recipe: Recipe
     optimizer: BertAdam
     scaler: torch.amp.GradScaler
     loader: Batches
+    options: TrainingOptions
+    seed: int
     runtime: Runtime
-    options: Options
-    stop: StopSignals = field(default_factory=StopSignals)
-    files: RunFiles | None = None  # on the main process, once the run has a folder, like the board
-    board: TensorBoardWriter | None = None
+    stop: StopSignals
+
+    @classmethod
+    def build(
+        cls,
+        model: CLIP4IDC,
+        objective: Objective,
+        loader: Batches,
+        options: TrainingOptions,
+        seed: int,
+        runtime: Runtime,
+        stop: StopSignals,
+        train_token_embedding: bool = False,
+    ) -> "Trainer":
+        """Freeze, move to the device, make the optimizer, compile, wrap for several processes.
+
+        `train_token_embedding`: the token embedding learns although CLIP's first blocks are frozen.
+        Raises ValueError where an epoch has no step, or the options do not fit the model.
+        """
+        _freeze(model, options, train_token_embedding)
+        model.to(runtime.device)
+        optimizer = _build_optimizer(model, objective.recipe, options, len(loader))
+        scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        if options.compile:
+            compile_blocks(model)
+        wrapped = _wrap(objective, runtime)
+        trainer = cls(
+            model,
+            wrapped,
+            objective.recipe,
+            optimizer,
+            scaler,
+            loader,
+            options,
+            seed,
+            runtime,
+            stop,
+        )
+        trainer._log_sizes()
+        return trainer
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps; an incomplete accumulation is none."""
-        return len(self.loader) // self.options.training.gradient_accumulation_steps
+        """Optimizer steps; an incomplete accumulation at the end of an epoch is none."""
+        return len(self.loader) // self.options.gradient_accumulation_steps
+
+    def backward(self, batch: dict[str, Any], is_last_part: bool) -> Tensor:
+        """Add a batch's gradients to those of the step; returns its loss (), detached.
+
+        Until the last part of an accumulation, processes do not exchange gradients.
+        """
+        tensors = {
+            name: value.to(self.runtime.device, non_blocking=True)
+            for name, value in batch.items()
+            if isinstance(value, Tensor)
+        }
+        exchange_later = self.runtime.world_size > 1 and not is_last_part
+        with self.objective.no_sync() if exchange_later else contextlib.nullcontext():
+            with self.runtime.autocast():
+                loss = self.objective(tensors)
+            part = loss / self.options.gradient_accumulation_steps
+            self.scaler.scale(part).backward()
+        return loss.detach()
+
+    def step(self) -> bool:
+        """One optimizer step; False where the gradients are not finite, so that nothing moved."""
+        scale = self.scaler.get_scale()
+        skipped = self.optimizer.skipped
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.discard_gradients()
+        if self.scaler.get_scale() < scale or self.optimizer.skipped > skipped:
+            return False
+        with torch.no_grad():
+            self.model.clip.logit_scale.clamp_(max=MAX_LOG_SCALE)
+        return True
+
+    def discard_gradients(self) -> None:
+        """Forget the gradients of a step, or of an accumulation that the epoch did not complete."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Any]:
-        """All that training moves."""
+        """All that training changes, as `restore` wants it."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
-    def restore(self, tensors: Mapping[str, Any], source: Path) -> None:
-        """Take over what `tensors` gave. ValueError where it does not fit these options."""
+    def restore(self, resume: ResumePoint) -> None:
+        """Continue from a state. Raises ValueError where it does not fit these options."""
+        tensors = resume.tensors()
         try:
             self.model.load_state_dict(tensors["model"])
             self.optimizer.load_state_dict(tensors["optimizer"])
             self.scaler.load_state_dict(tensors["scaler"])
         except READ_ERRORS as error:
             raise ValueError(
-                f"cannot continue from {source} with these options: {error_line(error)}"
+                f"cannot continue from {resume.path} with these options: {error_line(error)}"
             ) from None
 
-
-def build_trainer(
-    model: CLIP4IDC,
-    loader: Batches,
-    options: Options,
-    runtime: Runtime,
-    step: nn.Module | None = None,
-    stop: StopSignals | None = None,
-) -> Trainer:
-    """Freeze, group, wrap. t_total counts the optimizer steps that really happen. `step`: another loss than the stage's own."""
-    training, stage = options.training, options.task
-    freeze(
-        model,
-        training.freeze_layer_num,
-        train_token_embedding=stage == "caption" and options.data.datatype != "clevr",
-    )
-    freeze_unused(model)
-    if training.freeze_vision:
-        model.clip.visual.requires_grad_(False)
-    model.to(runtime.device)
-    groups = parameter_groups(model, training.lr, training.coef_lr, WEIGHT_DECAY[stage])
-    t_total = len(loader) // training.gradient_accumulation_steps * training.epochs
-    if t_total == 0:
-        raise ValueError(
-            f"an epoch has {len(loader)} batches, fewer than --gradient_accumulation_steps "
-            f"{training.gradient_accumulation_steps}: no step would ever be taken"
+    def _log_sizes(self) -> None:
+        all_parameters = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for group in self.optimizer.param_groups for p in group["params"])
+        log.info(
+            "%.1f M parameters, %.1f M of them trained; %d steps in %d epochs",
+            all_parameters / 1e6,
+            trained / 1e6,
+            self.steps_per_epoch * self.options.epochs,
+            self.options.epochs,
         )
-    adamw = {"bias_correction": True, "max_grad_norm": 0.0} if training.optimizer == "adamw" else {}
-    optimizer = BertAdam(
+
+
+def _freeze(model: CLIP4IDC, options: TrainingOptions, train_token_embedding: bool) -> None:
+    freeze(model, options.freeze_layer_num, train_token_embedding)
+    freeze_unused(model)
+    if options.freeze_vision:
+        model.clip.visual.requires_grad_(False)
+
+
+def _build_optimizer(
+    model: CLIP4IDC, recipe: Recipe, options: TrainingOptions, batches_per_epoch: int
+) -> BertAdam:
+    """The recipe's BertAdam, or AdamW, whose schedule counts the steps that really happen."""
+    groups = parameter_groups(model, options.lr, options.coef_lr, recipe.weight_decay)
+    num_steps = batches_per_epoch // options.gradient_accumulation_steps * options.epochs
+    if num_steps == 0:
+        raise ValueError(
+            f"an epoch has {batches_per_epoch} batches, fewer than --gradient_accumulation_steps "
+            f"{options.gradient_accumulation_steps}: no step would ever be taken"
+        )
+    adamw = {}
+    if options.optimizer == "adamw":
+        adamw = {"bias_correction": True, "max_grad_norm": 0.0}
+    return BertAdam(
         groups,
-        lr=training.lr,
-        warmup=training.warmup_proportion,
-        t_total=t_total,
+        lr=options.lr,
+        warmup=options.warmup_proportion,
+        t_total=num_steps,
         max_total_norm=1.0,
-        **OPTIMIZER[stage],
+        schedule=recipe.schedule,
+        betas=recipe.betas,
+        eps=recipe.eps,
         **adamw,
     )
-    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
-    if training.compile:
-        compile_blocks(model)
-    if step is None:
-        step = Contrastive(model) if stage == "retrieval" else CrossEntropy(model)
-    if runtime.world_size > 1:
-        step = DistributedDataParallel(
-            step, device_ids=[runtime.device] if runtime.device.type == "cuda" else None
-        )
-    learning = sum(p.numel() for group in groups for p in group["params"])
-    log.info(
-        "%.1f M parameters, %.1f M of them learn; %d steps in %d epochs",
-        sum(p.numel() for p in model.parameters()) / 1e6,
-        learning / 1e6,
-        t_total,
-        training.epochs,
-    )
-    return Trainer(model, step, optimizer, scaler, loader, runtime, options, stop or StopSignals())
+
+
+def _wrap(objective: Objective, runtime: Runtime) -> nn.Module:
+    if runtime.world_size == 1:
+        return objective
+    devices = [runtime.device] if runtime.device.type == "cuda" else None
+    return DistributedDataParallel(objective, device_ids=devices)
 
 
 def compile_blocks(model: CLIP4IDC) -> None:
-    """torch.compile CLIP's blocks and the captioner's encoder layers, each kind once; all names stay. The decoder's layers are
-    left as they are: they are small, and captioning calls them at another length for each word. Raises ValueError without a
-    C++ compiler."""
+    """torch.compile CLIP's blocks and the captioner's encoder layers, each kind once.
+
+    All names stay. The decoder's layers are not compiled: they are small, and captioning calls
+    them with another length for each word. Raises ValueError where there is no C++ compiler.
+    """
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
         raise ValueError(
-            "--compile needs a C++ compiler (g++, clang++ or cl), and none is found on the PATH"
+            "--compile needs a C++ compiler (g++, clang++ or cl), and none was found on the PATH"
         )
     for part in model.modules():
         if isinstance(part, ResidualAttentionBlock | CaptionEncoderLayer):

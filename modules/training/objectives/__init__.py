@@ -1,20 +1,53 @@
-"""What differs between the two stages in training: samples, batch → loss, and the optimizer's settings (SPEC §5)."""
+"""What a training minimises: batch → loss, and the samples and optimizer settings that go with it.
 
-from dataloaders.samples import CaptionSamples, RetrievalSamples
+A new objective is a subclass of `Objective` and one line in `modules/registries.py`.
+"""
 
-OPTIMIZER = {
-    "retrieval": {"schedule": "cosine", "betas": (0.9, 0.98), "eps": 1e-6},
-    "caption": {"schedule": "linear", "betas": (0.9, 0.999), "eps": 1e-6},
-}
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from dataloaders.pairs import ImagePair
+from dataloaders.samples import PairSamples
+from modules.clip4idc import CLIP4IDC
 
 
-WEIGHT_DECAY = {"retrieval": 0.2, "caption": 0.01}
+class Recipe(NamedTuple):
+    """The optimizer's settings that belong to an objective (docs/reference.md, Optimisation)."""
+
+    schedule: str
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    # Epochs in a row without a better score, after which training stops; None: it never does.
+    patience: int | None
 
 
-SAMPLES = {"retrieval": RetrievalSamples, "caption": CaptionSamples}
+class TrainingData(NamedTuple):
+    """What an objective may want to know beside the batches."""
+
+    pairs: Sequence[ImagePair]
+    max_words: int
+    num_workers: int = 0
 
 
-PATIENCE = {
-    "retrieval": None,
-    "caption": 11,
-}  # epochs in a row without a better score, after which training stops
+class Objective(nn.Module):
+    """Batch → scalar loss. With several processes the gradient is one process' on the whole batch.
+
+    It is wrapped in DistributedDataParallel, which averages gradients over the processes: what an
+    objective sums over all of them it multiplies by their number, as `CrossEntropy` does.
+    """
+
+    task: ClassVar[str]  # "retrieval" or "caption": the model that it trains
+    samples: ClassVar[type[PairSamples]]
+    recipe: ClassVar[Recipe]
+    needs_captioner: ClassVar[bool] = False  # whether the captioner must have been trained before
+
+    def __init__(self, model: CLIP4IDC, data: TrainingData) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """The tensors that `samples` gave, B of each, on the model's device → loss ()."""
+        raise NotImplementedError

@@ -1,20 +1,22 @@
-"""TODO."""
+"""Adaptation: sentences and their image pairs become similar (docs/reference.md, Losses)."""
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataloaders.images import normalize
-from modules.clip4idc import CLIP4IDC
+from dataloaders.samples import RetrievalSamples
 from modules.losses import contrastive_loss
 from modules.model.clip import Features
+from modules.training.objectives import Objective, Recipe
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all processes in rank order; backward hands each process the sum of the gradients for its own rows.
+    """Rows of all processes in rank order; backward gives each process the gradients of its own.
 
-    With every process computing the same loss on what is gathered, and DistributedDataParallel averaging, the outcome is the
-    gradient of one process on the global batch.
+    Every process computes the same loss from the gathered rows, so backward sums the gradients over
+    the processes. DistributedDataParallel then averages: what remains is one process' gradient on
+    the whole batch.
     """
 
     @staticmethod
@@ -28,7 +30,8 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
-        return gradient[dist.get_rank() * ctx.num_rows :][: ctx.num_rows]
+        first = dist.get_rank() * ctx.num_rows
+        return gradient[first : first + ctx.num_rows]
 
 
 def gather_rows(rows: Tensor) -> Tensor:
@@ -36,18 +39,19 @@ def gather_rows(rows: Tensor) -> Tensor:
     return _GatherRows.apply(rows) if dist.is_initialized() else rows
 
 
-class Contrastive(nn.Module):
-    """Stage 1: images (B, 2, 3, H, W) uint8 and text_ids (B, L) → contrastive loss over the global batch."""
+class Contrastive(Objective):
+    """Images (B, 2, 3, H, W) uint8 and text_ids (B, L) → contrastive loss over the global batch."""
 
-    def __init__(self, model: CLIP4IDC) -> None:
-        super().__init__()
-        self.model = model
+    task = "retrieval"
+    samples = RetrievalSamples
+    recipe = Recipe("cosine", betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, patience=None)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pair = self.model.encode_pairs(normalize(batch["images"]))
         text = self.model.encode_text(batch["text_ids"])
-        tokens = (
-            gather_rows(pair.tokens) if hasattr(self.model, "cross") else pair.tokens
-        )  # the cosine alone does without
-        everyone = Features(tokens, gather_rows(pair.pooled))
-        return contrastive_loss(gather_rows(self.model.score_pairs(text, everyone)))
+        tokens = pair.tokens
+        if hasattr(self.model, "cross"):  # the cosine needs no tokens
+            tokens = gather_rows(tokens)
+        all_pairs = Features(tokens, gather_rows(pair.pooled))
+        similarity = gather_rows(self.model.score_pairs(text, all_pairs))
+        return contrastive_loss(similarity)

@@ -1,39 +1,50 @@
-"""TODO."""
+"""Finetuning: the captioner predicts each token of a sentence (docs/reference.md, Losses)."""
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataloaders.images import normalize
-from modules.clip4idc import CLIP4IDC
+from dataloaders.samples import CaptionSamples
 from modules.losses import IGNORED_ID
+from modules.training.objectives import Objective, Recipe
 
 
-class CrossEntropy(nn.Module):
-    """Stage 2: images (B, 2|3, 3, H, W) uint8 and caption arrays (B, 1|2, L) → token cross-entropy.
+class CrossEntropy(Objective):
+    """Images (B, 1+K, 3, H, W) uint8 and caption arrays (B, K, L) → token cross-entropy.
 
-    With a distractor the losses of the two pairs are added, each a mean over its own tokens of all processes.
+    K is 2 with a distractor, else 1. The losses of the K pairs are added, each a mean over its own
+    tokens on all processes.
     """
 
-    def __init__(self, model: CLIP4IDC) -> None:
-        super().__init__()
-        self.model = model
+    task = "caption"
+    samples = CaptionSamples
+    recipe = Recipe("linear", betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, patience=11)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pairs = self.model.encode_against_first(normalize(batch["images"]))
-        ids, mask, target = (
-            batch[f"caption_{name}"].transpose(
-                0, 1
-            )  # (1|2, B, L): all change captions, then all distractors'
-            for name in ("input_ids", "mask", "target_ids")
-        )
-        counts = (
-            (target != IGNORED_ID).sum(dim=(1, 2)).float()
-        )  # tokens of each kind, of all processes
-        scale = 1
-        if dist.is_initialized():
-            dist.all_reduce(counts)
-            scale = dist.get_world_size()  # undone by DistributedDataParallel's mean
-        weights = (scale / counts.clamp(min=1))[:, None, None].expand_as(target)
+        ids = _by_kind(batch["caption_input_ids"])
+        mask = _by_kind(batch["caption_mask"])
+        target = _by_kind(batch["caption_target_ids"])
+        weights = _token_weights(target)
         return self.model.caption_loss(
-            pairs.tokens, *(part.flatten(0, 1) for part in (ids, mask, target, weights))
+            pairs.tokens,
+            ids.flatten(0, 1),
+            mask.flatten(0, 1),
+            target.flatten(0, 1),
+            weights.flatten(0, 1),
         )
+
+
+def _by_kind(captions: Tensor) -> Tensor:
+    """(B, K, L) → (K, B, L): all change captions, then all distractors'."""
+    return captions.transpose(0, 1)
+
+
+def _token_weights(target: Tensor) -> Tensor:
+    """(K, B, L) target ids → the weight of each token, 1 / number of its kind on all processes."""
+    counts = (target != IGNORED_ID).sum(dim=(1, 2)).float()
+    scale = 1
+    if dist.is_initialized():
+        dist.all_reduce(counts)
+        scale = dist.get_world_size()  # undone by DistributedDataParallel's mean
+    return (scale / counts.clamp(min=1))[:, None, None].expand_as(target)

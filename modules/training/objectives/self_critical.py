@@ -1,70 +1,95 @@
-"""TODO."""
-
-from collections.abc import Sequence
+"""Self-critical training: sampled captions are rewarded by their CIDEr-D (Rennie et al. 2017)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataloaders.images import normalize
+from dataloaders.pairs import ImagePair
+from dataloaders.samples import CaptionSamples
 from modules.clip4idc import CLIP4IDC
 from modules.generation.sampling import sample
 from modules.losses import IGNORED_ID
 from modules.metrics.cider_d import CiderReward, words_only
 from modules.tokenizer import decode
+from modules.training.objectives import Objective, TrainingData
+from modules.training.objectives.cross_entropy import CrossEntropy
 
-SAMPLES_PER_PAIR = 5  # captions of each pair that self-critical training compares
+SAMPLES_PER_PAIR = 5
 
 
-class SelfCritical(nn.Module):
-    """Stage 2 on CIDEr itself: images (B, 2|3, 3, H, W) uint8 and `scene` (B,) → minus the mean reward, with the gradient that
-    raises it.
+class SelfCritical(Objective):
+    """Images (B, 1+K, 3, H, W) uint8 and `scene` (B,) → minus the mean reward.
 
-    Of each pair DRAWN captions are drawn; each gets likelier by as much as its CIDEr-D lies above the mean of the others of its
-    pair (Rennie et al. 2017; the mean of the others as in Luo 2020). `names`: the caption ids of each scene, one for each pair.
+    Of each pair SAMPLES_PER_PAIR captions are sampled. The gradient makes each of them likelier in
+    proportion to its advantage: its CIDEr-D less the mean of the pair's other captions (Luo 2020).
     """
 
-    def __init__(
-        self, model: CLIP4IDC, reward: CiderReward, names: Sequence[Sequence[str]], max_words: int
-    ) -> None:
-        super().__init__()
-        self.model, self.reward, self.names, self.max_words = model, reward, names, max_words
+    task = "caption"
+    samples = CaptionSamples
+    recipe = CrossEntropy.recipe
+    needs_captioner = True
+
+    def __init__(self, model: CLIP4IDC, data: TrainingData) -> None:
+        super().__init__(model, data)
+        self.max_words = data.max_words
+        self.caption_ids = [_caption_ids(pair) for pair in data.pairs]
+        references = {}
+        for pair in data.pairs:
+            references[pair.id] = pair.captions
+            if pair.distractor:
+                references[pair.distractor_id] = pair.distractor_captions
+        self.reward = CiderReward(references, data.num_workers)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         tokens = self.model.encode_against_first(normalize(batch["images"])).tokens
-        target = self._draw(tokens.detach())  # (pairs, DRAWN, L)
-        scenes = batch["scene"].tolist()
-        keys = [
-            self.names[scene][kind]
-            for kind in range(len(tokens) // len(scenes))
-            for scene in scenes
-            for _ in range(SAMPLES_PER_PAIR)
-        ]
-        rows = target.flatten(0, 1)
-        sot, eot = self.model.vocab_size - 2, self.model.vocab_size - 1
-        sentences = [words_only(decode(row), ended=eot in row) for row in rows.tolist()]
-        rewards = torch.tensor(self.reward(keys, sentences), device=tokens.device).view(
-            -1, SAMPLES_PER_PAIR
+        rows = self._sample(tokens.detach()).flatten(0, 1)
+        rewards = self._rewards(batch["scene"].tolist(), rows)
+        weights = _advantages(rewards) / rewards.numel()
+        weighted_loss = self.model.caption_loss(
+            tokens,
+            self._inputs(rows),
+            (rows != IGNORED_ID).long(),
+            rows,
+            weights.view(-1, 1).expand_as(rows),
         )
-        above_others = (
-            (rewards - rewards.mean(dim=1, keepdim=True))
-            * SAMPLES_PER_PAIR
-            / (SAMPLES_PER_PAIR - 1)
-        )
-        weights = (above_others / rewards.numel()).view(-1, 1).expand_as(rows)
-        ids = torch.cat([torch.full_like(rows[:, :1], sot), rows[:, :-1]], dim=1)
-        mask = (rows != IGNORED_ID).long()  # a word's place is known by its target
-        raised = self.model.caption_loss(tokens, ids, mask, rows, weights)
-        return raised - raised.detach() - rewards.mean()
+        # Its value is minus the mean reward, its gradient that of the weighted likelihood.
+        return weighted_loss - weighted_loss.detach() - rewards.mean()
 
     @torch.no_grad()
-    def _draw(self, tokens: Tensor) -> Tensor:
-        """Captions (pairs, DRAWN, L) as the model writes them without dropout."""
-        training = self.model.training
+    def _sample(self, tokens: Tensor) -> Tensor:
+        """Captions (pairs, SAMPLES_PER_PAIR, L) as the model writes them without dropout."""
+        was_training = self.model.training
         self.model.eval()
-        drawn = sample(
-            self.model,
-            tokens,
-            torch.rand(len(tokens), SAMPLES_PER_PAIR, self.max_words, device=tokens.device),
-        )
-        self.model.train(training)
-        return drawn
+        shape = len(tokens), SAMPLES_PER_PAIR, self.max_words
+        captions = sample(self.model, tokens, torch.rand(shape, device=tokens.device))
+        self.model.train(was_training)
+        return captions
+
+    def _rewards(self, numbers: list[int], rows: Tensor) -> Tensor:
+        """Of sampled ids (pairs·SAMPLES_PER_PAIR, L) → CIDEr-D (pairs, SAMPLES_PER_PAIR).
+
+        `numbers` are the batch's places in the training pairs; first come all their change pairs,
+        then all their distractors.
+        """
+        kinds = len(rows) // (len(numbers) * SAMPLES_PER_PAIR)
+        keys = [self.caption_ids[number][kind] for kind in range(kinds) for number in numbers]
+        keys = [key for key in keys for _ in range(SAMPLES_PER_PAIR)]
+        eot = self.model.vocab_size - 1
+        sentences = [words_only(decode(ids), ended=eot in ids) for ids in rows.tolist()]
+        rewards = torch.tensor(self.reward(keys, sentences), device=rows.device)
+        return rewards.view(-1, SAMPLES_PER_PAIR)
+
+    def _inputs(self, rows: Tensor) -> Tensor:
+        """Teacher forcing: target ids (N, L) → ids that the decoder reads, SOT first."""
+        sot = self.model.vocab_size - 2
+        return torch.cat([torch.full_like(rows[:, :1], sot), rows[:, :-1]], dim=1)
+
+
+def _caption_ids(pair: ImagePair) -> list[str]:
+    return [pair.id, pair.distractor_id] if pair.distractor else [pair.id]
+
+
+def _advantages(rewards: Tensor) -> Tensor:
+    """(pairs, SAMPLES_PER_PAIR): each reward less the mean of its pair's others."""
+    above_mean = rewards - rewards.mean(dim=1, keepdim=True)
+    return above_mean * SAMPLES_PER_PAIR / (SAMPLES_PER_PAIR - 1)
