@@ -7,7 +7,8 @@
 
 The same command resumes an interrupted download, and downloads nothing that is complete. Google
 Drive limits the downloads of a file per day; a browser may still get it then, and `--archive FILE`
-takes the file from there.
+takes the file from there. The folders are in the checkout, or in the user's cache where pip
+installed the command.
 """
 
 import argparse
@@ -24,9 +25,8 @@ if not __package__:
 from dataloaders.pairs import SPLITS
 from system.command import OneLineParser, run_command
 from system.escaping import show
+from system.places import downloads_folder
 from system.urls import is_html
-
-ROOT = Path(__file__).resolve().parents[1]
 
 ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/data/annotations"
 
@@ -331,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _download(what: str, args: argparse.Namespace) -> None:
     download = DOWNLOADS[what]
-    download.run(args.to or ROOT / download.folder, args)
+    download.run(args.to or downloads_folder() / download.folder, args)
 
 
 def _parser() -> OneLineParser:

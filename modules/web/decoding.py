@@ -32,7 +32,7 @@ def start_decoding() -> None:
     """Start the fork server in advance, so that the first visitor need not wait for it."""
     context = multiprocessing.get_context(HOW)
     if HOW == "forkserver":
-        context.set_forkserver_preload(["modules.web.decoding"])
+        context.set_forkserver_preload([__name__])
     process = context.Process(target=_nothing, daemon=True)
     process.start()
     process.join()

@@ -1,0 +1,16 @@
+"""Where the files that ship with the code are, and where downloads go."""
+
+from pathlib import Path
+
+from system.files import cache_folder
+
+# The checkout, or the package `clip4idc` where pip installed it.
+ROOT = Path(__file__).resolve().parents[1]
+
+# In the wheel all our modules are below clip4idc (setup.py): "clip4idc.", in a checkout "".
+PREFIX = __name__.removesuffix("system.places")
+
+
+def downloads_folder() -> Path:
+    """The checkout, or the user's cache where pip installed the code."""
+    return cache_folder(None) if PREFIX else ROOT

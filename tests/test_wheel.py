@@ -1,0 +1,231 @@
+"""What pip installs: the wheel's files and imports, and the command `clip4idc`."""
+
+import ast
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import clip4idc
+from clip4idc.__main__ import COMMANDS, main
+from modules.clip4idc import CLIP4IDC
+from modules.options.decoding import Decoding
+from modules.predictor import Predictor
+from tests.conftest import ROOT
+
+PACKAGES = ("system", "dataloaders", "modules", "gt", "preprocess")
+SCRIPTS = ("main_task_retrieval", "CLIP4IDCinference", "app")
+DATA = (
+    "ckpts/demo/model.json",
+    "ckpts/demo/model.safetensors",
+    "docs/examples/captions.json",
+    "docs/examples/added_after.png",
+    "docs/examples/added_before.png",
+    "modules/clip-vit-b-32.json",
+    "modules/cross-base/cross_config.json",
+    "modules/decoder-base/decoder_config.json",
+    "modules/decoder-demo/decoder_config.json",
+    "modules/decoder-mini/decoder_config.json",
+    "modules/report/templates/page.html",
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `clip4idc` as the wheel has it; the checkout stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["setup.py", "-q", "build_py", "--build-lib", str(folder)])
+        runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
+    assert [path.name for path in folder.iterdir()] == ["clip4idc"]
+    return folder / "clip4idc"
+
+
+def python_files(root: Path, folders: tuple[str, ...]) -> set[str]:
+    found = [path for name in folders for path in (root / name).rglob("*.py")]
+    return {path.relative_to(root).as_posix() for path in found}
+
+
+def test_the_wheel_holds_every_module_once(built: Path) -> None:
+    expected = python_files(ROOT, PACKAGES) | {f"{name}.py" for name in SCRIPTS}
+    found = {path.relative_to(built).as_posix() for path in built.rglob("*.py")}
+    assert found == expected | {"__init__.py", "__main__.py"}
+
+
+def test_the_wheel_holds_the_files_that_the_code_reads(built: Path) -> None:
+    for name in DATA:
+        assert (built / name).read_bytes() == (ROOT / name).read_bytes(), name
+    templates = {path.name for path in (ROOT / "modules/report/templates").iterdir()}
+    assert {path.name for path in (built / "modules/report/templates").iterdir()} == templates
+    sizes = {path.name for path in (ROOT / "modules").glob("*.json")}
+    assert {path.name for path in (built / "modules").glob("*.json")} == sizes
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The modules that a file's import statements name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_imports_in_the_wheel_lead_into_it(built: Path) -> None:
+    renamed = 0
+    for path in built.rglob("*.py"):
+        for name in imported(ast.parse(path.read_text(encoding="utf-8"))):
+            first, *rest = name.split(".")
+            assert first not in (*PACKAGES, *SCRIPTS), f"{path}: {name}"
+            if first == "clip4idc":
+                renamed += 1
+                place = built.joinpath(*rest)
+                assert place.is_dir() or place.with_suffix(".py").is_file(), f"{path}: {name}"
+    assert renamed > 200
+
+
+def test_nothing_but_imports_is_changed(built: Path) -> None:
+    for name in python_files(ROOT, PACKAGES):
+        text = (built / name).read_text(encoding="utf-8")
+        restored = re.sub(r"^(\s*(?:from|import) )clip4idc\.", r"\1", text, flags=re.MULTILINE)
+        assert restored == (ROOT / name).read_text(encoding="utf-8"), name
+
+
+def test_no_text_names_a_module_by_its_whole_name() -> None:
+    """Only import statements are renamed: a text such as "system.files" would lead elsewhere."""
+    whole_name = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
+    for name in python_files(ROOT, PACKAGES):
+        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if is_text and whole_name.fullmatch(node.value):
+                file = ROOT / f"{node.value.replace('.', '/')}.py"
+                is_own_name = name == "system/places.py"
+                assert is_own_name or not file.is_file(), f"{name} line {node.lineno}: {node.value}"
+
+
+def test_the_package_offers_what_programs_use() -> None:
+    assert clip4idc.Predictor is Predictor
+    assert clip4idc.Decoding is Decoding
+    assert clip4idc.CLIP4IDC is CLIP4IDC
+    with pytest.raises(AttributeError, match="has no attribute 'Captioner'"):
+        _ = clip4idc.Captioner
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_a_main(name: str) -> None:
+    file = ROOT / f"{COMMANDS[name].module.replace('.', '/')}.py"
+    functions = [node for node in ast.parse(file.read_text()).body if hasattr(node, "name")]
+    assert "main" in [node.name for node in functions]
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{clip4idc.__version__}\n"
+
+
+def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paint"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("clip4idc: no command 'paint': expected one of predict, adapt, ")
+    assert error.count("\n") == 1
+
+
+def test_a_command_passes_its_words_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["clip4idc"])
+    output = tmp_path / "drawn"
+    counts = ["--train", "1", "--val", "0", "--test", "0", "--workers", "1"]
+    assert main(["draw", "--output", str(output), *counts]) == 0
+    assert (output / "images" / "CLEVR_default_000000.png").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["draw", "--output", str(output)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("clip4idc draw: --output ")
+
+
+def copy_checkout(target: Path) -> None:
+    """The files that git knows or would add; pip leaves folders where it builds."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+
+
+def install(folder: Path) -> Path:
+    """Build the wheel and install it, offline, into a new environment; its folder of programs.
+
+    The environment also sees the packages of this one, so that torch need not be installed again.
+    """
+    copy_checkout(folder / "checkout")
+    pip = [sys.executable, "-m", "pip", "--no-input", "--quiet"]
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    build = [*pip, "wheel", *options, "-w", str(folder), str(folder / "checkout")]
+    subprocess.run(build, check=True)
+    (wheel,) = folder.glob("clip4idc-*.whl")
+    venv.create(folder / "env", symlinks=True)
+    (packages,) = (folder / "env").glob("lib/python*/site-packages")
+    others = [path for path in sys.path[1:] if Path(path) != ROOT]
+    (packages / "others.pth").write_text("\n".join(others), encoding="utf-8")
+    programs = folder / "env" / "bin"
+    target = ["--python", str(programs / "python")]
+    subprocess.run(
+        [*pip, *target, "install", *options, "--ignore-installed", str(wheel)], check=True
+    )
+    return programs
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("installed"))
+
+
+@pytest.fixture
+def run(installed: Path, tmp_path: Path):
+    """Runs an installed program in a folder with packages of the same names as ours."""
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text(f"raise SystemExit('wrong {package}')")
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def output(program: str, *words: str) -> str:
+        command = [str(installed / program), *words]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return output
+
+
+BEFORE = str(ROOT / "docs/examples/added_before.png")
+AFTER = str(ROOT / "docs/examples/added_after.png")
+CAPTION = "the small purple shiny sphere has been added\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [["clip4idc"], ["python", "-m", "clip4idc"]])
+def test_the_installed_command_captions_two_images(run, start: list[str]) -> None:
+    assert run(*start, "predict", "--before", BEFORE, "--after", AFTER) == CAPTION
+
+
+@pytest.mark.slow
+def test_the_installed_package_loads_nothing_of_another_project(run) -> None:
+    script = (
+        "import sys, clip4idc\n"
+        f"print(clip4idc.Predictor.load().caption({BEFORE!r}, {AFTER!r}))\n"
+        f"print([name for name in sys.modules if name.split('.')[0] in {PACKAGES}])\n"
+    )
+    assert run("python", "-c", script) == f"{CAPTION}[]\n"
