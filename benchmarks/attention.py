@@ -1,8 +1,9 @@
-"""Attention by plain products against SDPA on the CPU, by sequence length: what `FEW_KEYS` in modules/model/layers.py is set by.
+"""Attention by plain products against SDPA on the CPU, by length: it sets SDPA_MIN_KEYS.
 
     python benchmarks/attention.py --precision bf16
 
-prints one JSON line: milliseconds forward (f) and forward and backward (fb) of 16 × 12 heads of 64, products / SDPA.
+prints one JSON line: milliseconds forward (f) and forward and backward (fb) of 16 × 12 heads of
+width 64, by products and by SDPA.
 """
 
 import json
@@ -14,30 +15,45 @@ import torch
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import description, seconds_of
+from benchmarks.machine import machine_info, time_steps
 from modules.model import layers
 from system.command import OneLineParser
 from system.compute import DTYPES, matmul_precision
 
 LENGTHS = (25, 50, 100, 200, 400, 800)
-ROWS, HEADS = 16, 12
+BATCH_SIZE = 16
+HEADS = 12
+HEAD_WIDTH = 64
 
 
 def milliseconds(
-    length: int, dtype: torch.dtype, few_keys: int, backward: bool, repeats: int
+    length: int, dtype: torch.dtype, sdpa_min_keys: int, backward: bool, repeats: int
 ) -> float:
-    """The fastest of some runs of `attend` with its limit set to few_keys."""
-    layers.SDPA_MIN_KEYS = few_keys
-    q, k, v = (
-        torch.randn(ROWS, HEADS, length, 64, dtype=dtype, requires_grad=backward) for _ in range(3)
-    )
+    """The fastest run of `attend` with SDPA_MIN_KEYS set to this value."""
+    layers.SDPA_MIN_KEYS = sdpa_min_keys
+    shape = (BATCH_SIZE, HEADS, length, HEAD_WIDTH)
+    q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=backward) for _ in range(3))
 
     def work() -> None:
         out = layers.attend(q, k, v)
         if backward:
             out.backward(torch.ones_like(out))
 
-    return round(1000 * min(seconds_of(work, q.device, repeats)), 2)
+    return round(1000 * min(time_steps(work, q.device, repeats)), 2)
+
+
+def measure(precision: str, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds [by products, by SDPA] for each length, forward and with backward."""
+    only_products = LENGTHS[-1]
+    only_sdpa = 0
+    results = {}
+    for length in LENGTHS:
+        for backward in (False, True):
+            results[f"{length}{'fb' if backward else 'f'}"] = [
+                milliseconds(length, DTYPES[precision], limit, backward, repeats)
+                for limit in (only_products, only_sdpa)
+            ]
+    return results
 
 
 def main() -> None:
@@ -46,25 +62,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    with matmul_precision(torch.device("cpu"), args.precision):
-        results = {
-            f"{length}{'fb' if backward else 'f'}": [
-                milliseconds(length, DTYPES[args.precision], few_keys, backward, args.repeats)
-                for few_keys in (LENGTHS[-1], 0)
-            ]
-            for length in LENGTHS
-            for backward in (False, True)
-        }
-    print(
-        json.dumps(
-            {
-                "benchmark": "attention",
-                "precision": args.precision,
-                "products_and_sdpa_ms": results,
-                **description(torch.device("cpu")),
-            }
-        )
-    )
+    cpu = torch.device("cpu")
+    row: dict[str, object] = {"benchmark": "attention", "precision": args.precision}
+    with matmul_precision(cpu, args.precision):
+        row["products_and_sdpa_ms"] = measure(args.precision, args.repeats)
+    print(json.dumps({**row, **machine_info(cpu)}))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import description
+from benchmarks.machine import machine_info
 from dataloaders.batches import build_loader
 from dataloaders.datasets import load_pairs
 from dataloaders.datasets.spot_the_diff import read_annotations
@@ -174,7 +174,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         return {
             **head,
             **run(args.datatype, root, args.workers, args.read),
-            **description(torch.device("cpu")),
+            **machine_info(torch.device("cpu")),
         }
 
 

@@ -22,7 +22,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import flops
-from benchmarks.machine import description, gemm_rate, seconds_of
+from benchmarks.machine import all_cores, gemm_rate, machine_info, time_steps
 from dataloaders.batches import trim_padding
 from dataloaders.images import normalize
 from modules.clip4idc import CLIP4IDC
@@ -126,7 +126,7 @@ def training_step(
         StopSignals(),
         train_token_embedding=stage == "caption",
     )
-    times = seconds_of(
+    times = time_steps(
         lambda: train_epoch(trainer, NoOutput(), Progress()), runtime.device, repeats
     )
     forward = flops.pair_encoder(VIT_B_32, 9)
@@ -166,7 +166,7 @@ def captioning(beams: int, pairs: int, runtime: Runtime, repeats: int) -> tuple[
                 f"decoding ended after {ids.shape[1]} steps of {MAX_WORDS}: the count of operations is wrong"
             )
 
-    times = seconds_of(work, runtime.device, repeats)
+    times = time_steps(work, runtime.device, repeats)
     tokens, config = 2 * VIT_B_32.num_tokens, model.decoder.config
     decoding = beams * (
         flops.caption_decoder(config, tokens, MAX_WORDS) + flops.vocabulary(VIT_B_32, MAX_WORDS)
@@ -196,7 +196,7 @@ def measure(
     def rate(dtype: torch.dtype) -> float:
         """Of the whole machine: by all cores, however few of them the launcher leaves each process."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(threads if device.type != "cpu" else len(os.sched_getaffinity(0)))
+        torch.set_num_threads(threads if device.type != "cpu" else all_cores())
         found = runtime.on_main(lambda: gemm_rate(dtype, device))
         torch.set_num_threads(threads)
         return found
@@ -226,7 +226,7 @@ def measure(
         "cost_per_pair_tuned": round(seconds * tuned / pairs, 1),
         "gflop_per_pair": round(gflop, 1),
         "share_of_gemm": round(gflop * pairs / seconds / own, 5),
-        **description(device),
+        **machine_info(device),
     }
 
 
