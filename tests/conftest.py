@@ -41,6 +41,13 @@ def _two_threads() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in the tests' own process leaves the memory allocator as it is: the setting would
+    outlast the run, and the tests would grow by gigabytes."""
+    monkeypatch.setattr("system.runtime.keep_freed_memory", lambda: None)
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that tests find out about images or download stays in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
