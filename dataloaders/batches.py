@@ -1,4 +1,4 @@
-"""TODO."""
+"""Samples → batches: in which order, in which process, and how they are put together."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -10,9 +10,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, d
 from dataloaders.samples import Key, PairSamples
 from system.signals import ignore_signals_in_worker
 
+MASK_ENDING = "mask"
+
 
 class ShuffledSampler(DistributedSampler):
-    """DistributedSampler's shuffled, padded share of this process, from number `start` on, as (epoch, index) keys."""
+    """This process's share of an epoch's order, shuffled and padded, as (epoch, index) keys.
+
+    The first `start` samples are left out: a resumed epoch has seen them.
+    """
 
     start = 0
 
@@ -21,7 +26,7 @@ class ShuffledSampler(DistributedSampler):
 
 
 class SequentialSampler(Sampler):
-    """Items rank, rank + world, …: nothing dropped, nothing twice."""
+    """Items rank, rank + world_size, …: nothing is left out, nothing comes twice."""
 
     def __init__(self, size: int, rank: int, world_size: int) -> None:
         self.items = range(rank, size, world_size)
@@ -34,7 +39,10 @@ class SequentialSampler(Sampler):
 
 
 class ErrorsAsItems(Dataset):
-    """Hands a sample's ValueError or OSError over as a value, so that a worker's traceback does not bury its one line."""
+    """Returns a sample's ValueError or OSError instead of raising it.
+
+    Raised in a worker process, its one line would be buried in a traceback.
+    """
 
     def __init__(self, dataset: PairSamples) -> None:
         self.dataset = dataset
@@ -47,28 +55,36 @@ class ErrorsAsItems(Dataset):
 
 
 def _collate(samples: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exception:
-    failed = next((sample for sample in samples if isinstance(sample, Exception)), None)
-    return failed or trim_padding(default_collate(samples))
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+    return trim_padding(default_collate(samples))
 
 
 def trim_padding(batch: dict[str, Any]) -> dict[str, Any]:
-    """Text arrays (..., L) cut to the batch's longest sentence: what follows takes part in nothing but costs the same."""
-    if "text_ids" in batch:
-        return {
-            **batch,
-            "text_ids": batch["text_ids"][..., : int(batch["text_ids"].argmax(dim=-1).max()) + 1],
-        }  # up to EOT
-    if "caption_mask" not in batch:
-        return batch
-    longest = int(batch["caption_mask"].sum(dim=-1).max())
-    return {
-        name: value[..., :longest] if name.startswith("caption_") else value
-        for name, value in batch.items()
+    """Cut text arrays (..., L) to the batch's longest text: the padding after it has no effect.
+
+    Arrays belong together by the first word of their names: `text_mask` says how long `text_ids`
+    are, and `caption_mask` all that begins with `caption_`.
+    """
+    lengths = {
+        name.removesuffix(MASK_ENDING): int(mask.sum(dim=-1).max())
+        for name, mask in batch.items()
+        if name.endswith(f"_{MASK_ENDING}")
     }
+    trimmed = dict(batch)
+    for prefix, length in lengths.items():
+        for name, array in batch.items():
+            if name.startswith(prefix):
+                trimmed[name] = array[..., :length]
+    return trimmed
 
 
 class Batches:
-    """An iterable of batches, each a dict of tensors (and ids); raises the ValueError or OSError of an unreadable sample."""
+    """An iterable of batches, each a dictionary of tensors and ids.
+
+    Raises the ValueError or OSError of a sample that cannot be read.
+    """
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -77,7 +93,7 @@ class Batches:
         return len(self.loader)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """Choose the epoch whose order and draws the next iteration gives, and how many of its batches are left out, being done."""
+        """Choose the next iteration's epoch, its order and its draws; skip its first `done` batches."""
         self.loader.sampler.set_epoch(epoch)
         self.loader.sampler.start = done * self.loader.batch_size
 
@@ -97,30 +113,29 @@ def build_loader(
     world_size: int = 1,
     seed: int = 0,
 ) -> Batches:
-    """Batches of `batch_size` per process: shuffled by epoch with the last incomplete one dropped, or in file order.
+    """Batches of `batch_size` for each process.
 
+    In training they are shuffled by epoch, without the last incomplete one; else in file order.
     Raises ValueError where a training split fills no batch.
     """
     if training and len(dataset) < batch_size * world_size:
         raise ValueError(
-            f"the training split has {len(dataset)} samples, fewer than one batch of {batch_size * world_size}: "
-            "lower --batch_size"
+            f"the training split has {len(dataset)} samples, fewer than one batch of "
+            f"{batch_size * world_size}: lower --batch_size"
         )
-    sampler = (
-        ShuffledSampler(dataset, world_size, rank, shuffle=True, seed=seed)
-        if training
-        else SequentialSampler(len(dataset), rank, world_size)
+    if training:
+        sampler = ShuffledSampler(dataset, world_size, rank, shuffle=True, seed=seed)
+    else:
+        sampler = SequentialSampler(len(dataset), rank, world_size)
+    loader = DataLoader(
+        ErrorsAsItems(dataset),
+        batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        drop_last=training,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=training and num_workers > 0,
+        worker_init_fn=ignore_signals_in_worker,
     )
-    return Batches(
-        DataLoader(
-            ErrorsAsItems(dataset),
-            batch_size,
-            sampler=sampler,
-            num_workers=num_workers,
-            collate_fn=_collate,
-            drop_last=training,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=training and num_workers > 0,
-            worker_init_fn=ignore_signals_in_worker,
-        )
-    )
+    return Batches(loader)

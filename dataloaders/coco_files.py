@@ -2,38 +2,45 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from system.json_files import read_json, write_json
 
 
 def write_results(folder: Path, label: str, captions: Mapping[str, str]) -> Path:
-    """`hyp_ep_<label>.json`: `[{"caption", "image_id"}]`."""
+    """Write `hyp_ep_<label>.json`, `[{"caption", "image_id"}]`, and return its path."""
     path = folder / f"hyp_ep_{label}.json"
-    write_json(path, [{"caption": caption, "image_id": key} for key, caption in captions.items()])
+    rows = [{"caption": caption, "image_id": key} for key, caption in captions.items()]
+    write_json(path, rows)
     return path
 
 
 def write_references(
     folder: Path, references: Mapping[str, Sequence[str]], subsets: Mapping[str, Sequence[str]]
 ) -> None:
-    """`ground_truth.json`, and where pairs have types `type_mapping.json`: what `gt/eval_utils.py score` needs of a user's data."""
+    """Write `ground_truth.json` and, where there are subsets, `type_mapping.json`.
+
+    They are what `gt/eval_utils.py score` needs where no ground-truth file exists yet.
+    """
     write_json(folder / "ground_truth.json", coco_ground_truth(references.items()))
     if subsets:
         write_json(folder / "type_mapping.json", subsets)
 
 
-def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict:
-    """(image id, sentences) of every entry → COCO's captions format; an entry gives one image row, repeated ids included."""
-    dummy = dict.fromkeys(
-        ("contributor", "date_created", "description", "url", "version", "year"), "dummy"
-    )
-    images, annotations = [], []
-    for image_id, sentences in captions:
-        images.append({"filename": image_id, "id": image_id})
-        annotations += [
-            {"caption": s, "id": len(annotations) + n, "image_id": image_id}
-            for n, s in enumerate(sentences)
-        ]
+def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict[str, Any]:
+    """(caption id, sentences) of every entry → COCO's captions format.
+
+    An entry gives one image row, also where its id is repeated.
+    """
+    fields = ("contributor", "date_created", "description", "url", "version", "year")
+    dummy = dict.fromkeys(fields, "dummy")
+    images: list[dict[str, str]] = []
+    annotations: list[dict[str, Any]] = []
+    for caption_id, sentences in captions:
+        images.append({"filename": caption_id, "id": caption_id})
+        for sentence in sentences:
+            number = len(annotations)
+            annotations.append({"caption": sentence, "id": number, "image_id": caption_id})
     return {
         "info": dummy,
         "licenses": dict(dummy),
@@ -44,37 +51,38 @@ def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict:
 
 
 def read_ground_truth(path: str | Path) -> dict[str, list[str]]:
-    """The captions by id of a COCO ground-truth file; ValueError for another schema."""
+    """Caption id → sentences of a ground-truth file. Raises ValueError for other content."""
     rows = read_json(path, dict).get("annotations", [])
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: annotations is no list")
+        raise ValueError(f"{path}: annotations is not a list")
     captions: dict[str, list[str]] = {}
     for number, row in enumerate(rows):
-        if not (
-            isinstance(row, dict)
-            and isinstance(row.get("image_id"), str)
-            and isinstance(row.get("caption"), str)
-        ):
-            raise ValueError(
-                f'{path}: annotation {number} is not {{"image_id": "…", "caption": "…"}}'
-            )
+        if not _is_caption_row(row, (str,)):
+            expected = '{"image_id": "…", "caption": "…"}'
+            raise ValueError(f"{path}: annotation {number} is not {expected}")
         captions.setdefault(row["image_id"], []).append(row["caption"])
     return captions
 
 
 def read_results(path: str | Path) -> dict[str, str]:
-    """Caption by id of a COCO result file, `[{"image_id", "caption"}]`; ids may be numbers. ValueError for any other schema."""
+    """Caption id → caption of a result file, `[{"image_id", "caption"}]`; ids may be numbers.
+
+    Raises ValueError for other content, and for two captions of one id.
+    """
     captions: dict[str, str] = {}
     for number, row in enumerate(read_json(path, list)):
-        if not (
-            isinstance(row, dict)
-            and type(row.get("image_id")) in (str, int)
-            and isinstance(row.get("caption"), str)
-        ):
+        if not _is_caption_row(row, (str, int)):
             raise ValueError(f'{path}: result {number} is not {{"image_id": "…", "caption": "…"}}')
-        if str(row["image_id"]) in captions:
-            raise ValueError(f"{path}: two captions of {row['image_id']}")
-        captions[str(row["image_id"])] = row["caption"]
+        caption_id = str(row["image_id"])
+        if caption_id in captions:
+            raise ValueError(f"{path}: two captions of {caption_id}")
+        captions[caption_id] = row["caption"]
     if not captions:
         raise ValueError(f"{path} holds no captions")
     return captions
+
+
+def _is_caption_row(row: Any, id_types: tuple[type, ...]) -> bool:
+    # `type`, not isinstance: true and false are integers to Python.
+    is_row = isinstance(row, dict) and type(row.get("image_id")) in id_types
+    return is_row and isinstance(row.get("caption"), str)

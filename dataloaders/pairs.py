@@ -1,27 +1,49 @@
-"""Scenes → training samples and evaluation items → batches of tensors. Knows no dataset's files (SPEC §3).
-
-Letters: B samples, L words. Images are uint8 (B, 2|3, 3, H, W): before, after and, where a dataset has it, the distractor.
-"""
+"""What a pair of images is, and what a dataset of pairs is. Needs no torch."""
 
 import logging
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dataloaders.coco_files import read_ground_truth
+from system.escaping import has_control_characters
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+ALL_PAIRS = "all"  # the name of the scores over all pairs, so no type of change may have it
+DISTRACTOR_ENDING = "_n"
+
+
+def distractor_id(pair_id: str) -> str:
+    """The caption id of a pair's distractor."""
+    return pair_id + DISTRACTOR_ENDING
+
+
+def is_distractor(caption_id: str) -> bool:
+    """Whether a caption id is a distractor's."""
+    return caption_id.endswith(DISTRACTOR_ENDING)
+
+
+def pair_id_of(caption_id: str) -> str:
+    """The id of the pair to which a caption id belongs."""
+    return caption_id.removesuffix(DISTRACTOR_ENDING)
 
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A pair with its captions; CLEVR-Change's scenes also have a distractor: another picture in which nothing changed."""
+    """Two images and sentences about what changed; no sentences where they are yet to be written.
+
+    A distractor is a third image: compared with `before`, nothing has changed in it.
+    """
 
     id: str
     before: str
     after: str
-    captions: tuple[str, ...]
+    captions: tuple[str, ...] = ()
     distractor: str | None = None
-    distractor_id: str | None = None
     distractor_captions: tuple[str, ...] = ()
     change_type: str | None = None
 
@@ -30,22 +52,182 @@ class ImagePair:
         """before, after and, if there is one, the distractor."""
         return [self.before, self.after] + ([self.distractor] if self.distractor else [])
 
+    @property
+    def distractor_id(self) -> str | None:
+        """The caption id of the distractor, if there is one."""
+        return distractor_id(self.id) if self.distractor else None
 
-def check_pairs(scenes: Sequence[ImagePair], source: str) -> None:
-    """Refuse an empty split and scenes without a sentence; count and say empty captions."""
-    if not scenes:
+    @property
+    def captions_by_id(self) -> dict[str, tuple[str, ...]]:
+        """Caption id → sentences, of the change and, if there is one, of the distractor."""
+        captions = {self.id: self.captions}
+        if self.distractor:
+            captions[distractor_id(self.id)] = self.distractor_captions
+        return captions
+
+    @property
+    def caption_ids(self) -> list[str]:
+        """The pair's id and, if there is a distractor, that one's."""
+        return list(self.captions_by_id)
+
+
+def check_pairs(pairs: Sequence[ImagePair], source: str) -> None:
+    """Refuse a split that cannot be trained on or scored, and log how large it is.
+
+    Raises ValueError naming `source` for no pairs, a pair that has a problem, or an id twice.
+    """
+    if not pairs:
         raise ValueError(f"{source} lists no pairs")
-    for scene in scenes:
-        if not (scene.captions and (scene.distractor is None or scene.distractor_captions)):
-            raise ValueError(f"{source}: pair {scene.id} has no caption")
+    seen: set[str] = set()
+    for pair in pairs:
+        problem = _problem_of(pair, has_distractors=pairs[0].distractor is not None)
+        if not seen.isdisjoint(pair.caption_ids):
+            problem = "has an id that occurs twice"
+        if problem:
+            raise ValueError(f"{source}: pair {pair.id!r} {problem}")
+        seen.update(pair.caption_ids)
     captions = [
-        caption for scene in scenes for caption in scene.captions + scene.distractor_captions
+        text for pair in pairs for texts in pair.captions_by_id.values() for text in texts
     ]
-    empty = sum(not caption.strip() for caption in captions)
-    log.info(
-        "%s: %d pairs, %d captions%s",
-        source,
-        len(scenes),
-        len(captions),
-        f", {empty} of them empty" if empty else "",
-    )
+    num_empty = sum(not caption.strip() for caption in captions)
+    empty = f", {num_empty} of them empty" if num_empty else ""
+    log.info("%s: %d pairs, %d captions%s", source, len(pairs), len(captions), empty)
+
+
+def _problem_of(pair: ImagePair, has_distractors: bool) -> str | None:
+    """What is wrong with a pair of a split in which all pairs, or none, have distractors."""
+    if not all(pair.captions_by_id.values()):
+        return "has no caption"
+    if (pair.distractor is not None) != has_distractors:
+        return "has a distractor and others have none, or the other way round"
+    if has_control_characters(pair.id):
+        return "has a control character in its id"
+    if pair.change_type == ALL_PAIRS:
+        return f"is of type {ALL_PAIRS!r}, which is the name of the scores of all pairs"
+    return None
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where a dataset's files are, and its own settings, as the options say."""
+
+    data_path: Path
+    image_path: Path | None = None  # --features_path
+    gt_dir: Path = Path("gt")
+    settings: Any = None  # an instance of the dataset's Settings; None: their defaults
+
+
+class PairDataset(ABC):
+    """A dataset's files and customs: all that differs between datasets.
+
+    Opening one reads nothing. Reading raises FileNotFoundError or ValueError that names the file,
+    the value found and what was expected. CONTRIBUTING.md shows how to add a dataset.
+    """
+
+    name: ClassVar[str]
+    """What --datatype calls it, also in metrics.json and in the ground truth's file name."""
+    title: ClassVar[str]
+    """What people call it."""
+    trains_token_embedding: ClassVar[bool] = True
+    """Whether finetuning trains the token embedding while it freezes CLIP's first layers."""
+    ground_truth_splits: ClassVar[tuple[str, ...]] = ()
+    """Splits scored against the file in gt_dir; others against the captions that pairs hold."""
+    protocols: ClassVar[tuple[str, ...]] = ("coco",)
+    """How its captions are scored: names in modules.registries.PROTOCOLS."""
+    Settings: ClassVar[type | None] = None
+    """A frozen dataclass of `system.flags.flag` fields: flags once --datatype names the dataset."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Defaults of other flags, such as max_words; the command line takes precedence."""
+    no_change_phrases: ClassVar[tuple[str, ...]] = ()
+    """Sentences that say that nothing changed."""
+    vocabulary: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Attribute → the words for its values, for accuracy by attribute."""
+
+    def __init__(self, source: DataSource) -> None:
+        self.source = source
+        self.settings = source.settings
+        if self.settings is None and self.Settings is not None:
+            self.settings = self.Settings()
+
+    def problems(self) -> list[str]:
+        """What the options alone show to be wrong, such as a flag that is missing."""
+        return []
+
+    def splits(self) -> tuple[str, ...]:
+        """Those of train, val and test that the dataset has."""
+        return SPLITS
+
+    @abstractmethod
+    def pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
+        """A split's pairs in file order. need_images=False does not look whether images exist."""
+
+    def annotation_file(self, split: str) -> Path:
+        """The file that lists a split's pairs, to be named in messages."""
+        return self.source.data_path
+
+    def checked_pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
+        """`pairs`, after `problems` and `check_pairs` have found nothing wrong."""
+        problems = self.problems()
+        if problems:
+            raise ValueError("; ".join(problems))
+        pairs = self.pairs(split, need_images)
+        check_pairs(pairs, f"{self.annotation_file(split)}, split {split}")
+        return pairs
+
+    def ground_truth(self, split: str) -> list[tuple[str, list[str]]]:
+        """(caption id, sentences) in the order in which gt/eval_utils.py writes them."""
+        references = own_references(self.checked_pairs(split, need_images=False))
+        return list(references.items())
+
+    def ground_truth_file(self) -> Path:
+        """Where the references of `ground_truth_splits` are read from."""
+        return self.source.gt_dir / f"{self.name}_total_change_captions_reformat.json"
+
+    def references(self, split: str, pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
+        """Caption id → the sentences against which its caption is scored."""
+        own = own_references(pairs)
+        if split not in self.ground_truth_splits:
+            return own
+        path = self.ground_truth_file()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no ground truth {path}: make it with python gt/eval_utils.py "
+                f"--datatype {self.name} --data_path {self.source.data_path} --output {path}"
+            )
+        references = read_ground_truth(path)
+        missing = [caption_id for caption_id in own if caption_id not in references]
+        if missing:
+            more = f" and {len(missing) - 1} more ids" if len(missing) > 1 else ""
+            raise ValueError(
+                f"{path} has no captions of {missing[0]}{more} to be evaluated; make it again "
+                "with gt/eval_utils.py"
+            )
+        return {caption_id: references[caption_id] for caption_id in own}
+
+    def subsets(self, pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
+        """Name → caption ids of the groups that are also scored alone: distractors, change types."""
+        subsets = change_and_distractor(pairs)
+        for change_type in sorted({pair.change_type for pair in pairs if pair.change_type}):
+            subsets[change_type] = [pair.id for pair in pairs if pair.change_type == change_type]
+        return subsets
+
+    def download(self, folder: Path) -> None:
+        """Fetch the dataset into a folder. Raises ValueError where it must be fetched by hand."""
+        raise ValueError(f"{self.title} cannot be downloaded from here: fetch it by hand")
+
+
+def own_references(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
+    """Caption id → the captions that the pairs hold: all changes, then all distractors."""
+    changes = {pair.id: list(pair.captions) for pair in pairs}
+    distractors = {
+        distractor_id(pair.id): list(pair.distractor_captions) for pair in pairs if pair.distractor
+    }
+    return changes | distractors
+
+
+def change_and_distractor(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
+    """The caption ids of changes and of distractors; nothing where there are no distractors."""
+    distractors = [distractor_id(pair.id) for pair in pairs if pair.distractor]
+    if not distractors:
+        return {}
+    return {"change": [pair.id for pair in pairs], "distractor": distractors}

@@ -1,94 +1,111 @@
-"""TODO."""
+"""Pairs → training samples and evaluation items, as dictionaries of tensors.
+
+Letters: L words, K captions. Images are uint8 (2 or 3, 3, R, R): before, after and, where the
+dataset has one, the distractor. Source: docs/reference.md, Data.
+"""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dataloaders.pairs import ImagePair
-from modules.tokenizer import tokenize_caption
 
-ImageReader = Callable[
-    [Sequence[str]], Tensor
-]  # paths → (n, 3, H, W) uint8: ImageFiles or ImageCache
-
-
-Key = tuple[
-    int, int
-]  # (epoch, index): all that a sample's random draws may depend on, beside the seed
+# Paths → (n, 3, R, R) uint8: `images.ImageFiles` or `storage.image_cache.ImageCache`.
+ImageReader = Callable[[Sequence[str]], Tensor]
+# A caption → the arrays (L,) that `modules.tokenizer.tokenize_caption` names.
+Tokenize = Callable[[str], Mapping[str, np.ndarray]]
+# (epoch, index): all that a sample's random draws may depend on, besides the seed.
+Key = tuple[int, int]
 
 
 class PairSamples(Dataset):
-    """The base: scenes, their images, and draws that depend on (seed, epoch, index) alone."""
+    """The base: pairs and their images. A key gives the same sample in every process and run."""
 
     def __init__(
-        self, scenes: Sequence[ImagePair], images: ImageReader, max_words: int, seed: int = 0
+        self,
+        pairs: Sequence[ImagePair],
+        images: ImageReader,
+        tokenize: Tokenize | None = None,
+        seed: int = 0,
     ) -> None:
-        self.pairs, self.images, self.max_words, self.seed = scenes, images, max_words, seed
+        self.pairs = pairs
+        self.images = images
+        self.tokenize = tokenize
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def draw(self, key: Key) -> random.Random:
-        """The random source of one sample."""
-        return random.Random(f"{self.seed}/{key[0]}/{key[1]}")
+    def random_source(self, key: Key) -> random.Random:
+        """The source of a sample's random draws."""
+        epoch, index = key
+        return random.Random(f"{self.seed}/{epoch}/{index}")
 
 
 class RetrievalSamples(PairSamples):
-    """Training of stage 1: one sample per sentence; a distractor stands in for before half of the time."""
+    """Adaptation: a sample for each caption of a change.
+
+    Where there is a distractor, it takes the place of the before image half of the time.
+    """
 
     def __init__(
-        self, scenes: Sequence[ImagePair], images: ImageReader, max_words: int, seed: int = 0
+        self,
+        pairs: Sequence[ImagePair],
+        images: ImageReader,
+        tokenize: Tokenize,
+        seed: int = 0,
     ) -> None:
-        super().__init__(scenes, images, max_words, seed)
-        self.index = torch.tensor(
-            [(s, c) for s, scene in enumerate(scenes) for c in range(len(scene.captions))]
-        )
+        super().__init__(pairs, images, tokenize, seed)
+        places = [
+            (number, place) for number, pair in enumerate(pairs) for place in range(len(pair.captions))
+        ]
+        self.places = torch.tensor(places)  # of each caption: its pair, and its place there
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.places)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        scene_index, caption_index = self.index[key[1]].tolist()
-        scene = self.pairs[scene_index]
-        swap = scene.distractor is not None and self.draw(key).random() < 0.5
-        arrays = tokenize_caption(scene.captions[caption_index], self.max_words)
+        number, place = self.places[key[1]].tolist()
+        pair = self.pairs[number]
+        before = pair.before
+        if pair.distractor is not None and self.random_source(key).random() < 0.5:
+            before = pair.distractor
+        arrays = self.tokenize(pair.captions[place])
         return {
-            "images": self.images([scene.distractor if swap else scene.before, scene.after]),
-            "id": scene.id,
+            "images": self.images([before, pair.after]),
+            "id": pair.id,
             "text_ids": torch.from_numpy(arrays["retrieval_text_ids"]),
+            "text_mask": torch.from_numpy(arrays["retrieval_text_mask"]),
         }
 
 
 class CaptionSamples(PairSamples):
-    """Training of stage 2: one sample per scene, one of its sentences drawn, and one of the distractor's where there is one."""
+    """Finetuning: a sample for each pair, with one of its captions, and one of its distractor's."""
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        scene, draw = self.pairs[key[1]], self.draw(key)
-        captions = [draw.choice(scene.captions)] + (
-            [draw.choice(scene.distractor_captions)] if scene.distractor else []
-        )
-        arrays = [tokenize_caption(caption, self.max_words) for caption in captions]
-        words = {
-            name: torch.stack([torch.from_numpy(array[name]) for array in arrays])  # (captions, L)
-            for name in ("caption_input_ids", "caption_mask", "caption_target_ids")
-        }
-        return {"images": self.images(scene.image_paths), "id": scene.id, "scene": key[1], **words}
+        pair = self.pairs[key[1]]
+        source = self.random_source(key)
+        captions = [source.choice(texts) for texts in pair.captions_by_id.values()]
+        arrays = [self.tokenize(caption) for caption in captions]
+        sample = {"images": self.images(pair.image_paths), "id": pair.id, "index": key[1]}
+        for name in ("caption_input_ids", "caption_mask", "caption_target_ids"):
+            sample[name] = torch.stack([torch.from_numpy(words[name]) for words in arrays])  # (K, L)
+        return sample
 
 
 class EvaluationPairs(PairSamples):
-    """Evaluation: each scene's images once; `distractors=False` leaves the third image unread."""
+    """Evaluation: each pair's images once; `distractors=False` leaves the third image unread."""
 
-    def __init__(self, scenes: Sequence[ImagePair], images: ImageReader, distractors: bool) -> None:
-        super().__init__(scenes, images, max_words=0)
+    def __init__(self, pairs: Sequence[ImagePair], images: ImageReader, distractors: bool) -> None:
+        super().__init__(pairs, images)
         self.distractors = distractors
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        scene = self.pairs[key[1]]
-        return {
-            "images": self.images(scene.image_paths if self.distractors else scene.image_paths[:2]),
-            "id": scene.id,
-        }
+        pair = self.pairs[key[1]]
+        paths = pair.image_paths if self.distractors else [pair.before, pair.after]
+        return {"images": self.images(paths), "id": pair.id}

@@ -1,53 +1,33 @@
-"""Ground truth in COCO's form for the caption scores (SPEC §6); with `score` as first word the scores of result files, with
-`changes` whether captions of drawn scenes are right.
+"""Ground truth for caption scores, in COCO's format; `score` and `changes` evaluate captions.
 
-Run bare inside Spot-the-Diff's annotation folder, it reads test.json and writes total_change_captions_reformat.json.
+Run bare inside Spot-the-Diff's annotation folder, it reads test.json and writes
+total_change_captions_reformat.json (docs/reference.md, Caption metrics).
 """
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.coco_files import coco_ground_truth
-from dataloaders.datasets.clevr_change import CAPTION_FILES, read_captions
-from dataloaders.datasets.pair_table import load_pair_table
-from dataloaders.datasets.spot_the_diff import read_annotations
+from dataloaders.datasets import DATASETS, open_dataset
+from dataloaders.datasets.spot_the_diff import SpotTheDiff
+from dataloaders.pairs import SPLITS, PairDataset
 from gt import caption_accuracy, score_files
 from system.command import OneLineParser, run_command
 from system.escaping import one_line, show
+from system.flags import add_entry_flags, read_settings
 from system.json_files import write_json
 
 OUTPUT_NAME = "total_change_captions_reformat.json"
+TASKS = {"score": score_files.main, "changes": caption_accuracy.main}
 
 
-def spot_captions(data_path: Path, split: str) -> list[tuple[str, list[str]]]:
-    """(`<id>.png`, sentences) of every entry of a raw list."""
-    return [
-        (f"{image_id}.png", sentences)
-        for image_id, sentences in read_annotations(data_path / f"{split}.json")
-    ]
-
-
-def clevr_captions(data_path: Path) -> list[tuple[str, list[str]]]:
-    """(`000000.png`, change captions) of all scenes, then (`000000.png_n`, no-change captions)."""
-    change, no_change = (read_captions(data_path / file) for file in CAPTION_FILES)
-    return [*change.items(), *((f"{name}_n", sentences) for name, sentences in no_change.items())]
-
-
-def make_ground_truth(datatype: str, data_path: Path, split: str, output: Path) -> None:
-    """Read a dataset's captions and write the ground-truth file; CLEVR-Change's covers all splits."""
-    if datatype == "pairs":
-        captions = [
-            (scene.id, list(scene.captions))
-            for scene in load_pair_table(data_path, split, need_images=False)
-        ]
-    else:
-        captions = (
-            spot_captions(data_path, split) if datatype == "spot" else clevr_captions(data_path)
-        )
-    ground_truth = coco_ground_truth(captions)
+def make_ground_truth(dataset: PairDataset, split: str, output: Path) -> None:
+    """Write a dataset's ground-truth file; CLEVR-Change's covers all splits, whichever is given."""
+    ground_truth = coco_ground_truth(dataset.ground_truth(split))
     write_json(output, ground_truth)
     ids = {row["id"] for row in ground_truth["images"]}
     show(f"{one_line(output)}: {len(ids)} ids, {len(ground_truth['annotations'])} captions")
@@ -56,24 +36,40 @@ def make_ground_truth(datatype: str, data_path: Path, split: str, output: Path) 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["score"]:
-        return score_files.main(words[1:])
-    if words[:1] == ["changes"]:
-        return caption_accuracy.main(words[1:])
+    if words and words[0] in TASKS:
+        return TASKS[words[0]](words[1:])
     if words and not words[0].startswith("-"):
+        tasks = ", ".join(TASKS)
         OneLineParser().error(
-            f"{words[0]!r} is no task: expected score, changes, or options alone for ground truth"
+            f"{words[0]!r} is not a task: expected {tasks}, or options alone for ground truth"
         )
+    parser = _parser()
+    entry = add_entry_flags(parser, DATASETS, "datatype", words)
+    args = parser.parse_args(words)
+    settings = read_settings(entry, vars(args))
+    return run_command(parser.prog, lambda: _run(args, settings))
+
+
+def _run(args: Namespace, settings: object) -> None:
+    dataset = open_dataset(
+        args.datatype, args.data_path, args.features_path, settings=settings
+    )
+    folder = args.data_path.parent if args.data_path.is_file() else args.data_path
+    make_ground_truth(dataset, args.split, args.output or folder / OUTPUT_NAME)
+
+
+def _parser() -> OneLineParser:
     parser = OneLineParser(
-        description="Ground truth in COCO's form for the caption scores.",
-        epilog="score --help: scores of "
-        "result files; changes --help: whether captions of drawn scenes are right",
+        description="Ground truth for caption scores, in COCO's format.",
+        epilog="score --help: scores of result files; changes --help: whether captions of drawn "
+        "scenes are right",
     )
     parser.add_argument(
         "--datatype",
-        choices=("spot", "clevr", "pairs"),
-        default="spot",
-        help="dataset (default: spot)",
+        choices=DATASETS,
+        metavar="NAME",
+        default=SpotTheDiff.name,
+        help=f"dataset: %(choices)s (default: {SpotTheDiff.name})",
     )
     parser.add_argument(
         "--data_path",
@@ -82,24 +78,22 @@ def main(argv: list[str] | None = None) -> int:
         help="folder of the annotations, or the table of pairs (default: this folder)",
     )
     parser.add_argument(
+        "--features_path",
+        type=Path,
+        help="folder of the images, for datasets that cannot list their captions without it",
+    )
+    parser.add_argument(
         "--split",
-        choices=("train", "val", "test"),
+        choices=SPLITS,
         default="test",
-        help="split, of Spot-the-Diff or a table (default: test)",
+        help="split; CLEVR-Change's file covers all of them (default: test)",
     )
     parser.add_argument(
         "--output",
         type=Path,
         help=f"file to write (default: {OUTPUT_NAME} where the annotations are)",
     )
-    args = parser.parse_args(words)
-    output = (
-        args.output
-        or (args.data_path.parent if args.datatype == "pairs" else args.data_path) / OUTPUT_NAME
-    )
-    return run_command(
-        parser.prog, lambda: make_ground_truth(args.datatype, args.data_path, args.split, output)
-    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""CLIP's byte-pair encoding (open_clip's) and the fixed-length arrays made of a caption (SPEC §3, Text arrays)."""
+"""CLIP's byte-pair encoding, as open_clip has it, and the arrays that are made of a caption.
+
+Source: docs/reference.md, Text arrays.
+"""
 
 import importlib.util
 from collections.abc import Sequence
@@ -11,18 +14,16 @@ import numpy as np
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
-
 SOT, EOT, PAD = 49406, 49407, 0
-
-
 VOCAB_SIZE = 49408
+END_OF_WORD = "</w>"  # how a token that ends a word is written in the vocabulary
 
 
 @cache
 def clip_tokenizer() -> "SimpleTokenizer":
     """open_clip's tokenizer with CLIP's vocabulary of 49,408.
 
-    Its file is run alone, not the package, whose models take a second to import and have no use here.
+    Only its file is run, not the package, whose models take a second to import and are not needed.
     """
     package = importlib.util.find_spec("open_clip")
     file = Path(package.submodule_search_locations[0], "tokenizer.py")
@@ -33,50 +34,60 @@ def clip_tokenizer() -> "SimpleTokenizer":
 
 
 def tokenize_caption(caption: str, max_words: int) -> dict[str, np.ndarray]:
-    """Five int64 arrays (max_words,) of a caption: retrieval text ids and mask, caption input ids, mask and target ids.
+    """A caption → five int64 arrays (max_words,), padded with 0; masks are 1 for words.
 
-    Retrieval: `[SOT, w…, EOT]`, SOT and words cut to max_words−1. Captioning: input `[SOT, w…]`, target `[w…, EOT]`, words cut
-    to max_words−1. Filled up with 0.
+    Retrieval text ids and mask: `[SOT, w…, EOT]`, where SOT and words are cut to max_words − 1.
+    Caption input ids and mask: `[SOT, w…]`; target ids: `[w…, EOT]`; words cut to max_words − 1.
     """
     words = clip_tokenizer().encode(caption)
     text = [SOT, *words][: max_words - 1] + [EOT]
     words = words[: max_words - 1]
-    source, target = [SOT, *words], [*words, EOT]
+    source = [SOT, *words]
+    target = [*words, EOT]
     return {
-        "retrieval_text_ids": _fill(text, max_words),
-        "retrieval_text_mask": _fill([1] * len(text), max_words),
-        "caption_input_ids": _fill(source, max_words),
-        "caption_mask": _fill([1] * len(source), max_words),
-        "caption_target_ids": _fill(target, max_words),
+        "retrieval_text_ids": _pad(text, max_words),
+        "retrieval_text_mask": _pad([1] * len(text), max_words),
+        "caption_input_ids": _pad(source, max_words),
+        "caption_mask": _pad([1] * len(source), max_words),
+        "caption_target_ids": _pad(target, max_words),
     }
 
 
 def decode(ids: Sequence[int]) -> str:
-    """The sentence of generated ids: up to EOT, cut at the first `!` (what pad decodes to), stripped (SPEC §6)."""
+    """Generated ids → the sentence before EOT, stripped.
+
+    It is cut at the first `!`, which is what the padding id decodes to.
+    """
     ids = list(ids)
     if EOT in ids:
         ids = ids[: ids.index(EOT)]
-    return clip_tokenizer().decode([i for i in ids if i != SOT]).split("!")[0].strip()
+    words = clip_tokenizer().decode([token for token in ids if token != SOT])
+    return words.split("!")[0].strip()
 
 
 def split_words(ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """Each word of generated ids with the places of its tokens; EOT is a word of its own, `(end)`, and the last."""
+    """Each word of generated ids with the positions of its tokens.
+
+    EOT counts as a word, `(end)`, and is the last one.
+    """
     pieces = clip_tokenizer().decoder
     words: list[tuple[str, list[int]]] = []
-    places: list[int] = []
-    for place, token in enumerate(ids):
+    positions: list[int] = []
+    for position, token in enumerate(ids):
         if token == EOT:
             break
-        places.append(place)
-        if pieces[token].endswith("</w>"):
-            words.append((decode([ids[n] for n in places]), places))
-            places = []
-    if places:  # cut off within a word
-        words.append((decode([ids[n] for n in places]), places))
-    return words + ([("(end)", [ids.index(EOT)])] if EOT in ids else [])
+        positions.append(position)
+        if pieces[token].endswith(END_OF_WORD):
+            words.append((decode([ids[n] for n in positions]), positions))
+            positions = []
+    if positions:  # a word that max_words has cut off
+        words.append((decode([ids[n] for n in positions]), positions))
+    if EOT in ids:
+        words.append(("(end)", [ids.index(EOT)]))
+    return words
 
 
-def _fill(ids: list[int], length: int) -> np.ndarray:
-    filled = np.full(length, PAD, dtype=np.int64)
-    filled[: len(ids)] = ids
-    return filled
+def _pad(ids: list[int], length: int) -> np.ndarray:
+    padded = np.full(length, PAD, dtype=np.int64)
+    padded[: len(ids)] = ids
+    return padded

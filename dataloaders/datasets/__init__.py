@@ -1,25 +1,59 @@
-"""Datasets of image pairs: which one a run reads."""
+"""The datasets by name. One line here, or an entry point of a package, adds another one.
 
-from collections.abc import Sequence
+Needs no torch: the command line reads the names.
+"""
+
 from pathlib import Path
+from typing import Any
 
-from dataloaders.datasets.clevr_change import load_clevr_change
-from dataloaders.datasets.pair_table import load_pair_table
-from dataloaders.datasets.spot_the_diff import load_spot_the_diff
-from dataloaders.pairs import ImagePair
-from dataloaders.storage.packed_list import PackedList
+from dataloaders.pairs import DataSource, PairDataset
+from system.registry import Registry
+
+DATASETS = Registry(
+    "dataset",
+    {
+        "spot": ".spot_the_diff:SpotTheDiff",
+        "clevr": ".clevr_change:ClevrChange",
+        "pairs": ".pair_table:PairTable",
+    },
+    package=__package__,
+    group="clip4idc.datasets",
+    members=(
+        "name",
+        "title",
+        "trains_token_embedding",
+        "ground_truth_splits",
+        "protocols",
+        "Settings",
+        "defaults",
+        "no_change_phrases",
+        "vocabulary",
+        "problems",
+        "splits",
+        "pairs",
+        "annotation_file",
+        "checked_pairs",
+        "ground_truth",
+        "references",
+        "subsets",
+        "download",
+    ),
+)
 
 
-def load_pairs(
-    datatype: str,
+def open_dataset(
+    name: str,
     data_path: str | Path,
-    features_path: str | Path | None,
-    split: str,
-    need_images: bool = True,
-) -> Sequence[ImagePair]:
-    """A dataset's split in file order (SPEC §3), in memory that workers share. need_images=False lets images be missing."""
-    if datatype == "pairs":
-        return PackedList(load_pair_table(data_path, split, need_images))
-    if datatype == "spot":
-        return PackedList(load_spot_the_diff(data_path, features_path, split, need_images))
-    return PackedList(load_clevr_change(data_path, split, need_images))
+    image_path: str | Path | None = None,
+    gt_dir: str | Path = "gt",
+    settings: Any = None,
+) -> PairDataset:
+    """The dataset that --datatype calls `name`, opened; nothing is read yet.
+
+    Raises ValueError for a name that is not registered, or a class that cannot be used.
+    """
+    found = DATASETS[name]
+    if found.name != name:
+        raise ValueError(f"dataset {name!r} is called {found.name!r} by its class: expected {name!r}")
+    images = None if image_path is None else Path(image_path)
+    return found(DataSource(Path(data_path), images, Path(gt_dir), settings))

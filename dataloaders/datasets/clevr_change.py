@@ -1,37 +1,119 @@
-"""CLEVR-Change's files: splits, captions of changes and of none, three folders of images (SPEC §3)."""
+"""CLEVR-Change: three folders of images, captions of changes and of no change, splits and types.
+
+Source: docs/reference.md, Data.
+"""
 
 import os
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 
-from dataloaders.pairs import ImagePair, check_pairs
+from dataloaders.clevr_vocabulary import (
+    ATTRIBUTE_VALUES,
+    NO_CHANGE_SENTENCES,
+    SYNONYMS,
+)
+from dataloaders.pairs import (
+    ALL_PAIRS,
+    SPLITS,
+    ImagePair,
+    PairDataset,
+    change_and_distractor,
+    distractor_id,
+)
 from system.escaping import has_control_characters
 from system.files import is_safe_file_name
 from system.json_files import read_json
 
+KEY_PREFIX = "CLEVR_default_"
+# Folder of the before, after and distractor images → how the names of its images begin.
 FOLDERS = {
-    "images": "CLEVR_default_",
+    "images": KEY_PREFIX,
     "sc_images": "CLEVR_semantic_",
     "nsc_images": "CLEVR_nonsemantic_",
 }
-
-
 CAPTION_FILES = ("change_captions.json", "no_change_captions.json")
 
 
+class ClevrChange(PairDataset):
+    """CLEVR-Change, and drawn scenes in its layout; all files are below data_path.
+
+    Published finetuning on it does not train the token embedding.
+    """
+
+    name = "clevr"
+    title = "CLEVR-Change"
+    trains_token_embedding = False
+    ground_truth_splits = SPLITS
+    no_change_phrases = NO_CHANGE_SENTENCES
+    vocabulary = {
+        attribute: tuple(word for value in values for word in SYNONYMS.get(value, (value,)))
+        for attribute, values in ATTRIBUTE_VALUES.items()
+    }
+
+    def pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
+        root = self.source.data_path
+        if not root.is_dir():
+            raise FileNotFoundError(f"no folder {root} (--data_path)")
+        names = read_split(root, split)
+        captions = {file: read_captions(root / file) for file in CAPTION_FILES}
+        for file, sentences in captions.items():
+            missing = [name for name in names if name not in sentences]
+            if missing:
+                raise ValueError(
+                    f"{root / file} has no captions of {KEY_PREFIX}{missing[0]}, "
+                    f"which splits.json lists in {split}"
+                )
+        self._check_images(names if need_images else [], split)
+        change, no_change = captions.values()
+        return [self._pair(name, change[name], no_change[name]) for name in names]
+
+    def annotation_file(self, split: str) -> Path:
+        return self.source.data_path / "splits.json"
+
+    def ground_truth(self, split: str) -> list[tuple[str, list[str]]]:
+        """The captions of all splits: change captions first, then no-change captions."""
+        change, no_change = (read_captions(self.source.data_path / file) for file in CAPTION_FILES)
+        distractors = [(distractor_id(name), texts) for name, texts in no_change.items()]
+        return [*change.items(), *distractors]
+
+    def subsets(self, pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
+        subsets = change_and_distractor(pairs)
+        for change_type, names in change_types(self.source.data_path).items():
+            wanted = set(names)
+            subsets[change_type] = [pair.id for pair in pairs if pair.id in wanted]
+        return subsets
+
+    def _check_images(self, names: Sequence[str], split: str) -> None:
+        for folder, prefix in FOLDERS.items():
+            place = self.source.data_path / folder
+            if not place.is_dir():
+                raise FileNotFoundError(f"no image folder {place}")
+            present = set(os.listdir(place))
+            missing = [prefix + name for name in names if prefix + name not in present]
+            if missing:
+                raise FileNotFoundError(
+                    f"no image {place / missing[0]}, which splits.json lists in {split}"
+                )
+
+    def _pair(self, name: str, change: Sequence[str], no_change: Sequence[str]) -> ImagePair:
+        before, after, distractor = (
+            str(self.source.data_path / folder / (prefix + name))
+            for folder, prefix in FOLDERS.items()
+        )
+        return ImagePair(name, before, after, tuple(change), distractor, tuple(no_change))
+
+
 def read_captions(path: str | Path) -> dict[str, list[str]]:
-    """Sentences by image name (`000000.png`), in file order. Raises ValueError for another schema."""
+    """Image name (`000000.png`) → sentences, in file order. Raises ValueError for other content."""
     captions = {}
     for key, sentences in read_json(path, dict).items():
-        name = key.removeprefix("CLEVR_default_")
-        if name == key or not (
-            is_safe_file_name(name)
-            and isinstance(sentences, list)
-            and all(isinstance(s, str) for s in sentences)
-        ):
-            raise ValueError(
-                f'{path}: entry {reprlib.repr(key)} is not "CLEVR_default_000000.png": ["…", …]'
-            )
+        name = key.removeprefix(KEY_PREFIX)
+        is_name = name != key and is_safe_file_name(name)
+        is_list = isinstance(sentences, list)
+        if not (is_name and is_list and all(isinstance(text, str) for text in sentences)):
+            expected = f'"{KEY_PREFIX}000000.png": ["…", …]'
+            raise ValueError(f"{path}: entry {reprlib.repr(key)} is not {expected}")
         captions[name] = sentences
     return captions
 
@@ -40,7 +122,8 @@ def read_split(data_path: str | Path, split: str) -> list[str]:
     """The image names (`000000.png`) of a split, in file order."""
     path = Path(data_path) / "splits.json"
     numbers = read_json(path, dict).get(split)
-    if not (isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)):
+    is_list = isinstance(numbers, list)
+    if not (is_list and all(type(number) is int and number >= 0 for number in numbers)):
         raise ValueError(f'{path}: "{split}" is not a list of scene numbers')
     if len(set(numbers)) < len(numbers):
         raise ValueError(f'{path}: "{split}" lists a scene twice')
@@ -48,68 +131,22 @@ def read_split(data_path: str | Path, split: str) -> list[str]:
 
 
 def change_types(data_path: str | Path) -> dict[str, list[str]]:
-    """Image names by change type, where the data has a type_mapping.json; else nothing."""
+    """Change type → image names, where the data has a type_mapping.json; else nothing."""
     path = Path(data_path) / "type_mapping.json"
     return read_type_mapping(path) if path.is_file() else {}
 
 
 def read_type_mapping(path: Path) -> dict[str, list[str]]:
-    """Image names by change type of a file. Raises ValueError for another schema."""
+    """Change type → image names of a file. Raises ValueError for other content."""
     types = read_json(path, dict)
     for change_type, names in types.items():
+        shown = reprlib.repr(change_type)
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise ValueError(f"{path}: {reprlib.repr(change_type)} is not a list of image names")
-    unprintable = next(filter(has_control_characters, types), None)
-    if unprintable is not None:
+            raise ValueError(f"{path}: {shown} is not a list of image names")
+        if has_control_characters(change_type):
+            raise ValueError(f"{path}: the type {shown} has a control character in its name")
+    if ALL_PAIRS in types:
         raise ValueError(
-            f"{path}: the type {reprlib.repr(unprintable)} has a control character in its name"
+            f"{path}: a type is called {ALL_PAIRS!r}, which is the name of the scores of all pairs"
         )
-    if "all" in types:
-        raise ValueError(f"{path}: a type is called 'all', which the scores of all pairs are")
     return types
-
-
-def load_clevr_change(
-    data_path: str | Path, split: str, need_images: bool = True
-) -> list[ImagePair]:
-    """The scenes of a split in file order; need_images=False does not look whether theirs exist.
-
-    Raises ValueError or OSError naming what is missing or wrong.
-    """
-    root = Path(data_path)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root} (--data_path)")
-    names = read_split(root, split)
-    change, no_change = (read_captions(root / file) for file in CAPTION_FILES)
-    for folder in FOLDERS:
-        if not (root / folder).is_dir():
-            raise FileNotFoundError(f"no image folder {root / folder}")
-    present = {folder: set(os.listdir(root / folder)) for folder in FOLDERS}
-    scenes = []
-    for name in names:
-        for captions, file in zip((change, no_change), CAPTION_FILES, strict=True):
-            if name not in captions:
-                raise ValueError(
-                    f"{root / file} has no captions of CLEVR_default_{name}, which splits.json puts in {split}"
-                )
-        for folder, prefix in FOLDERS.items():
-            if need_images and prefix + name not in present[folder]:
-                raise FileNotFoundError(
-                    f"no image {root / folder / (prefix + name)}, which splits.json puts in {split}"
-                )
-        before, after, distractor = (
-            str(root / folder / (prefix + name)) for folder, prefix in FOLDERS.items()
-        )
-        scenes.append(
-            ImagePair(
-                name,
-                before,
-                after,
-                tuple(change[name]),
-                distractor,
-                f"{name}_n",
-                tuple(no_change[name]),
-            )
-        )
-    check_pairs(scenes, f"{root / 'splits.json'} ({split})")
-    return scenes

@@ -1,22 +1,77 @@
-"""A user's own pairs of images: two files, folders, or a table; with captions and splits, a dataset of its own."""
+"""A user's own pairs: a table, .csv or .jsonl, of image files, splits and captions."""
 
 import csv
 import io
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from dataloaders.pairs import SPLITS, ImagePair, check_pairs
+from dataloaders.pairs import ALL_PAIRS, SPLITS, ImagePair, PairDataset
 from system.escaping import has_control_characters
 from system.files import error_line
 from system.json_files import parse_json
 
 COLUMNS = ("before", "after", "split", "caption", "id", "type")
+ImageFiles = tuple[Path, Path]  # before, after
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Line number and object of each row of a .csv with a header or a .jsonl, UTF-8. ValueError names the line that is wrong."""
+class PairTable(PairDataset):
+    """A table whose columns are before, after, split, caption and, if wanted, id and type.
+
+    JSON may have captions, a list, instead of caption. Rows of the same two images in a split are
+    one pair with several captions. Paths are relative to the table.
+    """
+
+    name = "pairs"
+    title = "a table of pairs"
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits that the table names; all of them where it names none."""
+        named = [row.get("split") for _, row in read_rows(self.source.data_path)]
+        return tuple(split for split in SPLITS if split in named) or SPLITS
+
+    def pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
+        path = self.source.data_path
+        rows = []
+        for line, row in read_rows(path):
+            if row_split(path, line, row) != split:
+                continue
+            parsed = parse_row(path, line, row)
+            if need_images:
+                _check_images(path, parsed)
+            rows.append(parsed)
+        return to_pairs(path, split, merge(path, rows))
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of the table, checked."""
+
+    line: int
+    images: ImageFiles
+    captions: list[str]
+    id: str | None
+    type: str | None
+
+
+@dataclass
+class Entry:
+    """The rows of the same two images, merged. id and type are those of the rows that have them."""
+
+    line: int  # of the first row
+    captions: list[str] = field(default_factory=list)
+    id: str | None = None
+    type: str | None = None
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and content of each row of a .csv with a header or a .jsonl, both in UTF-8.
+
+    Raises FileNotFoundError for no file, and ValueError that names the line that is wrong.
+    """
     if path.suffix not in (".csv", ".jsonl"):
         raise ValueError(f"{path}: expected a .csv or .jsonl file")
     if not path.is_file():
@@ -25,142 +80,161 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
-    if path.suffix == ".csv":
-        yield from _csv_rows(path, text)
-        return
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # other breaks of lines may stand in JSON's texts
-        if not line.strip():
+    yield from (_csv_rows if path.suffix == ".csv" else _json_rows)(path, text)
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Not splitlines: JSON strings may hold other kinds of line breaks.
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
             continue
         try:
-            row = parse_json(line)
+            row = parse_json(content)
         except ValueError as error:
-            raise ValueError(f"{path} line {number} is not JSON: {error_line(error)}") from None
+            raise ValueError(f"{path} line {line} is not JSON: {error_line(error)}") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{path} line {number} is not a JSON object")
-        yield number, row
+            raise ValueError(f"{path} line {line} is not a JSON object")
+        yield line, row
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict]]:
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
     try:
         names = reader.fieldnames or []
-        if names and not {"before", "after"} <= set(names):
-            raise ValueError(
-                f"{path} has the columns {', '.join(names)}; expected before, after and others, apart by commas"
-            )
-        twice = [name for name in COLUMNS if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"{path} has two columns {twice[0]}")
+        _check_header(path, names)
         for row in reader:
             if None in row:
                 count = len(names) + len(row[None])
                 raise ValueError(
-                    f"{path} line {reader.line_num} has {count} fields, the header {len(names)}: put values with "
-                    "commas into double quotes"
+                    f"{path} line {reader.line_num} has {count} fields, the header {len(names)}: "
+                    "put values that contain commas in double quotes"
                 )
             yield reader.line_num, row
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from None
 
 
-def row_images(path: Path, number: int, row: dict) -> tuple[Path, Path]:
+def _check_header(path: Path, names: list[str]) -> None:
+    if names and not {"before", "after"} <= set(names):
+        raise ValueError(
+            f"{path} has the columns {', '.join(names)}; expected at least before and after, "
+            "separated by commas"
+        )
+    repeated = [name for name in COLUMNS if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{path} has two columns {repeated[0]}")
+
+
+def row_split(path: Path, line: int, row: dict[str, Any]) -> str:
+    """The split of a row. Raises ValueError for none, or an unknown one."""
+    split = row.get("split")
+    if split not in SPLITS:
+        found = f"the split is {reprlib.repr(split)}" if split else "no split"
+        raise ValueError(f"{path} line {line}: {found}, expected one of {', '.join(SPLITS)}")
+    return split
+
+
+def row_images(path: Path, line: int, row: dict[str, Any]) -> ImageFiles:
+    """The two files of a row, relative to the table's folder. Raises ValueError for none."""
     for name in ("before", "after"):
-        if not (isinstance(row.get(name), str) and row[name].strip()):
-            raise ValueError(f"{path} line {number}: no {name}")
-        if "\0" in row[name]:
+        value = row.get(name)
+        if not (isinstance(value, str) and value.strip()):
+            raise ValueError(f"{path} line {line}: no {name}")
+        if "\0" in value:
             raise ValueError(
-                f"{path} line {number}: {name} is {reprlib.repr(row[name])}, in which a NUL is no letter of a path"
+                f"{path} line {line}: {name} is {reprlib.repr(value)}, and a path cannot hold a NUL"
             )
     return path.parent / row["before"].strip(), path.parent / row["after"].strip()
 
 
-def row_id(path: Path, number: int, row: dict) -> str | None:
-    identity = row.get("id")
-    if identity in (None, ""):
+def row_id(path: Path, line: int, row: dict[str, Any]) -> str | None:
+    """The id of a row, if it has one. Raises ValueError for one that cannot be printed."""
+    value = row.get("id")
+    if value in (None, ""):
         return None
-    if type(identity) not in (str, int):
-        raise ValueError(f"{path} line {number}: the id is {reprlib.repr(identity)}, expected text")
-    if has_control_characters(str(identity)):
+    place = f"{path} line {line}: the id is {reprlib.repr(value)}"
+    if type(value) not in (str, int):
+        raise ValueError(f"{place}, expected text")
+    if has_control_characters(str(value)):
+        raise ValueError(f"{place}, which has a control character in it")
+    return str(value)
+
+
+def _row_type(path: Path, line: int, row: dict[str, Any]) -> str | None:
+    value = row.get("type") or None
+    if value is None:
+        return None
+    place = f"{path} line {line}: the type is {reprlib.repr(value)}"
+    if not isinstance(value, str) or value == ALL_PAIRS:
+        raise ValueError(f"{place}, expected text other than {ALL_PAIRS!r}")
+    if has_control_characters(value):
+        raise ValueError(f"{place}, which has a control character in it")
+    return value
+
+
+def _row_captions(path: Path, line: int, row: dict[str, Any]) -> list[str]:
+    caption = row.get("caption")
+    captions = row.get("captions") if caption in (None, "") else [caption]
+    is_list = isinstance(captions, list) and captions
+    if not (is_list and all(isinstance(text, str) and text.strip() for text in captions)):
         raise ValueError(
-            f"{path} line {number}: the id is {reprlib.repr(identity)}, which has a control character in it"
+            f"{path} line {line}: no caption; expected caption, a text, or in JSON captions, "
+            "a list of texts"
         )
-    return str(identity)
+    return captions
 
 
-def table_splits(table: str | Path) -> list[str]:
-    """The splits that occur in a table, in SPLITS' order; what else stands there is `load_own_pairs`' to refuse."""
-    named = [row.get("split") for _, row in read_rows(Path(table))]
-    return [split for split in SPLITS if split in named] or list(SPLITS)
+def parse_row(path: Path, line: int, row: dict[str, Any]) -> TableRow:
+    """Check a row. Raises ValueError that names its line and what is wrong."""
+    return TableRow(
+        line,
+        row_images(path, line, row),
+        _row_captions(path, line, row),
+        row_id(path, line, row),
+        _row_type(path, line, row),
+    )
 
 
-def load_pair_table(table: str | Path, split: str, need_images: bool = True) -> list[ImagePair]:
-    """The pairs of a split of a table, in order of first appearance. Its columns: before, after, split, caption (or captions, a
-    list, in JSON) and, if wanted, id and type. Rows of the same two images are one pair with several captions.
+def _check_images(path: Path, row: TableRow) -> None:
+    for image in row.images:
+        if not os.path.isfile(image):
+            raise FileNotFoundError(f"no image {image} ({path} line {row.line})")
 
-    Paths are relative to the table; need_images=False does not look whether they exist. Raises ValueError or FileNotFoundError
-    naming the line that is wrong.
+
+def merge(path: Path, rows: Iterable[TableRow]) -> dict[ImageFiles, Entry]:
+    """The rows of each two images as one entry, in order of first appearance.
+
+    Raises ValueError where they contradict each other.
     """
-    path = Path(table)
-    found: dict[tuple[Path, Path, str], dict] = {}
-    for number, row in read_rows(path):
-        images, part = row_images(path, number, row), row.get("split")
-        if part not in SPLITS:
-            found_part = f"the split is {reprlib.repr(part)}" if part else "no split"
-            raise ValueError(
-                f"{path} line {number}: {found_part}, expected one of {', '.join(SPLITS)}"
-            )
-        if part != split:
-            continue
-        sentences = row.get("captions") if row.get("caption") in (None, "") else [row["caption"]]
-        if not (
-            isinstance(sentences, list)
-            and sentences
-            and all(isinstance(s, str) and s.strip() for s in sentences)
-        ):
-            raise ValueError(
-                f"{path} line {number}: no caption; expected caption, a text, or in JSON captions, a list of texts"
-            )
-        change_type = row.get("type") or None
-        if change_type is not None and (not isinstance(change_type, str) or change_type == "all"):
-            raise ValueError(
-                f"{path} line {number}: the type is {reprlib.repr(change_type)}, expected text other than 'all'"
-            )
-        if change_type is not None and has_control_characters(change_type):
-            raise ValueError(
-                f"{path} line {number}: the type is {reprlib.repr(change_type)}, which has a control character in it"
-            )
-        entry = found.setdefault(
-            (*images, part), {"id": None, "type": None, "captions": [], "line": number}
-        )
-        for name, value in (("id", row_id(path, number, row)), ("type", change_type)):
-            if value is not None and entry[name] not in (None, value):
+    entries: dict[ImageFiles, Entry] = {}
+    for row in rows:
+        entry = entries.setdefault(row.images, Entry(row.line))
+        entry.captions += row.captions
+        for name in ("id", "type"):
+            value, earlier = getattr(row, name), getattr(entry, name)
+            if value is None:
+                continue
+            if earlier not in (None, value):
                 raise ValueError(
-                    f"{path} line {number}: the {name} is {value!r}, but {entry[name]!r} in line {entry['line']} of "
-                    "the same two images"
+                    f"{path} line {row.line}: the {name} is {value!r}, but {earlier!r} in line "
+                    f"{entry.line} of the same two images"
                 )
-            entry[name] = value if value is not None else entry[name]
-        entry["captions"] += sentences
-        for image in images:
-            if need_images and not os.path.isfile(image):
-                raise FileNotFoundError(f"no image {image} ({path} line {number})")
-    scenes, seen = [], set()
-    for count, ((before, after, _), entry) in enumerate(found.items()):
-        identity = entry["id"] or f"{split}-{count}"
-        if identity in seen:
+            setattr(entry, name, value)
+    return entries
+
+
+def to_pairs(path: Path, split: str, entries: dict[ImageFiles, Entry]) -> list[ImagePair]:
+    """The entries as pairs; one without an id gets the split and its number as an id."""
+    pairs: dict[str, ImagePair] = {}
+    for number, ((before, after), entry) in enumerate(entries.items()):
+        pair_id = entry.id or f"{split}-{number}"
+        if pair_id in pairs:
             raise ValueError(
-                f"{path} line {entry['line']}: the id {identity} belongs to another pair of images already"
+                f"{path} line {entry.line}: the id {pair_id} belongs to another pair of images "
+                "already"
             )
-        seen.add(identity)
-        scenes.append(
-            ImagePair(
-                identity,
-                str(before),
-                str(after),
-                tuple(entry["captions"]),
-                change_type=entry["type"],
-            )
+        captions = tuple(entry.captions)
+        pairs[pair_id] = ImagePair(
+            pair_id, str(before), str(after), captions, change_type=entry.type
         )
-    check_pairs(scenes, f"{path}, split {split}")
-    return scenes
+    return list(pairs.values())

@@ -1,70 +1,113 @@
-"""Spot-the-Diff's files: `reformat_{split}.json`, images `<id>.png` and `<id>_2.png` (SPEC §3)."""
+"""Spot-the-Diff: lists of annotations, and images `<id>.png` and `<id>_2.png`.
+
+Source: docs/reference.md, Data.
+"""
 
 import os
 import reprlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from dataloaders.pairs import ImagePair, check_pairs
+from dataloaders.pairs import ImagePair, PairDataset
 from system.files import is_safe_file_name
 from system.json_files import read_json
 
+Annotation = tuple[str, list[str]]  # an id and its sentences
 
-def read_annotations(path: str | Path) -> list[tuple[str, list[str]]]:
-    """(id, sentences) of every entry of an annotation list. Raises ValueError for another schema."""
+
+class SpotTheDiff(PairDataset):
+    """Spot-the-Diff: `reformat_<split>.json` in data_path, all images in one folder.
+
+    The raw lists `<split>.json` are the ground truth of the test split, repeated ids included, as
+    published. The published file does not hold the val split.
+    """
+
+    name = "spot"
+    title = "Spot-the-Diff"
+    ground_truth_splits = ("test",)
+
+    def problems(self) -> list[str]:
+        if self.source.image_path:
+            return []
+        return ["--features_path is required: the folder of Spot-the-Diff's images"]
+
+    def pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
+        path = self.annotation_file(split)
+        if not path.is_file() and self._raw_file(split).is_file():
+            raise FileNotFoundError(
+                f"no file {path}: make it with python preprocess/reformat_dataset.py "
+                f"--data_path {self.source.data_path}"
+            )
+        entries = read_annotations(path)
+        _refuse_repeated_ids(entries, path)
+        folder = self.source.image_path
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no image folder {folder} (--features_path)")
+        present = set(os.listdir(folder))
+        pairs = []
+        for image_id, sentences in entries:
+            names = (f"{image_id}.png", f"{image_id}_2.png")
+            missing = [name for name in names if name not in present]
+            if need_images and missing:
+                raise FileNotFoundError(
+                    f"no image {folder / missing[0]}, which {path} lists under img_id {image_id}"
+                )
+            before, after = (str(folder / name) for name in names)
+            pairs.append(ImagePair(names[0], before, after, tuple(sentences)))
+        return pairs
+
+    def annotation_file(self, split: str) -> Path:
+        return self.source.data_path / f"reformat_{split}.json"
+
+    def ground_truth(self, split: str) -> list[Annotation]:
+        entries = read_annotations(self._raw_file(split))
+        return [(f"{image_id}.png", sentences) for image_id, sentences in entries]
+
+    def _raw_file(self, split: str) -> Path:
+        return self.source.data_path / f"{split}.json"
+
+
+def read_annotations(path: str | Path) -> list[Annotation]:
+    """(id, sentences) of every entry of an annotation list. Raises ValueError for other content."""
     entries = []
     for number, entry in enumerate(read_json(path, list)):
-        if not (
-            isinstance(entry, dict)
-            and isinstance(entry.get("img_id"), str | int)
-            and not isinstance(entry["img_id"], bool)
-            and isinstance(entry.get("sentences"), list)
-            and all(isinstance(s, str) for s in entry["sentences"])
-        ):
-            raise ValueError(
-                f'{path}: entry {number} is not {{"img_id": "…", "sentences": ["…", …]}}'
-            )
+        if not _is_annotation(entry):
+            expected = '{"img_id": "…", "sentences": ["…", …]}'
+            raise ValueError(f"{path}: entry {number} is not {expected}")
         image_id = str(entry["img_id"])
         if not is_safe_file_name(image_id):
             raise ValueError(
-                f"{path}: entry {number} has the img_id {reprlib.repr(image_id)}, which is no plain file name"
+                f"{path}: entry {number} has the img_id {reprlib.repr(image_id)}, "
+                "which is not a plain file name"
             )
         entries.append((image_id, entry["sentences"]))
     return entries
 
 
-def load_spot_the_diff(
-    data_path: str | Path, features_path: str | Path, split: str, need_images: bool = True
-) -> list[ImagePair]:
-    """The pairs of a split in file order; need_images=False does not look whether theirs exist.
+def _is_annotation(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    image_id, sentences = entry.get("img_id"), entry.get("sentences")
+    if not isinstance(image_id, str | int) or isinstance(image_id, bool):
+        return False
+    return isinstance(sentences, list) and all(isinstance(text, str) for text in sentences)
 
-    Raises ValueError or OSError naming what is missing or wrong.
-    """
-    path, images = Path(data_path) / f"reformat_{split}.json", Path(features_path)
-    if not path.is_file() and (Path(data_path) / f"{split}.json").is_file():
-        raise FileNotFoundError(
-            f"no file {path}: make it with python preprocess/reformat_dataset.py --data_path {data_path}"
-        )
-    entries = read_annotations(path)
+
+def _refuse_repeated_ids(entries: Iterable[Annotation], path: Path) -> None:
     seen: set[str] = set()
     for image_id, _ in entries:
         if image_id in seen:
             raise ValueError(
-                f"{path}: img_id {image_id} occurs twice; reformat the raw list with preprocess/reformat_dataset.py"
+                f"{path}: img_id {image_id} occurs twice; merge the entries of the raw list with "
+                "preprocess/reformat_dataset.py"
             )
         seen.add(image_id)
-    if not images.is_dir():
-        raise FileNotFoundError(f"no image folder {images} (--features_path)")
-    present = set(os.listdir(images))
-    scenes = []
+
+
+def merge_entries(entries: Iterable[Annotation]) -> list[dict[str, Any]]:
+    """Merge the entries of each id: ids in order of first appearance, sentences in file order."""
+    merged: dict[str, list[str]] = {}
     for image_id, sentences in entries:
-        names = (f"{image_id}.png", f"{image_id}_2.png")
-        for name in names:
-            if need_images and name not in present:
-                raise FileNotFoundError(
-                    f"no image {images / name}, which {path} asks for with img_id {image_id}"
-                )
-        scenes.append(
-            ImagePair(names[0], str(images / names[0]), str(images / names[1]), tuple(sentences))
-        )
-    check_pairs(scenes, str(path))
-    return scenes
+        merged.setdefault(image_id, []).extend(sentences)
+    return [{"img_id": image_id, "sentences": sentences} for image_id, sentences in merged.items()]

@@ -1,4 +1,4 @@
-"""An optional cache of resized images: one memory-mapped file, built once, shared by all workers, processes and runs."""
+"""An optional cache of resized images: one memory-mapped file, shared by all processes and runs."""
 
 import hashlib
 import logging
@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,34 +18,31 @@ from system.json_files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-CHUNK_IMAGES = 2048  # images that are decoded and written before the index is saved
+CHUNK_IMAGES = 2048  # decoded and written before the index is saved
 
-
-Entry = list[
-    int
-]  # row in the data file, then the source's size in bytes and its time of change in nanoseconds
+Progress = Callable[[Iterable, str, str], Iterable]  # (iterable, what, unit): draws a bar
+Stamp = list[int]  # a source's size in bytes and its time of change in nanoseconds
+Entry = list[int]  # row in the data file, then the source's stamp
 
 
 class ImageCache:
-    """Paths → (n, 3, R, R) uint8, read from `<folder>/images-<R>.uint8`. Make it with `open_image_cache`."""
+    """Paths → (n, 3, R, R) uint8 from a data file. `open_image_cache` makes it."""
 
     def __init__(self, data: Path, resolution: int, rows: dict[str, int]) -> None:
-        self.data, self.resolution = data, resolution
-        keys, order = torch.tensor([_key(path) for path in rows]).sort()
-        if (keys[1:] == keys[:-1]).any():
+        self.data = data
+        self.resolution = resolution
+        # Tensors instead of a dictionary, for the reason that `packed_list` gives.
+        self.keys, order = torch.tensor([_key(path) for path in rows]).sort()
+        self.rows = torch.tensor(list(rows.values()))[order]
+        # Opened where it is used, so that workers map the file instead of copying it.
+        self.pixels: np.memmap | None = None
+        if (self.keys[1:] == self.keys[:-1]).any():
             raise ValueError(
-                f"two of the images for {data} have one key of 64 bits: rename one of them"
+                f"two of the images for {data} have the same key of 64 bits: rename one of them"
             )
-        self.keys, self.rows = (
-            keys,
-            torch.tensor(list(rows.values()))[order],
-        )  # tensors, no dict: see PackedList
-        self.pixels: np.memmap | None = (
-            None  # opened where it is used, so that workers map the file and copy nothing
-        )
 
     def __call__(self, paths: Sequence[str]) -> Tensor:
-        """Images of the given source files; KeyError for one that the cache was not opened for."""
+        """Images of source files. Raises KeyError for one that the cache was not opened for."""
         if self.pixels is None:
             shape = (int(self.rows.max()) + 1, 3, self.resolution, self.resolution)
             self.pixels = np.memmap(self.data, np.uint8, mode="r", shape=shape)
@@ -54,83 +52,97 @@ class ImageCache:
             raise KeyError(f"not all of {', '.join(paths)} are in {self.data}")
         return torch.from_numpy(self.pixels[self.rows[places].numpy()])
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": None}
 
 
 def open_image_cache(
-    folder: str | Path,
-    paths: Iterable[str],
-    resolution: int,
-    progress: Callable[[Iterable, str, str], Iterable],
+    folder: str | Path, paths: Iterable[str], resolution: int, progress: Progress
 ) -> ImageCache:
-    """The cache of these images at this resolution; what it lacks, or holds of another size or time, is decoded and added.
+    """The cache of these images at this resolution; images that are new or have changed are added.
 
-    A lock lets one process build while others wait; a complete cache is only read. A build that breaks off keeps what it has
-    done, a killed one all but the last thousands. `progress(iterable, what, unit)` draws the bar. Raises ValueError or OSError
-    naming an image that cannot be read, a damaged index, or a folder that cannot be written.
+    A lock lets one process build while others wait; a complete cache is only read. A build that
+    fails keeps what it has done, and one that is killed all but its last chunk. Raises ValueError
+    or OSError naming an image that cannot be read, a corrupt index, or a folder that cannot be
+    written.
     """
-    folder = Path(folder)
-    data, index = (folder / f"images-{resolution}.{ending}" for ending in ("uint8", "json"))
+    files = CacheFiles.in_folder(Path(folder), resolution)
     names = {path: os.path.abspath(path) for path in paths}
-    stamps = {path: _stamp(path) for path in names.values()}
-    entries = _read_index(index, data, resolution)
+    stamps = {name: _stamp(name) for name in names.values()}
+    entries = _read_index(files)
     if _missing(entries, stamps):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f"images-{resolution}.lock"):
-                entries = _read_index(
-                    index, data, resolution
-                )  # another process may have built meanwhile
-                _build(data, index, entries, stamps, resolution, progress)
+            entries = _add_missing(files, stamps, progress)
         except OSError as error:
-            if error.strerror is None:  # ours, about an image
+            if error.strerror is None:  # one of ours, about an image
                 raise
             raise OSError(
                 f"cannot build the image cache in {folder} (--image_cache): {error.strerror}"
             ) from None
-    return ImageCache(data, resolution, {path: entries[name][0] for path, name in names.items()})
+    rows = {path: entries[name][0] for path, name in names.items()}
+    return ImageCache(files.data, resolution, rows)
 
 
-def _missing(entries: dict[str, Entry], stamps: dict[str, list[int]]) -> list[str]:
+class CacheFiles(NamedTuple):
+    """The files of a cache of one resolution."""
+
+    data: Path
+    index: Path
+    lock: Path
+    resolution: int
+
+    @classmethod
+    def in_folder(cls, folder: Path, resolution: int) -> "CacheFiles":
+        data, index, lock = (
+            folder / f"images-{resolution}.{ending}" for ending in ("uint8", "json", "lock")
+        )
+        return cls(data, index, lock, resolution)
+
+    @property
+    def image_bytes(self) -> int:
+        """The size of an image in the data file."""
+        return 3 * self.resolution * self.resolution
+
+
+def _missing(entries: dict[str, Entry], stamps: dict[str, Stamp]) -> list[str]:
     return [
         path for path, stamp in stamps.items() if path not in entries or entries[path][1:] != stamp
     ]
 
 
-def _build(
-    data: Path,
-    index: Path,
-    entries: dict[str, Entry],
-    stamps: dict[str, list[int]],
-    resolution: int,
-    progress: Callable,
-) -> None:
-    """Add what is missing to the data file and to `entries`, saving the index every AT_ONCE images."""
-    missing = _missing(entries, stamps)
-    first = 1 + max((entry[0] for entry in entries.values()), default=-1)
-    bar = iter(progress(missing, "image cache", "image"))
-    for start in range(0, len(missing), CHUNK_IMAGES):
-        try:
-            for row, path in _append(
-                data, first + start, missing[start : start + CHUNK_IMAGES], resolution
-            ):
-                entries[path] = [row, *stamps[path]]
-                next(bar)
-        finally:
-            write_json(index, {"resolution": resolution, "images": entries})
-    next(bar, None)  # closes it
-    if missing:
-        log.info(
-            "%s: %d images added, %.2f GB in all", data, len(missing), data.stat().st_size / 1e9
-        )
+def _add_missing(
+    files: CacheFiles, stamps: dict[str, Stamp], progress: Progress
+) -> dict[str, Entry]:
+    """Add the missing images to data file and index; returns the entries of all images."""
+    files.index.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(files.lock):
+        entries = _read_index(files)  # again: another process may have built meanwhile
+        missing = _missing(entries, stamps)
+        first = _num_rows(entries)
+        bar = iter(progress(missing, "image cache", "image"))
+        for start in range(0, len(missing), CHUNK_IMAGES):
+            chunk = missing[start : start + CHUNK_IMAGES]
+            try:
+                for row, path in _append(files, first + start, chunk):
+                    entries[path] = [row, *stamps[path]]
+                    next(bar)
+            finally:
+                write_json(files.index, {"resolution": files.resolution, "images": entries})
+        next(bar, None)  # closes it
+        if missing:
+            gigabytes = files.data.stat().st_size / 1e9
+            log.info("%s: %d images added, %.2f GB in all", files.data, len(missing), gigabytes)
+    return entries
 
 
-def _append(data: Path, first: int, paths: list[str], resolution: int) -> Iterator[tuple[int, str]]:
-    """Decode on all cores and write in order from row `first` on, over whatever a killed build left there; (row, path) done."""
-    with open(data, "ab") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-        file.truncate(first * _bytes_of(resolution))
-        images = [pool.submit(load_image, path, resolution) for path in paths]
+def _append(files: CacheFiles, first: int, paths: list[str]) -> Iterator[tuple[int, str]]:
+    """Decode on all cores, write in order from row `first` on, and yield each (row, path) written.
+
+    What an earlier build that was killed has left from this row on is overwritten.
+    """
+    with open(files.data, "ab") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        file.truncate(first * files.image_bytes)
+        images = [pool.submit(load_image, path, files.resolution) for path in paths]
         try:
             for row, (path, image) in enumerate(zip(paths, images, strict=True), first):
                 file.write(image.result().numpy().tobytes())
@@ -141,16 +153,11 @@ def _append(data: Path, first: int, paths: list[str], resolution: int) -> Iterat
 
 
 def _key(path: str) -> int:
-    return int.from_bytes(
-        hashlib.blake2b(path.encode(), digest_size=8).digest(), "little", signed=True
-    )
+    digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
-def _bytes_of(resolution: int) -> int:
-    return 3 * resolution * resolution
-
-
-def _stamp(path: str) -> list[int]:
+def _stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -158,31 +165,35 @@ def _stamp(path: str) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_index(index: Path, data: Path, resolution: int) -> dict[str, Entry]:
-    """Entries by path; none where the cache is new or its data file has lost rows."""
-    if not index.is_file():
+def _num_rows(entries: dict[str, Entry]) -> int:
+    return 1 + max((row for row, *_ in entries.values()), default=-1)
+
+
+def _read_index(files: CacheFiles) -> dict[str, Entry]:
+    """Path → entry; empty where the cache is new, or its data file is shorter than it was.
+
+    Raises ValueError for an index that is corrupt or of another resolution.
+    """
+    if not files.index.is_file():
         return {}
     try:
-        content = read_json(index, dict)
+        content = read_json(files.index, dict)
     except ValueError as error:
-        raise ValueError(f"{error}: delete it, and the image cache is built anew") from None
+        raise ValueError(f"{error}: delete it, and the image cache is built again") from None
     entries = content.get("images")
-    sound = (
-        content.get("resolution") == resolution
-        and isinstance(entries, dict)
-        and all(
-            isinstance(entry, list)
-            and len(entry) == 3
-            and all(type(n) is int and n >= 0 for n in entry)
-            for entry in entries.values()
-        )
-    )
-    if not sound:
+    is_sound = isinstance(entries, dict) and all(map(_is_entry, entries.values()))
+    if not is_sound or content.get("resolution") != files.resolution:
         raise ValueError(
-            f"{index} is no index of an image cache: delete it, and the cache is built anew"
+            f"{files.index} is not an index of an image cache: delete it, and the cache is built "
+            "again"
         )
-    rows = 1 + max((entry[0] for entry in entries.values()), default=-1)
-    if not data.is_file() or data.stat().st_size < rows * _bytes_of(resolution):
-        log.warning("%s is shorter than its index says: the cache is built anew", data)
+    needed = _num_rows(entries) * files.image_bytes
+    if not files.data.is_file() or files.data.stat().st_size < needed:
+        log.warning("%s is shorter than its index says: the cache is built again", files.data)
         return {}
     return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    is_list = isinstance(entry, list) and len(entry) == 3
+    return is_list and all(type(number) is int and number >= 0 for number in entry)

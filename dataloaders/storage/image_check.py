@@ -1,10 +1,11 @@
-"""Whether all images of a dataset can be decoded: looked at once, before hours of training depend on it."""
+"""Which images of a dataset cannot be decoded, found before hours of training depend on them."""
 
 import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from dataloaders.picture_files import read_image
 from system.files import cache_folder
@@ -12,25 +13,45 @@ from system.json_files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
-CHUNK_IMAGES = 1024  # images in the hands of the threads
+CHUNK_IMAGES = 1024  # handed to the threads at a time
 
 
 def unreadable_images(
-    paths: Iterable[str], cache_dir: str | None, progress: Callable[[Iterable, str, str], Iterable]
+    paths: Iterable[str],
+    cache_dir: str | None,
+    progress: Callable[[Iterable, str, str], Iterable],
 ) -> dict[str, str]:
-    """Path and reason of every image that does not exist or cannot be decoded; looked at on all cores.
+    """Path → reason of every image that is missing or cannot be decoded. Uses all cores.
 
-    `progress(iterable, what, unit)` draws the bar. The answer for these very files, by their sizes and times, is kept in the cache
-    folder.
+    `progress(iterable, what, unit)` draws the bar. The answer is kept in the cache folder, for
+    files of exactly these paths, sizes and times.
     """
     paths = list(paths)
-    known = cache_folder(cache_dir) / "checked-images" / f"{_fingerprint_files(paths)}.json"
+    name = f"{_fingerprint_files(paths)}.json"
+    known_file = cache_folder(cache_dir) / "checked-images" / name
+    known = _read_known(known_file)
+    if known is not None:
+        return known
+    log.info("checking that %d images can be read", len(paths))
+    bad = _decode_all(paths, progress)
     try:
-        found = read_json(known, dict)
-        if all(isinstance(reason, str) for reason in found.values()):
-            return found
+        write_json(known_file, bad)
+    except OSError as error:
+        log.warning("%s: the images will be checked again next time", error)
+    return bad
+
+
+def _read_known(path: Path) -> dict[str, str] | None:
+    """The answer of an earlier check; None where there is none, or it is corrupt."""
+    try:
+        found = read_json(path, dict)
     except (OSError, ValueError):
-        log.info("checking that %d images can be read", len(paths))
+        return None
+    is_sound = all(isinstance(reason, str) for reason in found.values())
+    return found if is_sound else None
+
+
+def _decode_all(paths: list[str], progress: Callable) -> dict[str, str]:
     bar = iter(progress(paths, "images checked", "image"))
     bad = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -41,10 +62,6 @@ def unreadable_images(
                 if reason:
                     bad[path] = reason
     next(bar, None)  # closes it
-    try:
-        write_json(known, bad)
-    except OSError as error:
-        log.warning("%s: the images will be checked again next time", error)
     return bad
 
 

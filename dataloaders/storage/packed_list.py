@@ -1,7 +1,7 @@
-"""A read-only list whose items lie in two tensors, so that worker processes share them instead of copying them bit by bit.
+"""A read-only list in two tensors, so that worker processes share its memory instead of copying it.
 
-Python writes a reference count into every object that it looks at: a forked worker that reads a list of scenes gets its own copy
-of each memory page it touches, until all workers hold all annotations.
+Python writes a reference count into every object that it looks at. A forked worker that reads a
+list of pairs thus gets its own copy of each memory page it touches, and in the end of all of them.
 """
 
 import pickle
@@ -12,22 +12,22 @@ import torch
 
 
 class PackedList(Sequence):
-    """The items as bytes, made anew at each access. A slice is an ordinary list."""
+    """The items as bytes, turned back into objects at each access. A slice is an ordinary list."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         parts = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
+        content = bytearray(b"".join(parts)) or bytearray(1)  # torch refuses an empty buffer
         self._ends = torch.tensor([0, *map(len, parts)]).cumsum(0)
-        self._bytes = torch.frombuffer(
-            bytearray(b"".join(parts)) or bytearray(1), dtype=torch.uint8
-        )  # never of no bytes at all
+        self._bytes = torch.frombuffer(content, dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+            return [self[number] for number in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
-        start, end = self._ends[index % len(self) :][:2].tolist()
+        place = index % len(self)
+        start, end = self._ends[place : place + 2].tolist()
         return pickle.loads(self._bytes[start:end].numpy().tobytes())

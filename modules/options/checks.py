@@ -62,8 +62,8 @@ def _check_run(options: Options) -> list[str]:
         "data_path": data.data_path,
     }
     problems = [f"--{name} is required" for name, value in required.items() if not value]
-    if data.datatype == "spot" and not data.features_path:
-        problems.append("--features_path is required: the folder of Spot-the-Diff's images")
+    if data.datatype:
+        problems += data.open_dataset().problems()
     if run.task_type not in (None, options.task):
         problems.append(f"--task_type is {run.task_type}, but this script's task is {options.task}")
     if run.output_dir and Path(run.output_dir).is_file():

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from dataloaders.datasets import DATASETS, open_dataset
+from dataloaders.pairs import PairDataset
 from modules.registries import OBJECTIVES
 from system.flags import FlagGroup, flag
 from system.urls import Address
@@ -49,10 +52,15 @@ class RunOptions(FlagGroup):
 
 @dataclass(frozen=True)
 class DataOptions(FlagGroup):
-    """Which pairs, and how they are read."""
+    """Which pairs, and how they are read.
+
+    `settings` holds what the dataset has of its own, an object of its `Settings`.
+    """
 
     datatype: str | None = flag(
-        None, "dataset; pairs: a table of your own", choices=("spot", "clevr", "pairs")
+        None,
+        "dataset: %(choices)s; pairs is a table of your own. With --help its own flags are listed",
+        choices=DATASETS,
     )
     data_path: str | None = flag(
         None,
@@ -99,6 +107,18 @@ class DataOptions(FlagGroup):
         "split that chooses the best epoch: test as in the paper; val is the sound choice",
         choices=("test", "val"),
     )
+
+    settings: Any = None
+
+    def open_dataset(self) -> PairDataset:
+        """The dataset that --datatype names. Nothing is read yet."""
+        return open_dataset(
+            self.datatype,
+            self.data_path or "",
+            self.features_path or None,
+            self.gt_dir,
+            self.settings,
+        )
 
     def problems(self) -> list[str]:
         problems = super().problems()

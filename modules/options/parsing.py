@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
+from dataloaders.datasets import DATASETS
 from modules.options.checks import cross_checks
 from modules.options.decoding import BUILT_IN_METHODS
 from modules.options.options import GROUPS, Options
@@ -47,7 +48,10 @@ class NamedEntry(NamedTuple):
 
 
 # Group → the flag in it whose entry can have settings; they go into the group's field `settings`.
-NAMED_ENTRIES = {"decoding": NamedEntry("decoding", DECODING_METHODS, BUILT_IN_METHODS)}
+NAMED_ENTRIES = {
+    "data": NamedEntry("datatype", DATASETS),
+    "decoding": NamedEntry("decoding", DECODING_METHODS, BUILT_IN_METHODS),
+}
 
 
 def parse_options(

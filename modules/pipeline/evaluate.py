@@ -10,7 +10,7 @@ from dataloaders.samples import EvaluationPairs, ImageReader
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import EvaluatedRun
 from modules.evaluation.captions import CaptionEvaluator
-from modules.evaluation.judge import CaptionJudge, own_references
+from modules.evaluation.judge import CaptionJudge
 from modules.evaluation.retrieval import RetrievalEvaluator
 from modules.options import Options
 from modules.training.progress import Progress
@@ -49,15 +49,16 @@ def build_evaluator(
     run = _describe_run(split, options)
     if options.task == "retrieval":
         return RetrievalEvaluator(pairs, loader, data.max_words, run, runtime)
+    dataset = data.open_dataset()
     return CaptionEvaluator(
         pairs,
         loader,
-        CaptionJudge.build(pairs, splits["train"], options, split),
+        CaptionJudge.build(pairs, splits["train"], dataset, split),
         data.max_words,
         options.decoding,
         run,
         runtime,
-        keeps_references=own_references(options, split),
+        keeps_references=split not in dataset.ground_truth_splits,
     )
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from dataloaders.batches import Batches, build_loader
@@ -13,6 +14,7 @@ from modules.pipeline.data import fingerprint
 from modules.pipeline.evaluate import build_evaluator, evaluate_best_epoch
 from modules.registries import OBJECTIVES
 from modules.report.tensorboard import TensorBoardWriter
+from modules.tokenizer import tokenize_caption
 from modules.training.checkpoints import Checkpoints, import_state
 from modules.training.loop import fit
 from modules.training.objectives import Objective, TrainingData
@@ -96,7 +98,8 @@ def _build_loader(
     runtime: Runtime,
 ) -> Batches:
     data = options.data
-    samples = objective_class.samples(pairs, images, data.max_words, options.run.seed)
+    tokenize = partial(tokenize_caption, max_words=data.max_words)
+    samples = objective_class.samples(pairs, images, tokenize, options.run.seed)
     parts = options.training.gradient_accumulation_steps * runtime.world_size
     return build_loader(
         samples,
@@ -110,8 +113,8 @@ def _build_loader(
 
 
 def _trains_token_embedding(options: Options) -> bool:
-    """Published finetuning trains CLIP's token embedding, except on CLEVR-Change."""
-    return options.task == "caption" and options.data.datatype != "clevr"
+    """As published: finetuning does, except on datasets that say otherwise."""
+    return options.task == "caption" and options.data.open_dataset().trains_token_embedding
 
 
 def _open_output(

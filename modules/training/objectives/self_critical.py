@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from dataloaders.images import normalize
-from dataloaders.pairs import ImagePair
 from dataloaders.samples import CaptionSamples
 from modules.clip4idc import CLIP4IDC
 from modules.generation.sampling import sample
@@ -18,7 +17,7 @@ SAMPLES_PER_PAIR = 5
 
 
 class SelfCritical(Objective):
-    """Images (B, 1+K, 3, H, W) uint8 and `scene` (B,) → minus the mean reward.
+    """Images (B, 1+K, 3, H, W) uint8 and `index` (B,) → minus the mean reward.
 
     Of each pair SAMPLES_PER_PAIR captions are sampled. The gradient makes each of them likelier in
     proportion to its advantage: its CIDEr-D less the mean of the pair's other captions (Luo 2020).
@@ -32,18 +31,16 @@ class SelfCritical(Objective):
     def __init__(self, model: CLIP4IDC, data: TrainingData) -> None:
         super().__init__(model, data)
         self.max_words = data.max_words
-        self.caption_ids = [_caption_ids(pair) for pair in data.pairs]
+        self.caption_ids = [pair.caption_ids for pair in data.pairs]
         references = {}
         for pair in data.pairs:
-            references[pair.id] = pair.captions
-            if pair.distractor:
-                references[pair.distractor_id] = pair.distractor_captions
+            references.update(pair.captions_by_id)
         self.reward = CiderReward(references, data.num_workers)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         tokens = self.model.encode_against_first(normalize(batch["images"])).tokens
         rows = self._sample(tokens.detach()).flatten(0, 1)
-        rewards = self._rewards(batch["scene"].tolist(), rows)
+        rewards = self._rewards(batch["index"].tolist(), rows)
         weights = _advantages(rewards) / rewards.numel()
         weighted_loss = self.model.caption_loss(
             tokens,
@@ -83,10 +80,6 @@ class SelfCritical(Objective):
         """Teacher forcing: target ids (N, L) → ids that the decoder reads, SOT first."""
         sot = self.model.vocab_size - 2
         return torch.cat([torch.full_like(rows[:, :1], sot), rows[:, :-1]], dim=1)
-
-
-def _caption_ids(pair: ImagePair) -> list[str]:
-    return [pair.id, pair.distractor_id] if pair.distractor else [pair.id]
 
 
 def _advantages(rewards: Tensor) -> Tensor:
