@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,21 +24,20 @@ if not __package__:
 
 from benchmarks.machine import machine_info
 from dataloaders.batches import build_loader
-from dataloaders.datasets import load_pairs
-from dataloaders.datasets.spot_the_diff import read_annotations
+from dataloaders.datasets import open_dataset
+from dataloaders.datasets.clevr_change import FOLDERS
+from dataloaders.datasets.spot_the_diff import merge_entries, read_annotations
 from dataloaders.images import ImageFiles
 from dataloaders.pairs import ImagePair
 from dataloaders.samples import CaptionSamples, RetrievalSamples
-from preprocess import reformat_dataset, synthesize
+from dataloaders.storage.packed_list import PackedList
+from modules.tokenizer import tokenize_caption
+from preprocess import synthesize
 from system.command import OneLineParser, run_command
 from system.json_files import read_json, write_json
 
 DRAWN = 60
-FOLDERS = {
-    "images": "CLEVR_default_",
-    "sc_images": "CLEVR_semantic_",
-    "nsc_images": "CLEVR_nonsemantic_",
-}
+tokenize = partial(tokenize_caption, max_words=32)
 
 
 class NoImages:
@@ -70,7 +70,7 @@ def enlarge_spot(drawn: Path, root: Path, annotations: Path) -> None:
     pictures = sorted((drawn / "images_test").glob("*_2.png"))
     write_json(
         root / "reformat_train.json",
-        reformat_dataset.merge_entries(read_annotations(annotations / "train.json")),
+        merge_entries(read_annotations(annotations / "train.json")),
     )
     for number, (image_id, _) in enumerate(read_annotations(root / "reformat_train.json")):
         after = pictures[number % len(pictures)]
@@ -89,7 +89,7 @@ def private_memory(process: int) -> float:
 
 def captions_only(samples: type, scenes: Sequence[ImagePair], workers: int) -> dict[str, float]:
     """All sentences once without images: samples a second, and what the worker that grows most adds to its own memory."""
-    loader = build_loader(samples(scenes, NoImages(), 32), 64, True, workers)
+    loader = build_loader(samples(scenes, NoImages(), tokenize), 64, True, workers)
     batches = iter(loader.loader)
     next(batches)
     before = [private_memory(worker.pid) for worker in batches._workers]
@@ -105,7 +105,7 @@ def captions_only(samples: type, scenes: Sequence[ImagePair], workers: int) -> d
 
 def pairs_per_second(samples: type, scenes: Sequence[ImagePair], workers: int, read: int) -> float:
     """Pairs decoded, resized, tokenised and collated."""
-    batches = iter(build_loader(samples(scenes, ImageFiles(), 32), 16, True, workers))
+    batches = iter(build_loader(samples(scenes, ImageFiles(), tokenize), 16, True, workers))
     next(batches)
     start = time.perf_counter()
     for _ in range(read // 16):
@@ -116,7 +116,7 @@ def pairs_per_second(samples: type, scenes: Sequence[ImagePair], workers: int, r
 def run(datatype: str, root: Path, workers: list[int], read: int) -> dict[str, object]:
     """All measurements of one dataset."""
     start = time.perf_counter()
-    scenes = load_pairs(datatype, root, root / "images_test", "train")
+    scenes = PackedList(open_dataset(datatype, root, root / "images_test").checked_pairs("train"))
     startup = time.perf_counter() - start
     results: dict[str, object] = {"scenes": len(scenes), "startup_seconds": round(startup, 2)}
     objects = list(scenes)  # as it would be without shared tensors

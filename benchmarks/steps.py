@@ -97,7 +97,8 @@ def random_batch(stage: str, pairs: int) -> dict[str, Any]:
     images = torch.randint(0, 256, (pairs, 2, 3, side, side), dtype=torch.uint8)
     common = {"images": images, "id": [str(n) for n in range(pairs)]}
     if stage == "retrieval":
-        return trim_padding({**common, "text_ids": stacked("retrieval_text_ids")})
+        ids, mask = stacked("retrieval_text_ids"), stacked("retrieval_text_mask")
+        return trim_padding({**common, "text_ids": ids, "text_mask": mask})
     names = ("caption_input_ids", "caption_mask", "caption_target_ids")
     return trim_padding({**common, **{name: stacked(name)[:, None] for name in names}})
 

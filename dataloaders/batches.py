@@ -93,7 +93,7 @@ class Batches:
         return len(self.loader)
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """Choose the next iteration's epoch, its order and its draws; skip its first `done` batches."""
+        """Choose the epoch of the next iteration, without its first `done` batches."""
         self.loader.sampler.set_epoch(epoch)
         self.loader.sampler.start = done * self.loader.batch_size
 

@@ -86,9 +86,7 @@ def check_pairs(pairs: Sequence[ImagePair], source: str) -> None:
         if problem:
             raise ValueError(f"{source}: pair {pair.id!r} {problem}")
         seen.update(pair.caption_ids)
-    captions = [
-        text for pair in pairs for texts in pair.captions_by_id.values() for text in texts
-    ]
+    captions = [text for pair in pairs for texts in pair.captions_by_id.values() for text in texts]
     num_empty = sum(not caption.strip() for caption in captions)
     empty = f", {num_empty} of them empty" if num_empty else ""
     log.info("%s: %d pairs, %d captions%s", source, len(pairs), len(captions), empty)
@@ -205,7 +203,7 @@ class PairDataset(ABC):
         return {caption_id: references[caption_id] for caption_id in own}
 
     def subsets(self, pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
-        """Name → caption ids of the groups that are also scored alone: distractors, change types."""
+        """Name → caption ids of groups that are also scored alone: distractors, types of change."""
         subsets = change_and_distractor(pairs)
         for change_type in sorted({pair.change_type for pair in pairs if pair.change_type}):
             subsets[change_type] = [pair.id for pair in pairs if pair.change_type == change_type]

@@ -62,7 +62,9 @@ class RetrievalSamples(PairSamples):
     ) -> None:
         super().__init__(pairs, images, tokenize, seed)
         places = [
-            (number, place) for number, pair in enumerate(pairs) for place in range(len(pair.captions))
+            (number, place)
+            for number, pair in enumerate(pairs)
+            for place in range(len(pair.captions))
         ]
         self.places = torch.tensor(places)  # of each caption: its pair, and its place there
 
@@ -94,7 +96,9 @@ class CaptionSamples(PairSamples):
         arrays = [self.tokenize(caption) for caption in captions]
         sample = {"images": self.images(pair.image_paths), "id": pair.id, "index": key[1]}
         for name in ("caption_input_ids", "caption_mask", "caption_target_ids"):
-            sample[name] = torch.stack([torch.from_numpy(words[name]) for words in arrays])  # (K, L)
+            sample[name] = torch.stack(
+                [torch.from_numpy(words[name]) for words in arrays]
+            )  # (K, L)
         return sample
 
 

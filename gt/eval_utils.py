@@ -51,9 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: Namespace, settings: object) -> None:
-    dataset = open_dataset(
-        args.datatype, args.data_path, args.features_path, settings=settings
-    )
+    dataset = open_dataset(args.datatype, args.data_path, args.features_path, settings=settings)
     folder = args.data_path.parent if args.data_path.is_file() else args.data_path
     make_ground_truth(dataset, args.split, args.output or folder / OUTPUT_NAME)
 

@@ -56,7 +56,7 @@ class SplitReport:
 
 
 def inspect_pair(paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """A pair's images, before first → missing files, reasons of broken ones, copies of the first."""
+    """A pair's images → missing files, reasons of broken ones, copies of the first image."""
     import numpy as np
 
     from dataloaders.images import load_image
@@ -98,9 +98,7 @@ def check_split(
 def _check_captions(pairs: Sequence[ImagePair], max_words: int) -> SplitReport:
     from modules.tokenizer import clip_tokenizer
 
-    captions = [
-        text for pair in pairs for texts in pair.captions_by_id.values() for text in texts
-    ]
+    captions = [text for pair in pairs for texts in pair.captions_by_id.values() for text in texts]
     lengths = [len(clip_tokenizer().encode(caption)) + 1 for caption in captions]
     distinct = Counter(" ".join(caption.lower().split()) for caption in captions)
     return SplitReport(
@@ -194,9 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     results: list[bool] = []
 
     def job() -> None:
-        dataset = open_dataset(
-            args.datatype, args.data_path, args.features_path, settings=settings
-        )
+        dataset = open_dataset(args.datatype, args.data_path, args.features_path, settings=settings)
         problems = dataset.problems()
         if problems:
             raise ValueError(f"--datatype {args.datatype}: {'; '.join(problems)}")

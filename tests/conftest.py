@@ -131,7 +131,7 @@ def make_spot(root: Path, sizes: dict[str, int]) -> Path:
 def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
     """A CLEVR-Change of coloured squares in its layout, with ground truth in root/gt. Returns root."""
     from dataloaders.coco_files import coco_ground_truth
-    from gt.eval_utils import clevr_captions
+    from dataloaders.datasets import open_dataset
     from system.json_files import write_json
 
     change, no_change, splits, number = {}, {}, {}, 0
@@ -161,7 +161,7 @@ def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
         write_json(root / file, value)
     write_json(
         root / "gt" / "clevr_total_change_captions_reformat.json",
-        coco_ground_truth(clevr_captions(root)),
+        coco_ground_truth(open_dataset("clevr", root).ground_truth("test")),
     )
     return root
 

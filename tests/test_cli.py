@@ -317,12 +317,12 @@ def test_two_processes_under_torchrun(stage, clevr, tiny_sizes, tmp_path):
 
 @pytest.mark.parametrize("stage", ["retrieval", "caption"])
 def test_real_scenes(stage, real_data, tiny_sizes, tmp_path):
+    from dataloaders.datasets import open_dataset
     from gt.eval_utils import make_ground_truth
 
     root = real_data / "clevr-change" / "real48"
-    make_ground_truth(
-        "clevr", root, "test", tmp_path / "gt" / "clevr_total_change_captions_reformat.json"
-    )
+    output = tmp_path / "gt" / "clevr_total_change_captions_reformat.json"
+    make_ground_truth(open_dataset("clevr", root), "test", output)
     more = ["--batch_size", "24" if stage == "retrieval" else "8", "--epochs", "1"]
     more += ["--gt_dir", str(tmp_path / "gt")] if stage == "caption" else []
     assert (

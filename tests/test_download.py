@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataloaders.datasets import load_pairs
+from dataloaders.datasets import open_dataset
 from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS
 from modules.weights import remote
 from preprocess import download
@@ -99,8 +99,9 @@ def test_spot_the_diff_is_downloaded_whole_and_only_once(drive, spot, tmp_path, 
     assert not (folder / "images_test").exists()
     assert download.main(["spot", "--to", str(folder)]) == 0
     assert f"{sum(SIZES.values())} pairs, all images there" in capsys.readouterr().out
+    dataset = open_dataset("spot", folder, folder / "images_test")
     for split, size in SIZES.items():
-        assert len(load_pairs("spot", folder, folder / "images_test", split)) == size
+        assert len(dataset.checked_pairs(split)) == size
     starts = [asked for name, asked in drive.asked if name == download.SPOT_IMAGES.id and asked]
     assert starts[0] == f"bytes={chunk}-"
     assert starts[-1] == f"bytes={2 * chunk}-", "the second command resumes where the first stopped"

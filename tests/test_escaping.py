@@ -7,16 +7,17 @@ import logging
 
 import pytest
 
+from dataloaders.datasets import open_dataset
 from dataloaders.datasets.clevr_change import read_captions, read_type_mapping
-from dataloaders.datasets.pair_table import load_pair_table
 from dataloaders.datasets.spot_the_diff import read_annotations
-from dataloaders.find_pairs import OwnPair, find_pairs
+from dataloaders.find_pairs import find_pairs
+from dataloaders.pairs import ImagePair
 from gt import eval_utils
 from gt.score_files import format_latex, format_report
 from modules.model.explanation import Caption
 from modules.pipeline.results import _format_rows, print_captions, read_finished
 from modules.report.tables import format_table
-from preprocess.check_dataset import SplitReport, format_split
+from preprocess.check_dataset import SplitReport, format_report
 from preprocess.export_model import model_page
 from system.escaping import (
     has_control_characters,
@@ -167,7 +168,7 @@ def test_ids_and_types_with_controls_are_refused_by_their_table(text, tmp_path):
         with pytest.raises(
             ValueError, match=rf"pairs\.csv line \d: the {column} is .*control character"
         ) as error:
-            load_pair_table(table, "train", need_images=False)
+            open_dataset("pairs", table).checked_pairs("train", need_images=False)
         assert not has_control_characters(str(error.value))
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"")
@@ -192,14 +193,14 @@ def test_the_look_over_a_dataset_has_a_line_for_each_name():
     found = SplitReport(
         1, 1, missing=[f"a/{FORGED}"], broken=[FORGED], identical=[FORGED], shared=[FORGED]
     )
-    assert len(format_split("train", found, 32).splitlines()) == 9
-    assert "\x1b" not in format_split("train", found, 32)
-    assert format_split("train", SplitReport(unreadable=FORGED), 32).count("\n") == 0
+    assert len(format_report("train", found, 32).splitlines()) == 9
+    assert "\x1b" not in format_report("train", found, 32)
+    assert format_report("train", SplitReport(unreadable=FORGED), 32).count("\n") == 0
 
 
 def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
     pairs = [
-        OwnPair(name, tmp_path / "a", tmp_path / "b") for name in ("=1+1", "@x", "plain", "-2")
+        ImagePair(name, tmp_path / "a", tmp_path / "b") for name in ("=1+1", "@x", "plain", "-2")
     ]
     captioned = [(pair, [Caption('=HYPERLINK("http://x")', -0.5)]) for pair in pairs]
     text = _format_rows(captioned, ".csv")
@@ -222,7 +223,7 @@ def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
 
 def test_a_models_words_do_not_drive_the_terminal(tmp_path, capsys):
     """A vocabulary of bytes can say anything."""
-    pair = OwnPair("1", tmp_path / "a", tmp_path / "b")
+    pair = ImagePair("1", tmp_path / "a", tmp_path / "b")
     for alone in (True, False):
         print_captions(iter([[(pair, [Caption("a\x1b[2J\nb", -0.5)])]]), alone)
     out = capsys.readouterr().out.splitlines()

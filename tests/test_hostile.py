@@ -30,12 +30,13 @@ from PIL import EpsImagePlugin, Image
 from safetensors.torch import save as safetensors_of
 
 from dataloaders.coco_files import read_ground_truth, read_results
-from dataloaders.datasets import load_pairs
+from dataloaders.datasets import open_dataset
 from dataloaders.datasets.clevr_change import read_captions, read_split, read_type_mapping
-from dataloaders.datasets.pair_table import COLUMNS, load_pair_table
+from dataloaders.datasets.pair_table import COLUMNS
 from dataloaders.datasets.spot_the_diff import read_annotations
-from dataloaders.find_pairs import OwnPair, find_pairs
+from dataloaders.find_pairs import find_pairs
 from dataloaders.images import load_image, read_image
+from dataloaders.pairs import ImagePair
 from dataloaders.picture_files import picture_endings
 from dataloaders.storage.image_cache import open_image_cache
 from gt.caption_accuracy import read_changes
@@ -402,8 +403,8 @@ def tables() -> st.SearchStrategy[tuple[str, bytes]]:
 @pytest.mark.parametrize(
     "read",
     [
-        lambda path: load_pair_table(path, "train", need_images=False),
-        lambda path: load_pair_table(path, "train"),
+        lambda path: open_dataset("pairs", path).checked_pairs("train", need_images=False),
+        lambda path: open_dataset("pairs", path).checked_pairs("train"),
         lambda path: find_pairs(None, None, str(path)),
     ],
     ids=["to train", "with images", "to caption"],
@@ -455,7 +456,7 @@ def test_what_is_no_json_is_said_in_one_line(text, message, tmp_path):
     with pytest.raises(
         ValueError, match=rf"lines\.jsonl (line 1 is not JSON|is not UTF-8).*{message}"
     ) as error:
-        load_pair_table(tmp_path / "lines.jsonl", "train")
+        open_dataset("pairs", tmp_path / "lines.jsonl").checked_pairs("train")
     assert len(str(error.value)) < 400
 
 
@@ -467,9 +468,9 @@ def test_json_that_is_unusual_but_sound_is_read(tmp_path):
     assert parse_json("1" * 4000) == int("1" * 4000)
     line = json.dumps({**ROWS[0], "caption": "two\u2028lines\x85"}, ensure_ascii=False)
     (tmp_path / "a.jsonl").write_text(line + "\r\n", encoding="utf-8", newline="")
-    assert load_pair_table(tmp_path / "a.jsonl", "train", need_images=False)[0].captions == (
-        "two\u2028lines\x85",
-    )
+    assert open_dataset("pairs", tmp_path / "a.jsonl").checked_pairs("train", need_images=False)[
+        0
+    ].captions == ("two\u2028lines\x85",)
 
 
 @pytest.mark.parametrize(
@@ -485,16 +486,12 @@ def test_ids_that_lead_elsewhere_are_refused(name, tmp_path):
         with (
             seen() as events,
             pytest.raises(
-                ValueError, match=r"no plain file name|is not \"CLEVR|surrogates"
+                ValueError, match=r"not a plain file name|is not \"CLEVR|surrogates"
             ) as error,
         ):
-            load_pairs(
-                make.__name__.removeprefix("make_"),
-                data,
-                data / "images_test",
-                "train",
-                need_images=False,
-            )
+            name = make.__name__.removeprefix("make_")
+            dataset = open_dataset(name, data, data / "images_test")
+            dataset.checked_pairs("train", need_images=False)
         assert str(data / file) in str(error.value)
         assert stays_inside(events, data)
 
@@ -524,10 +521,10 @@ def test_tables_say_in_one_line_what_a_path_or_a_column_cannot_be(tmp_path):
         find_pairs(None, None, str(table))
     table.write_text(f"before,after,split,caption\na,{'x' * 5000},train,words\n")
     with pytest.raises(FileNotFoundError, match=r"no image .*t\.csv line 2"):
-        load_pair_table(table, "train")
+        open_dataset("pairs", table).checked_pairs("train")
     (tmp_path / "t.jsonl").write_text(json.dumps({**ROWS[0], "before": "a\0.png"}))
     with pytest.raises(ValueError, match=r"t\.jsonl line 1: before is 'a\\x00.png'.*NUL"):
-        load_pair_table(tmp_path / "t.jsonl", "train", need_images=False)
+        open_dataset("pairs", tmp_path / "t.jsonl").checked_pairs("train", need_images=False)
 
 
 @pytest.mark.parametrize("kind", [[], {}, "", None, "texture"])
@@ -544,7 +541,7 @@ def test_a_kind_of_change_is_one_of_the_five(kind, tmp_path):
 def test_results_to_continue_that_are_no_results_are_anothers(line, tmp_path):
     (tmp_path / "results.jsonl").write_bytes(line + b"\n")
     with pytest.raises(ValueError, match=r"results\.jsonl holds other results"):
-        read_finished(tmp_path / "results.jsonl", [OwnPair("0", Path("a"), Path("b"))], 1)
+        read_finished(tmp_path / "results.jsonl", [ImagePair("0", Path("a"), Path("b"))], 1)
 
 
 def test_no_type_of_change_takes_the_name_of_all(tmp_path):

@@ -1,10 +1,12 @@
 """A tiny model learns 16 drawn scenes by heart, in both stages, within a bound of steps; with a broken gradient path it does not."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from dataloaders.batches import build_loader
-from dataloaders.datasets import load_pairs
+from dataloaders.datasets import open_dataset
 from dataloaders.images import ImageFiles, load_image, normalize
 from dataloaders.samples import RetrievalSamples
 from modules.clip4idc import CLIP4IDC
@@ -13,7 +15,7 @@ from modules.losses import vocabulary_loss
 from modules.model import decoder
 from modules.model.clip import CLIP, ClipSizes, Features
 from modules.options import parse_options
-from modules.tokenizer import decode
+from modules.tokenizer import decode, tokenize_caption
 from modules.training.loop import train_epoch
 from modules.training.objectives import SAMPLES
 from modules.training.progress import Progress
@@ -23,6 +25,7 @@ from system.runtime import Runtime
 from tests.conftest import TINY
 
 WORDS, SCENES = 16, 16
+tokenize = partial(tokenize_caption, max_words=WORDS)
 DECODER = {
     "hidden_size": 64,
     "num_attention_heads": 2,
@@ -64,7 +67,7 @@ def scenes(tmp_path_factory):
         )
         == 0
     )
-    return load_pairs("clevr", str(folder), None, "train")
+    return open_dataset("clevr", folder).checked_pairs("train")
 
 
 def train(model: CLIP4IDC, scenes, stage: str) -> float:
@@ -95,7 +98,7 @@ def train(model: CLIP4IDC, scenes, stage: str) -> float:
         path: load_image(path, 64) for scene in scenes for path in scene.image_paths
     }  # decoded once, not at every step
     samples = SAMPLES[stage](
-        scenes, lambda paths: torch.stack([kept[path] for path in paths]), WORDS
+        scenes, lambda paths: torch.stack([kept[path] for path in paths]), tokenize
     )
     loader = build_loader(samples, SCENES, True, 0, 0, 1, 0)
     trainer = build_trainer(model, loader, options, Runtime())
@@ -119,12 +122,8 @@ def learn(scenes, stage: str) -> tuple[float, int]:
     images = normalize(torch.stack([ImageFiles(64)(scene.image_paths) for scene in scenes]))
     with torch.no_grad():
         if stage == "retrieval":
-            texts = torch.stack(
-                [
-                    RetrievalSamples(scenes, ImageFiles(64), WORDS)[0, n]["text_ids"]
-                    for n in range(SCENES)
-                ]
-            )
+            samples = RetrievalSamples(scenes, ImageFiles(64), tokenize)
+            texts = torch.stack([samples[0, n]["text_ids"] for n in range(SCENES)])
             similarity = model.score_pairs(
                 model.encode_text(texts), model.encode_pairs(images[:, :2])
             )

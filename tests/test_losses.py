@@ -107,6 +107,7 @@ def batch_of(task: str, with_distractors: bool) -> dict[str, torch.Tensor]:
             "text_ids": torch.cat(
                 [torch.randint(1, 48, (4, 6), generator=draw), torch.full((4, 1), 49)], dim=1
             ),
+            "text_mask": torch.ones(4, 7, dtype=torch.long),
         }
     captions = 2 if with_distractors else 1
     ids = torch.randint(1, 48, (4, captions, 6), generator=draw)
@@ -134,13 +135,10 @@ def test_what_trimming_takes_away_changes_no_loss():
     model = CLIP4IDC.from_weights(tiny_weights(), "retrieval", 1)
     batch = batch_of("retrieval", with_distractors=False)
     step = STEPS["retrieval"](model, NO_DATA)
-    assert (
-        trim_padding({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))})["text_ids"].shape
-        == batch["text_ids"].shape
-    )
-    torch.testing.assert_close(
-        step({**batch, "text_ids": F.pad(batch["text_ids"], (0, 3))}), step(batch)
-    )
+    padded = {name: F.pad(batch[name], (0, 3)) for name in ("text_ids", "text_mask")}
+    padded = {**batch, **padded}
+    assert trim_padding(padded)["text_ids"].shape == batch["text_ids"].shape
+    torch.testing.assert_close(step(padded), step(batch))
 
 
 def gradients(

@@ -9,7 +9,7 @@ from PIL import Image
 
 import CLIP4IDCinference
 import main_task_retrieval
-from dataloaders.datasets.pair_table import load_pair_table
+from dataloaders.datasets import open_dataset
 from gt import eval_utils
 from preprocess import check_dataset
 from tests.conftest import make_clevr, make_spot
@@ -147,7 +147,7 @@ def test_both_stages_and_then_the_users_own_captions(table, tiny_sizes, tmp_path
 
 
 def test_rows_of_one_pair_are_one_and_json_says_the_same(table, tmp_path):
-    train = load_pair_table(table, "train")
+    train = open_dataset("pairs", table).checked_pairs("train")
     assert len(train) == 8
     assert (train[0].id, train[0].change_type) == (
         "first",
@@ -166,7 +166,7 @@ def test_rows_of_one_pair_are_one_and_json_says_the_same(table, tmp_path):
         for s in train
     ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert load_pair_table(tmp_path / "pairs.jsonl", "train") == train
+    assert open_dataset("pairs", tmp_path / "pairs.jsonl").checked_pairs("train") == train
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_rows_of_one_pair_are_one_and_json_says_the_same(table, tmp_path):
 def test_wrong_tables_name_their_line(row, message, table):
     table.write_text(",".join(COLUMNS) + "\n" + row + "\n")
     with pytest.raises((ValueError, OSError), match=message):
-        load_pair_table(table, "train")
+        open_dataset("pairs", table).checked_pairs("train")
 
 
 def test_a_look_over_the_table(table, tmp_path, capsys):

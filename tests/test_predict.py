@@ -528,18 +528,19 @@ def test_cards_of_the_wrong_kind_and_models_without_a_captioner_are_refused(tmp_
 
 def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_data):
     """A little less than what docs/experiments.md reports of the 48."""
-    from dataloaders.datasets import load_pairs
+    from dataloaders.datasets import open_dataset
+    from dataloaders.pairs import distractor_id
     from gt.caption_accuracy import accuracy, judge_captions
 
     root = real_data / "clevr-change" / "real48"
     scenes = [
         scene
         for split in ("train", "val", "test")
-        for scene in load_pairs("clevr", root, None, split)
+        for scene in open_dataset("clevr", root).checked_pairs(split)
     ]
     assert len(scenes) == 48
     pairs = {scene.id: (scene.before, scene.after) for scene in scenes} | {
-        scene.distractor_id: (scene.before, scene.distractor) for scene in scenes
+        distractor_id(scene.id): (scene.before, scene.distractor) for scene in scenes
     }
     captions = {
         key: found[0].text

@@ -16,7 +16,7 @@ def batch():
     side = TINY["image_resolution"]
     return {
         "images": torch.randint(0, 256, (PAIRS, 3, 3, side, side), dtype=torch.uint8),
-        "scene": torch.arange(PAIRS),
+        "index": torch.arange(PAIRS),
     }
 
 

@@ -54,6 +54,8 @@ def open_dataset(
     """
     found = DATASETS[name]
     if found.name != name:
-        raise ValueError(f"dataset {name!r} is called {found.name!r} by its class: expected {name!r}")
+        raise ValueError(
+            f"dataset {name!r} is called {found.name!r} by its class: expected {name!r}"
+        )
     images = None if image_path is None else Path(image_path)
     return found(DataSource(Path(data_path), images, Path(gt_dir), settings))

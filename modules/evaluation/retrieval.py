@@ -136,13 +136,19 @@ def _encode_all_pairs(
 def _encode_all_texts(
     model: CLIP4IDC, texts: Sequence[str], max_words: int, with_tokens: bool, runtime: Runtime
 ) -> Features:
-    ids = np.stack([tokenize_caption(text, max_words)["retrieval_text_ids"] for text in texts])
-    own_ids = torch.from_numpy(ids)[runtime.rank :: runtime.world_size]
+    arrays = [tokenize_caption(text, max_words) for text in texts]
+    own = arrays[runtime.rank :: runtime.world_size]
+    ids = torch.from_numpy(np.stack([array["retrieval_text_ids"] for array in own]))
+    masks = torch.from_numpy(np.stack([array["retrieval_text_mask"] for array in own]))
     # Short texts together, so that little padding is computed.
-    by_length = own_ids.argmax(dim=1).argsort()
-    parts = own_ids[by_length].split(TEXT_BATCH)
+    by_length = masks.sum(dim=1).argsort()
+    parts = ids[by_length].split(TEXT_BATCH)
     if not with_tokens:
-        parts = [trim_padding({"text_ids": part})["text_ids"] for part in parts]
+        mask_parts = masks[by_length].split(TEXT_BATCH)
+        parts = [
+            trim_padding({"text_ids": part, "text_mask": mask})["text_ids"]
+            for part, mask in zip(parts, mask_parts, strict=True)
+        ]
     shares = [
         model.encode_text(part.to(runtime.device)) for part in runtime.progress(parts, "texts")
     ]

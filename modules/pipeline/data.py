@@ -1,10 +1,9 @@
-"""TODO."""
+"""The data of a run: its splits, with images that can be read, and what it reads images by."""
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from dataloaders.datasets import load_pairs
 from dataloaders.images import ImageFiles
 from dataloaders.pairs import ImagePair
 from dataloaders.samples import ImageReader
@@ -16,81 +15,95 @@ from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+Splits = Mapping[str, Sequence[ImagePair]]
+
 
 def read_splits(options: Options, runtime: Runtime) -> dict[str, Sequence[ImagePair]]:
-    """The splits that this run needs; captioning's baselines need the training captions even in an evaluation.
+    """The splits that this run needs, in memory that worker processes share.
 
-    The images of those that are read must be sound, or with --on_bad_image skip their pairs are left out.
+    Captioning needs the training captions even in an evaluation, for the baselines. An image that
+    cannot be read is a ValueError, or with --on_bad_image skip its pair is left out.
     """
-    data, training = options.data, options.run.do_train
-    wanted = ["train"] if training or options.task == "caption" else []
-    wanted += [data.select_on] if training else []
-    skip = data.on_bad_image == "skip"
+    dataset = options.data.open_dataset()
+    skips = options.data.on_bad_image == "skip"
     splits = {
-        split: load_pairs(
-            data.datatype, data.data_path, data.features_path, split, need_images=not skip
-        )
-        for split in dict.fromkeys([*wanted, data.eval_split])
+        split: PackedList(dataset.checked_pairs(split, need_images=not skips))
+        for split in _needed_splits(options)
     }
-    used = splits if training else {data.eval_split: splits[data.eval_split]}
-    if data.image_cache and not skip:  # building it reads them all
-        return splits
-    paths = dict.fromkeys(
-        path for scenes in used.values() for scene in scenes for path in scene.image_paths
-    )
-    bad = runtime.on_main(
-        lambda: unreadable_images(paths, options.model.cache_dir, runtime.progress)
-    )
-    if bad and not skip:
-        more = (
-            f"; {len(bad) - 1} more of {len(paths)} images cannot be read either"
-            if len(bad) > 1
-            else ""
-        )
+    if options.data.image_cache and not skips:
+        return splits  # building the cache reads all images
+    read = _splits_with_images(splits, options)
+    paths = list(dict.fromkeys(_image_paths(read)))
+    cache_dir = options.model.cache_dir
+    bad = runtime.on_main(lambda: unreadable_images(paths, cache_dir, runtime.progress))
+    if bad and not skips:
+        more = f"; {len(bad) - 1} more of {len(paths)} images cannot be read either"
         raise ValueError(
-            f"{next(iter(bad.values()))}{more} (--on_bad_image skip would leave their pairs out)"
+            f"{next(iter(bad.values()))}{more if len(bad) > 1 else ''} "
+            "(--on_bad_image skip would leave their pairs out)"
         )
-    return splits | {split: drop_unreadable(bad, split, scenes) for split, scenes in used.items()}
+    for split, pairs in read.items():
+        splits[split] = drop_unreadable(bad, split, pairs)
+    return splits
+
+
+def _needed_splits(options: Options) -> list[str]:
+    needed = []
+    if options.run.do_train or options.task == "caption":
+        needed.append("train")
+    if options.run.do_train:
+        needed.append(options.data.select_on)
+    needed.append(options.data.eval_split)
+    return list(dict.fromkeys(needed))
+
+
+def _splits_with_images(splits: Splits, options: Options) -> dict[str, Sequence[ImagePair]]:
+    """The splits whose images this run reads: an evaluation reads one split's only."""
+    if options.run.do_train:
+        return dict(splits)
+    return {options.data.eval_split: splits[options.data.eval_split]}
+
+
+def _image_paths(splits: Splits) -> Iterable[str]:
+    return (path for pairs in splits.values() for pair in pairs for path in pair.image_paths)
 
 
 def drop_unreadable(
-    bad: Mapping[str, str], split: str, scenes: Sequence[ImagePair]
+    bad: Mapping[str, str], split: str, pairs: Sequence[ImagePair]
 ) -> Sequence[ImagePair]:
-    """The scenes all of whose images can be read; the others are told."""
-    sound = [scene for scene in scenes if not any(path in bad for path in scene.image_paths)]
-    if len(sound) == len(scenes):
-        return scenes
-    for path in (path for scene in scenes for path in scene.image_paths if path in bad):
-        log.warning("%s", bad[path])
+    """The pairs without those that have a bad image, which are logged. `bad` is path → reason."""
+    readable = [pair for pair in pairs if not any(path in bad for path in pair.image_paths)]
+    if len(readable) == len(pairs):
+        return pairs
+    for path in _image_paths({split: pairs}):
+        if path in bad:
+            log.warning("%s", bad[path])
     log.warning(
-        "the %s split goes without %d of its %d pairs, whose images cannot be read (--on_bad_image skip)",
+        "leaving out %d of the %d pairs of the %s split, whose images cannot be read "
+        "(--on_bad_image skip)",
+        len(pairs) - len(readable),
+        len(pairs),
         split,
-        len(scenes) - len(sound),
-        len(scenes),
     )
-    if not sound:
+    if not readable:
         raise ValueError(f"no pair of the {split} split has images that can be read")
-    return PackedList(sound)
+    return PackedList(readable)
 
 
-def fingerprint(options: Options, splits: Mapping[str, Sequence[ImagePair]]) -> str:
-    """Of the ids and captions that training reads: where they lie, and what their images show, is not in it."""
+def fingerprint(options: Options, splits: Splits) -> str:
+    """A hash of the ids and captions that training reads, but not of images or where they are."""
     digest = hashlib.sha256()
     for split in ("train", options.data.select_on):
-        for scene in splits[split]:
-            digest.update(repr((scene.id, scene.captions, scene.distractor_captions)).encode())
+        for pair in splits[split]:
+            content = (pair.id, pair.captions, pair.distractor_captions)
+            digest.update(repr(content).encode())
     return digest.hexdigest()
 
 
-def open_images(
-    resolution: int, splits: Mapping[str, Sequence[ImagePair]], options: Options, runtime: Runtime
-) -> ImageReader:
-    if not options.data.image_cache:
+def open_images(resolution: int, splits: Splits, options: Options, runtime: Runtime) -> ImageReader:
+    """What reads images at this resolution: from their files, or from the cache if there is one."""
+    folder = options.data.image_cache
+    if not folder:
         return ImageFiles(resolution)
-    used = (
-        splits
-        if options.run.do_train
-        else {options.data.eval_split: splits[options.data.eval_split]}
-    )
-    paths = (path for scenes in used.values() for scene in scenes for path in scene.image_paths)
-    return open_image_cache(options.data.image_cache, paths, resolution, runtime.progress)
+    paths = _image_paths(_splits_with_images(splits, options))
+    return open_image_cache(folder, paths, resolution, runtime.progress)

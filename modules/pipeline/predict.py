@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataloaders.find_pairs import OwnPair, find_pairs
+from dataloaders.find_pairs import find_pairs
+from dataloaders.pairs import ImagePair
 from modules.model.bert import load_decoder_config
 from modules.model.explanation import Caption
 from modules.options import Options
@@ -72,7 +73,7 @@ def predict(options: Options) -> None:
 
 def caption_batches(
     predictor: Predictor,
-    pairs: Sequence[OwnPair],
+    pairs: Sequence[ImagePair],
     done: int,
     decoding: Decoding,
     attention_folder: str | None,
@@ -89,7 +90,7 @@ def caption_batches(
 
 def _caption(
     predictor: Predictor,
-    pairs: Sequence[OwnPair],
+    pairs: Sequence[ImagePair],
     numbers: Sequence[int],
     decoding: Decoding,
     attention_folder: str | None,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataloaders.find_pairs import OwnPair
+from dataloaders.pairs import ImagePair
 from modules.model.explanation import Caption
 from system.escaping import one_line, printable, show, spreadsheet_text
 from system.json_files import parse_json, read_json, write_json
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 COLUMNS = ("id", "caption", "score", "before", "after")
 
 
-Captioned = tuple[OwnPair, list[Caption]]
+Captioned = tuple[ImagePair, list[Caption]]
 
 
 def print_captions(rounds: Iterator[list[Captioned]], alone: bool) -> None:
@@ -109,7 +109,7 @@ def _format_rows(captioned: Sequence[Captioned], kind: str) -> str:
     )
 
 
-def _row(pair: OwnPair, caption: Caption) -> tuple[str, ...]:
+def _row(pair: ImagePair, caption: Caption) -> tuple[str, ...]:
     """What a spreadsheet may open: texts of others are no formulas there."""
     before, after = (spreadsheet_text(str(path)) for path in (pair.before, pair.after))
     text = spreadsheet_text(one_line(caption.text))
@@ -122,7 +122,7 @@ def _csv_lines(rows: Sequence[Sequence[object]]) -> str:
     return text.getvalue()
 
 
-def read_finished(path: Path, pairs: Sequence[OwnPair], num_captions: int) -> tuple[int, int]:
+def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> tuple[int, int]:
     """How many pairs a file of an earlier run holds whole, and how many bytes they take; ValueError where it is another's."""
     if not path.is_file():
         return 0, 0
