@@ -17,7 +17,8 @@ from gt.score_files import format_latex, format_report
 from modules.model.explanation import Caption
 from modules.pipeline.results import _format_rows, print_captions, read_finished
 from modules.report.tables import format_table
-from preprocess.check_dataset import SplitReport, format_report
+from preprocess import check_dataset
+from preprocess.check_dataset import SplitReport
 from preprocess.export_model import model_page
 from system.escaping import (
     has_control_characters,
@@ -180,7 +181,7 @@ def test_ids_and_types_with_controls_are_refused_by_their_table(text, tmp_path):
 def test_names_with_controls_are_refused_by_their_lists(tmp_path):
     for content, read, message in (
         ({FORGED: []}, read_type_mapping, "type .*control character"),
-        ([{"img_id": FORGED, "sentences": ["x"]}], read_annotations, "no plain file name"),
+        ([{"img_id": FORGED, "sentences": ["x"]}], read_annotations, "not a plain file name"),
         ({f"CLEVR_default_{FORGED}": ["x"]}, read_captions, 'is not "CLEVR'),
     ):
         (tmp_path / "a.json").write_text(json.dumps(content))
@@ -191,11 +192,11 @@ def test_names_with_controls_are_refused_by_their_lists(tmp_path):
 
 def test_the_look_over_a_dataset_has_a_line_for_each_name():
     found = SplitReport(
-        1, 1, missing=[f"a/{FORGED}"], broken=[FORGED], identical=[FORGED], shared=[FORGED]
+        1, 1, missing=[f"a/{FORGED}"], broken=[FORGED], identical=[FORGED], in_other_splits=[FORGED]
     )
-    assert len(format_report("train", found, 32).splitlines()) == 9
-    assert "\x1b" not in format_report("train", found, 32)
-    assert format_report("train", SplitReport(unreadable=FORGED), 32).count("\n") == 0
+    assert len(check_dataset.format_report("train", found, 32).splitlines()) == 9
+    assert "\x1b" not in check_dataset.format_report("train", found, 32)
+    assert check_dataset.format_report("train", SplitReport(unreadable=FORGED), 32).count("\n") == 0
 
 
 def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
