@@ -205,6 +205,16 @@ class CLIP4IDC(nn.Module):
             [layer.enc_attn for layer in self.decoder.decoder.layer],
         )
 
+    @property
+    def sot(self) -> int:
+        """The word id that starts a sentence."""
+        return self.vocab_size - 2
+
+    @property
+    def eot(self) -> int:
+        """The word id that ends a sentence."""
+        return self.vocab_size - 1
+
     def start_captions(
         self, pair_tokens: Tensor, max_words: int, per_pair: int = 1
     ) -> DecoderState:

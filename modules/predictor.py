@@ -14,18 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dataloaders.images import Picture, normalize, to_tensor
 from modules.clip4idc import CLIP4IDC
-from modules.generation.beam import beam_search
-from modules.generation.greedy import greedy_search
-from modules.generation.sampling import sample
-from modules.generation.steps import PAD
+from modules.generation import generate
+from modules.generation.steps import teacher_forcing
 from modules.model.bert import load_decoder_config
-from modules.model.explanation import Caption, Explanation, _heads_mean, _rollout, explain_caption
+from modules.model.explanation import (
+    Caption,
+    Explanation,
+    attention_of_words,
+    explain_caption,
+    rollout,
+)
 from modules.model.layers import record_attention
 from modules.options.decoding import Decoding
 from modules.tokenizer import decode
@@ -136,24 +139,28 @@ class Predictor:
         decoding: Decoding = Decoding(),
         numbers: Sequence[int] | None = None,
     ) -> list[list[Caption]]:
-        """For each pair its captions, all pairs in one batch. `numbers` tell drawn captions of pairs apart (default: 0, 1, …)."""
+        """The captions of each pair, all pairs in one batch.
+
+        What is random in the captions of a pair follows from the seed and its number (by default
+        0, 1, …). Raises ValueError for settings of the decoding that contradict each other.
+        """
         if not pairs:
             return []
-        with self._computing():
+        with self._inference():
             tokens = self._encode(pairs)
-            ids = self._decode(tokens, decoding, numbers)
-            scores = torch.stack(
-                [self._scores(tokens, ids[:, n]) for n in range(ids.shape[1])], dim=1
-            )
-        return [
-            [Caption(decode(words), score) for words, score in zip(*both, strict=True)]
-            for both in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+            ids = generate(self.model, tokens, self.max_words, decoding, numbers)
+            by_place = [self._scores(tokens, caption_ids) for caption_ids in ids.unbind(dim=1)]
+            scores = torch.stack(by_place, dim=1)  # (B, n)
+        found = []
+        for pair_ids, pair_scores in zip(ids.tolist(), scores.tolist(), strict=True):
+            texts = [decode(words) for words in pair_ids]
+            found.append([Caption(*one) for one in zip(texts, pair_scores, strict=True)])
+        return found
 
     def explain(
         self, before: Picture, after: Picture, decoding: Decoding = Decoding()
     ) -> Explanation:
-        """The caption of one pair (the first, where several are drawn) and the attention behind it."""
+        """The caption of one pair, the first if there are several, and its attention maps."""
         return self.explanations([(before, after)], decoding)[0][0]
 
     def explanations(
@@ -162,87 +169,44 @@ class Predictor:
         decoding: Decoding = Decoding(),
         numbers: Sequence[int] | None = None,
     ) -> list[list[Explanation]]:
-        """What `captions` gives, and the attention behind each caption, from the very passes that made and scored it.
-
-        A layer's attention, averaged over heads, is carried through the layers below by rollout (Abnar and Zuidema 2020): each
-        layer passes on half of what stands at a place and half of what it attends to.
-        """
+        """The captions of `captions` with their attention maps, recorded in the same passes."""
         if not pairs:
             return []
-        joint, encoder, decoder = self.model.attention_modules
-        explained = []
-        with self._computing():
-            with record_attention(joint) as seen:
+        joint, encoder, cross = self.model.attention_modules
+        by_place = []  # for each place among a pair's captions: the explanations of all pairs
+        with self._inference():
+            with record_attention(joint) as recorded:
                 tokens = self._encode(pairs)
-            through = _rollout([_heads_mean(calls) for calls in seen], tokens)  # (B, S, S)
-            classes = through[:, [0, tokens.shape[1] // 2]]  # (B, 2, S)
-            ids = self._decode(tokens, decoding, numbers)
+            joint_rollout = rollout(recorded, tokens)  # (B, S, S)
+            class_attention = joint_rollout[:, [0, tokens.shape[1] // 2]]  # (B, 2, S)
+            ids = generate(self.model, tokens, self.max_words, decoding, numbers)
             for caption_ids in ids.unbind(dim=1):
-                with record_attention([*encoder, *decoder]) as seen:
+                with record_attention([*encoder, *cross]) as recorded:
                     scores = self._scores(tokens, caption_ids)
-                looks, below = [], None
-                for encoded, decoded in zip(
-                    seen[: len(encoder)], seen[len(encoder) :], strict=True
-                ):
-                    below = _rollout([_heads_mean(encoded)], tokens, below)
-                    looks.append(_heads_mean(decoded) @ below @ through)
-                parts = (
-                    caption_ids,
-                    scores,
-                    classes,
-                    torch.stack(looks).mean(dim=0),
-                )  # the last: (B, L, S)
-                explained.append(
-                    [explain_caption(*of_pair) for of_pair in zip(*parts, strict=True)]
-                )
-        return [list(captions) for captions in zip(*explained, strict=True)]
+                seen_by_encoder = recorded[: len(encoder)]
+                seen_by_words = recorded[len(encoder) :]
+                word_attention = attention_of_words(seen_by_encoder, seen_by_words, joint_rollout)
+                parts = (caption_ids, scores, class_attention, word_attention)
+                by_place.append([explain_caption(*one) for one in zip(*parts, strict=True)])
+        return [list(explanations) for explanations in zip(*by_place, strict=True)]
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
-        with (
-            matmul_precision(self.runtime.device, self.runtime.precision),
-            torch.no_grad(),
-            self.runtime.autocast(),
-        ):
+    def _inference(self) -> Iterator[None]:
+        device = self.runtime.device
+        precision = matmul_precision(device, self.runtime.precision)
+        with precision, torch.no_grad(), self.runtime.autocast():
             yield
 
     def _encode(self, pairs: Sequence[tuple[Picture, Picture]]) -> Tensor:
+        """The tokens (B, S, E) of the pairs."""
         side = self.model.clip.visual.image_resolution
-        images = torch.stack(
-            [torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs]
-        )
-        return self.model.encode_pairs(normalize(images.to(self.runtime.device))).tokens
-
-    def _decode(self, tokens: Tensor, how: Decoding, numbers: Sequence[int] | None) -> Tensor:
-        """(B, S, E) → ids (B, n, L), 0 after EOT."""
-        if how.method() == "sampling":
-            numbers = range(len(tokens)) if numbers is None else numbers
-            shape = how.num_captions, self.max_words
-            draws = np.stack(
-                [
-                    np.random.default_rng([how.seed, number]).random(shape, dtype=np.float32)
-                    for number in numbers
-                ]
-            )
-            return sample(
-                self.model,
-                tokens,
-                torch.from_numpy(draws),
-                how.temperature or 1.0,
-                how.top_p or 1.0,
-            )
-        if how.method() == "beam":
-            return beam_search(
-                self.model, tokens, self.max_words, how.beam_size, how.length_penalty
-            )[:, None]
-        return greedy_search(self.model, tokens, self.max_words)[:, None]
+        images = [torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs]
+        batch = torch.stack(images).to(self.runtime.device)
+        return self.model.encode_pairs(normalize(batch)).tokens
 
     def _scores(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """The mean log-probability (B,) of each caption's ids (B, L), all words in one pass."""
-        start = ids.new_full((len(ids), 1), self.model.vocab_size - 2)
-        mask = (ids != PAD).long()
-        logits = self.model.caption_logits(
-            tokens, torch.cat([start, ids[:, :-1]], dim=1), mask
-        ).float()
+        previous, mask = teacher_forcing(ids, self.model.sot)
+        logits = self.model.caption_logits(tokens, previous, mask).float()
         log_probs = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
         return (log_probs * mask).sum(dim=1) / mask.sum(dim=1)

@@ -9,9 +9,9 @@ from system.registry import Registry
 DECODING_METHODS = Registry(
     "decoding method",
     {
-        "greedy": ".generation.greedy:greedy",
-        "beam": ".generation.beam:beam",
-        "sampling": ".generation.sampling:sampling",
+        "greedy": ".generation.greedy:generate_greedily",
+        "beam": ".generation.beam:generate_by_beam_search",
+        "sampling": ".generation.sampling:generate_by_sampling",
     },
     package=__package__,
     group="clip4idc.decoding",

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dataloaders.batches import Batches
 from dataloaders.coco_files import write_references, write_results
@@ -15,8 +14,7 @@ from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import NUM_SAMPLES, EvaluatedRun
 from modules.evaluation.judge import CaptionJudge
-from modules.generation.beam import beam_search
-from modules.generation.greedy import greedy_search
+from modules.generation import generate
 from modules.model.explanation import Explanation
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
@@ -111,14 +109,15 @@ class CaptionEvaluator:
     ) -> dict[str, Explanation]:
         """By caption id, where the model looked in the pairs that the page shows."""
         predictor = Predictor(model, self.max_words, self.runtime)
+        numbers = {caption_id: number for number, caption_id in enumerate(self.captions)}
         explanations = {}
         for pairs in groups.values():
             for _, chosen in best_and_worst(pairs):
                 for pair in chosen:
                     if pair.id not in explanations:
-                        explanations[pair.id] = predictor.explain(
-                            pair.before, pair.after, self.decoding
-                        )
+                        images = (pair.before, pair.after)
+                        found = predictor.explanations([images], self.decoding, [numbers[pair.id]])
+                        explanations[pair.id] = found[0][0]
         return explanations
 
     def _images(self) -> dict[str, tuple[str, str]]:
@@ -142,14 +141,21 @@ def generate_captions(
 ) -> dict[str, str]:
     """Caption id → sentence: all change pairs in file order, then all distractors.
 
-    Each process captions its share of the pairs, whose images its `loader` gives.
+    Each process captions its share of the pairs, whose images its `loader` gives. A caption's
+    number, from which sampling draws, is its place in this order, so that the number of processes
+    does not matter.
     """
     own: list[tuple[str, ...]] = []  # the captions of each pair: one, or two with a distractor
+    own_numbers = runtime.own_share(range(len(pairs)))
     with runtime.autocast():
         for batch in runtime.progress(loader, "captions"):
             images = normalize(batch["images"].to(runtime.device))
             tokens = model.encode_against_first(images).tokens
-            sentences = [decode(ids) for ids in _generate(model, tokens, max_words, decoding)]
+            numbers = list(own_numbers[len(own) : len(own) + len(images)])
+            if len(tokens) > len(images):  # distractors
+                numbers += [number + len(pairs) for number in numbers]
+            ids = generate(model, tokens, max_words, decoding, numbers)[:, 0]
+            sentences = [decode(words) for words in ids.tolist()]
             own += _by_pair(sentences, len(images))
     ordered: list[tuple[str, ...]] = [()] * len(pairs)
     for rank, share in enumerate(runtime.gather_objects(own)):
@@ -159,15 +165,6 @@ def generate_captions(
         if pair.distractor:
             captions[pair.distractor_id] = texts[1]
     return captions
-
-
-def _generate(
-    model: CLIP4IDC, tokens: Tensor, max_words: int, decoding: Decoding
-) -> list[list[int]]:
-    if decoding.beam_size == 1:
-        return greedy_search(model, tokens, max_words).tolist()
-    ids = beam_search(model, tokens, max_words, decoding.beam_size, decoding.length_penalty)
-    return ids.tolist()
 
 
 def _by_pair(sentences: list[str], num_pairs: int) -> list[tuple[str, ...]]:

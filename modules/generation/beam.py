@@ -1,9 +1,16 @@
-"""TODO."""
+"""Beam search: several beginnings of each caption, of which the most likely ones are continued.
+
+Letters: B pairs, of which O are open; n beams of each; V vocabulary.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from modules.generation.steps import PAD, StepModel
+from modules.generation.steps import OpenCaptions, StepModel
+from modules.options.decoding import Decoding
+from modules.tokenizer import PAD
 
 
 @torch.no_grad()
@@ -14,68 +21,108 @@ def beam_search(
     beam_size: int,
     length_penalty: float = 0.0,
 ) -> Tensor:
-    """Keeps the `beam_size` likeliest beginnings of each caption: (B, S, E) → ids (B, ≤ max_words), 0 after EOT.
+    """(B, S, E) → the ids (B, ≤ max_words) of the best caption found, 0 after EOT.
 
-    Captions are compared by log-probability / length**length_penalty, length counting EOT. All pairs and beams share one batch,
-    which a pair leaves when no beginning can still beat its best caption.
+    Captions are compared by log-probability / length ** length_penalty, where length counts EOT.
+    All pairs and beams share one batch, which a pair leaves once none of its beams can still beat
+    its best caption.
     """
-    sot, eot = model.vocab_size - 2, model.vocab_size - 1
-    num_pairs, device, width = (
-        len(pair_tokens),
-        pair_tokens.device,
-        min(beam_size, model.vocab_size),
-    )
-    state = model.start_captions(pair_tokens, max_words, beam_size)
-    best_ids = torch.full((num_pairs, max_words), PAD, dtype=torch.long, device=device)
-    best_scores = torch.full((num_pairs,), -torch.inf, device=device)
-    running = torch.arange(num_pairs, device=device)
-    ids = best_ids[:, None].repeat(1, beam_size, 1)  # (running, beams, words)
-    last = torch.full((num_pairs, beam_size), sot, device=device)
-    scores = torch.full((num_pairs, beam_size), -torch.inf, device=device)
-    scores[:, 0] = 0.0  # all beams of a pair begin alike: only one may multiply
-    for position in range(max_words):
-        log_probs = model.next_word_logits(last, state).log_softmax(dim=-1)  # (running, beams, V)
-        length_norm = (position + 1) ** length_penalty
-        if (
-            position == max_words - 1
-        ):  # no room: the best beginning is taken as it stands, ended or not
-            end_scores, end_words = log_probs.max(dim=-1)
-        else:
-            end_scores, end_words = log_probs[..., eot], torch.full_like(last, eot)
-        end_scores, beam = ((scores + end_scores) / length_norm).max(
-            dim=1
-        )  # the best that stops here
-        candidate = _select_beam(ids, beam)
-        candidate[:, position] = _select_beam(end_words, beam)
-        better = end_scores > best_scores[running]
-        best_ids[running[better]], best_scores[running[better]] = (
-            candidate[better],
-            end_scores[better],
-        )
-
-        log_probs[..., eot] = -torch.inf
-        likeliest = log_probs.topk(width, dim=-1)  # no beam can give more than all of the next ones
-        scores, choice = (scores[..., None] + likeliest.values).flatten(1).topk(beam_size, dim=1)
-        beams, last = choice // width, likeliest.indices.flatten(1).gather(1, choice)
-        ids = ids.gather(1, beams[..., None].expand_as(ids))
-        ids[..., position] = last
-        # A running beam only gets less likely; the longest length is the kindest divisor it can still reach.
-        hopeful = scores[:, 0] / max(length_norm, max_words**length_penalty) > best_scores[running]
-        going_on = hopeful.nonzero().flatten()
-        if len(going_on) == 0:
-            break
-        state = state.follow(beams)
-        if len(going_on) < len(running):
-            running, last, scores, ids = (
-                running[going_on],
-                last[going_on],
-                scores[going_on],
-                ids[going_on],
-            )
-            state = state.keep(going_on)
-    return best_ids[:, : int((best_ids != PAD).any(dim=0).nonzero().max()) + 1]
+    beams = Beams(OpenCaptions(model, pair_tokens, max_words, beam_size), length_penalty)
+    while beams.captions.open:
+        log_probs = beams.captions.next_logits().log_softmax(dim=-1)
+        beams.record_best(log_probs)
+        beams.extend(log_probs)
+    return _trim(beams.best_ids)
 
 
-def _select_beam(rows: Tensor, which: Tensor) -> Tensor:
-    """(B, beams, …) and one beam of each (B,) → (B, …)."""
-    return rows[torch.arange(len(rows), device=rows.device), which]
+class Beams:
+    """The beams of open captions, and the best whole caption of each pair so far."""
+
+    def __init__(self, captions: OpenCaptions, length_penalty: float) -> None:
+        num_pairs, beam_size, max_words = captions.ids.shape
+        device = captions.ids.device
+        self.captions = captions
+        self.length_penalty = length_penalty
+        self.best_ids = torch.full((num_pairs, max_words), PAD, device=device)
+        self.best_scores = torch.full((num_pairs,), -torch.inf, device=device)
+        # All beams of a pair begin alike, so only one of them may be continued at first.
+        self.scores = torch.full((num_pairs, beam_size), -torch.inf, device=device)  # (O, n)
+        self.scores[:, 0] = 0.0
+
+    def record_best(self, log_probs: Tensor) -> None:
+        """Compare the best caption that ends with the next word with the best so far."""
+        captions = self.captions
+        end_scores, end_ids = self._endings(log_probs)
+        totals = (self.scores + end_scores) / self._norm(captions.length + 1)
+        scores, beam = totals.max(dim=1)  # (O,)
+        ids = _select_beam(captions.ids[captions.rows], beam)
+        ids[:, captions.length] = _select_beam(end_ids, beam)
+        better = scores > self.best_scores[captions.rows]
+        rows = captions.rows[better]
+        self.best_ids[rows] = ids[better]
+        self.best_scores[rows] = scores[better]
+
+    def extend(self, log_probs: Tensor) -> None:
+        """Continue with the most likely beginnings, of pairs that can still find a better caption.
+
+        Writes over `log_probs` (O, n, V).
+        """
+        scores, parents, next_ids = self._continuations(log_probs)
+        # A beam only gets less likely. The longest caption it can become has the largest divisor,
+        # which makes the most of its score.
+        divisor = max(self._norm(self.captions.length + 1), self._norm(self.captions.max_words))
+        promising = scores[:, 0] / divisor > self.best_scores[self.captions.rows]
+        kept = self.captions.close(~promising)
+        self.scores = scores[kept]
+        self.captions.reorder(parents[kept])
+        self.captions.write(next_ids[kept])
+
+    def _endings(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """For each beam the log-probability and the id (O, n) of the word that ends it."""
+        if self.captions.length == self.captions.max_words - 1:
+            # No word can follow: the likeliest is taken, whether it is EOT or not.
+            ends = log_probs.max(dim=-1)
+            return ends.values, ends.indices
+        eot = self.captions.model.eot
+        scores = log_probs[..., eot]
+        return scores, torch.full_like(scores, eot, dtype=torch.long)
+
+    def _continuations(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best n beginnings of each pair with a next word other than EOT, best first.
+
+        Returns their scores, the beams that they continue, and their next words, (O, n) each.
+        """
+        beam_size = self.scores.shape[1]
+        log_probs[..., self.captions.model.eot] = -torch.inf
+        # No beam can have more than `width` of the best n.
+        width = min(beam_size, log_probs.shape[-1])
+        top = log_probs.topk(width, dim=-1)
+        totals = (self.scores[..., None] + top.values).flatten(1)  # (O, n · width)
+        scores, choice = totals.topk(beam_size, dim=1)
+        return scores, choice // width, top.indices.flatten(1).gather(1, choice)
+
+    def _norm(self, length: int) -> float:
+        return length**self.length_penalty
+
+
+def generate_by_beam_search(
+    model: StepModel,
+    pair_tokens: Tensor,
+    max_words: int,
+    decoding: Decoding,
+    numbers: Sequence[int],
+) -> Tensor:
+    """The decoding method `beam`: (B, S, E) → ids (B, 1, ≤ max_words)."""
+    ids = beam_search(model, pair_tokens, max_words, decoding.beam_size, decoding.length_penalty)
+    return ids[:, None]
+
+
+def _select_beam(values: Tensor, beam: Tensor) -> Tensor:
+    """(O, n, …) and one beam of each pair (O,) → (O, …)."""
+    return values[torch.arange(len(values), device=values.device), beam]
+
+
+def _trim(ids: Tensor) -> Tensor:
+    """(B, L) without the last columns that are 0 in all rows, but for one."""
+    used = (ids != PAD).any(dim=0).nonzero().flatten()
+    return ids[:, : int(used[-1]) + 1] if len(used) else ids[:, :1]

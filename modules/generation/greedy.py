@@ -1,30 +1,29 @@
-"""TODO."""
+"""Greedy search: the most likely next word, word by word."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from modules.generation.steps import PAD, StepModel
+from modules.generation.steps import OpenCaptions, StepModel
+from modules.options.decoding import Decoding
 
 
 @torch.no_grad()
 def greedy_search(model: StepModel, pair_tokens: Tensor, max_words: int) -> Tensor:
-    """The likeliest next token, again and again: (B, S, E) → ids (B, ≤ max_words), 0 after EOT.
+    """(B, S, E) → ids (B, ≤ max_words), 0 after EOT."""
+    captions = OpenCaptions(model, pair_tokens, max_words)
+    while captions.open:
+        captions.append(captions.next_logits().argmax(dim=-1))
+    return captions.finished()[:, 0]
 
-    Pairs whose caption has ended leave the batch, and decoding stops when all have.
-    """
-    sot, eot = model.vocab_size - 2, model.vocab_size - 1
-    state = model.start_captions(pair_tokens, max_words)
-    ids = torch.full(
-        (len(pair_tokens), max_words), PAD, dtype=torch.long, device=pair_tokens.device
-    )
-    running = torch.arange(len(pair_tokens), device=pair_tokens.device)
-    last = torch.full_like(running, sot)
-    for position in range(max_words):
-        last = model.next_word_logits(last[:, None], state)[:, 0].argmax(dim=-1)
-        ids[running, position] = last
-        going_on = (last != eot).nonzero().flatten()
-        if len(going_on) == 0:
-            return ids[:, : position + 1]
-        if len(going_on) < len(running):
-            running, last, state = running[going_on], last[going_on], state.keep(going_on)
-    return ids
+
+def generate_greedily(
+    model: StepModel,
+    pair_tokens: Tensor,
+    max_words: int,
+    decoding: Decoding,
+    numbers: Sequence[int],
+) -> Tensor:
+    """The decoding method `greedy`: (B, S, E) → ids (B, 1, ≤ max_words)."""
+    return greedy_search(model, pair_tokens, max_words)[:, None]

@@ -1,84 +1,103 @@
-"""Decoding: greedy, beam search and sampling over a step function. Knows token ids, nothing of words or images.
+"""Sampling: words drawn by their probability, each by a number of its own.
 
-The model offers `vocab_size`, `start_captions(pair_tokens, max_words, per_pair) -> state` and `next_word_logits(last_ids, state)
--> logits`, a new tensor each time; states drop pairs and reorder captions. For a vocabulary of V, SOT is V−2 and EOT is V−1
-(CLIP: 49406, 49407).
+Letters: B pairs, n captions of each, V vocabulary.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modules.generation.steps import PAD, StepModel
+from modules.generation.steps import OpenCaptions, StepModel
+from modules.options.decoding import Decoding
 
-BLOCK = 256  # words
+BLOCK_SIZE = 256  # words
 
 
 @torch.no_grad()
 def sample(
     model: StepModel,
     pair_tokens: Tensor,
-    draws: Tensor,
+    uniforms: Tensor,
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """Words drawn by their probability: (B, S, E) and numbers in [0, 1) (B, n, max_words) → ids (B, n, ≤ max_words), 0 after EOT.
+    """(B, S, E) and numbers in [0, 1) (B, n, max_words) → ids (B, n, ≤ max_words), 0 after EOT.
 
-    Logits are divided by `temperature`; of the likeliest words just so many may be drawn that their probability reaches `top_p`
-    (nucleus sampling, Holtzman et al. 2020). Each number decides one word, so that a caption depends on its own numbers alone.
+    Logits are divided by `temperature`. Only the most likely words that together reach the
+    probability `top_p` may be drawn (nucleus sampling, Holtzman et al. 2020). Each number decides
+    one word, so that a caption depends on its own numbers alone.
     """
-    sot, eot = model.vocab_size - 2, model.vocab_size - 1
-    num_pairs, per_pair, max_words = draws.shape
-    state = model.start_captions(pair_tokens, max_words, per_pair)
-    ids = torch.full(draws.shape, PAD, dtype=torch.long, device=pair_tokens.device)
-    running = torch.arange(num_pairs, device=pair_tokens.device)
-    last = torch.full((num_pairs, per_pair), sot, device=pair_tokens.device)
-    ended = torch.zeros_like(last, dtype=torch.bool)
-    for position in range(max_words):
-        last = _draw_words(
-            model.next_word_logits(last, state), draws[running, :, position], temperature, top_p
-        )
-        ids[running, :, position] = last.masked_fill(ended, PAD)
-        ended |= last == eot
-        going_on = (~ended).any(dim=1).nonzero().flatten()
-        if len(going_on) == 0:
-            return ids[..., : position + 1]
-        if len(going_on) < len(running):
-            running, last, ended, state = (
-                running[going_on],
-                last[going_on],
-                ended[going_on],
-                state.keep(going_on),
-            )
-    return ids
+    per_pair, max_words = uniforms.shape[1:]
+    captions = OpenCaptions(model, pair_tokens, max_words, per_pair)
+    while captions.open:
+        numbers = uniforms[captions.rows, :, captions.length]
+        captions.append(_draw_words(captions.next_logits(), numbers, temperature, top_p))
+    return captions.finished()
+
+
+def generate_by_sampling(
+    model: StepModel,
+    pair_tokens: Tensor,
+    max_words: int,
+    decoding: Decoding,
+    numbers: Sequence[int],
+) -> Tensor:
+    """The decoding method `sampling`: (B, S, E) → ids (B, num_captions, ≤ max_words)."""
+    uniforms = uniform_numbers(decoding.seed, numbers, decoding.num_captions, max_words)
+    temperature = 1.0 if decoding.temperature is None else decoding.temperature
+    top_p = 1.0 if decoding.top_p is None else decoding.top_p
+    return sample(model, pair_tokens, uniforms.to(pair_tokens.device), temperature, top_p)
+
+
+def uniform_numbers(seed: int, numbers: Sequence[int], num_captions: int, max_words: int) -> Tensor:
+    """Numbers in [0, 1) (B, num_captions, max_words); those of pair i follow from (seed, i) alone,
+    where `numbers` are the pairs' i."""
+    shape = (num_captions, max_words)
+    sources = [np.random.default_rng([seed, number]) for number in numbers]
+    return torch.from_numpy(np.stack([one.random(shape, dtype=np.float32) for one in sources]))
 
 
 def _draw_words(logits: Tensor, numbers: Tensor, temperature: float, top_p: float) -> Tensor:
-    """logits (…, V), which are used up, and numbers (…) in [0, 1) → words (…), of the likeliest that together reach top_p.
+    """logits (…, V), which are written over, and numbers (…) in [0, 1) → words (…).
 
-    Passes over a whole vocabulary cost more than the model here. So words are sorted only where it matters, and a word is
-    looked for in blocks of words first, then in its block.
+    A pass over the whole vocabulary costs more than the model here. So words are sorted only if
+    top_p needs it, and a word is searched for first among blocks of words and then in its block.
     """
     weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
+    words = None
     if top_p < 1:
         weights, words = weights.sort(dim=-1, descending=True)
-        # The likeliest always is allowed.
-        weights = weights * (
-            weights.cumsum(dim=-1) - weights < top_p * weights.sum(dim=-1, keepdim=True)
-        )
-    blocks = F.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+        before = weights.cumsum(dim=-1) - weights
+        # The most likely word is always allowed: nothing stands before it.
+        weights = weights * (before < top_p * weights.sum(dim=-1, keepdim=True))
+    place = _draw_place(weights, numbers[..., None])
+    return (place if words is None else words.gather(-1, place))[..., 0]
+
+
+def _draw_place(weights: Tensor, numbers: Tensor) -> Tensor:
+    """Weights (…, V) and numbers (…, 1) in [0, 1) → places (…, 1), drawn in proportion."""
+    padding = -weights.shape[-1] % BLOCK_SIZE
+    blocks = F.pad(weights, (0, padding)).unflatten(-1, (-1, BLOCK_SIZE))
     sums = blocks.sum(dim=-1)
-    block, rest = _inverse_cdf(sums, numbers[..., None].to(sums) * sums.sum(dim=-1, keepdim=True))
-    inside, _ = _inverse_cdf(
-        blocks.gather(-2, block[..., None].expand(*block.shape, BLOCK))[..., 0, :], rest
-    )
-    drawn = block * BLOCK + inside
-    return (drawn if top_p == 1 else words.gather(-1, drawn))[..., 0]
+    target = numbers.to(sums) * sums.sum(dim=-1, keepdim=True)
+    block, rest = _inverse_cdf(sums, target)
+    index = block[..., None].expand(*block.shape, BLOCK_SIZE)
+    chosen = blocks.gather(-2, index)[..., 0, :]  # (…, BLOCK_SIZE)
+    inside, _ = _inverse_cdf(chosen, rest)
+    return block * BLOCK_SIZE + inside
 
 
-def _inverse_cdf(weights: Tensor, sought: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum of weights (…, n) passes `sought` (…, 1), always at a weight above 0, and what is sought from there."""
+def _inverse_cdf(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the running sum of weights (…, K) passes `target` (…, 1), and what is left of it there.
+
+    The place always has a weight above 0.
+    """
     sums = weights.cumsum(dim=-1)
-    index = torch.searchsorted(sums, sought, right=True)
-    index = index.minimum((sums < sums[..., -1:]).sum(dim=-1, keepdim=True))  # sums are rounded
-    return index, (sought - (sums - weights).gather(-1, index)).clamp(min=0)
+    index = torch.searchsorted(sums, target, right=True)
+    # Rounding can leave the target above the last sum.
+    last = (sums < sums[..., -1:]).sum(dim=-1, keepdim=True)
+    index = index.minimum(last)
+    return index, (target - (sums - weights).gather(-1, index)).clamp(min=0)

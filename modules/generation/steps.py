@@ -1,27 +1,117 @@
-"""TODO."""
+"""What decoding needs of a model, and the captions being written, which all methods share.
+
+Letters: B pairs, of which O are open; n captions of each; L words; V vocabulary.
+"""
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-PAD = 0
+from modules.tokenizer import PAD
 
 
 class StepState(Protocol):
-    """The captions in the making of some pairs, as many of each."""
+    """What a model keeps of the captions being written, n of each pair."""
 
-    def keep(self, pairs: Tensor) -> "StepState": ...
+    def select(self, pairs: Tensor) -> "StepState":
+        """The state of these pairs (their positions) alone."""
 
-    def follow(self, beams: Tensor) -> "StepState": ...
+    def reorder(self, parents: Tensor) -> "StepState":
+        """parents (B, n): the caption of the same pair that each caption now continues."""
 
 
 class StepModel(Protocol):
-    """What decoding needs of a model."""
+    """A model that writes captions word by word; CLIP4IDC is one."""
 
     vocab_size: int
+    sot: int  # the id that starts a caption
+    eot: int  # the id that ends one
 
-    def start_captions(
-        self, pair_tokens: Tensor, max_words: int, per_pair: int = 1
-    ) -> StepState: ...
+    def start_captions(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> StepState:
+        """The state before the first word of `per_pair` captions of each pair, (B, S, E)."""
 
-    def next_word_logits(self, ids: Tensor, state: StepState) -> Tensor: ...
+    def next_word_logits(self, ids: Tensor, state: StepState) -> Tensor:
+        """The last words (B, n) → logits of the next, a new tensor (B, n, V); `state` moves on."""
+
+
+class OpenCaptions:
+    """The captions of B pairs, n of each, while they are written.
+
+    A pair is open until all its captions have ended. `rows` (O,) are the open pairs' positions in
+    the batch. What a method computes for a word, such as logits, is of the open pairs alone, in
+    this order. Leaving out finished pairs after each word is decided in `close` and nowhere else.
+    """
+
+    def __init__(
+        self, model: StepModel, pair_tokens: Tensor, max_words: int, per_pair: int = 1
+    ) -> None:
+        """pair_tokens (B, S, E): the encoded pairs. A caption has at most `max_words` words."""
+        shape = (len(pair_tokens), per_pair, max_words)
+        device = pair_tokens.device
+        self.model = model
+        self.max_words = max_words
+        self.length = 0  # words so far
+        self.ids = torch.full(shape, PAD, dtype=torch.long, device=device)
+        self.rows = torch.arange(len(pair_tokens), device=device)
+        self.ended = torch.zeros(shape[:2], dtype=torch.bool, device=device)  # (O, n)
+        self._last_ids = torch.full(shape[:2], model.sot, device=device)  # (O, n)
+        self._state = model.start_captions(pair_tokens, max_words, per_pair)
+
+    @property
+    def open(self) -> bool:
+        """Whether a caption can get another word."""
+        return self.length < self.max_words and len(self.rows) > 0
+
+    @property
+    def words(self) -> Tensor:
+        """The words so far (O, n, length) of the open pairs, 0 after EOT."""
+        return self.ids[self.rows, :, : self.length]
+
+    def next_logits(self) -> Tensor:
+        """Logits (O, n, V) of the next word. Call it once a word."""
+        return self.model.next_word_logits(self._last_ids, self._state)
+
+    def append(self, next_ids: Tensor) -> None:
+        """Write the next word (O, n) of each caption, and close pairs that have ended."""
+        self.write(next_ids)
+        self.close(self.ended.all(dim=1))
+
+    def write(self, next_ids: Tensor) -> None:
+        """Write the next word (O, n) of each caption. What comes after EOT is 0."""
+        self.ids[self.rows, :, self.length] = next_ids.masked_fill(self.ended, PAD)
+        self.ended = self.ended | (next_ids == self.model.eot)
+        self._last_ids = next_ids
+        self.length += 1
+
+    def close(self, finished: Tensor) -> Tensor:
+        """Leave out the pairs marked in (O,); returns the positions, among the O, of the others."""
+        kept = (~finished).nonzero().flatten()
+        if len(kept) < len(self.rows):
+            self.rows = self.rows[kept]
+            self.ended = self.ended[kept]
+            self._last_ids = self._last_ids[kept]
+            self._state = self._state.select(kept)
+        return kept
+
+    def reorder(self, parents: Tensor) -> None:
+        """parents (O, n): the caption of the same pair that each caption now continues."""
+        of_words = parents[..., None].expand(-1, -1, self.max_words)
+        self.ids[self.rows] = self.ids[self.rows].gather(1, of_words)
+        self.ended = self.ended.gather(1, parents)
+        self._last_ids = self._last_ids.gather(1, parents)
+        self._state = self._state.reorder(parents)
+
+    def finished(self) -> Tensor:
+        """The ids (B, n, L) of all captions, 0 after EOT; L is that of the longest."""
+        return self.ids[..., : self.length]
+
+
+def teacher_forcing(ids: Tensor, sot: int) -> tuple[Tensor, Tensor]:
+    """Whole captions (N, L), 0 after EOT → the words before each (N, L), and the mask (N, L).
+
+    With these a model gives the logits of all words in one pass.
+    """
+    previous = ids.roll(1, dims=1)
+    previous[:, 0] = sot
+    return previous, (ids != PAD).long()

@@ -137,14 +137,14 @@ class DecoderState:
     ]  # per layer, each (B, per_pair, H, max_words, d), the first `length` words filled
     length: int = 0
 
-    def keep(self, pairs: Tensor) -> "DecoderState":
+    def select(self, pairs: Tensor) -> "DecoderState":
         """The state of the given pairs alone: finished ones are dropped."""
         memory, words = (
             [(k[pairs], v[pairs]) for k, v in cache] for cache in (self.memory, self.words)
         )
         return DecoderState(memory, words, self.length)
 
-    def follow(self, beams: Tensor) -> "DecoderState":
+    def reorder(self, beams: Tensor) -> "DecoderState":
         """beams (B, per_pair): the caption of the same pair that each of them goes on from."""
         rows = torch.arange(len(beams), device=beams.device)[:, None]
         return DecoderState(

@@ -7,7 +7,7 @@ from dataloaders.images import normalize
 from dataloaders.samples import CaptionSamples
 from modules.clip4idc import CLIP4IDC
 from modules.generation.sampling import sample
-from modules.losses import IGNORED_ID
+from modules.generation.steps import teacher_forcing
 from modules.metrics.cider_d import CiderReward, words_only
 from modules.tokenizer import decode
 from modules.training.objectives import Objective, TrainingData
@@ -42,12 +42,9 @@ class SelfCritical(Objective):
         rows = self._sample(tokens.detach()).flatten(0, 1)
         rewards = self._rewards(batch["index"].tolist(), rows)
         weights = _advantages(rewards) / rewards.numel()
+        previous, mask = teacher_forcing(rows, self.model.sot)
         weighted_loss = self.model.caption_loss(
-            tokens,
-            self._inputs(rows),
-            (rows != IGNORED_ID).long(),
-            rows,
-            weights.view(-1, 1).expand_as(rows),
+            tokens, previous, mask, rows, weights.view(-1, 1).expand_as(rows)
         )
         # Its value is minus the mean reward, its gradient that of the weighted likelihood.
         return weighted_loss - weighted_loss.detach() - rewards.mean()
@@ -71,15 +68,10 @@ class SelfCritical(Objective):
         kinds = len(rows) // (len(numbers) * SAMPLES_PER_PAIR)
         keys = [self.caption_ids[number][kind] for kind in range(kinds) for number in numbers]
         keys = [key for key in keys for _ in range(SAMPLES_PER_PAIR)]
-        eot = self.model.vocab_size - 1
+        eot = self.model.eot
         sentences = [words_only(decode(ids), ended=eot in ids) for ids in rows.tolist()]
         rewards = torch.tensor(self.reward(keys, sentences), device=rows.device)
         return rewards.view(-1, SAMPLES_PER_PAIR)
-
-    def _inputs(self, rows: Tensor) -> Tensor:
-        """Teacher forcing: target ids (N, L) → ids that the decoder reads, SOT first."""
-        sot = self.model.vocab_size - 2
-        return torch.cat([torch.full_like(rows[:, :1], sot), rows[:, :-1]], dim=1)
 
 
 def _advantages(rewards: Tensor) -> Tensor:
