@@ -1,5 +1,4 @@
-"""Zip and tar files of others, opened so that no list, name or header in them takes memory or time
-that has not been looked at before."""
+"""Zip and tar files from others, read so that memory stays bounded whatever their headers claim."""
 
 import bz2
 import gzip
@@ -14,75 +13,86 @@ from typing import IO
 
 from system.files import BLOCK
 
-# Bytes of a zip's central directory. An entry of it takes some 600 bytes in memory.
-MOST_DIRECTORY = 24 << 20
+# Of a zip's central directory, of which each entry takes some 600 bytes in memory.
+MAX_DIRECTORY_BYTES = 24 << 20
 
+# Of headers and names in a tar between the content of one file and that of the next.
+MAX_HEADER_BYTES = 1 << 20
 
-MOST_HEADERS = 1 << 20  # bytes of a tar between the content of one file and that of the next
+# Of memory that decompressing xz may take; `xz -9` needs 65 MiB.
+MAX_XZ_MEMORY = 256 << 20
 
-
-MOST_DICTIONARY = 256 << 20  # bytes that unpacking xz may take; xz -9 needs 65 MiB
-
-
-# For these alone zipfile decompresses no more at a time than it is asked for.
+# For other methods, zipfile decompresses more at a time than it is asked for.
 BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
-
-# By a file's first bytes.
+# The compression of a tar, by the file's first bytes.
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
+MAGIC_BYTES = max(map(len, COMPRESSIONS))
 
 
-class NoArchive(ValueError):
-    """What is no archive of the kind that is opened."""
+class NotAnArchive(ValueError):
+    """The file is not an archive of the kind that it is opened as."""
 
 
 class BoundedReader:
-    """A binary file for `zipfile`, of which no read may give more than `most` bytes at once."""
+    """A binary file for `zipfile` in which no read may return more than `max_bytes`."""
 
-    def __init__(self, file: IO[bytes], most: int) -> None:
+    def __init__(self, file: IO[bytes], max_bytes: int) -> None:
         self._file = file
-        self._most = most
+        self._max_bytes = max_bytes
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's; ValueError for too much."""
-        content = (
-            b"" if size > self._most else self._file.read(self._most + 1 if size < 0 else size)
-        )
-        if size > self._most or len(content) > self._most:
-            raise ValueError(f"a part of it that is read at once has more than {self._most} bytes")
+        """As a file does it. Raises ValueError for too much."""
+        self._check(size)
+        content = self._file.read(self._max_bytes + 1 if size < 0 else size)
+        self._check(len(content))
         return content
 
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        """As a file's."""
-        return self._file.seek(place, whence)
+    def _check(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise ValueError(
+                f"a part of it that is read at once has more than {self._max_bytes} bytes"
+            )
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As a file does it."""
+        return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """As a file's."""
+        """As a file does it."""
         return self._file.tell()
 
     def seekable(self) -> bool:
-        """It is."""
+        """As a file does it."""
         return True
 
     def close(self) -> None:
-        """Whoever opened the file closes it."""
+        """Do nothing: whoever opened the file closes it."""
 
 
 @contextmanager
-def opened_zip(path: Path, most_entries: int) -> Iterator[zipfile.ZipFile]:
-    """A zip to read. ValueError where it lists too much, BadZipFile or OSError where it is none."""
-    with open(path, "rb") as file, zipfile.ZipFile(BoundedReader(file, MOST_DIRECTORY)) as archive:
-        entries = archive.infolist()
-        if len(entries) > most_entries:
-            raise ValueError(f"it has more than {most_entries} entries")
-        if any(entry.compress_type not in BOUNDED_METHODS for entry in entries):
-            raise ValueError("its entries are compressed in a way that is not read here")
-        yield archive
+def open_zip(path: Path, max_entries: int) -> Iterator[zipfile.ZipFile]:
+    """Open a zip for reading.
+
+    Raises ValueError for too many entries or a compression that is not read here, and BadZipFile or
+    OSError for a file that is not a zip.
+    """
+    with open(path, "rb") as file:
+        bounded = BoundedReader(file, MAX_DIRECTORY_BYTES)
+        with zipfile.ZipFile(bounded) as archive:
+            entries = archive.infolist()
+            if len(entries) > max_entries:
+                raise ValueError(f"it has more than {max_entries} entries")
+            if any(entry.compress_type not in BOUNDED_METHODS for entry in entries):
+                raise ValueError("its entries are compressed in a way that is not read here")
+            yield archive
 
 
-def read_into(archive: zipfile.ZipFile, name: str) -> bytearray:
-    """The whole content of an entry. Raises KeyError where there is none, ValueError for another
-    size than the directory gives."""
+def read_entry(archive: zipfile.ZipFile, name: str) -> bytearray:
+    """The whole content of a zip's entry.
+
+    Raises KeyError where there is none, ValueError for another size than its header says.
+    """
     entry = archive.getinfo(name)
     content = bytearray(entry.file_size)
     rest = memoryview(content)
@@ -90,111 +100,113 @@ def read_into(archive: zipfile.ZipFile, name: str) -> bytearray:
         while rest and (count := stream.readinto(rest[:BLOCK])):
             rest = rest[count:]
         if rest or stream.read(1):
-            raise ValueError(f"{name} has another size than the list says")
+            raise ValueError(f"{name} has another size than its header says")
     return content
 
 
 class MeteredReader:
-    """A stream that is read forward, for `tarfile`; each part of it has to be allowed before."""
+    """A stream for `tarfile` that is read forward, and only as far as `allow` says."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._place = 0
-        self._left = 0
+        self._offset = 0
+        self._allowed = 0
 
     def allow(self, size: int) -> None:
         """Set how many bytes may be read or skipped from here on."""
-        self._left = size
+        self._allowed = size
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's; ValueError for more than was allowed."""
-        if size < 0 or size > self._left:
-            raise ValueError(f"a header or a name in it has more than {MOST_HEADERS} bytes")
+        """As a file does it. Raises ValueError for more than is allowed."""
+        if size < 0 or size > self._allowed:
+            raise ValueError(f"a header or a name in it has more than {MAX_HEADER_BYTES} bytes")
         content = self._stream.read(size)
-        self._place += len(content)
-        self._left -= len(content)
+        self._offset += len(content)
+        self._allowed -= len(content)
         return content
 
-    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
-        """Pass over what lies before a place; ValueError for going back, or over too much."""
-        distance = place - self._place
-        if whence != io.SEEK_SET or distance < 0 or distance > self._left:
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Skip forward to an offset. Raises ValueError for going back, or for skipping too much."""
+        distance = offset - self._offset
+        if whence != io.SEEK_SET or distance < 0 or distance > self._allowed:
             raise ValueError("its parts do not lie one after another")
         while distance and (block := self.read(min(distance, BLOCK))):
             distance -= len(block)
-        return self._place
+        return self._offset
 
     def tell(self) -> int:
-        """How much has been read."""
-        return self._place
+        """How many bytes have been read."""
+        return self._offset
 
     def seekable(self) -> bool:
-        """Forward."""
+        """True: it can seek forward."""
         return True
 
 
 class _XzStream(io.RawIOBase):
-    """An xz file's content. lzma.open would take whatever memory the file asks for."""
+    """The content of an xz file. `lzma.open` would use as much memory as the file asks for."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decoder = lzma.LZMADecompressor(memlimit=MOST_DICTIONARY)
+        self._decoder = lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        while True:
-            if self._decoder.eof:
-                return 0
-            packed = self._file.read(BLOCK) if self._decoder.needs_input else b""
+        content = b""
+        while not content and not self._decoder.eof:
+            packed = b""
+            if self._decoder.needs_input:
+                packed = self._file.read(BLOCK)
+                if not packed:
+                    raise EOFError("it is cut short")
             content = self._decoder.decompress(packed, len(buffer))
-            if content or self._decoder.eof:
-                break
-            if not packed and self._decoder.needs_input:
-                raise EOFError("it is cut short")
         buffer[: len(content)] = content
         return len(content)
 
 
 @contextmanager
-def opened_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, MeteredReader]]:
-    """A tar to read from its first file to its last, compressed or not, and the stream that it is
-    read from, in which `MOST_HEADERS` bytes are allowed at first. Raises what `tarfile` and the
-    decompressors raise, and ValueError for a header that has too many bytes."""
-    with open(path, "rb") as file, _decompressed(file) as stream:
+def open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, MeteredReader]]:
+    """Open a tar, compressed or not, for reading from its first file to its last.
+
+    Also yields the stream that it is read from, in which MAX_HEADER_BYTES are allowed at first.
+    Raises what `tarfile` and the decompressors raise, and ValueError for headers that are too long.
+    """
+    with open(path, "rb") as file, _decompress(file) as stream:
         metered = MeteredReader(stream)
-        metered.allow(MOST_HEADERS)
+        metered.allow(MAX_HEADER_BYTES)
         try:
             archive = tarfile.open(fileobj=metered, mode="r:")  # noqa: SIM115 (closed below)
         except tarfile.ReadError as error:
-            raise NoArchive(str(error)) from None
+            raise NotAnArchive(str(error)) from None
         with archive:
             yield archive, metered
 
 
-def _decompressed(file: IO[bytes]) -> IO[bytes]:
-    head = file.read(6)
+def _decompress(file: IO[bytes]) -> IO[bytes]:
+    """A stream of the file's decompressed content, or the file if it is not compressed."""
+    head = file.read(MAGIC_BYTES)
     file.seek(0)
-    kind = next((kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)), None)
-    if kind == "gzip":
+    kinds = [kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)]
+    if kinds == ["gzip"]:
         return gzip.GzipFile(fileobj=file)
-    if kind == "bzip2":
+    if kinds == ["bzip2"]:
         return bz2.BZ2File(file)
-    if kind == "xz":
+    if kinds == ["xz"]:
         return io.BufferedReader(_XzStream(file), BLOCK)
     return file
 
 
-def tar_files(archive: tarfile.TarFile, stream: MeteredReader) -> Iterator[tarfile.TarInfo]:
+def iter_entries(archive: tarfile.TarFile, stream: MeteredReader) -> Iterator[tarfile.TarInfo]:
     """Yield a tar's entries in order, without keeping them in memory.
 
     Read an entry's content before asking for the next one; what is left of it is skipped.
     """
-    stream.allow(MOST_HEADERS)
+    stream.allow(MAX_HEADER_BYTES)
     while (entry := archive.next()) is not None:
         archive.members.clear()
         archive.pax_headers.clear()  # global ones would be kept, and copied for each entry
-        stream.allow(entry.size + MOST_HEADERS)
+        stream.allow(entry.size + MAX_HEADER_BYTES)
         yield entry
-        stream.allow(MOST_HEADERS)
+        stream.allow(MAX_HEADER_BYTES)

@@ -1,7 +1,8 @@
-"""Files from https:// and s3://: brought once, gone on with where they broke off, checked, told by a bar.
+"""Downloads from https:// and s3://: resumed, checked, locked, and with a progress bar.
 
-A download grows as `<name>.part` beside its place, with a note of which version of the file the server had, and takes its name
-when it is whole and its checksum, where one is known, is right.
+A download grows as `<name>.part` beside its place. A sidecar, `<name>.part.json`, says which
+version of the file the server had. The file takes its name when it is complete and has the right
+checksum, where one is known.
 """
 
 import hashlib
@@ -18,27 +19,24 @@ from tqdm import tqdm
 from system.escaping import one_line
 from system.files import cache_folder, sha256_of
 from system.json_files import read_json, write_json
-from system.transports import Interrupted, RestartNeeded, open_url
+from system.transports import Interrupted, Response, RestartNeeded, open_url
 from system.urls import Address, is_html
 
 log = logging.getLogger(__name__)
 
-MAX_ATTEMPTS, FIRST_DELAY = (
-    3,
-    1.0,
-)  # in a row that bring nothing; seconds before the second, twice as many before each further one
+MAX_ATTEMPTS = 3  # in a row that bring no new bytes
+FIRST_DELAY = 1.0  # seconds before the second attempt; doubled before each further one
 
 
 class HtmlInsteadOfFile(OSError):
-    """What servers send in the place of what they do not give."""
+    """An HTML page where a file was expected, such as a login or quota page."""
 
 
 def cache_path(url: Address | str, cache_dir: str | None) -> tuple[Address, Path, str]:
-    """An address' folder, the folder in the cache where all that comes from it lies side by side,
-    and the file's name."""
+    """A URL's folder, the folder in the cache for all files from there, and the file's name."""
     folder, name, query = Address.of(url).split()
-    shelf = _hash_text(f"{folder.reveal()}?{query}")[:12]
-    return folder, cache_folder(cache_dir) / shelf, name or "weights"
+    key = _hash_text(f"{folder.reveal()}?{query}")[:12]
+    return folder, cache_folder(cache_dir) / key, name or "weights"
 
 
 def fetch(
@@ -47,20 +45,23 @@ def fetch(
     sha256: str | None = None,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
-    """`target`, downloaded unless it is there and has the checksum, where one is known; one process at a time does it.
+    """Download a file to `target`, unless it is there already with the right checksum.
 
-    `check` looks at the whole file before it takes its name; a ValueError of its refuses the file. Raises FileNotFoundError or
-    PermissionError where the server says so, WebPage for one in the file's place, OSError for all else: a wrong checksum, a
-    connection that breaks off (the part is kept, and the next call goes on from it).
+    `check` is called with the complete file before it takes its name, and raises ValueError to
+    refuse it. Raises FileNotFoundError or PermissionError if the server says so, HtmlInsteadOfFile,
+    and OSError for all else, such as a wrong checksum. After a broken connection, the part that
+    came is kept and the next call resumes it.
     """
     if _is_complete(target, sha256):
         return target
     url = Address.of(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
-        if not _is_complete(target, sha256):
+        if not _is_complete(target, sha256):  # another process may have downloaded it meanwhile
             if target.is_file():
-                log.warning("%s does not have the SHA-256 %s: it is brought anew", target, sha256)
+                log.warning(
+                    "%s does not have the SHA-256 %s: it is downloaded again", target, sha256
+                )
             _download_and_check(url, target, sha256, check)
     return target
 
@@ -72,108 +73,123 @@ def _is_complete(target: Path, sha256: str | None) -> bool:
 def _download_and_check(
     url: Address, target: Path, sha256: str | None, check: Callable[[Path], None] | None
 ) -> None:
-    part, note = (target.with_name(target.name + ending) for ending in (".part", ".part.json"))
+    part = target.with_name(f"{target.name}.part")
+    sidecar = target.with_name(f"{target.name}.part.json")
     log.info("downloading %s to %s", url, target)
     try:
-        _download(url, part, note, sha256 is not None)
+        _download(url, part, sidecar, has_checksum=sha256 is not None)
     except OSError:
         if not _size(part):
             part.unlink(missing_ok=True)
         raise
     try:
-        if not _size(part):
-            raise ValueError("the file there is empty")
-        if sha256 and sha256_of(part) != sha256:
-            raise ValueError(
-                f"it does not have the SHA-256 {sha256}: damaged on the way, or another file; try again"
-            )
-        if check:
-            check(part)
+        _check_content(part, sha256, check)
     except ValueError as error:
         part.unlink()
-        note.unlink(missing_ok=True)
-        raise OSError(f"{url}: {str(error).replace(str(part), 'the file there')}") from None
+        sidecar.unlink(missing_ok=True)
+        reason = str(error).replace(str(part), "the file there")
+        raise OSError(f"{url}: {reason}") from None
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     part.replace(target)
-    note.unlink(missing_ok=True)
+    sidecar.unlink(missing_ok=True)
 
 
-def _download(url: Address, part: Path, note: Path, checked: bool) -> None:
-    """Bring the part to its whole length, in as many attempts as bring something."""
-    failures, most = 0, _size(part)
+def _check_content(part: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
+    """Raise ValueError for a complete download that is not the expected file."""
+    if not _size(part):
+        raise ValueError("the file there is empty")
+    if sha256 and sha256_of(part) != sha256:
+        raise ValueError(
+            f"SHA-256 mismatch (expected {sha256}): the download is corrupt or the file there has "
+            "changed; try again"
+        )
+    if check:
+        check(part)
+
+
+def _download(url: Address, part: Path, sidecar: Path, has_checksum: bool) -> None:
+    """Complete the part. Gives up after MAX_ATTEMPTS in a row that bring no new bytes."""
+    failures = 0
+    largest = _size(part)
     while True:
         try:
-            return _resume(url, part, note, checked)
+            return _resume(url, part, sidecar, has_checksum)
         except Interrupted as error:
             if isinstance(error, RestartNeeded):
                 part.unlink(missing_ok=True)
-            failures = 0 if _size(part) > most else failures + 1
-            most = max(most, _size(part))
+            size = _size(part)
+            failures = 0 if size > largest else failures + 1
+            largest = max(largest, size)
             if failures == MAX_ATTEMPTS:
-                kept = (
-                    f"; {_size(part)} bytes are kept, and the same command goes on from there"
-                    if _size(part)
-                    else ""
-                )
-                raise OSError(f"cannot get {url}: {error}{kept}") from None
+                kept = f"; {size} bytes are kept, and the same command continues from there"
+                raise OSError(f"cannot get {url}: {error}{kept if size else ''}") from None
             time.sleep(FIRST_DELAY * 2 ** max(failures - 1, 0))
 
 
-def _resume(url: Address, part: Path, note: Path, checked: bool) -> None:
-    """Write what is missing of the part. A part of which nobody knows the version counts only if a checksum will be looked at."""
+def _resume(url: Address, part: Path, sidecar: Path, has_checksum: bool) -> None:
+    """Make one attempt to download what is missing of the part.
+
+    A part of unknown version is only used if a checksum will tell whether the rest belongs to it.
+    """
     start = _size(part)
-    version = _read_version(note, url) if start else None
-    if start and version is None and not checked:
+    version = _read_version(sidecar, url) if start else None
+    if start and version is None and not has_checksum:
         start = 0
-    with open_url(url, start, version) as answer:
-        if (
-            answer.size is not None
-            and shutil.disk_usage(part.parent).free < answer.size - answer.start
-        ):
-            raise OSError(
-                f"no room for {url} in {part.parent}: it takes {(answer.size - answer.start) / 1e9:.3f} GB more"
-            )
-        write_json(note, {"address": _hash_text(url.reveal()), "version": answer.version})
-        label = one_line(part.stem)
-        with (
-            open(part, "ab" if answer.start else "wb") as file,
-            tqdm(
-                total=answer.size,
-                initial=answer.start,
-                unit="B",
-                unit_scale=True,
-                desc=label,
-                disable=None,
-            ) as bar,
-        ):
-            for block in answer.blocks:
-                if file.tell() == 0 and is_html(block):
-                    raise HtmlInsteadOfFile(
-                        f"{url} answers with a web page in the file's place: open it in a browser to see why"
-                    )
-                bar.update(file.write(block))
-    if answer.size is not None and _size(part) != answer.size:
-        raise (Interrupted if _size(part) < answer.size else RestartNeeded)(
-            f"{_size(part)} of {answer.size} bytes came"
-        )
+    with open_url(url, start, version) as response:
+        _check_room(url, part.parent, response)
+        # "address" is how files of earlier versions of this program name it.
+        write_json(sidecar, {"address": _hash_text(url.reveal()), "version": response.version})
+        _write_blocks(url, part, response)
+        expected = response.size
+    size = _size(part)
+    if expected is not None and size != expected:
+        kind = Interrupted if size < expected else RestartNeeded
+        raise kind(f"{size} of {expected} bytes were received")
+
+
+def _check_room(url: Address, folder: Path, response: Response) -> None:
+    if response.size is None:
+        return
+    needed = response.size - response.start
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(f"no room for {url} in {folder}: it takes {needed / 1e9:.3f} GB more")
+
+
+def _write_blocks(url: Address, part: Path, response: Response) -> None:
+    """Append what the server sends to the part, or write it anew if it sends the whole file."""
+    mode = "ab" if response.start else "wb"
+    bar = tqdm(
+        total=response.size,
+        initial=response.start,
+        unit="B",
+        unit_scale=True,
+        desc=one_line(part.stem),
+        disable=None,
+    )
+    with bar, open(part, mode) as file:
+        for block in response.blocks:
+            if file.tell() == 0 and is_html(block):
+                raise HtmlInsteadOfFile(
+                    f"{url} answers with a web page instead of the file: open it in a browser to "
+                    "see why"
+                )
+            bar.update(file.write(block))
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
-def _read_version(note: Path, url: Address) -> str | None:
+def _read_version(sidecar: Path, url: Address) -> str | None:
+    """The version of the part, if its sidecar can be read and is about the same URL."""
     try:
-        found = read_json(note, dict)
+        found = read_json(sidecar, dict)
     except (ValueError, OSError):
         return None
     version = found.get("version")
-    return (
-        version
-        if found.get("address") == _hash_text(url.reveal()) and isinstance(version, str)
-        else None
-    )
+    is_same_url = found.get("address") == _hash_text(url.reveal())
+    return version if is_same_url and isinstance(version, str) else None
 
 
 def _hash_text(text: str) -> str:

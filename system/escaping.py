@@ -1,4 +1,4 @@
-"""Escapes text that others wrote, with one function for each grammar that it is put into.
+"""Escapes text that others wrote, with one function for each kind of place that it is put into.
 
 HTML has `html.escape` and the templates' autoescape; JSON and CSV have their writers.
 """
@@ -10,25 +10,18 @@ from typing import Any
 
 from system.urls import scrub
 
-LONGEST_MARKDOWN = 300  # letters of a text that is shown on a page
+MAX_MARKDOWN_LENGTH = 300  # characters of a text that is shown on a page
+LAYOUT = "\n\t"  # may stay in a text of several lines
 
+# They reverse the order of what follows, so that a line reads as something else than it is.
+BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
-BREAKS = "\n\t"  # what a text of several lines of our own may hold
-
-
-# They turn the order of what follows around, so that a line reads as what it is not.
-DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-# Unicode's categories of controls, line and paragraph separators, and surrogates.
+# Unicode's categories of control characters, line and paragraph separators, and surrogates.
 UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")
 
-
+# What makes a spreadsheet read a cell as a formula, and characters that may stand before it.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
-
-
-INVISIBLE = " \u00a0\u200b\u2060\ufeff"  # which may stand before them
-
+INVISIBLE = " \u00a0\u200b\u2060\ufeff"
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -43,32 +36,31 @@ LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_"},
 }
 
-
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@&])")
 
 
 class Lines(str):
-    """A text of several lines that is ours: in the log its breaks stay breaks."""
+    """A text of several lines that we wrote: its line breaks stay line breaks in the log."""
 
 
 def one_line(value: object) -> str:
-    """For a terminal or a log: all control characters, breaks of lines too, shown as escapes."""
-    return _escaped(str(value), "")
+    """A value as one line for a terminal or a log: control characters and line breaks escaped."""
+    return _escape(str(value), keep="")
 
 
 def printable(text: str) -> str:
     """The same for a text of several lines, whose line breaks and tabs stay."""
-    return _escaped(text, BREAKS)
+    return _escape(text, keep=LAYOUT)
 
 
-def _escaped(text: str, kept: str) -> str:
+def _escape(text: str, keep: str) -> str:
     if text.isascii() and text.isprintable():
         return text
-    return "".join(letter if letter in kept else _as_shown(letter) for letter in text)
+    return "".join(letter if letter in keep else _escape_letter(letter) for letter in text)
 
 
-def _as_shown(letter: str) -> str:
-    if letter in DIRECTIONS or has_control_characters(letter):
+def _escape_letter(letter: str) -> str:
+    if letter in BIDI_CONTROLS or has_control_characters(letter):
         return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
     return letter
 
@@ -78,26 +70,29 @@ def has_control_characters(text: str) -> bool:
     return any(unicodedata.category(letter) in UNPRINTABLE for letter in text)
 
 
-def markdown_text(text: str, longest: int = LONGEST_MARKDOWN) -> str:
-    """For Markdown that a browser shows: plain text in one line of at most so many letters."""
+def markdown_text(text: str, max_length: int = MAX_MARKDOWN_LENGTH) -> str:
+    """Markdown that shows the text as it is, in one line, shortened to `max_length` characters."""
     line = one_line(" ".join(text.split()))
-    if len(line) > longest:
-        line = line[: longest - 1] + "…"
-    marked = MARKDOWN.sub(r"\\\1", line)
-    return marked.replace("<", "&lt;").replace(">", "&gt;")
+    if len(line) > max_length:
+        line = line[: max_length - 1] + "…"
+    escaped = MARKDOWN.sub(r"\\\1", line)
+    return escaped.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def latex_text(text: str) -> str:
-    """For LaTeX: letters that mean something there escaped, in one line."""
-    escaped = "".join(LATEX.get(letter, letter) for letter in one_line(" ".join(text.split())))
-    if escaped.startswith(("[", "*")):  # which would be an argument of the row's end before it
+    """LaTeX that shows the text as it is, in one line."""
+    line = one_line(" ".join(text.split()))
+    escaped = "".join(LATEX.get(letter, letter) for letter in line)
+    # After the \\ that ends a table's row, these would be an argument of it.
+    if escaped.startswith(("[", "*")):
         return f"{{}}{escaped}"
     return escaped
 
 
 def spreadsheet_text(text: str) -> str:
-    """For a cell that a spreadsheet may open: what it would take for a formula begins with a '."""
-    return f"'{text}" if text.lstrip(INVISIBLE).startswith(FORMULA_STARTS) else text
+    """A text for a cell of a spreadsheet: with a ' before it if it would be read as a formula."""
+    is_formula = text.lstrip(INVISIBLE).startswith(FORMULA_STARTS)
+    return f"'{text}" if is_formula else text
 
 
 class SafeFormatter(logging.Formatter):
@@ -107,17 +102,23 @@ class SafeFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        shown = logging.makeLogRecord(record.__dict__)
+        """The record's text, escaped and scrubbed."""
+        safe = logging.makeLogRecord(record.__dict__)
         if isinstance(record.args, tuple):
-            shown.args = tuple(map(_as_argument, record.args))
-        return scrub(printable(super().format(shown)))
+            safe.args = tuple(map(_escape_argument, record.args))
+        return scrub(printable(super().format(safe)))
 
 
-def _as_argument(value: Any) -> Any:
+def _escape_argument(value: Any) -> Any:
     is_number = hasattr(value, "__float__") or hasattr(value, "__index__")
-    return value if is_number or isinstance(value, Lines) else one_line(value)
+    if is_number or isinstance(value, Lines):
+        return value
+    return one_line(value)
 
 
-def show(text: object, **where: Any) -> None:
-    """Print a text of one or several lines: no control characters, no secrets."""
-    print(scrub(printable(str(text))), **where)
+def show(text: object, **options: Any) -> None:
+    """Print a text of one or several lines without control characters and secrets.
+
+    `options` are those of `print`, such as `file`.
+    """
+    print(scrub(printable(str(text))), **options)

@@ -1,4 +1,4 @@
-"""Reading and writing small files: JSON with errors that name the file, writes that leave nothing half-done."""
+"""Files: atomic writes, checksums, names that are safe to use, and the user's cache."""
 
 import hashlib
 import os
@@ -13,8 +13,9 @@ from system.escaping import has_control_characters
 from system.urls import scrub
 
 BLOCK = 1 << 20  # bytes read at once
+MAX_ERROR_LENGTH = 160
 
-
+# Exceptions that parsers of binary files, other people's and ours, raise on corrupt files.
 READ_ERRORS = (
     ValueError,
     LookupError,
@@ -26,44 +27,40 @@ READ_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-)  # what readers of binary files, others' and ours, raise over bytes that make no sense
+)
 
 
 def error_line(error: Exception) -> str:
-    """An error's words in one line of at most 160 letters, without secrets of addresses in them."""
+    """An error's message as one line of at most 160 characters, without secrets of URLs."""
     text = " ".join(scrub(str(error)).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+    if len(text) > MAX_ERROR_LENGTH:
+        return text[: MAX_ERROR_LENGTH - 3] + "..."
+    return text
 
 
 def is_safe_file_name(name: str) -> bool:
-    """Whether a name is a file's in its folder, leads nowhere else, and has no control characters."""
-    return (
-        name not in ("", ".", "..")
-        and not set(name) & set("/\\")
-        and not has_control_characters(name)
-    )
+    """Whether a name stays in its folder when it is joined to it, and has no control characters."""
+    is_folder = name in ("", ".", "..")
+    has_slash = "/" in name or "\\" in name
+    return not is_folder and not has_slash and not has_control_characters(name)
 
 
 def refuse_existing(*paths: Path) -> None:
-    """ValueError where one of them is a file, or a folder that is not empty."""
+    """Raise ValueError if one of the paths is a file, or a folder that is not empty."""
     for path in paths:
-        if path.is_file() or path.is_dir() and any(path.iterdir()):
-            raise ValueError(f"{path} is there already: give another name, or remove it")
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise ValueError(f"{path} exists already: choose another name, or remove it")
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that is synced and takes its name when the block ends well, and is gone when it does not."""
+    """Yield a temporary path in the same folder.
+
+    On success it is fsynced and renamed to `path`, on failure deleted. Raises OSError if nothing
+    can be written there.
+    """
     path = Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _make_temporary(path)
     try:
         yield temporary
         with open(temporary, "rb") as written:
@@ -75,17 +72,21 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+def _make_temporary(path: Path) -> Path:
+    """An empty, hidden file in the folder of `path`, which is made if need be."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from None
+    os.close(handle)
+    return Path(name)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the names in a folder outlast a power failure, where the system can: Windows and some file systems cannot."""
+    """Write a folder's list of names to the disk. Windows and some file systems cannot do it."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -94,14 +95,23 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def cache_folder(cache_dir: str | None) -> Path:
-    """--cache_dir, else the user's."""
-    if cache_dir:
-        return Path(cache_dir)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip4idc"
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder given by --cache_dir, else `clip4idc` in the user's cache folder."""
+    if cache_dir:
+        return Path(cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip4idc"

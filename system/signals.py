@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT, which schedulers and Ctrl-C send, do to a training: it saves and ends with a code of its own."""
+"""SIGTERM and SIGINT, which schedulers and Ctrl-C send: a training saves its state and exits."""
 
 import logging
 import os
@@ -9,48 +9,50 @@ from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
-EXIT_TRY_AGAIN = (
-    75  # the exit code, sysexits.h's EX_TEMPFAIL: the same command with --resume auto goes on
-)
-
+# The exit code of a training that was asked to stop, EX_TEMPFAIL of sysexits.h: the same command
+# with --resume auto continues it.
+EXIT_TRY_AGAIN = 75
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequested(BaseException):
-    """A signal asked this process to stop, and what has to be saved is saved. No Exception: nothing is to catch it on the way."""
+    """A signal asked this process to stop, and everything is saved.
+
+    A BaseException, so that no `except Exception` swallows it.
+    """
 
 
 class StopSignals:
-    """While its `with` block lasts, the first signal ends the run by StopRequested, and a second one ends the process.
+    """Inside its `with` block, a first signal raises StopRequested; a second one ends the process.
 
-    Inside `finishing()` the first signal waits: the block looks at `requested` where it can stop.
+    Inside `deferred()` the first signal only sets `requested`, which the block looks at where it
+    can stop.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._finishing = False
-        self._before: dict[int, signal.Handlers] = {}
+        self._is_deferred = False
+        self._previous: dict[int, signal.Handlers] = {}
 
     def __enter__(self) -> "StopSignals":
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        # Python allows signal handlers in the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted; StopRequested comes at the block's end."""
-        self._finishing = True
+        """Inside, a signal is only noted; StopRequested is raised at the end of the block."""
+        self._is_deferred = True
         try:
             yield
         finally:
-            self._finishing = False
+            self._is_deferred = False
         if self.requested:
             raise StopRequested
 
@@ -62,16 +64,13 @@ class StopSignals:
             os.kill(os.getpid(), number)
             return
         self.requested = True
-        log.warning(
-            "%s: %sstopping; a second one stops at once",
-            name,
-            "finishing the step, saving, " if self._finishing else "",
-        )
-        if not self._finishing:
+        first = "finishing the step, saving, " if self._is_deferred else ""
+        log.warning("%s: %sstopping; a second signal stops at once", name, first)
+        if not self._is_deferred:
             raise StopRequested
 
 
 def ignore_signals_in_worker(_worker: int = 0) -> None:
-    """For worker processes: the parent, which gets the same Ctrl-C, ends them."""
+    """For worker processes: leave Ctrl-C, which they get too, to the parent, which ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,175 +1,207 @@
-"""TODO."""
+"""One attempt to read a file over http(s) or s3, from its beginning or from some byte on."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from system.files import error_line
 from system.urls import Address, scrub
 
-BLOCK = 1 << 16  # bytes taken at once: what a broken connection loses at most
-
-
+BLOCK = 1 << 16  # bytes read at once: what a broken connection loses at most
 TIMEOUT = 30  # seconds without a byte
 
+# Errors of a server that may be gone at the next attempt.
+RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
-RETRY_STATUS = (
-    408,
-    425,
-    429,
-    500,
-    502,
-    503,
-    504,
-)  # what a server answers that may answer otherwise soon
+# Errors of a server by their meaning; others become an OSError.
+STATUS_ERRORS: Mapping[int, type[OSError]] = {
+    401: PermissionError,
+    403: PermissionError,
+    404: FileNotFoundError,
+    410: FileNotFoundError,
+}
+
+CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
 
 
 class Interrupted(Exception):
-    """It may go on at another attempt, from the byte where it stopped."""
+    """The transfer stopped. Another attempt may continue it from the byte that it reached."""
 
 
 class RestartNeeded(Interrupted):
-    """It may go on, but from the beginning: the server has another version than the part that is here."""
+    """The partial file is of another version: start over."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """What a server sends: the file from byte `start` on."""
+    """What a server sends: the file from byte `start` on. `size` is that of the whole file."""
 
     start: int
-    size: int | None  # of the whole file
+    size: int | None
     version: str | None
     blocks: Iterator[bytes]
 
 
 def open_url(url: Address, start: int, version: str | None) -> AbstractContextManager[Response]:
-    return (_open_s3 if url.is_s3 else _open_http)(url, start, version)
+    """Open a remote file for reading from byte `start` on.
+
+    The response may start at 0 instead, as where the file is no longer of `version`. Raises
+    Interrupted or RestartNeeded if another attempt may succeed; else FileNotFoundError,
+    PermissionError or OSError naming the URL, or ValueError for an s3 URL without bucket or key.
+    """
+    open_it = _open_s3 if url.is_s3 else _open_http
+    return open_it(url, start, version)
 
 
 @contextmanager
 def _open_http(url: Address, start: int, version: str | None) -> Iterator[Response]:
     import requests
 
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-    headers |= {"If-Range": version} if start and version else {}
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    if start and version:
+        headers["If-Range"] = version
     try:
-        with requests.get(url.reveal(), headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            yield _read_response(url, start, answer)
+        with requests.get(url.reveal(), headers=headers, stream=True, timeout=TIMEOUT) as response:
+            yield _read_head(url, start, response)
     except requests.exceptions.SSLError as error:
-        raise OSError(f"cannot get {url}: {_describe_network_error(error)}") from None
+        raise _cannot_get(url, error) from None
     except (
         requests.ConnectionError,
         requests.Timeout,
         requests.exceptions.ChunkedEncodingError,
     ) as error:
         raise Interrupted(_describe_network_error(error)) from None
-    except (
-        requests.RequestException,
-        ValueError,
-    ) as error:  # ValueError: where a redirect leads is no address
-        raise OSError(f"cannot get {url}: {_describe_network_error(error)}") from None
+    # ValueError: a redirect leads to something that is not a URL.
+    except (requests.RequestException, ValueError) as error:
+        raise _cannot_get(url, error) from None
 
 
-def _read_response(url: Address, start: int, answer) -> Response:
-    """The head of an answer to `requests.get`. What is refused is raised as `fetch` tells it."""
-    code, head = answer.status_code, answer.headers
-    sent = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", head.get("Content-Range", ""))
-    size = int(sent.group(2)) if sent and sent.group(2) != "*" else None
-    tag = head.get("ETag", "")
-    version = tag if tag and not tag.startswith("W/") else head.get("Last-Modified")
-    if code == 416 and start and size == start:  # the part is whole already
+def _cannot_get(url: Address, error: Exception) -> OSError:
+    return OSError(f"cannot get {url}: {_describe_network_error(error)}")
+
+
+def _read_head(url: Address, start: int, response: Any) -> Response:
+    """What the head of a response of `requests` says. Raises as `open_url` does."""
+    status, headers = response.status_code, response.headers
+    first, size = _parse_content_range(headers.get("Content-Range", ""))
+    version = _read_version(headers)
+    if status == 416 and start and size == start:  # the partial file is complete already
         return Response(start, size, version, iter(()))
-    if code == 416:
-        raise RestartNeeded("the file there has become shorter")
-    if code in RETRY_STATUS:
-        raise Interrupted(f"the server answers {code} {answer.reason}")
-    if code >= 400:
-        kind = {
-            401: PermissionError,
-            403: PermissionError,
-            404: FileNotFoundError,
-            410: FileNotFoundError,
-        }.get(code, OSError)
-        raise kind(f"cannot get {url}: the server answers {code} {answer.reason}")
-    if code == 206 and not (sent and sent.group(1) and int(sent.group(1)) == start):
-        raise RestartNeeded("the server sends another part than was asked for")
-    if code != 206:
-        start, size = (
-            0,
-            int(head["Content-Length"]) if head.get("Content-Length", "").isdigit() else None,
-        )
-    if (
-        head.get("Content-Encoding", "identity") != "identity"
-    ):  # though not asked for: lengths and places are of other bytes
-        size = version = None
-    return Response(start, size, version, answer.iter_content(BLOCK))
+    _check_status(url, status, response.reason)
+    if status == 206 and first != start:
+        raise RestartNeeded("the server sends another part than requested")
+    if status != 206:
+        length = headers.get("Content-Length", "")
+        start = 0
+        size = int(length) if length.isdigit() else None
+    if headers.get("Content-Encoding", "identity") != "identity":
+        # Compressed although not requested: lengths and offsets are those of other bytes.
+        size = None
+        version = None
+    return Response(start, size, version, response.iter_content(BLOCK))
+
+
+def _parse_content_range(text: str) -> tuple[int | None, int | None]:
+    """The first byte that is sent and the size of the whole file; None for what is not said."""
+    found = CONTENT_RANGE.fullmatch(text)
+    if not found:
+        return None, None
+    first, size = found.groups()
+    return (int(first) if first else None), (int(size) if size != "*" else None)
+
+
+def _read_version(headers: Mapping[str, str]) -> str | None:
+    """What identifies the version of a file: a strong ETag, else the time of its last change."""
+    tag = headers.get("ETag", "")
+    if tag and not tag.startswith("W/"):
+        return tag
+    return headers.get("Last-Modified")
+
+
+def _check_status(url: Address, status: int, reason: str) -> None:
+    if status == 416:
+        raise RestartNeeded("the file on the server has become shorter")
+    if status in RETRY_STATUS:
+        raise Interrupted(f"the server answers {status} {reason}")
+    if status >= 400:
+        kind = STATUS_ERRORS.get(status, OSError)
+        raise kind(f"cannot get {url}: the server answers {status} {reason}")
 
 
 @contextmanager
 def _open_s3(url: Address, start: int, version: str | None) -> Iterator[Response]:
-    import boto3
     from botocore import exceptions
-    from botocore.config import Config
 
     bucket, _, key = url.reveal()[len("s3://") :].partition("/")
     if not (bucket and key):
         raise ValueError(f"{url}: expected s3://bucket/key")
-    asked = {"Bucket": bucket, "Key": key}
-    asked |= (
-        ({"Range": f"bytes={start}-"} | ({"IfMatch": version} if version else {})) if start else {}
-    )
+    request = {"Bucket": bucket, "Key": key}
+    if start:
+        request["Range"] = f"bytes={start}-"
+    if start and version:
+        request["IfMatch"] = version
     try:
-        once = Config(
-            connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries={"total_max_attempts": 1}
-        )
-        client = boto3.Session().client("s3", config=once)
-        answer = client.get_object(**asked)
-        with closing(answer["Body"]) as body:
-            if start and not answer.get("ContentRange", "").startswith(f"bytes {start}-"):
-                raise RestartNeeded("the server sends another part than was asked for")
-            yield Response(
-                start, start + answer["ContentLength"], answer.get("ETag"), body.iter_chunks(BLOCK)
-            )
+        response = _s3_client().get_object(**request)
+        with closing(response["Body"]) as body:
+            if start and not response.get("ContentRange", "").startswith(f"bytes {start}-"):
+                raise RestartNeeded("the server sends another part than requested")
+            size = start + response["ContentLength"]
+            yield Response(start, size, response.get("ETag"), body.iter_chunks(BLOCK))
     except (
         exceptions.NoCredentialsError,
         exceptions.PartialCredentialsError,
         exceptions.CredentialRetrievalError,
         exceptions.ProfileNotFound,
     ) as error:
+        reason = error_line(error).rstrip(".")
         raise OSError(
-            f"cannot get {url}: {error_line(error).rstrip('.')}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            f"cannot get {url}: {reason}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
             "AWS_PROFILE"
         ) from None
     except exceptions.ClientError as error:
-        code, status = (
-            error.response["Error"]["Code"],
-            error.response["ResponseMetadata"]["HTTPStatusCode"],
-        )
-        if status in (412, 416):
-            raise RestartNeeded("the file there has become another") from None
-        if status in RETRY_STATUS:
-            raise Interrupted(f"S3 answers {code}") from None
-        raise {403: PermissionError, 404: FileNotFoundError}.get(status, OSError)(
-            f"cannot get {url}: S3 answers {code}"
-        ) from None
-    except (
-        exceptions.HTTPClientError,
-        exceptions.IncompleteReadError,
-    ) as error:  # connections refused, broken, timed out
+        raise _s3_refusal(url, error.response) from None
+    # Connections that are refused, break off or time out.
+    except (exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
         raise Interrupted(_describe_network_error(error)) from None
-    except (exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is none
+    # ValueError: the endpoint in the environment is not a URL.
+    except (exceptions.BotoCoreError, ValueError) as error:
         raise OSError(f"cannot get {url}: {error_line(error)}") from None
 
 
+def _s3_client() -> Any:
+    """A client that makes one attempt only: `download` repeats them."""
+    import boto3
+    from botocore.config import Config
+
+    retries = {"total_max_attempts": 1}
+    config = Config(connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries=retries)
+    return boto3.Session().client("s3", config=config)
+
+
+def _s3_refusal(url: Address, response: Mapping[str, Any]) -> Exception:
+    """The error to raise for a response in which S3 refuses a request."""
+    code = response["Error"]["Code"]
+    status = response["ResponseMetadata"]["HTTPStatusCode"]
+    if status in (412, 416):
+        return RestartNeeded("the file on the server has changed")
+    if status in RETRY_STATUS:
+        return Interrupted(f"S3 answers {code}")
+    kind = STATUS_ERRORS.get(status, OSError)
+    return kind(f"cannot get {url}: S3 answers {code}")
+
+
 def _describe_network_error(error: Exception) -> str:
-    """What went wrong, in words that hold no address: libraries put theirs, with all that is secret in it, into most of theirs."""
+    """What went wrong, without URLs: messages of libraries hold whole URLs, secrets included."""
     text = str(error)
     if "IncompleteRead" in text:
         return "the connection breaks off"
     if "timed out" in text or "imeout" in type(error).__name__:
         return f"no answer within {TIMEOUT} seconds"
-    found = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text) or re.search(
-        r"(certificate verify failed[^('\"]*)", text
-    )
+    system_error = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)
+    bad_certificate = re.search(r"(certificate verify failed[^('\"]*)", text)
+    found = system_error or bad_certificate
     return scrub(found.group(1)).rstrip(": ") if found else type(error).__name__

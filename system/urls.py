@@ -1,4 +1,4 @@
-"""Addresses that may hold secrets: a type that never prints them, and a filter for all output."""
+"""Names and URLs that may hold secrets: a type that hides them, and a filter for all output."""
 
 import os
 import re
@@ -9,57 +9,48 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 
-
-SHORTEST_PASSWORD = 4  # shorter ones are not looked for in text: they stand in too many words
-
-
-SHORTEST_TOKEN = 8  # the same for values of the environment and of queries
-
+# Shorter ones are not searched for in text: they are part of too many words.
+MIN_PASSWORD_LENGTH = 4
+MIN_TOKEN_LENGTH = 8
 
 SCHEMES = ("https", "http", "s3", "ftp", "ftps", "sftp", "ssh", "gs", "hf", "file")
 
-
-# Slashes after a colon make a scheme, known or mistyped; so does a known name with a colon alone.
-# One letter alone is a Windows drive.
+# Any word before a colon and slashes is a scheme, known or mistyped; so is a known name before a
+# colon alone. A single letter is a Windows drive.
 SCHEME = re.compile(rf"[A-Za-z][\w+.-]+:/+|(?:{'|'.join(SCHEMES)}):|//+", re.IGNORECASE)
-
 
 QUERY = re.compile(r"\?[^\s=&/]+=")
 
-
-# What begins a query, a fragment or a parameter, full-width and percent-encoded spellings included.
+# What begins a query, a fragment or a parameter; also full-width and percent-encoded.
 TAIL = re.compile(r"[?#&;？＃]|%3f|%23", re.IGNORECASE)
-
-
 AT = re.compile(r"[@＠]|%40", re.IGNORECASE)
 
+# A user, a colon and a password before an @, in a word of a text.
+CREDENTIALS = re.compile(r"\w:[^@]*[^@:]@\w")
 
-NAMES_OF_SECRETS = re.compile(
+SECRET_VARIABLES = re.compile(
     r"(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY"
     r"|(?:^|_)(?:PASS|PAT|AUTH))$"
 )
-
-
-NAMES_OF_ADDRESSES = re.compile(r"PROXY|ENDPOINT|UR[LI]|HOST|SERVER|DSN")
-
+URL_VARIABLES = re.compile(r"PROXY|ENDPOINT|UR[LI]|HOST|SERVER|DSN")
 
 WORD = re.compile(r"[^\s\"'“”‘’<>]+")
+HTML_START = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
-
-_known: set[str] = set()  # what Addresses of this process hold that nobody may read
+# Secrets of all Addresses that this process has made.
+_known: set[str] = set()
 
 
 def is_html(head: bytes) -> bool:
-    """Whether a file that begins so is HTML, such as a login page in place of the file."""
-    page = rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)"
-    return re.match(page, head, re.IGNORECASE) is not None
+    """Whether a file that begins like this is HTML, such as a login page instead of the file."""
+    return HTML_START.match(head) is not None
 
 
 @dataclass(frozen=True, repr=False)
 class Address:
     """A path, name or URL that a user gave for weights, and that may contain secrets.
 
-    Text made from it, by str(), an f-string or a log line, leaves the secrets out. `reveal` gives
+    Text made from it by str(), an f-string or a log line leaves the secrets out. `reveal` returns
     the whole name, for opening it and nothing else. It is not a str, so that it cannot be written
     by mistake.
     """
@@ -67,7 +58,7 @@ class Address:
     _given: str
 
     def __post_init__(self) -> None:
-        if not _is_there(self._given):
+        if not _exists(self._given):
             for secret in _secrets_in(self._given):
                 _known.update(_spellings(secret))
 
@@ -81,17 +72,17 @@ class Address:
     def __repr__(self) -> str:
         return f"Address({str(self)!r})"
 
-    def __format__(self, how: str) -> str:
-        return format(str(self), how)
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
 
     @classmethod
     def of(cls, name: object) -> "Address":
-        """The name as an Address, which it may be already."""
+        """The name as an Address, if it is not one already."""
         return name if isinstance(name, cls) else cls(str(name))
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is fetched, from https://, http:// or s3://."""
+        """Whether it is a URL that is downloaded: https://, http:// or s3://."""
         return self._given.lower().startswith(("https://", "http://", "s3://"))
 
     @property
@@ -100,8 +91,10 @@ class Address:
         return self._given.lower().startswith("s3://")
 
     def split(self) -> tuple["Address", str, str]:
-        """The folder that it lies in, the name there, and what follows that: query, fragment. In s3://
-        a ? may stand in a folder's name."""
+        """The folder, the name in it, and what follows the name: query and fragment.
+
+        In s3://, a folder's name may contain a question mark.
+        """
         place, tail = self._given, ""
         if not self.is_s3:
             ends = [at for at in map(self._given.find, "?#") if at >= 0]
@@ -115,25 +108,31 @@ class Address:
         return Address(f"{scheme}://{folder}"), AT.split(plain)[-1], name[len(plain) :] + tail
 
     def joined(self, name: str) -> "Address":
-        """What lies in this folder under a name."""
+        """The address of a file in this folder."""
         return Address(f"{self._given}/{name}")
 
 
 def redact(name: str) -> str:
-    """A name as others may read it: of an address, also a mistyped one, neither what stands before
-    its last @, nor its query, nor its fragment. Other names stay as they are."""
-    if not _may_hold_secrets(name) or _is_there(name):
+    """The name without secrets; a name that is not a URL stays as it is.
+
+    A URL, even a mistyped one, loses its user, password, query and fragment.
+    """
+    if not _may_hold_secrets(name) or _exists(name):
         return name
     scheme, rest = _split_scheme(name)
     tail = TAIL.search(rest)
     end = tail.start() if tail else len(rest)
-    ats = [found.span() for found in AT.finditer(rest)]
-    if ats and ats[-1][0] > end:
-        # A password with a question mark, or a query with an @: nobody can tell, so show neither.
-        return f"{scheme}{HIDDEN}"
-    rest = rest[ats[-1][1] if ats else 0 : end]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{HIDDEN if scheme and _is_no_host(host) else host}{slash}{path}"
+    ats = list(AT.finditer(rest))
+    start = 0
+    if ats:
+        start = ats[-1].end()
+        if ats[-1].start() > end:
+            # A password with a question mark, or a query with an @: nobody can tell, so hide both.
+            return f"{scheme}{HIDDEN}"
+    host, slash, path = rest[start:end].partition("/")
+    if scheme and _has_bad_port(host):
+        host = HIDDEN
+    return f"{scheme}{host}{slash}{path}"
 
 
 def _split_scheme(name: str) -> tuple[str, str]:
@@ -142,70 +141,82 @@ def _split_scheme(name: str) -> tuple[str, str]:
     return scheme, name[len(scheme) :]
 
 
-def _is_no_host(text: str) -> bool:
-    """Whether text in the place of host:port has no port behind its colon, as where a password's @
-    is missing."""
-    host, colon, port = text.rpartition(":")
-    return bool(colon) and not text.startswith("[") and not (port.isdigit() or not port)
+def _has_bad_port(host: str) -> bool:
+    """Whether what follows the colon is not a port, as in user:password without its @host."""
+    is_ipv6 = host.startswith("[")
+    _, _, port = host.rpartition(":")
+    return ":" in host and not is_ipv6 and port != "" and not port.isdigit()
 
 
-def _is_there(name: str) -> bool:
-    """Whether a name is a file's or a folder's here."""
+def _exists(name: str) -> bool:
+    """Whether there is a file or a folder of this name on this machine."""
     try:
         return os.path.exists(name)
-    except ValueError:  # a NUL in it
+    except ValueError:  # a NUL in the name
         return False
 
 
 def _may_hold_secrets(name: str) -> bool:
-    """Whether it is written like an address. owner/name@revision and ViT-L/14@336px are not."""
+    """Whether it is written like a URL. owner/name@revision and ViT-L/14@336px are not."""
     if sys.platform == "win32" and re.match(r"[A-Za-z]:[\\/]", name):
         return False
     scheme, rest = _split_scheme(name)
-    if scheme and (AT.search(rest) or TAIL.search(rest) or _is_no_host(rest.partition("/")[0])):
+    host = rest.partition("/")[0]
+    if scheme and (AT.search(rest) or TAIL.search(rest) or _has_bad_port(host)):
         return True
     if QUERY.search(name):
         return True
     at = AT.search(name)
-    return at is not None and ("/" not in name[: at.start()] or ":" in name[: at.start()])
+    if at is None:
+        return False
+    user = name[: at.start()]
+    return "/" not in user or ":" in user
 
 
 def _secrets_in(name: str) -> Iterator[str]:
-    """The parts of an address to hide in all text: its password and whatever is long enough to be a
-    token (all before the last @, query values, fragment)."""
+    """The parts of a URL to hide in all text: its password, and what is long enough for a token.
+
+    Tokens can be all before the last @, values of the query, and the fragment.
+    """
     if not _may_hold_secrets(name):
         return
     scheme, rest = _split_scheme(name)
-    ats = [found.start() for found in AT.finditer(rest)]
-    before = rest[: ats[-1]] if ats else ""
-    password = before.partition(":")[2]
-    if scheme and not ats and _is_no_host(rest.partition("/")[0]):
-        password = rest.partition("/")[0].partition(":")[2]
-    tails = TAIL.split(rest)[1:]
-    values = [value for tail in tails for value in (tail, tail.partition("=")[2])]
-    tokens = (before, *values, *map(unquote, values), name.partition("?")[2])
-    yield from (value for value in (password, unquote(password)) if len(value) >= SHORTEST_PASSWORD)
-    yield from (value for value in tokens if len(value) >= SHORTEST_TOKEN)
+    ats = list(AT.finditer(rest))
+    user = rest[: ats[-1].start()] if ats else ""
+    password = user.partition(":")[2]
+    host = rest.partition("/")[0]
+    if scheme and not ats and _has_bad_port(host):
+        password = host.partition(":")[2]
+    for value in (password, unquote(password)):
+        if len(value) >= MIN_PASSWORD_LENGTH:
+            yield value
+    tokens = [user, name.partition("?")[2]]
+    for tail in TAIL.split(rest)[1:]:
+        value = tail.partition("=")[2]
+        tokens += [tail, value, unquote(tail), unquote(value)]
+    for token in tokens:
+        if len(token) >= MIN_TOKEN_LENGTH:
+            yield token
 
 
 def _spellings(secret: str) -> set[str]:
-    """A secret as it is, with its blanks made one, and with its control characters as escapes."""
+    """A secret as it is, with single spaces, and with its control characters escaped."""
     return {secret, " ".join(secret.split()), secret.encode("unicode_escape").decode("ascii")}
 
 
 def _environment_secrets() -> Iterator[str]:
     """Tokens and keys in the environment, and the passwords in its URLs (proxies, AWS endpoint)."""
     for name, value in os.environ.items():
-        if NAMES_OF_SECRETS.search(name.upper()) and len(value) >= SHORTEST_TOKEN:
+        if SECRET_VARIABLES.search(name.upper()) and len(value) >= MIN_TOKEN_LENGTH:
             yield value
-        elif NAMES_OF_ADDRESSES.search(name.upper()):
+        elif URL_VARIABLES.search(name.upper()):
             yield from _secrets_in(value)
 
 
 def scrub(text: str) -> str:
     """Remove secrets from text on its way to a terminal, a log or a file.
 
-    Known secrets become ***; whatever looks like an address is shown as `redact` shows it.
+    Known secrets become ***, and whatever looks like a URL is shown as by `redact`.
     """
     secrets = sorted({*_known, *_environment_secrets()}, key=len, reverse=True)
     for secret in secrets:
@@ -214,12 +225,14 @@ def scrub(text: str) -> str:
 
 
 def _redact_within(word: str) -> str:
-    """A word of a text, the address in it redacted; what stands before its scheme stays."""
+    """A word of a text with the URL in it redacted. What stands before its scheme stays."""
     found = SCHEME.search(word)
-    if found and not _is_there(word) and _may_hold_secrets(word[found.start() :]):
-        return word[: found.start()] + redact(word[found.start() :])
+    if found and not _exists(word):
+        url = word[found.start() :]
+        if _may_hold_secrets(url):
+            return word[: found.start()] + redact(url)
     if "@" not in word and "?" not in word:
         return word
-    if QUERY.search(word) or re.search(r"\w:[^@]*[^@:]@\w", word):
+    if QUERY.search(word) or CREDENTIALS.search(word):
         return redact(word)
     return word

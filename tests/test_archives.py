@@ -80,7 +80,7 @@ def refused(path: Path, content: bytes, message: str) -> None:
         (["a\nall 9.9"], r"control characters: a\\nall"),
         (["x", "./x"], "twice"),
         (["ok", "../../out"], "outside"),
-        (["."], "without a name|outside|damaged"),
+        (["."], "without a name|outside|corrupt"),
     ],
 )
 def test_names_that_no_dataset_has_are_refused(make, names, message, tmp_path):
@@ -212,7 +212,7 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_zip_whose_list_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_DIRECTORY", 2000)
+    monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 2000)
     refused(
         tmp_path / "x.zip",
         zipped(*(f"{number}.png" for number in range(100))),
@@ -231,7 +231,7 @@ def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path
         extraction.shutil, "copyfileobj", lambda *_: pytest.fail("something was written")
     )
     with (
-        pytest.raises(OSError, match="no room to unpack"),
+        pytest.raises(OSError, match="no room to extract"),
         extracted(tmp_path / "x.zip", tmp_path / "to"),
     ):
         pass
@@ -245,7 +245,7 @@ def test_an_xz_that_asks_for_more_memory_than_it_should_is_refused(tmp_path):
     small = lzma.compress(
         decoded, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 12}]
     )
-    assert archives.MOST_DICTIONARY < 1 << 30
+    assert archives.MAX_XZ_MEMORY < 1 << 30
     header = bytearray(small)
     place = (
         header.index(b"\x21\x01", 12) + 2

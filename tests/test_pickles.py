@@ -389,6 +389,6 @@ def test_a_zip_that_lists_millions_of_entries_is_refused(tmp_path, monkeypatch):
             archive.writestr(f"x/{number}", b"")
     with pytest.raises(ValueError, match="more than 100 entries"):
         read_weights(tmp_path / "a")
-    monkeypatch.setattr("modules.archives.MOST_DIRECTORY", 1000)
+    monkeypatch.setattr("system.archives.MAX_DIRECTORY_BYTES", 1000)
     with pytest.raises(ValueError, match="more than 1000 bytes"):
         read_weights(tmp_path / "a")

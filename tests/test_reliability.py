@@ -303,9 +303,8 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(
         what = "term" if number == signal.SIGTERM else "interrupt"
         code, errors = finish(start([FAULTY, f"{what}:step:6", "retrieval", *options]))
         assert code == EXIT_TRY_AGAIN
-        assert (
-            errors.strip().splitlines()[-1].endswith("the same command with --resume auto goes on")
-        )
+        last = errors.strip().splitlines()[-1]
+        assert last.endswith("the same command with --resume auto continues")
     else:  # the launcher gives the signal to all, and has a code of its own
         process = start([FAULTY, "slow:step:6:0", "retrieval", *options], processes)
         _wait_for(
@@ -346,7 +345,7 @@ def test_outside_of_a_step_a_signal_stops_at_once_and_in_it_only_the_second_one(
         assert reached == [True] * finishing
     code = (
         "import os, signal, time; from system.signals import StopSignals\n"
-        "with StopSignals() as stop, stop.finishing():\n"
+        "with StopSignals() as stop, stop.deferred():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('still there', flush=True); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)"
     )
     process = start(["-c", code])
@@ -577,18 +576,18 @@ def test_deterministic_runs_give_the_same_weights(clevr, sizes, tmp_path, monkey
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
             2,
-            "out of memory: a smaller --batch_size",
+            "out of memory: use a smaller --batch_size",
         ),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
             2,
-            "out of memory: a smaller --batch_size",
+            "out of memory: use a smaller --batch_size",
         ),
-        (MemoryError(), 2, "out of memory: a smaller --batch_size"),
+        (MemoryError(), 2, "out of memory: use a smaller --batch_size"),
         (
             RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
             1,
-            "fewer --num_thread_reader need less",
+            "use fewer --num_thread_reader",
         ),
     ],
 )
@@ -679,7 +678,7 @@ def torchrun_fault(
     [
         ("raise:step:3:1", "this process fails on purpose"),
         ("kill:step:3:1", "Signal 9"),
-        pytest.param("hang:step:3:1", "another process is gone or hangs", marks=pytest.mark.slow),
+        pytest.param("hang:step:3:1", "another process has ended or hangs", marks=pytest.mark.slow),
     ],
 )
 def test_one_process_that_fails_or_hangs_ends_the_job(fault, shown, clevr, sizes, tmp_path):

@@ -169,7 +169,7 @@ def test_what_cannot_be_used_is_one_line_and_nothing_is_left_under_its_name(
             ],
             capsys,
         )
-        assert "web page in the file's place" in line
+        assert "web page instead of the file" in line
         options = words(
             clevr,
             tmp_path / "run",
@@ -347,7 +347,7 @@ def test_a_published_folder_is_read_back_and_tells_its_scores(
         with pytest.raises(SystemExit) as stop:
             export_model.main([*options, "--trained_on", "squares"])
         assert stop.value.code == 2
-        assert "is there already" in capsys.readouterr().err
+        assert "exists already" in capsys.readouterr().err
     again = words(
         clevr,
         tmp_path / "again",

@@ -20,7 +20,7 @@ from modules.weights.unpickler import (
     ScriptedModule,
     Storage,
 )
-from system.archives import opened_zip, read_into
+from system.archives import open_zip, read_entry
 from system.files import READ_ERRORS, error_line
 from system.urls import is_html
 
@@ -99,7 +99,7 @@ def file_format(path: Path) -> str:
         return "safetensors"
     if head[:4] != b"PK\3\4":
         return "saved by torch, older format"
-    with opened_zip(path, MAX_ENTRIES) as archive:
+    with open_zip(path, MAX_ENTRIES) as archive:
         scripted = any("/code/" in name for name in archive.namelist())
     return "TorchScript archive" if scripted else "saved by torch"
 
@@ -147,7 +147,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_archive(path: Path) -> Any:
     """The newer format, a zip: the pickle, and an entry for each storage."""
     size = path.stat().st_size
-    with opened_zip(path, MAX_ENTRIES) as archive:
+    with open_zip(path, MAX_ENTRIES) as archive:
         entries = archive.infolist()
         inflated = sum(entry.file_size for entry in entries)
         if inflated > size + MAX_INFLATED_BYTES:
@@ -167,7 +167,7 @@ def _read_archive(path: Path) -> Any:
             raise ValueError("its byte order is not little-endian: save it anew on a usual machine")
 
         def open_storage(dtype: torch.dtype, key: str, _: int) -> Storage:
-            return Storage.of(read_into(archive, f"{folder}data/{key}"), dtype)
+            return Storage.of(read_entry(archive, f"{folder}data/{key}"), dtype)
 
         return RestrictedUnpickler(CountedReader(archive.read(pickled)), open_storage, size).load()
 
