@@ -67,8 +67,10 @@ class ImageFiles:
         return torch.stack([load_image(path, self.resolution) for path in paths])
 
 
-def normalize(images: Tensor) -> Tensor:
-    """(..., 3, H, W) uint8 → float32 with CLIP's mean and standard deviation."""
-    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(STD, device=images.device)[:, None, None]
-    return (images.float() / 255).sub_(mean).div_(std)
+def normalize(
+    images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> Tensor:
+    """(..., 3, H, W) uint8 → float32, less `mean` and over `std`, by channel; CLIP's by default."""
+    shift = torch.tensor(mean, device=images.device)[:, None, None]
+    scale = torch.tensor(std, device=images.device)[:, None, None]
+    return (images.float() / 255).sub_(shift).div_(scale)

@@ -5,7 +5,7 @@ L words, V vocabulary, R pixels along an image's side. See docs/reference.md, Mo
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,7 +144,7 @@ class CLIP4IDC(nn.Module):
         return self.backbone.encode_pairs(images)
 
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, R, R): image 0 with each other one → B·K pairs, all pairs of image 1 first."""
+        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first."""
         self._check_images(images)
         return self.backbone.encode_against_first(images)
 
@@ -313,9 +313,7 @@ def _check_task(task: str, sim_header: str) -> None:
         )
 
 
-def _build_decoder(
-    backbone: PairBackbone, config: str | Path | Mapping | None
-) -> CaptionDecoder:
+def _build_decoder(backbone: PairBackbone, config: str | Path | Mapping | None) -> CaptionDecoder:
     fitted = load_decoder_config(config or "decoder-base").fitted_to(backbone.embed_dim)
     return CaptionDecoder(fitted, *backbone.caption_embeddings())
 

@@ -48,7 +48,6 @@ def export(
     from safetensors.torch import save_file
 
     from modules.clip4idc import CLIP4IDC
-    from modules.weights.fitting import TIED_KEYS
     from modules.weights.model_info import MODEL_INFO_FILE, read_model_info, write_model_info
     from modules.weights.sources import find_weights, load_weights
     from system.files import atomic_write, refuse_existing
@@ -75,7 +74,7 @@ def export(
     weights = {
         key: value.half().contiguous()
         for key, value in model.state_dict().items()
-        if key not in TIED_KEYS
+        if key not in model.tied_keys
     }
     too_large = [key for key, value in weights.items() if not value.isfinite().all()]
     if too_large:

@@ -60,7 +60,7 @@ def test_captions_of_one_pair_share_its_memory_and_follow_each_other(tiny_captio
         for n in range(4):
             tiny_captioner.next_word_logits(ids[..., n], state)
         state, followed = (
-            state.follow(beams).keep(kept),
+            state.reorder(beams).select(kept),
             ids.gather(1, beams[..., None].expand(3, 3, 7)),
         )
         ids = torch.cat([followed[..., :4], ids[..., 4:]], dim=2)[kept]
@@ -78,15 +78,17 @@ class Markov:
 
     def __init__(self, vocab_size=5):
         self.vocab_size = vocab_size
+        self.sot = vocab_size - 2
+        self.eot = vocab_size - 1
 
     class State:
         def __init__(self, tables):
             self.tables = tables
 
-        def keep(self, pairs):
+        def select(self, pairs):
             return Markov.State(self.tables[pairs])
 
-        def follow(self, beams):
+        def reorder(self, beams):
             return self
 
     def start_captions(self, pair_tokens, max_words, per_pair):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dataloaders.batches import Batches
 from dataloaders.coco_files import write_references, write_results
-from dataloaders.images import normalize
 from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import NUM_SAMPLES, EvaluatedRun
@@ -147,7 +146,7 @@ def generate_captions(
     own: list[tuple[str, ...]] = []  # the captions of each pair: one, or two with a distractor
     with runtime.autocast():
         for batch in runtime.progress(loader, "captions"):
-            images = normalize(batch["images"].to(runtime.device))
+            images = model.normalize(batch["images"].to(runtime.device))
             tokens = model.encode_against_first(images).tokens
             sentences = [decode(ids) for ids in _generate(model, tokens, max_words, decoding)]
             own += _by_pair(sentences, len(images))

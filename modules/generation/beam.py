@@ -19,7 +19,7 @@ def beam_search(
     Captions are compared by log-probability / length**length_penalty, length counting EOT. All pairs and beams share one batch,
     which a pair leaves when no beginning can still beat its best caption.
     """
-    sot, eot = model.vocab_size - 2, model.vocab_size - 1
+    sot, eot = model.sot, model.eot
     num_pairs, device, width = (
         len(pair_tokens),
         pair_tokens.device,
@@ -64,7 +64,7 @@ def beam_search(
         going_on = hopeful.nonzero().flatten()
         if len(going_on) == 0:
             break
-        state = state.follow(beams)
+        state = state.reorder(beams)
         if len(going_on) < len(running):
             running, last, scores, ids = (
                 running[going_on],
@@ -72,7 +72,7 @@ def beam_search(
                 scores[going_on],
                 ids[going_on],
             )
-            state = state.keep(going_on)
+            state = state.select(going_on)
     return best_ids[:, : int((best_ids != PAD).any(dim=0).nonzero().max()) + 1]
 
 

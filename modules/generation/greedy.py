@@ -12,7 +12,7 @@ def greedy_search(model: StepModel, pair_tokens: Tensor, max_words: int) -> Tens
 
     Pairs whose caption has ended leave the batch, and decoding stops when all have.
     """
-    sot, eot = model.vocab_size - 2, model.vocab_size - 1
+    sot, eot = model.sot, model.eot
     state = model.start_captions(pair_tokens, max_words)
     ids = torch.full(
         (len(pair_tokens), max_words), PAD, dtype=torch.long, device=pair_tokens.device
@@ -26,5 +26,5 @@ def greedy_search(model: StepModel, pair_tokens: Tensor, max_words: int) -> Tens
         if len(going_on) == 0:
             return ids[:, : position + 1]
         if len(going_on) < len(running):
-            running, last, state = running[going_on], last[going_on], state.keep(going_on)
+            running, last, state = running[going_on], last[going_on], state.select(going_on)
     return ids

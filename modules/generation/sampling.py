@@ -1,8 +1,8 @@
 """Decoding: greedy, beam search and sampling over a step function. Knows token ids, nothing of words or images.
 
 The model offers `vocab_size`, `start_captions(pair_tokens, max_words, per_pair) -> state` and `next_word_logits(last_ids, state)
--> logits`, a new tensor each time; states drop pairs and reorder captions. For a vocabulary of V, SOT is V−2 and EOT is V−1
-(CLIP: 49406, 49407).
+-> logits`, a new tensor each time; states drop pairs and reorder captions. `sot` and `eot` are the
+ids that start and end a caption.
 """
 
 import torch
@@ -27,7 +27,7 @@ def sample(
     Logits are divided by `temperature`; of the likeliest words just so many may be drawn that their probability reaches `top_p`
     (nucleus sampling, Holtzman et al. 2020). Each number decides one word, so that a caption depends on its own numbers alone.
     """
-    sot, eot = model.vocab_size - 2, model.vocab_size - 1
+    sot, eot = model.sot, model.eot
     num_pairs, per_pair, max_words = draws.shape
     state = model.start_captions(pair_tokens, max_words, per_pair)
     ids = torch.full(draws.shape, PAD, dtype=torch.long, device=pair_tokens.device)
@@ -48,7 +48,7 @@ def sample(
                 running[going_on],
                 last[going_on],
                 ended[going_on],
-                state.keep(going_on),
+                state.select(going_on),
             )
     return ids
 

@@ -10,15 +10,17 @@ PAD = 0
 class StepState(Protocol):
     """The captions in the making of some pairs, as many of each."""
 
-    def keep(self, pairs: Tensor) -> "StepState": ...
+    def select(self, pairs: Tensor) -> "StepState": ...
 
-    def follow(self, beams: Tensor) -> "StepState": ...
+    def reorder(self, beams: Tensor) -> "StepState": ...
 
 
 class StepModel(Protocol):
     """What decoding needs of a model."""
 
     vocab_size: int
+    sot: int
+    eot: int
 
     def start_captions(
         self, pair_tokens: Tensor, max_words: int, per_pair: int = 1

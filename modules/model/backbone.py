@@ -67,7 +67,7 @@ class PairBackbone(nn.Module, ABC):
 
     @abstractmethod
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, R, R): image 0 with each other one → B·K pairs, all pairs of image 1 first."""
+        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first."""
 
     @abstractmethod
     def encode_text(self, ids: Tensor) -> Features:
@@ -145,7 +145,7 @@ def build_backbone(
     """
     reasons = []
     for name in BACKBONES:
-        kind = backbone_class(name)
+        kind = BACKBONES[name]
         own = tensors_below(weights, kind.key_prefix)
         try:
             backbone = kind.from_weights(own, intra_layers, linear_patch)
@@ -169,18 +169,9 @@ def holds_backbone(weights: Mapping[str, Tensor]) -> bool:
     return all(f"{backbone.key_prefix}.{name}" in weights for name in names)
 
 
-def backbone_class(name: str) -> type[PairBackbone]:
-    """A registered class. ValueError where it is unknown, cannot be loaded or lacks a member."""
-    found = BACKBONES[name]
-    missing = sorted(getattr(found, "__abstractmethods__", ()))
-    if missing:
-        raise ValueError(f"backbone {name!r} lacks {', '.join(missing)}")
-    return found
-
-
 def key_prefixes() -> tuple[str, ...]:
     """What the names of the registered backbones' tensors begin with, such as `clip.`."""
-    return tuple(f"{backbone_class(name).key_prefix}." for name in BACKBONES)
+    return tuple(f"{BACKBONES[name].key_prefix}." for name in BACKBONES)
 
 
 def tensors_below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -121,7 +121,7 @@ class CLIP(PairBackbone):
         return self.visual(images)
 
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, R, R): image 0 with each other one → B·K pairs, all pairs of image 1 first."""
+        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first."""
         return self.visual.encode_against_first(images)
 
     def encode_text(self, ids: Tensor) -> Features:
@@ -131,7 +131,9 @@ class CLIP(PairBackbone):
         """
         length = ids.shape[1]
         if length > self.context_length:
-            raise ValueError(f"{length} words exceed CLIP's context length of {self.context_length}")
+            raise ValueError(
+                f"{length} words exceed CLIP's context length of {self.context_length}"
+            )
         x = self.token_embedding(ids) + self.positional_embedding[:length]  # (B, L, W)
         tokens = self.ln_final(self.transformer(x, causal=True)) @ self.text_projection  # (B, L, E)
         end = ids.argmax(dim=1)

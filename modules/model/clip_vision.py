@@ -52,7 +52,7 @@ class PairVisionTower(nn.Module):
         return self._joint_blocks(self.encode_images(images))
 
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, R, R): image 0 with each other one → B·K pairs, all pairs of image 1 first.
+        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first.
 
         With 2d patches image 0 goes through the blocks for single images once for all its pairs.
         """

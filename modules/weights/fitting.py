@@ -1,7 +1,7 @@
-"""Weights made to fit a model: what may be absent is filled in, anything else is refused by name."""
+"""Weights made to fit a model: what may be absent is filled in, the rest refused by name."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from dataloaders.images import normalize
 from dataloaders.pairs import ImagePair
 from dataloaders.samples import CaptionSamples
 from modules.clip4idc import CLIP4IDC
@@ -41,7 +40,7 @@ class SelfCritical(Objective):
         self.reward = CiderReward(references, data.num_workers)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        tokens = self.model.encode_against_first(normalize(batch["images"])).tokens
+        tokens = self.model.encode_against_first(self.model.normalize(batch["images"])).tokens
         rows = self._sample(tokens.detach()).flatten(0, 1)
         rewards = self._rewards(batch["scene"].tolist(), rows)
         weights = _advantages(rewards) / rewards.numel()
@@ -74,15 +73,15 @@ class SelfCritical(Objective):
         kinds = len(rows) // (len(numbers) * SAMPLES_PER_PAIR)
         keys = [self.caption_ids[number][kind] for kind in range(kinds) for number in numbers]
         keys = [key for key in keys for _ in range(SAMPLES_PER_PAIR)]
-        eot = self.model.vocab_size - 1
+        eot = self.model.eot
         sentences = [words_only(decode(ids), ended=eot in ids) for ids in rows.tolist()]
         rewards = torch.tensor(self.reward(keys, sentences), device=rows.device)
         return rewards.view(-1, SAMPLES_PER_PAIR)
 
     def _inputs(self, rows: Tensor) -> Tensor:
         """Teacher forcing: target ids (N, L) → ids that the decoder reads, SOT first."""
-        sot = self.model.vocab_size - 2
-        return torch.cat([torch.full_like(rows[:, :1], sot), rows[:, :-1]], dim=1)
+        start = torch.full_like(rows[:, :1], self.model.sot)
+        return torch.cat([start, rows[:, :-1]], dim=1)
 
 
 def _caption_ids(pair: ImagePair) -> list[str]:
