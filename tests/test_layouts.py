@@ -332,8 +332,8 @@ def test_inspect_lists_what_is_missing_and_left_over(tmp_path, capsys):
     said = capsys.readouterr().out
     for words in (
         "safetensors",
-        "adapted CLIP",
-        "card       none",
+        "adapted backbone",
+        "info       none",
         "clip.visual.ln_post.bias is missing",
         "clip.ln_final.weight is missing",
         "clip.more is unexpected",
@@ -411,7 +411,7 @@ def test_inspect_tells_of_an_activation_that_is_not_built(tmp_path, capsys):
         tmp_path / "model.safetensors",
     )
     assert convert_weights.main(["--inspect", str(tmp_path)]) == 0
-    assert "activation not what is built here, or not told" in capsys.readouterr().out
+    assert "activation not the one built here, or unknown" in capsys.readouterr().out
 
 
 def test_layouts_are_told_apart():

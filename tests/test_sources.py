@@ -271,7 +271,7 @@ def test_another_resolution_trains_resumes_and_captions(twins, clevr, tiny_sizes
     )
     assert "image_resolution 100 is not a multiple of vision_patch_size 32" in line
     assert not (tmp_path / "third").exists()
-    shipped = Predictor.load(device="cpu").model.clip.visual.image_resolution
+    shipped = Predictor.load(device="cpu").model.image_resolution
     assert caption(capsys, "--image_resolution", str(shipped)) == caption(capsys), (
         "its own resolution changes nothing"
     )

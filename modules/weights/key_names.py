@@ -69,3 +69,8 @@ def strip_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "text.token_embedding.weight" in weights:
         weights = {key.removeprefix("text."): value for key, value in weights.items()}
     return dict(weights)
+
+
+def patch_kind(weights: Mapping[str, Tensor]) -> str:
+    """The --linear_patch of released-name weights: "3d" where they have CLIP's conv2, else "2d"."""
+    return "3d" if "clip.visual.conv2.weight" in weights else "2d"
