@@ -5,7 +5,7 @@ forward pass.
 """
 
 from modules.model.bert import BertConfig
-from modules.model.clip import ClipSizes
+from modules.model.clip_sizes import ClipSizes
 
 
 def clip_block(tokens: int, width: int) -> float:

@@ -24,15 +24,10 @@ if not __package__:
 from benchmarks import flops
 from benchmarks.machine import all_cores, gemm_rate, machine_info, time_steps
 from dataloaders.batches import trim_padding
-from dataloaders.images import normalize
 from modules.clip4idc import CLIP4IDC
 from modules.generation.beam import beam_search
 from modules.generation.greedy import greedy_search
-from modules.model.clip import (
-    CLIP,
-    PAIR_KEYS,
-    ClipSizes,
-)
+from modules.model.clip_sizes import ClipSizes
 from modules.options import parse_options
 from modules.registries import OBJECTIVES
 from modules.tokenizer import tokenize_caption
@@ -41,6 +36,7 @@ from modules.training.objectives import TrainingData
 from modules.training.output import NoOutput
 from modules.training.progress import Progress
 from modules.training.trainer import Trainer
+from modules.weights.sources import random_clip
 from system.command import OneLineParser
 from system.compute import DTYPES, keep_freed_memory, matmul_precision
 from system.runtime import Runtime
@@ -80,10 +76,7 @@ class SameBatch:
 def random_model(task: str) -> CLIP4IDC:
     """ViT-B/32 and, for captions, the published captioner; seeded random weights."""
     torch.manual_seed(0)
-    clip = CLIP(VIT_B_32, intra_layers=0, linear_patch="2d").state_dict()
-    return CLIP4IDC.from_weights(
-        {k: v for k, v in clip.items() if k.removeprefix("visual.") not in PAIR_KEYS}, task
-    )
+    return CLIP4IDC.from_weights(random_clip(VIT_B_32), task)
 
 
 def random_batch(stage: str, pairs: int) -> dict[str, Any]:
@@ -156,7 +149,7 @@ def captioning(beams: int, pairs: int, runtime: Runtime, repeats: int) -> tuple[
     @torch.no_grad()
     def work() -> None:
         with runtime.autocast():
-            tokens = model.encode_against_first(normalize(images.to(runtime.device))).tokens
+            tokens = model.encode_against_first(model.normalize(images.to(runtime.device))).tokens
             ids = (
                 greedy_search(model, tokens, MAX_WORDS)
                 if beams == 1

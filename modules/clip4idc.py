@@ -1,51 +1,58 @@
-"""CLIP4IDC: wiring of CLIP, captioner and cross encoder, and the one place where weights become a model (SPEC §4)."""
+"""CLIP4IDC: the wiring of backbone, captioner and cross encoder; where weights become a model.
+
+Letters: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
+L words, V vocabulary, R pixels along an image's side. See docs/reference.md, Model.
+"""
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dataloaders.images import normalize
 from modules.cross import CrossEncoder
 from modules.losses import IGNORED_ID
+from modules.model.backbone import Features, PairBackbone, Part, build_backbone, tensors_below
 from modules.model.bert import load_cross_config, load_decoder_config
-from modules.model.clip import CLIP, ClipSizes, Features, inflate_patches
 from modules.model.decoder import CaptionDecoder, DecoderState
 from modules.model.layers import Attention
-from modules.weights.fitting import (
-    TIED_KEYS,
-    WeightMismatch,
-    check_tied,
-    drop_unused,
-    list_keys,
-    mismatches,
-    missing_groups,
-)
-from modules.weights.key_names import clip_tensors, released_names
+from modules.options.groups import TASKS
+from modules.weights.fitting import complete, drop_unused, list_keys, missing_groups
+from modules.weights.key_names import released_names
+from modules.weights.model_info import ModelSettings, apply_model_info
+from modules.weights.sources import LoadedWeights
 
 log = logging.getLogger(__name__)
 
-TASKS = ("retrieval", "caption")
+CROSS_CHUNK = 256  # combinations of text and pair that enter the cross encoder at once
 
 
-CROSS_CHUNK = 256  # text-pair combinations that go through the cross encoder at once
+class AttentionModules(NamedTuple):
+    """The attention that pictures show, each list from input to output."""
+
+    joint: list[Attention]  # of the backbone over both images' tokens; [] where it has none
+    encoder: list[Attention]  # of the captioner's encoder layers
+    cross: list[Attention]  # from the captioner's words to its encoder layers
 
 
 class CLIP4IDC(nn.Module):
-    """The model of one stage. Build it with `from_weights`.
-
-    Letters: B pairs, T tokens per image, E embedding size, L words, V vocabulary.
-    """
+    """The model of one task. Build it with `from_weights`."""
 
     def __init__(
-        self, clip: CLIP, decoder: CaptionDecoder | None = None, cross: CrossEncoder | None = None
+        self,
+        backbone: PairBackbone,
+        decoder: CaptionDecoder | None = None,
+        cross: CrossEncoder | None = None,
     ) -> None:
         super().__init__()
         self.task = "caption" if decoder is not None else "retrieval"
-        self.clip = clip
-        self.vocab_size = clip.sizes.vocab_size
+        self.key_prefix = backbone.key_prefix
+        self.add_module(self.key_prefix, backbone)
         if decoder is not None:
             self.decoder = decoder
         if cross is not None:
@@ -64,117 +71,107 @@ class CLIP4IDC(nn.Module):
         sim_header: str = "loose",
         cross_config: str | Path | Mapping | None = None,
     ) -> "CLIP4IDC":
-        """Build a stage's model from tensors under the released names, or OpenAI's own without the `clip.` prefix.
+        """A task's model, from tensors under the released names or OpenAI's own.
 
-        Sizes come from the shapes; float16 is widened to float32. The pair's own vectors, conv2, `decoder.*` and `cross.*` are
-        initialised where wholly absent. Raises ValueError naming any other key that is missing, unexpected or misshapen.
+        Sizes come from the shapes; float16 is widened to float32. The tensors that only pairs
+        need, `decoder.*` and `cross.*` are initialised at random where wholly absent. Raises
+        ValueError naming any other tensor that is missing, unexpected or misshapen.
         """
-        if task not in TASKS:
-            raise ValueError(f"task is {task!r}, expected 'retrieval' or 'caption'")
-        if sim_header not in ("loose", "tight"):
-            raise ValueError(f"sim_header is {sim_header!r}, expected 'loose' or 'tight'")
-        if task == "caption" and sim_header == "tight":
-            raise ValueError(
-                "sim_header 'tight' belongs to the retrieval task; captioning compares nothing"
-            )
+        _check_task(task, sim_header)
         weights = drop_unused(released_names(weights), task, sim_header)
-        sizes = ClipSizes.from_weights(clip_tensors(weights))
 
         def build() -> "CLIP4IDC":
-            clip = CLIP(sizes, intra_layers, linear_patch)
-            decoder = cross = None
-            if task == "caption":
-                config = load_decoder_config(decoder_config or "decoder-base").fitted_to(
-                    sizes.embed_dim
-                )
-                decoder = CaptionDecoder(config, clip.token_embedding, clip.positional_embedding)
-            if sim_header == "tight":
-                cross = CrossEncoder(
-                    load_cross_config(cross_config or "cross-base").fitted_to(sizes.embed_dim)
-                )
-            return cls(clip, decoder, cross)
+            backbone = build_backbone(weights, intra_layers, linear_patch)
+            decoder = _build_decoder(backbone, decoder_config) if task == "caption" else None
+            cross = _build_cross(backbone, cross_config) if sim_header == "tight" else None
+            return cls(backbone, decoder, cross)
 
-        with torch.device(
-            "meta"
-        ):  # names and shapes alone: drawing weights that are overwritten takes seconds
+        # Names and shapes alone: to draw values that are then overwritten takes seconds.
+        with torch.device("meta"):
             model = build()
-        absent = missing_groups(model.state_dict(), weights)
+        weights |= model._derived_tensors(weights)
+        absent = missing_groups(weights, model.optional_groups())
         for group in absent:
-            log.info("initialised anew, as the weights hold none of them: %s", list_keys(group))
+            log.info("not in the weights, initialised at random: %s", list_keys(group))
         if absent:
-            model._completed(
-                weights
-            )  # shapes that do not fit are found before any memory is taken for them
+            model._complete(weights)  # refuses wrong shapes before memory is taken for them
             model = build()
-        model._load(model._completed(weights))
+        model._load(model._complete(weights))
         return model
 
-    def _completed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights and whatever of this model's they may lack; ValueError where they do not fit."""
-        expected = self.state_dict()
-        check_tied(weights)
-        weights = dict(weights)
-        for tied, original in TIED_KEYS.items():
-            if tied in expected:
-                weights.setdefault(tied, weights.get(original, expected[original]))
-        if "clip.visual.conv2.weight" in expected and "clip.visual.conv2.weight" not in weights:
-            weights["clip.visual.conv2.weight"] = inflate_patches(
-                weights["clip.visual.conv1.weight"]
-            )
-        for group in missing_groups(expected, weights):
-            weights.update({key: expected[key] for key in group})
-        problems = mismatches(expected, weights)
-        if problems:
-            raise WeightMismatch(problems)
-        return weights
+    @property
+    def backbone(self) -> PairBackbone:
+        """What encodes pairs and sentences, also found under its key prefix: `model.clip`."""
+        return self._modules[self.key_prefix]
 
-    def _load(self, weights: dict[str, Tensor]) -> None:
-        self.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
-        if self.task == "caption":
-            self.decoder.tie(self.clip.token_embedding, self.clip.positional_embedding)
+    @property
+    def uses_cross_encoder(self) -> bool:
+        """Whether similarity comes from the cross encoder (--sim_header tight)."""
+        return "cross" in self._modules
+
+    @property
+    def image_resolution(self) -> int:
+        """R."""
+        return self.backbone.image_resolution
+
+    @property
+    def context_length(self) -> int:
+        """The largest L."""
+        return self.backbone.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.backbone.vocab_size
+
+    @property
+    def sot(self) -> int:
+        """The word id that starts a sentence."""
+        return self.backbone.sot
+
+    @property
+    def eot(self) -> int:
+        """The word id that ends a sentence."""
+        return self.backbone.eot
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(..., 3, R, R) uint8 → float32 as the backbone was trained on."""
+        return normalize(images, self.backbone.pixel_mean, self.backbone.pixel_std)
 
     def encode_pairs(self, images: Tensor) -> Features:
-        """(B, 2, 3, H, W) normalised float, before first → tokens (B, 2T, E), pooled (B, E)."""
+        """(B, 2, 3, R, R) normalised, before first → tokens (B, 2T, E), pooled (B, E)."""
         self._check_images(images)
-        return self.clip.visual(images)
+        return self.backbone.encode_pairs(images)
 
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, H, W): the first image paired with each of the others → B·K pairs, all pairs of image 1 first."""
+        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first."""
         self._check_images(images)
-        return self.clip.visual.encode_against_first(images)
+        return self.backbone.encode_against_first(images)
 
     def encode_text(self, ids: Tensor) -> Features:
-        """(B, L) long → tokens (B, L, E), pooled (B, E) at EOT, mask (B, L)."""
-        return self.clip.encode_text(ids)
+        """(B, L) word ids → tokens (B, L, E), pooled (B, E) at EOT, mask (B, L)."""
+        return self.backbone.encode_text(ids)
 
     def similarity(self, text_pooled: Tensor, pair_pooled: Tensor) -> Tensor:
         """(N_text, E) and (N_pair, E) → (N_text, N_pair): cosines times exp(logit_scale)."""
-        with torch.autocast(
-            text_pooled.device.type, enabled=False
-        ):  # the loss is sharp in these: always float32
-            text, pair = (
-                F.normalize(text_pooled.float(), dim=-1),
-                F.normalize(pair_pooled.float(), dim=-1),
-            )
-            return self.clip.logit_scale.exp() * text @ pair.T
+        # Always in float32: small differences here change the loss much.
+        with torch.autocast(text_pooled.device.type, enabled=False):
+            text = F.normalize(text_pooled.float(), dim=-1)
+            pair = F.normalize(pair_pooled.float(), dim=-1)
+            return self.backbone.logit_scale.exp() * text @ pair.T
 
     def score_pairs(self, text: Features, pair: Features) -> Tensor:
-        """(N_text, N_pair) similarities by the model's header: loose (cosine) or tight (cross encoder on every combination)."""
-        if not hasattr(self, "cross"):
+        """(N_text, N_pair) similarities: cosines, or the cross encoder on every combination."""
+        if not self.uses_cross_encoder:
             return self.similarity(text.pooled, pair.pooled)
-        rows, columns = (
-            grid.flatten()
-            for grid in torch.meshgrid(
-                torch.arange(len(text.tokens)), torch.arange(len(pair.tokens)), indexing="ij"
-            )
-        )
-        scores = [
-            self.similarity_dense(
-                self.cross(text.tokens[row], pair.tokens[column], text.mask[row]).pooled
-            ).flatten()
-            for row, column in zip(rows.split(CROSS_CHUNK), columns.split(CROSS_CHUNK), strict=True)
-        ]
-        return torch.cat(scores).unflatten(0, (len(text.tokens), len(pair.tokens))).float()
+        size = (len(text.tokens), len(pair.tokens))
+        grid = torch.cartesian_prod(torch.arange(size[0]), torch.arange(size[1]))
+        scores = []
+        for chunk in grid.split(CROSS_CHUNK):
+            row, column = chunk.unbind(dim=1)
+            crossed = self.cross(text.tokens[row], pair.tokens[column], text.mask[row])
+            scores.append(self.similarity_dense(crossed.pooled).flatten())
+        return torch.cat(scores).unflatten(0, size).float()
 
     def caption_logits(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Teacher forcing: (B, 2T, E), ids and mask (B, L), 1 = word → logits (B, L, V)."""
@@ -183,27 +180,13 @@ class CLIP4IDC(nn.Module):
     def caption_loss(
         self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, target_ids: Tensor, weights: Tensor
     ) -> Tensor:
-        """Teacher forcing → Σ weights · cross-entropy over the tokens that have a target; all of ids … weights are (B, L).
+        """Teacher forcing → Σ weights · cross-entropy; all of ids … weights are (B, L).
 
-        Only positions with a target, an id other than 0, meet the vocabulary.
+        Logits are computed only where there is a target, an id other than 0.
         """
-        aimed = target_ids != IGNORED_ID
-        return self.decoder.predictions.loss(
-            self.decoder(pair_tokens, ids, mask)[aimed], target_ids[aimed], weights[aimed]
-        )
-
-    @property
-    def attention_modules(self) -> tuple[list[Attention], list[Attention], list[Attention]]:
-        """Of the joint vision blocks, of the captioner's encoder layers, and of its decoder's looks at these; in their order."""
-        joint = [
-            block.attn
-            for block in self.clip.visual.transformer.resblocks[self.clip.visual.intra_layers :]
-        ]
-        return (
-            joint,
-            [layer.slf_attn for layer in self.decoder.encoder.layer],
-            [layer.enc_attn for layer in self.decoder.decoder.layer],
-        )
+        has_target = target_ids != IGNORED_ID
+        states = self.decoder(pair_tokens, ids, mask)[has_target]
+        return self.decoder.predictions.loss(states, target_ids[has_target], weights[has_target])
 
     @property
     def sot(self) -> int:
@@ -218,16 +201,132 @@ class CLIP4IDC(nn.Module):
     def start_captions(
         self, pair_tokens: Tensor, max_words: int, per_pair: int = 1
     ) -> DecoderState:
-        """Encode B pairs' tokens (B, 2T, E) for `per_pair` captions of each, of at most max_words tokens."""
+        """Encode B pairs' tokens (B, 2T, E) for `per_pair` captions of each, up to max_words."""
         return self.decoder.start(pair_tokens, max_words, per_pair)
 
     def next_word_logits(self, ids: Tensor, state: DecoderState) -> Tensor:
-        """The last words (B, per_pair) → float32 logits (B, per_pair, V) of the next ones; the state moves on by one word."""
+        """The last words (B, per_pair) → float32 logits (B, per_pair, V) of the next ones.
+
+        The state grows by one word.
+        """
         return self.decoder.step(ids, state)
 
+    @property
+    def attention_modules(self) -> AttentionModules:
+        """What `record_attention` records for pictures."""
+        return AttentionModules(
+            joint=self.backbone.joint_attention(),
+            encoder=[layer.slf_attn for layer in self.decoder.encoder.layer],
+            cross=[layer.enc_attn for layer in self.decoder.decoder.layer],
+        )
+
+    def blocks(self) -> list[nn.Module]:
+        """What --compile compiles: not the decoder's layers.
+
+        Those are small, and captioning calls them with another length for each word.
+        """
+        captioner = list(self.decoder.encoder.layer) if self.task == "caption" else []
+        return self.backbone.blocks() + captioner
+
+    def part_of(self, name: str) -> Part | None:
+        """The part of the backbone that a parameter belongs to; None outside the backbone."""
+        start = f"{self.key_prefix}."
+        return self.backbone.part_of(name.removeprefix(start)) if name.startswith(start) else None
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the scale of cosines below its limit, as CLIP's training does."""
+        self.backbone.logit_scale.clamp_(max=self.backbone.max_log_scale)
+
+    def info(self, max_words: int) -> dict[str, Any]:
+        """What model.json says: the backbone's settings, caption length, a captioner's config."""
+        info = {**self.backbone.info(), "max_words": max_words}
+        if self.task == "caption":
+            config = asdict(self.decoder.config)
+            info["decoder_config"] = {"num_decoder_layers": config.pop("num_layers"), **config}
+        return info
+
+    @property
+    def tied_keys(self) -> dict[str, str]:
+        """Names of the captioner's copies of the backbone's embeddings → their originals."""
+        if self.task != "caption":
+            return {}
+        words, positions = self.backbone.caption_embeddings()
+        names = {parameter: name for name, parameter in self.backbone.named_parameters()}
+        word_key = f"{self.key_prefix}.{names[words.weight]}"
+        position_key = f"{self.key_prefix}.{names[positions]}"
+        return {
+            "decoder.embeddings.word_embeddings.weight": word_key,
+            "decoder.embeddings.position_embeddings.weight": position_key,
+            "decoder.classifier.cls.predictions.decoder.weight": word_key,
+        }
+
+    def optional_groups(self) -> list[list[str]]:
+        """Names of tensors that weights may lack, each group as a whole."""
+        keys = list(self.state_dict())
+        tied = self.tied_keys
+        return [
+            [key for key in keys if self.part_of(key) == "pair"],
+            [key for key in keys if key.startswith("decoder.") and key not in tied],
+            [key for key in keys if key.startswith(("cross.", "similarity_dense."))],
+        ]
+
+    def _derived_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        derived = self.backbone.derived_tensors(tensors_below(weights, self.key_prefix))
+        return {f"{self.key_prefix}.{name}": value for name, value in derived.items()}
+
+    def _complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return complete(weights, self.state_dict(), self.tied_keys, self.optional_groups())
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take copies of the tensors as parameters, and tie the captioner's embeddings again."""
+        self.load_state_dict({key: value.clone() for key, value in weights.items()}, assign=True)
+        if self.task == "caption":
+            self.decoder.tie(*self.backbone.caption_embeddings())
+
     def _check_images(self, images: Tensor) -> None:
-        side = self.clip.visual.image_resolution
+        side = self.image_resolution
         if images.ndim != 5 or tuple(images.shape[2:]) != (3, side, side) or images.shape[1] < 2:
-            raise ValueError(
-                f"images of shape {tuple(images.shape)}, expected (pairs, 2, 3, {side}, {side})"
-            )
+            shape = tuple(images.shape)
+            raise ValueError(f"images of shape {shape}, expected (pairs, 2, 3, {side}, {side})")
+
+
+def load_model(
+    weights: LoadedWeights, task: str, settings: ModelSettings
+) -> tuple[CLIP4IDC, ModelSettings]:
+    """A task's model from loaded weights, and the settings it really has.
+
+    What model.json beside the weights says takes precedence over `settings`. Raises ValueError as
+    `CLIP4IDC.from_weights` does.
+    """
+    settings = apply_model_info(settings, weights.info, weights.source)
+    model = CLIP4IDC.from_weights(
+        weights.tensors,
+        task,
+        settings.intra_num_hidden_layers,
+        settings.linear_patch,
+        settings.decoder_config,
+        settings.sim_header,
+        settings.cross_config,
+    )
+    return model, settings
+
+
+def _check_task(task: str, sim_header: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}, expected 'retrieval' or 'caption'")
+    if sim_header not in ("loose", "tight"):
+        raise ValueError(f"sim_header is {sim_header!r}, expected 'loose' or 'tight'")
+    if task == "caption" and sim_header == "tight":
+        raise ValueError(
+            "sim_header 'tight' belongs to the retrieval task; captioning compares nothing"
+        )
+
+
+def _build_decoder(backbone: PairBackbone, config: str | Path | Mapping | None) -> CaptionDecoder:
+    fitted = load_decoder_config(config or "decoder-base").fitted_to(backbone.embed_dim)
+    return CaptionDecoder(fitted, *backbone.caption_embeddings())
+
+
+def _build_cross(backbone: PairBackbone, config: str | Path | Mapping | None) -> CrossEncoder:
+    return CrossEncoder(load_cross_config(config or "cross-base").fitted_to(backbone.embed_dim))

@@ -1,6 +1,7 @@
-"""The cross encoder: BERT over [text tokens; pair tokens] (UniVL/CLIP4Clip, SPEC §4), used by `--sim_header tight`.
+"""The cross encoder of --sim_header tight: BERT over a text's and a pair's tokens together.
 
-Letters: B text-pair combinations, L words, S pair tokens, E hidden size.
+After UniVL and CLIP4Clip. Letters: B combinations of a text and a pair, L words, S pair tokens,
+E hidden size.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from modules.model.backbone import Features
 from modules.model.bert import (
     AddNorm,
     BertConfig,
@@ -17,7 +19,6 @@ from modules.model.bert import (
     initialize_bert,
     load_cross_config,
 )
-from modules.model.clip import Features
 from modules.model.layers import MASK_VALUE, LayerNorm
 
 
@@ -32,15 +33,17 @@ class CrossEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, text_tokens: Tensor, pair_tokens: Tensor) -> Tensor:
+        """(B, L, E) and (B, S, E) → (B, L+S, E). ValueError where there are too few positions."""
         text_type, pair_type = self.token_type_embeddings.weight[:2]
-        x = torch.cat([text_tokens + text_type, pair_tokens + pair_type], dim=1)  # (B, L+S, E)
-        if x.shape[1] > self.position_embeddings.num_embeddings:
+        x = torch.cat([text_tokens + text_type, pair_tokens + pair_type], dim=1)
+        length = x.shape[1]
+        if length > self.position_embeddings.num_embeddings:
             raise ValueError(
-                f"{text_tokens.shape[1]} words and {pair_tokens.shape[1]} pair tokens exceed the cross encoder's "
-                f"{self.position_embeddings.num_embeddings} positions: lower --max_words or give a --cross_model "
-                "with more max_position_embeddings"
+                f"{text_tokens.shape[1]} words and {pair_tokens.shape[1]} pair tokens exceed the "
+                f"cross encoder's {self.position_embeddings.num_embeddings} positions: lower "
+                "--max_words or give a --cross_model with more max_position_embeddings"
             )
-        return self.dropout(self.LayerNorm(x + self.position_embeddings.weight[: x.shape[1]]))
+        return self.dropout(self.LayerNorm(x + self.position_embeddings.weight[:length]))
 
 
 class CrossLayer(nn.Module):
@@ -48,18 +51,13 @@ class CrossLayer(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        width, heads, dropout = (
-            config.hidden_size,
-            config.num_attention_heads,
-            config.hidden_dropout_prob,
-        )
-        self.attention = PostNormAttention(
-            width, heads, config.attention_probs_dropout_prob, dropout, projections="self"
-        )
+        width = config.hidden_size
+        self.attention = PostNormAttention(config, projections="self")
         self.intermediate = Intermediate(width, config.intermediate_size)
-        self.output = AddNorm(config.intermediate_size, width, dropout)
+        self.output = AddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, L+S, E) → (B, L+S, E)."""
         x = self.attention.self_attend(x, mask)
         return self.output(self.intermediate(x), x)
 
@@ -73,18 +71,19 @@ class CrossLayers(nn.Module):
 
 
 class CrossPooler(nn.Module):
-    """tanh(dense) of token 0."""
+    """Dense and tanh of token 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.dense = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, L+S, E) → (B, E)."""
         return torch.tanh(self.dense(x[:, 0]))
 
 
 class CrossEncoder(nn.Module):
-    """BERT encoder over a text's and a pair's tokens together."""
+    """BERT over a text's and a pair's tokens together."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -98,20 +97,23 @@ class CrossEncoder(nn.Module):
     def from_weights(
         cls, weights: Mapping[str, Tensor], config: str | Path | Mapping
     ) -> "CrossEncoder":
-        """Build from released key names, with or without the prefix `cross.`; any key that does not fit raises ValueError."""
+        """From released key names, with or without the prefix `cross.`.
+
+        Raises ValueError for any key that does not fit.
+        """
         encoder = cls(load_cross_config(config))
+        state = {key.removeprefix("cross."): value.float() for key, value in weights.items()}
         try:
-            encoder.load_state_dict(
-                {key.removeprefix("cross."): value.float() for key, value in weights.items()}
-            )
+            encoder.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"cross encoder: {' '.join(str(error).split())}") from None
         return encoder
 
     def forward(self, text_tokens: Tensor, pair_tokens: Tensor, text_mask: Tensor) -> Features:
         """(B, L, E), (B, S, E) and mask (B, L), 1 = word → tokens (B, L+S, E), pooled (B, E)."""
-        seen = torch.cat([text_mask, text_mask.new_ones(pair_tokens.shape[:2])], dim=1).float()
-        mask = (1 - seen)[:, None, None, :] * MASK_VALUE  # (B, 1, 1, L+S)
+        pair_mask = text_mask.new_ones(pair_tokens.shape[:2])
+        visible = torch.cat([text_mask, pair_mask], dim=1).float()
+        mask = (1 - visible)[:, None, None, :] * MASK_VALUE  # (B, 1, 1, L+S)
         x = self.embeddings(text_tokens, pair_tokens)
         for layer in self.encoder.layer:
             x = layer(x, mask)

@@ -1,101 +1,134 @@
-"""The two stages' losses (SPEC §5)."""
+"""The losses of both tasks. See docs/reference.md, Losses.
+
+Letters: N rows or targets, n targets of a chunk, E hidden size, V vocabulary.
+"""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORED_ID = 0  # CLIP's pad id, which is what targets are filled up with
-
-
-MIN_CHUNK = (
-    64  # targets whose logits over the whole vocabulary are held at once; more where rows are wide
-)
+IGNORED_ID = 0  # CLIP's pad id, with which target ids are filled up
+MIN_CHUNK = 64  # targets whose logits over the vocabulary exist at once; more for wide states
 
 
 def contrastive_loss(similarity: Tensor) -> Tensor:
-    """Symmetric InfoNCE over a similarity (N, N), the diagonal being right: mean over rows and over columns, halved."""
+    """Symmetric InfoNCE over a similarity (N, N) whose diagonal is right.
+
+    The mean over rows and the mean over columns, halved (paper, section 3.2).
+    """
     target = torch.arange(len(similarity), device=similarity.device)
-    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+    by_row = F.cross_entropy(similarity, target)
+    by_column = F.cross_entropy(similarity.T, target)
+    return (by_row + by_column) / 2
 
 
 def caption_loss(logits: Tensor, target_ids: Tensor) -> Tensor:
     """Mean token cross-entropy of logits (..., V) against ids (...), ignoring id 0."""
-    total = F.cross_entropy(
-        logits.flatten(0, -2).float(),
-        target_ids.flatten(),
-        ignore_index=IGNORED_ID,
-        reduction="sum",
-    )
-    return total / (target_ids != IGNORED_ID).sum().clamp(min=1)
+    rows = logits.flatten(0, -2).float()
+    target = target_ids.flatten()
+    total = F.cross_entropy(rows, target, ignore_index=IGNORED_ID, reduction="sum")
+    return total / (target != IGNORED_ID).sum().clamp(min=1)
 
 
 def vocabulary_loss(
-    hidden: Tensor, words: Tensor, bias: Tensor, target_ids: Tensor, weights: Tensor
+    states: Tensor, words: Tensor, bias: Tensor, target_ids: Tensor, weights: Tensor
 ) -> Tensor:
-    """Σ weights · cross-entropy of the logits `hidden @ words.T + bias`, whose (N, V) never exist all at once.
+    """Σ weights · cross-entropy of the logits `states @ words.T + bias`.
 
-    hidden (N, E), words (V, E), bias (V,), target_ids and weights (N,). The gradients are made along with the
-    loss, chunk by chunk. Matrix products follow autocast.
+    states (N, E), words (V, E), bias (V,), target_ids and weights (N,). The logits (N, V) never
+    exist all at once: the gradients are computed along with the loss, chunk by chunk. Matrix
+    products follow autocast.
     """
-    return _VocabularyLoss.apply(hidden, words, bias, target_ids, weights)
+    return _VocabularyLoss.apply(states, words, bias, target_ids, weights)
+
+
+class _Chunk(NamedTuple):
+    """Some of the targets: states (n, E), target_ids and weights (n, 1)."""
+
+    states: Tensor
+    target_ids: Tensor
+    weights: Tensor
+
+    def log_probs(self, words: Tensor, bias: Tensor) -> Tensor:
+        """(n, V), float32."""
+        logits = (self.states @ words.T).float().add_(bias)
+        return logits.sub_(logits.logsumexp(dim=1, keepdim=True))
+
+    def log_likelihood(self, log_probs: Tensor) -> Tensor:
+        """Σ weights · log-probability of the target."""
+        return (self.weights * log_probs.gather(1, self.target_ids)).sum()
+
+    def errors(self, log_probs: Tensor) -> Tensor:
+        """(n, V) softmax minus one-hot, written over `log_probs`."""
+        minus_one = torch.full_like(self.weights, -1.0)
+        return log_probs.exp_().scatter_add_(1, self.target_ids, minus_one)
+
+
+class _Gradients:
+    """What has been summed of the gradients; only those that are needed exist."""
+
+    def __init__(self, needed: tuple[bool, ...], bias: Tensor) -> None:
+        self.needs_states, self.needs_words, self.needs_bias = needed
+        self.states: list[Tensor] = []
+        self.words: Tensor | None = None
+        self.bias = torch.zeros_like(bias)
+
+    def add(self, chunk: _Chunk, errors: Tensor, words: Tensor) -> None:
+        """Add a chunk's part, in place: a gradient of the words has the size of the vocabulary."""
+        if self.needs_bias:
+            self.bias.addmv_(errors.T, chunk.weights[:, 0])
+        # In [−1, 1] still: weights are applied later, since float16 would lose small products.
+        errors = errors.to(words.dtype)
+        if self.needs_states:
+            self.states.append(chunk.weights * (errors @ words))
+        if not self.needs_words:
+            return
+        weighted = (chunk.weights * chunk.states).to(words.dtype)
+        if self.words is None:
+            self.words = (errors.T @ weighted).float()
+        elif words.dtype == torch.float32:
+            self.words.addmm_(errors.T, weighted)
+        else:
+            self.words += errors.T @ weighted
+
+    def of_inputs(self) -> list[Tensor | None]:
+        """Of states, words and bias; None for what needs none or had no target."""
+        states = torch.cat(self.states) if self.states else None
+        return [states, self.words, self.bias if self.needs_bias else None]
 
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, hidden: Tensor, words: Tensor, bias: Tensor, target_ids: Tensor, weights: Tensor
+        ctx, states: Tensor, words: Tensor, bias: Tensor, target_ids: Tensor, weights: Tensor
     ) -> Tensor:
-        device = hidden.device.type
-        dtype = (
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else words.dtype
-        )
-        needs_hidden, needs_words, needs_bias, *_ = ctx.needs_input_grad
-        total, hidden_grads, words_grad, bias_grad = (
-            weights.new_zeros(()),
-            [],
-            None,
-            torch.zeros_like(bias),
-        )
+        device = states.device.type
+        is_cast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if is_cast else words.dtype
+        needed = ctx.needs_input_grad[:3]
+        gradients = _Gradients(needed, bias)
+        total = weights.new_zeros(())
         with torch.autocast(device, enabled=False):
-            hidden, words = hidden.to(dtype), words.to(dtype)
-            size = max(MIN_CHUNK, hidden.shape[1] // 2)
-            columns = (hidden, target_ids[:, None], weights[:, None])
-            for states, target, weight in zip(
-                *(column.split(size) for column in columns), strict=True
-            ):
-                log_probs = (states @ words.T).float().add_(bias)  # logits as yet
-                log_probs -= log_probs.logsumexp(dim=1, keepdim=True)
-                total -= (weight * log_probs.gather(1, target)).sum()
-                if not any(ctx.needs_input_grad):
-                    continue
-                errors = log_probs.exp_().scatter_add_(
-                    1, target, torch.full_like(weight, -1.0)
-                )  # softmax − one-hot
-                if needs_bias:
-                    bias_grad.addmv_(errors.T, weight[:, 0])
-                errors = errors.to(
-                    dtype
-                )  # in [−1, 1]: the weights come in afterwards, since float16 would lose small ones
-                if needs_hidden:
-                    hidden_grads.append(weight * (errors @ words))
-                if needs_words:
-                    weighted = (weight * states).to(dtype)
-                    if words_grad is None:
-                        words_grad = (errors.T @ weighted).float()
-                    elif dtype == torch.float32:
-                        words_grad.addmm_(errors.T, weighted)
-                    else:
-                        words_grad += errors.T @ weighted
-        ctx.gradients = (
-            torch.cat(hidden_grads) if hidden_grads else None,
-            words_grad,
-            bias_grad if needs_bias else None,
-        )
+            states = states.to(dtype)
+            words = words.to(dtype)
+            size = max(MIN_CHUNK, states.shape[1] // 2)
+            columns = (states, target_ids[:, None], weights[:, None])
+            for parts in zip(*(column.split(size) for column in columns), strict=True):
+                chunk = _Chunk(*parts)
+                log_probs = chunk.log_probs(words, bias)
+                total -= chunk.log_likelihood(log_probs)
+                if any(needed):
+                    gradients.add(chunk, chunk.errors(log_probs), words)
+        ctx.gradients = gradients.of_inputs()
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts, ctx.gradients = ctx.gradients, None
-        return *(None if part is None else part.mul_(gradient) for part in parts), None, None
+        parts = ctx.gradients
+        ctx.gradients = None  # they are scaled in place, once
+        scaled = [None if part is None else part.mul_(gradient) for part in parts]
+        return *scaled, None, None

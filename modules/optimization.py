@@ -1,39 +1,14 @@
-"""BertAdam, learning-rate schedules, parameter groups and freezing (SPEC §5)."""
+"""BertAdam, learning-rate schedules, and parameter groups. See docs/reference.md, Optimisation."""
 
 import math
-import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from modules.clip4idc import CLIP4IDC
-
-if TYPE_CHECKING:
-    from modules.clip4idc import CLIP4IDC
-
-
-TEXT_BLOCK = re.compile(r"clip\.(?:visual\.)?transformer\.resblocks\.(\d+)\.")
-
-
-NEW_IN_CLIP = (
-    "clip.visual.ln_mid.",
-    "clip.visual.joint_positional_embedding",
-    "clip.visual.bef_embedding",
-    "clip.visual.aft_embedding",
-)
-
-
-ALWAYS_TRAINED = NEW_IN_CLIP + (
-    "clip.ln_final.",
-    "clip.text_projection",
-    "clip.logit_scale",
-    "clip.visual.ln_post.",
-    "clip.visual.proj",
-    "clip.visual.conv2.",
-)
+NUMBERS = ("lr", "warmup", "t_total", "eps", "weight_decay", "max_grad_norm")  # of a group
 
 
 def warmup_cosine(x: float, warmup: float) -> float:
@@ -42,7 +17,7 @@ def warmup_cosine(x: float, warmup: float) -> float:
 
 
 def warmup_linear(x: float, warmup: float) -> float:
-    """x/warmup, then down a line to 0 at x = 1."""
+    """x/warmup, then along a line to 0 at x = 1."""
     return x / warmup if x < warmup else max((1 - x) / (1 - warmup), 0.0)
 
 
@@ -59,13 +34,14 @@ SCHEDULES: dict[str, Callable[[float, float], float]] = {
 
 
 class BertAdam(torch.optim.Optimizer):
-    """Adam as BERT trained with it: no bias correction, decay added to the update, each parameter's gradient norm clipped.
+    """BERT's Adam: no bias correction, decay added to the update, each gradient's norm clipped.
 
-    `lr` is the peak rate (groups may bring their own), `warmup` a share of `t_total` steps (−1: none), `betas` and `eps` as in
-    Adam. `max_total_norm` first scales all gradients down to that common norm; both clips change the gradients in place. Where that
-    norm is not finite nothing moves, and `skipped` counts one more.
-    With `bias_correction`, and `max_grad_norm` 0, it is AdamW.
-    Parameters without a gradient are left alone, decay included. Raises ValueError for settings out of range.
+    `lr` is the peak rate (groups may have their own), `warmup` a share of `t_total` steps (−1:
+    none), `betas` and `eps` as in Adam. `max_global_norm` first scales all gradients down to that
+    common norm; both clips change the gradients in place. Where the common norm is not finite,
+    nothing moves and `skipped_steps` grows by one. Parameters without a gradient stay as they are,
+    without decay too. With `bias_correction`, and `max_grad_norm` 0, this is AdamW. Raises
+    ValueError for settings out of range.
     """
 
     def __init__(
@@ -79,7 +55,7 @@ class BertAdam(torch.optim.Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 0.01,
         max_grad_norm: float = 1.0,
-        max_total_norm: float | None = None,
+        max_global_norm: float | None = None,
         bias_correction: bool = False,
     ) -> None:
         if lr < 0:
@@ -90,45 +66,31 @@ class BertAdam(torch.optim.Optimizer):
             raise ValueError(f"warmup is {warmup}, expected a share in [0, 1), or -1 for none")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}, expected two numbers in [0, 1)")
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "warmup": warmup,
-                "t_total": t_total,
-                "schedule": schedule,
-                "betas": tuple(betas),
-                "eps": eps,
-                "weight_decay": weight_decay,
-                "max_grad_norm": max_grad_norm,
-            },
-        )
-        self.max_total_norm, self.bias_correction = max_total_norm, bias_correction
-        self.skipped = 0
+        defaults = {
+            "lr": lr,
+            "warmup": warmup,
+            "t_total": t_total,
+            "schedule": schedule,
+            "betas": tuple(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "max_grad_norm": max_grad_norm,
+        }
+        super().__init__(params, defaults)
+        self.max_global_norm = max_global_norm
+        self.bias_correction = bias_correction
+        self.skipped_steps = 0
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's. ValueError where it is not what `state_dict` gave of such an optimizer."""
+        """As torch's. ValueError for what no such optimizer's `state_dict` returned."""
         names = self.param_groups[0].keys()
         super().load_state_dict(state_dict)
         for group in self.param_groups:
-            numbers = (
-                group.get("lr"),
-                group.get("warmup"),
-                group.get("t_total"),
-                group.get("eps"),
-                group.get("weight_decay"),
-                group.get("max_grad_norm"),
-                *group.get("betas", (None,)),
-            )
-            are_finite = all(
-                type(number) in (int, float) and math.isfinite(number) for number in numbers
-            )
-            if group.keys() != names or group["schedule"] not in SCHEDULES or not are_finite:
+            if not (group.keys() == names and _are_settings(group)):
                 raise ValueError("the optimizer's settings in it make no sense")
             for parameter in group["params"]:
-                if self.state.get(parameter) and not _is_own_state(
-                    self.state[parameter], parameter
-                ):
+                state = self.state.get(parameter)
+                if state and not _is_own_state(state, parameter):
                     raise ValueError("the optimizer's state in it does not fit its parameters")
 
     @torch.no_grad()
@@ -138,52 +100,64 @@ class BertAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        moving = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        limits = [
-            group["max_grad_norm"]
-            for group, params in zip(self.param_groups, moving, strict=True)
-            for _ in params
+        moving = [
+            (group, parameter)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
         ]
-        if not self._clip([p.grad for params in moving for p in params], limits):
-            self.skipped += 1
+        gradients = [parameter.grad for _, parameter in moving]
+        max_norms = [group["max_grad_norm"] for group, _ in moving]
+        if not self._clip(gradients, max_norms):
+            self.skipped_steps += 1
             return loss
-        for group, params in zip(self.param_groups, moving, strict=True):
-            by_step: dict[int, list[Tensor]] = {}
-            for p in params:
-                by_step.setdefault(self._parameter_state(p)["step"], []).append(p)
-            for step, alike in by_step.items():
-                self._update(group, alike, self._scheduled_lr(group, step))
+        for group in self.param_groups:
+            for step, parameters in self._by_step(group).items():
+                self._update(group, parameters, self._scheduled_lr(group, step))
         return loss
 
-    def _clip(self, gradients: list[Tensor], limits: list[float]) -> bool:
-        """To the common norm, then each to its own limit (0: none), in one pass over the gradients. False, and nothing changed,
-        where the common norm is not finite."""
-        if not gradients or not (self.max_total_norm or any(limits)):
+    def _clip(self, gradients: list[Tensor], max_norms: list[float]) -> bool:
+        """To the common norm, then each to its own (0: none), in one pass over the gradients.
+
+        False, and nothing changed, where the common norm is not finite.
+        """
+        if not gradients or not (self.max_global_norm or any(max_norms)):
             return True
         norms = torch.stack(torch._foreach_norm(gradients))
         factors = torch.ones_like(norms)
-        if self.max_total_norm:
+        if self.max_global_norm:
             total = norms.norm()
             if not total.isfinite():
                 return False
-            factors = factors * (self.max_total_norm / (total + 1e-6)).clamp(max=1.0)
-        limits = norms.new_tensor([limit or math.inf for limit in limits])
+            factors = factors * (self.max_global_norm / (total + 1e-6)).clamp(max=1.0)
+        limits = norms.new_tensor([limit or math.inf for limit in max_norms])
         factors = factors * (limits / (norms * factors + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, list(factors.unbind()))
         return True
 
-    def _update(self, group: dict, params: list[Tensor], rate: float) -> None:
-        states = [self.state[p] for p in params]
-        # torch's fused AdamW is BertAdam once the bias correction is gone, and at step ∞ it is: 1 − β^∞ = 1.
+    def _by_step(self, group: dict) -> dict[int, list[Tensor]]:
+        """The group's parameters with a gradient, by the number of their steps so far."""
+        by_step: dict[int, list[Tensor]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                step = self._parameter_state(parameter)["step"]
+                by_step.setdefault(step, []).append(parameter)
+        return by_step
+
+    def _update(self, group: dict, parameters: list[Tensor], rate: float) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        # torch's fused AdamW is BertAdam without the bias correction, which is gone at step ∞,
+        # because 1 − β^∞ is 1.
+        counts = [float(state["step"]) if self.bias_correction else math.inf for state in states]
         steps = [
-            torch.full((), float(s["step"]) if self.bias_correction else math.inf, device=p.device)
-            for s, p in zip(states, params, strict=True)
+            torch.full((), count, device=parameter.device)
+            for count, parameter in zip(counts, parameters, strict=True)
         ]
         adamw(
-            params,
-            [p.grad for p in params],
-            [s["moment"] for s in states],
-            [s["square"] for s in states],
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["moment"] for state in states],
+            [state["square"] for state in states],
             [],
             steps,
             fused=True,
@@ -198,12 +172,13 @@ class BertAdam(torch.optim.Optimizer):
         for state in states:
             state["step"] += 1
 
-    def _parameter_state(self, parameter: Tensor) -> dict:
+    def _parameter_state(self, parameter: Tensor) -> dict[str, Any]:
+        """A parameter's state, zeros before its first step."""
         state = self.state[parameter]
         if not state:
-            state.update(
-                step=0, moment=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
-            )
+            state["step"] = 0
+            state["moment"] = torch.zeros_like(parameter)
+            state["square"] = torch.zeros_like(parameter)
         return state
 
     @staticmethod
@@ -219,38 +194,53 @@ class BertAdam(torch.optim.Optimizer):
         return self._scheduled_lr(group, max(steps, default=0))
 
 
+def _are_settings(group: dict) -> bool:
+    """Whether a group's numbers are finite, and its schedule is one of ours."""
+    numbers = [group.get(name) for name in NUMBERS]
+    numbers += group.get("betas", (None,))
+    are_finite = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+    return are_finite and group["schedule"] in SCHEDULES
+
+
 def _is_own_state(state: dict, parameter: Tensor) -> bool:
     """Whether a parameter's state is one that BertAdam makes."""
-    moments = [state.get("moment"), state.get("square")]
-    are_tensors = all(
-        isinstance(moment, Tensor) and moment.shape == parameter.shape for moment in moments
-    )
-    return (
-        state.keys() == {"step", "moment", "square"}
-        and are_tensors
-        and type(state["step"]) is int
-        and state["step"] >= 0
-    )
+    if state.keys() != {"step", "moment", "square"}:
+        return False
+    for moment in (state["moment"], state["square"]):
+        if not isinstance(moment, Tensor) or moment.shape != parameter.shape:
+            return False
+    return type(state["step"]) is int and state["step"] >= 0
+
+
+class GroupedModel(Protocol):
+    """What parameter groups depend on; `CLIP4IDC` has it."""
+
+    task: str
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def part_of(self, name: str) -> str | int | None: ...
 
 
 def parameter_groups(
-    model: "CLIP4IDC", lr: float, coef_lr: float, weight_decay: float
+    model: GroupedModel, lr: float, coef_lr: float, weight_decay: float
 ) -> list[dict]:
-    """The trainable parameters in up to four groups by rate and decay, as the model's stage wants them (SPEC §5, Groups).
+    """The parameters that learn, in up to four groups by learning rate and weight decay.
 
-    CLIP learns at lr·coef_lr and the rest at lr; in adaptation so do the parts of CLIP that pairs brought. Names that contain
-    `bias` or end a BERT `LayerNorm.weight` do not decay. Groups that come out empty are left out.
+    The backbone learns at lr·coef_lr and the rest at lr; in adaptation the backbone's parts for
+    pairs learn at lr too. Biases, and the weights of BERT's LayerNorms, do not decay. Empty groups
+    are left out.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        new = not name.startswith("clip.") or (
-            model.task == "retrieval" and name.startswith(NEW_IN_CLIP)
-        )
-        no_decay = "bias" in name or "LayerNorm.weight" in name
-        key = (lr if new else lr * coef_lr, 0.0 if no_decay else weight_decay)
-        groups.setdefault(key, []).append(parameter)
+        part = model.part_of(name)
+        is_new = part is None or (part == "pair" and model.task == "retrieval")
+        has_decay = "bias" not in name and "LayerNorm.weight" not in name
+        rate = lr if is_new else lr * coef_lr
+        decay = weight_decay if has_decay else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()

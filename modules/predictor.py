@@ -17,11 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataloaders.images import Picture, normalize, to_tensor
-from modules.clip4idc import CLIP4IDC
+from dataloaders.images import Picture, to_tensor
+from modules.clip4idc import CLIP4IDC, load_model
 from modules.generation import generate
 from modules.generation.steps import teacher_forcing
-from modules.model.bert import load_decoder_config
 from modules.model.explanation import (
     Caption,
     Explanation,
@@ -32,7 +31,7 @@ from modules.model.explanation import (
 from modules.model.layers import record_attention
 from modules.options.decoding import Decoding
 from modules.tokenizer import decode
-from modules.weights.model_info import apply_model_info
+from modules.weights.model_info import ModelSettings
 from modules.weights.sources import ROOT, load_weights
 from system.compute import choose_device, choose_precision, matmul_precision
 from system.runtime import Runtime
@@ -82,51 +81,31 @@ class Predictor:
         where there is one. Raises ValueError or OSError for what cannot be found, read or used.
         """
         device = torch.device(device) if device else choose_device()
-        weights, card, origin = load_weights(
+        weights = load_weights(
             Address.of(checkpoint or DEMO), clip_name, cache_dir, image_resolution, quick_gelu
         )
         if checkpoint is None:
             log.warning(
                 "no --init_model: the small one in %s is used, trained on %s",
                 DEMO.parent.relative_to(ROOT),
-                card["trained_on"],
+                weights.info["trained_on"],
             )
-        if not any(key.startswith("decoder.") for key in weights):
+        if not any(key.startswith("decoder.") for key in weights.tensors):
             raise ValueError(
-                f"{origin} has no captioner (decoder.*): give the result of finetuning"
+                f"{weights.source} has no captioner (decoder.*): give the result of finetuning"
             )
-        settings = apply_model_info(
-            {
-                "intra_num_hidden_layers": intra_layers,
-                "linear_patch": linear_patch,
-                "max_words": max_words,
-                "decoder_config": decoder_config,
-            },
-            card,
-            origin,
-        )
-        config = (
-            None
-            if settings["decoder_config"] is None
-            else load_decoder_config(settings["decoder_config"])
-        )
-        model = CLIP4IDC.from_weights(
-            weights,
-            "caption",
-            settings["intra_num_hidden_layers"],
-            settings["linear_patch"],
-            config,
-        )
-        if not 1 <= settings["max_words"] <= model.clip.sizes.context_length:
+        settings = ModelSettings(intra_layers, linear_patch, decoder_config, max_words)
+        model, settings = load_model(weights, "caption", settings)
+        if not 1 <= settings.max_words <= model.context_length:
             raise ValueError(
-                f"{origin}: max_words is {settings['max_words']}, expected 1 to {model.clip.sizes.context_length}, "
-                "its CLIP's context length"
+                f"{weights.source}: max_words is {settings.max_words}, "
+                f"expected 1 to {model.context_length}, the model's context length"
             )
         return cls(
             model,
-            settings["max_words"],
+            settings.max_words,
             Runtime(device=device, precision=choose_precision(precision, device)),
-            card.get("trained_on"),
+            weights.info.get("trained_on"),
         )
 
     def caption(self, before: Picture, after: Picture, decoding: Decoding = Decoding()) -> str:
@@ -199,10 +178,10 @@ class Predictor:
 
     def _encode(self, pairs: Sequence[tuple[Picture, Picture]]) -> Tensor:
         """The tokens (B, S, E) of the pairs."""
-        side = self.model.clip.visual.image_resolution
+        side = self.model.image_resolution
         images = [torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs]
         batch = torch.stack(images).to(self.runtime.device)
-        return self.model.encode_pairs(normalize(batch)).tokens
+        return self.model.encode_pairs(self.model.normalize(batch)).tokens
 
     def _scores(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """The mean log-probability (B,) of each caption's ids (B, L), all words in one pass."""

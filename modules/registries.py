@@ -50,5 +50,15 @@ BACKBONES = Registry(
     {"clip": ".model.clip:CLIP"},
     package=__package__,
     group="clip4idc.backbones",
-    members=("from_weights", "encode_pairs", "encode_text"),
+    members=(
+        "key_prefix",
+        "from_weights",
+        "encode_pairs",
+        "encode_against_first",
+        "encode_text",
+        "caption_embeddings",
+        "vision_tower",
+        "part_of",
+        "unused_in",
+    ),
 )

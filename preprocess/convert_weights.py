@@ -1,19 +1,24 @@
 """Weights from one format to another, and what a file of weights is.
 
     python preprocess/convert_weights.py --inspect FILE
-    python preprocess/convert_weights.py pytorch_model.bin.spot spot.safetensors     # the released names, safetensors
-    python preprocess/convert_weights.py spot.safetensors pytorch_model.bin.spot     # the released names, a torch pickle
-    python preprocess/convert_weights.py pytorch_model.bin.spot spot-hf              # a folder in Hugging Face's layout
+    # the released names, safetensors
+    python preprocess/convert_weights.py pytorch_model.bin.spot spot.safetensors
+    # the released names, a torch pickle
+    python preprocess/convert_weights.py spot.safetensors pytorch_model.bin.spot
+    # a folder in Hugging Face's layout
+    python preprocess/convert_weights.py pytorch_model.bin.spot spot-hf
 
-IN is whatever --init_model takes. OUT ends in .safetensors, or is called *.bin, *.bin.*, *.pt or *.pth, or is a folder. Values and
-their types stay as they are. A card (model.json) beside IN goes along. What is there already is not written over.
+IN is anything that --init_model takes. OUT ends in .safetensors, or is called *.bin, *.bin.*, *.pt
+or *.pth, or is a folder. Values and their types stay as they are. A model.json beside IN is copied
+too. Existing files are not overwritten.
 """
 
 import argparse
 import re
 import sys
-from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,133 +27,84 @@ from system.command import OneLineParser, run_command
 from system.escaping import one_line, show
 from system.urls import Address
 
+PICKLE_NAME = r".+\.(bin(\..+)?|pt|pth)"
+
 
 def convert(source: Address, target: Path, quick_gelu: bool) -> None:
-    """Write `target` in the format that its name says; ValueError or OSError where the source is no CLIP's weights."""
-    import torch
-    from safetensors.torch import save_file
+    """Write `target` in the format that its name says.
 
-    from modules.model.clip import ClipSizes
-    from modules.weights.configs import huggingface_config
-    from modules.weights.key_names import clip_tensors, to_huggingface
+    Raises ValueError or OSError where the source is no file of weights, or `target` exists.
+    """
     from modules.weights.model_info import MODEL_INFO_FILE, read_model_info, write_model_info
-    from modules.weights.sources import HUGGING_FACE_CONFIG, find_weights, read_released
-    from system.files import atomic_write, refuse_existing
+    from modules.weights.sources import find_weights, read_released
+    from system.files import refuse_existing
+
+    is_pickle = re.fullmatch(PICKLE_NAME, target.name) is not None
+    is_folder = not is_pickle and target.suffix != ".safetensors"
+    if is_folder:
+        info_path = target / MODEL_INFO_FILE
+        refuse_existing(target)
+    else:
+        info_path = target.with_name(f"{target.name}.json")
+        refuse_existing(target, info_path)
+    path = find_weights(source)
+    weights = read_released(path, quick_gelu)
+    info = read_model_info(path)
+    if is_folder:
+        _write_huggingface(target, weights)
+    elif is_pickle:
+        _write_pickle(target, weights)
+    else:
+        _write_safetensors(target, weights)
+    if info:
+        write_model_info(info_path, info)
+    show(f"{one_line(target)}: {len(weights)} tensors of {one_line(path)}")
+    if not info:
+        print(
+            "it had no model.json: --intra_num_hidden_layers and --linear_patch, which the weights "
+            "do not tell, must still be given"
+        )
+
+
+def _write_huggingface(folder: Path, weights: Mapping[str, Any]) -> None:
+    """A folder that transformers' CLIPModel reads."""
+    from modules.model.backbone import tensors_below
+    from modules.model.clip_sizes import ClipSizes
+    from modules.weights.configs import HUGGING_FACE_CONFIG, huggingface_config
+    from modules.weights.huggingface_names import to_huggingface
     from system.json_files import write_json
 
-    is_pickle = re.fullmatch(r".+\.(bin(\..+)?|pt|pth)", target.name) is not None
-    is_folder = not is_pickle and target.suffix != ".safetensors"
-    own_card = target / MODEL_INFO_FILE if is_folder else target.with_name(f"{target.name}.json")
-    refuse_existing(target, *([] if is_folder else [own_card]))
-    path = find_weights(source)
-    weights, card = read_released(path, quick_gelu), read_model_info(path)
-    sizes = ClipSizes.from_weights(clip_tensors(weights))
-    tensors = to_huggingface(weights) if is_folder else weights
-    if is_pickle:
-        with atomic_write(target) as temporary:
-            torch.save(weights, temporary)
-    else:
-        with atomic_write(target / "model.safetensors" if is_folder else target) as temporary:
-            save_file(
-                {key: value.clone().contiguous() for key, value in tensors.items()},
-                temporary,
-                {"format": "pt"},
-            )
-    if is_folder:
-        write_json(target / HUGGING_FACE_CONFIG, huggingface_config(sizes))
-    if card:
-        write_model_info(own_card, card)
-    show(f"{one_line(target)}: {len(weights)} tensors of {one_line(path)}")
-    if not card:
-        print(
-            "no card was beside it: what shapes cannot say (--intra_num_hidden_layers, --linear_patch) is still to be given"
-        )
+    sizes = ClipSizes.from_weights(tensors_below(weights, "clip"))
+    _write_safetensors(folder / "model.safetensors", to_huggingface(weights))
+    write_json(folder / HUGGING_FACE_CONFIG, huggingface_config(sizes))
 
 
-def inspect(source: Address) -> list[str]:
-    """Lines that say what a file of weights is. ValueError or OSError where it is none."""
-    from modules.clip4idc import CLIP4IDC
-    from modules.model.bert import load_decoder_config
-    from modules.model.clip import ClipSizes
-    from modules.weights.fitting import WeightMismatch
-    from modules.weights.key_names import ARCHIVE_EXTRAS, clip_tensors, layout_of, strip_wrappers
-    from modules.weights.model_info import find_model_info, read_model_info
-    from modules.weights.sources import find_weights, read_released
-    from modules.weights.tensor_files import file_format, read_weights
+def _write_pickle(path: Path, weights: Mapping[str, Any]) -> None:
+    import torch
 
-    path = find_weights(source)
-    raw = strip_wrappers(read_weights(path))
-    layout = {
-        "released": "CLIP4IDC's",
-        "huggingface": "Hugging Face's",
-        "other": "unknown",
-        "plain": "OpenAI's"
-        if all(name in raw for name in ARCHIVE_EXTRAS)
-        else "OpenAI's or open_clip's",
-    }[layout_of(raw)]
-    types = Counter(str(value.dtype).removeprefix("torch.") for value in raw.values())
-    counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
-    lines = [
-        f"file       {path}, {path.stat().st_size / 1e6:.1f} MB, {file_format(path)}",
-        f"names      {layout}",
-        f"tensors    {len(raw)}, {sum(value.numel() for value in raw.values()) / 1e6:.1f} M numbers, {counts}",
-    ]
-    weights = read_released(path, quick_gelu=True)
-    try:
-        read_released(path)
-        lines.append(
-            "activation quick GELU" + (", as CLIP4IDC's is" if layout == "CLIP4IDC's" else "")
-        )
-    except ValueError as error:
-        lines.append(f"activation not what is built here, or not told: {error}")
-    has = {
-        part: any(key.startswith(part) for key in weights)
-        for part in ("clip.visual.bef", "decoder.", "cross.")
-    }
-    stage = (
-        "captioner (the result of finetuning)"
-        if has["decoder."]
-        else "adapted CLIP (the result of adaptation)"
-        if has["clip.visual.bef"]
-        else "CLIP, not adapted"
-    )
-    lines.append(f"stage      {stage}{', with a cross encoder' if has['cross.'] else ''}")
-    patch = "3d" if "clip.visual.conv2.weight" in weights else "2d"
-    lines.append(f"patches    {patch}" + ("" if has["clip.visual.bef"] else ", as every CLIP's"))
-    card = read_model_info(path)
-    said = ", ".join(f"{name} {value}" for name, value in card.items() if name != "decoder_config")
-    lines.append(
-        f"card       {find_model_info(path)}: {said}"
-        if card
-        else "card       none: blocks before joining and a captioner's heads are not known"
-    )
-    try:
-        sizes = ClipSizes.from_weights(clip_tensors(weights))
-    except ValueError as error:
-        return [*lines, f"fits       no: {error}"]
-    lines.append(
-        "sizes      " + ", ".join(f"{name} {value}" for name, value in vars(sizes).items())
-    )
-    try:
-        layers = len(
-            {key.split(".")[3] for key in weights if key.startswith("decoder.decoder.layer.")}
-        )
-        config = load_decoder_config(card.get("decoder_config", "decoder-base")).with_layers(
-            layers or None
-        )
-        CLIP4IDC.from_weights(
-            weights,
-            "caption" if has["decoder."] else "retrieval",
-            card.get("intra_num_hidden_layers", 0),
-            patch,
-            config,
-            "tight" if has["cross."] and not has["decoder."] else "loose",
-        )
-    except WeightMismatch as error:
-        return [*lines, "fits       no:", *(f"           {problem}" for problem in error.problems)]
-    except ValueError as error:
-        return [*lines, f"fits       no: {error}"]
-    return [*lines, "fits       yes: nothing is missing or left over"]
+    from system.files import atomic_write
+
+    with atomic_write(path) as temporary:
+        torch.save(weights, temporary)
+
+
+def _write_safetensors(path: Path, weights: Mapping[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    from system.files import atomic_write
+
+    tensors = {key: value.clone().contiguous() for key, value in weights.items()}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, {"format": "pt"})
+
+
+def inspect(source: Address) -> None:
+    """Print what a file of weights is. ValueError or OSError where it is none."""
+    from modules.weights.sources import find_weights
+    from preprocess.weights_facts import WeightsFacts, format_facts
+
+    lines = format_facts(WeightsFacts.of(find_weights(source)))
+    show("\n".join(one_line(line) for line in lines))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,24 +117,23 @@ def main(argv: list[str] | None = None) -> int:
         nargs="?",
         type=Address,
         metavar="IN",
-        help="a file, a folder, an address, a name of OpenAI's or of the hub",
+        help="a file, a folder, a URL, a name of OpenAI's or of the hub",
     )
     parser.add_argument("target", nargs="?", type=Path, metavar="OUT", help="what to write")
     parser.add_argument(
-        "--inspect", type=Address, metavar="FILE", help="say what this is, write nothing"
+        "--inspect", type=Address, metavar="FILE", help="print what this file is, write nothing"
     )
     parser.add_argument(
         "--quick_gelu",
         action="store_true",
-        help="vouch for CLIP weights that do not say their activation",
+        help="assume quick GELU for CLIP weights whose config does not name the activation",
     )
     args = parser.parse_args(argv)
-    if args.inspect and args.source or not (args.inspect or args.target and args.target.name):
+    has_target = args.target is not None and args.target.name != ""
+    if bool(args.inspect) == bool(args.source) or not (args.inspect or has_target):
         parser.error("give either IN and OUT, or --inspect FILE")
     if args.inspect:
-        return run_command(
-            parser.prog, lambda: show("\n".join(map(one_line, inspect(args.inspect))))
-        )
+        return run_command(parser.prog, lambda: inspect(args.inspect))
     return run_command(parser.prog, lambda: convert(args.source, args.target, args.quick_gelu))
 
 

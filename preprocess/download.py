@@ -209,7 +209,7 @@ def download_clip(folder: Path, name: str) -> None:
 
 def download_weights(item: DriveItem, folder: Path) -> None:
     """The files of a folder of weights. Each is read, and what it holds is printed."""
-    from modules.weights.key_names import clip_tensors, has_full_clip
+    from modules.model.backbone import holds_backbone, tensors_below
     from modules.weights.sources import read_released
 
     download_from_drive(item, folder, f"save its files in {folder}")
@@ -220,8 +220,9 @@ def download_weights(item: DriveItem, folder: Path) -> None:
         weights = read_released(path)
         has_captioner = any(key.startswith("decoder.") for key in weights)
         kind = "captioner" if has_captioner else "adapted CLIP"
-        limit = "" if has_full_clip(weights) else ", without all of CLIP"
-        show(f"{path}: {kind} of {len(clip_tensors(weights))} CLIP tensors{limit}")
+        limit = "" if holds_backbone(weights) else ", without all of CLIP"
+        count = len(tensors_below(weights, "clip"))
+        show(f"{path}: {kind} of {count} CLIP tensors{limit}")
 
 
 def _download_archive(

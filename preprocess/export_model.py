@@ -1,9 +1,10 @@
-"""A run's model to a small folder that can be shared: float16 safetensors, model.json, and a README with its scores.
+r"""A run's model as a small folder to share: float16 weights, model.json, a README with scores.
 
-    python preprocess/export_model.py runs/demo/caption/pytorch_model.bin.best my_model --trained_on "drawn scenes"
+    python preprocess/export_model.py runs/demo/caption/pytorch_model.bin.best my_model \
+        --trained_on "drawn scenes"
 
-`Predictor.load`, --do_predict and --init_model take such a folder, and its owner/name once it is on the Hugging Face hub
-(`hf upload owner/name my_model`).
+`Predictor.load`, --do_predict and --init_model take such a folder, and its owner/name once it is on
+the Hugging Face hub (`hf upload owner/name my_model`).
 """
 
 import argparse
@@ -21,151 +22,148 @@ from system.command import OneLineParser, run_command
 from system.escaping import markdown_text, one_line, show
 from system.urls import Address
 
-LARGEST_SCORE = 1e6  # above which a number is no score
-
-
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_SCORE = 1e6  # a number from here on is no score
 MAX_SOURCE_LENGTH = 5000  # letters of what a model was trained on
-
-
-README_SCORES = (
-    "Bleu_4",
-    "METEOR",
-    "ROUGE_L",
-    "CIDEr",
-    "R1",
-    "R5",
-    "R10",
-)  # the scores that a README shows
+README_SCORES = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")
+DATASET_TITLES = {
+    "spot": "Spot-the-Diff",
+    "clevr": "data in CLEVR-Change's layout",
+    "pairs": "a table of pairs",
+}
 
 
 def export(
     checkpoint: Address, folder: Path, trained_on: str, name: str, metrics: Path | None
 ) -> None:
-    """Write the folder's three files; tied tensors are kept once. The weights need a card beside them, as runs have it.
+    """Write the folder's three files. The weights need a model.json beside them, as runs have it.
 
-    Scores are those of `metrics`, else of the run's own `metrics.json`, which is its best weights'.
+    Scores are those of `metrics`, else those of the run where its best weights are exported.
+    Raises ValueError or OSError for weights that cannot be used, or a folder that exists.
     """
     from safetensors.torch import save_file
 
-    from modules.clip4idc import CLIP4IDC
-    from modules.weights.fitting import TIED_KEYS
-    from modules.weights.model_info import MODEL_INFO_FILE, read_model_info, write_model_info
+    from modules.clip4idc import load_model
+    from modules.weights.model_info import MODEL_INFO_FILE, ModelSettings, write_model_info
     from modules.weights.sources import find_weights, load_weights
     from system.files import atomic_write, refuse_existing
-    from system.json_files import read_json
 
     if not trained_on.strip():
-        raise ValueError("--trained_on is empty: say what the model has seen")
+        raise ValueError("--trained_on is empty: say what the model was trained on")
     refuse_existing(folder)
     path = find_weights(checkpoint)
-    card = read_model_info(path)
-    if not {"intra_num_hidden_layers", "linear_patch"} <= card.keys():
-        raise ValueError(
-            f"no {MODEL_INFO_FILE} beside {path} that says how it was trained: export from the folder of a run"
-        )
-    tensors = load_weights(str(path), "ViT-B/32").tensors
-    stage = "caption" if any(key.startswith("decoder.") for key in tensors) else "retrieval"
-    model = CLIP4IDC.from_weights(
-        tensors,
-        stage,
-        card["intra_num_hidden_layers"],
-        card["linear_patch"],
-        card.get("decoder_config"),
+    loaded = load_weights(str(path), "ViT-B/32")
+    if not loaded.info:
+        raise ValueError(_lacks_info(path))
+    has_captioner = any(key.startswith("decoder.") for key in loaded.tensors)
+    task = "caption" if has_captioner else "retrieval"
+    model, settings = load_model(loaded, task, ModelSettings())
+    if not model.backbone.info().keys() & vars(settings).keys() <= loaded.info.keys():
+        raise ValueError(_lacks_info(path))
+    weights = pack_weights(model, path)
+    parameters = sum(weight.numel() for weight in weights.values())
+    scores = find_scores(path, metrics)
+    page = model_page(name or folder.resolve().name, task, trained_on, parameters, scores)
+    with atomic_write(folder / "model.safetensors") as temporary:
+        save_file(weights, temporary, {"format": "pt"})
+    write_model_info(folder / MODEL_INFO_FILE, {**loaded.info, "trained_on": trained_on})
+    with atomic_write(folder / "README.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    show(f"{one_line(folder)}: {megabytes:.1f} MB")
+
+
+def _lacks_info(path: Path) -> str:
+    return (
+        f"no model.json beside {path} that says how it was trained: export from the folder of a run"
     )
+
+
+def pack_weights(model: Any, path: Path) -> dict[str, Any]:
+    """A CLIP4IDC's tensors in float16, tied ones once. ValueError for values that do not fit."""
+    tied = model.tied_keys
     weights = {
         key: value.half().contiguous()
         for key, value in model.state_dict().items()
-        if key not in TIED_KEYS
+        if key not in tied
     }
-    too_large = [key for key, value in weights.items() if not value.isfinite().all()]
-    if too_large:
-        raise ValueError(f"{path}: {too_large[0]} has values that float16 does not hold")
-    best, own = path.parent / "pytorch_model.bin.best", path.parent / "metrics.json"
+    for key, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{path}: {key} has values that float16 cannot hold")
+    return weights
+
+
+def find_scores(path: Path, metrics: Path | None) -> dict[str, Any]:
+    """Scores of weights: in the file given, else in the run's metrics.json where they are its best.
+
+    {} where there are none.
+    """
+    from system.json_files import read_json
+
+    best = path.parent / "pytorch_model.bin.best"
+    own = path.parent / "metrics.json"
     if metrics is None and own.is_file() and best.is_file() and path.samefile(best):
         metrics = own
-    scores = read_json(metrics, dict) if metrics else {}
-    parameters = sum(weight.numel() for weight in weights.values())
-    page = model_page(name or folder.resolve().name, stage, trained_on, parameters, scores)
-    with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary, {"format": "pt"})
-    write_model_info(folder / MODEL_INFO_FILE, {**card, "trained_on": trained_on})
-    with atomic_write(folder / "README.md") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    show(
-        f"{one_line(folder)}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB"
-    )
+    return read_json(metrics, dict) if metrics else {}
 
 
 def model_page(
-    name: str, stage: str, trained_on: str, parameters: int, scores: Mapping[str, Any]
+    name: str, task: str, trained_on: str, parameters: int, scores: Mapping[str, Any]
 ) -> str:
-    """The model's page, in the hub's form: what it is, how to use it, what it reached."""
-    if stage == "caption":
-        what, language = "says in a sentence what changed between two pictures of a scene", "python"
-        loaded = f"Predictor.load({json.dumps(name)})"
-        use = f'from modules.predictor import Predictor\n\nprint({loaded}.caption("before.png", "after.png"))'
-    else:
-        what, language = (
-            "is a CLIP adapted to pairs of pictures and sentences on what changed; finetuning starts from it",
-            "bash",
-        )
-        use = f"python CLIP4IDCinference.py --do_train --init_model {shlex.quote(one_line(name))} …"
-    kind = ["pipeline_tag: image-to-text"] if stage == "caption" else []
-    head = [
-        "---",
-        "library_name: clip4idc",
-        *kind,
-        "tags:",
-        "- clip4idc",
-        "- image-difference-captioning",
-        "---",
-        "",
-        f"# {markdown_text(name)}",
-        "",
-        f"A CLIP4IDC model ({parameters / 1e6:.1f} M parameters, float16): it {what}.",
-        "",
-        f"Trained on: {markdown_text(trained_on, MAX_SOURCE_LENGTH)}.",
-        "",
-        f"```{language}",
-        use,
-        "```",
-        "",
-    ]
-    groups = (
-        {"captions": scores}
-        if stage == "caption"
-        else {
-            way.replace("_to_", " → "): {
-                key.removeprefix(f"{way}_"): value
-                for key, value in scores.items()
-                if key.startswith(way)
-            }
-            for way in ("text_to_pair", "pair_to_text")
-        }
+    """The model's page, in the form of the hub: what it is, how to use it, its scores."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # it is Markdown, which the filter escapes
     )
-    columns = [
-        score for score in README_SCORES if any(score in values for values in groups.values())
-    ]
-    if not columns:
-        return "\n".join([*head, "Scores: none were at hand when this page was written.", ""])
+    environment.filters["markdown"] = markdown_text
+    columns, rows = _score_table(task, scores)
+    return environment.get_template("README.md.j2").render(
+        name=name,
+        task=task,
+        trained_on=trained_on,
+        max_source_length=MAX_SOURCE_LENGTH,
+        millions=parameters / 1e6,
+        quoted_name=json.dumps(name),
+        shell_name=shlex.quote(one_line(name)),
+        split=str(scores.get("split", "evaluated")),
+        data=DATASET_TITLES.get(str(scores.get("datatype")), "its data"),
+        columns=columns,
+        rows=rows,
+    )
+
+
+def _score_table(
+    task: str, scores: Mapping[str, Any]
+) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """The names of the scores that are there, and of each group of them its numbers as text."""
+    groups = {"captions": scores}
+    if task == "retrieval":
+        groups = {
+            "text → pair": _scores_below(scores, "text_to_pair_"),
+            "pair → text": _scores_below(scores, "pair_to_text_"),
+        }
+    columns = [name for name in README_SCORES if any(name in row for row in groups.values())]
     rows = [
-        f"| {group} | " + " | ".join(_format_number(values.get(score)) for score in columns) + " |"
-        for group, values in groups.items()
-        if any(score in values for score in columns)
+        (group, [_format_number(row.get(name)) for name in columns])
+        for group, row in groups.items()
+        if any(name in row for name in columns)
     ]
-    names = {
-        "spot": "Spot-the-Diff",
-        "clevr": "data in CLEVR-Change's layout",
-        "pairs": "a table of pairs",
+    return columns, rows
+
+
+def _scores_below(scores: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        key.removeprefix(prefix): value for key, value in scores.items() if key.startswith(prefix)
     }
-    data = names.get(str(scores.get("datatype")), "its data")
-    title = f"Scores on the {markdown_text(str(scores.get('split', 'evaluated')))} split of {data}:"
-    header = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    return "\n".join([*head, title, "", *header, *rows, ""])
 
 
 def _format_number(value: Any) -> str:
-    if not isinstance(value, int | float) or not abs(value) < LARGEST_SCORE:
+    if not isinstance(value, int | float) or not abs(value) < MAX_SCORE:
         return "–"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
@@ -180,12 +178,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument(
-        "--trained_on", required=True, help="what it has seen, for those who use it"
+        "--trained_on", required=True, help="what the model was trained on, for those who use it"
     )
     parser.add_argument(
         "--name",
         default="",
-        help="what its README calls it, owner/name on the hub (default: the folder's name)",
+        help="its name in the README, owner/name on the hub (default: the folder's name)",
     )
     parser.add_argument(
         "--metrics",

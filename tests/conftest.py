@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from modules.clip4idc import CLIP4IDC
-from modules.model.clip import CLIP, ClipSizes
+from modules.model.clip import CLIP
+from modules.model.clip_sizes import ClipSizes
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

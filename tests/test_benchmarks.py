@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import data_path, flops, run_all, steps
 from modules.model.bert import load_decoder_config
-from modules.model.clip import CLIP, ClipSizes
+from modules.model.clip import CLIP
+from modules.model.clip_sizes import ClipSizes
 from modules.model.decoder import CaptionDecoder
 from system.runtime import Runtime
 

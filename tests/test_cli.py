@@ -418,7 +418,8 @@ def test_a_clip_of_another_vocabulary_is_refused(spot, tiny_sizes, tmp_path, cap
 @pytest.mark.parametrize("processes", [1, 2])
 def test_published_commands_word_for_word(processes, tmp_path):
     """Stage 1, then stage 2, on a seeded random ViT-B/32 and a drawn Spot-the-Diff; minutes and about 12 GB of memory."""
-    from modules.model.clip import CLIP, PAIR_KEYS, ClipSizes
+    from modules.model.clip_sizes import ClipSizes
+    from modules.weights.sources import random_clip
 
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
@@ -427,11 +428,8 @@ def test_published_commands_word_for_word(processes, tmp_path):
         clone / "gt" / "spot_total_change_captions_reformat.json"
     )
     torch.manual_seed(1)
-    clip = CLIP(ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12), 0, "2d").state_dict()
-    torch.save(
-        {k: v for k, v in clip.items() if k.removeprefix("visual.") not in PAIR_KEYS},
-        clone / "modules" / "ViT-B-32.pt",
-    )
+    clip = random_clip(ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12))
+    torch.save(clip, clone / "modules" / "ViT-B-32.pt")
     python = (
         sys.executable
         if processes == 1

@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 
 from modules.clip4idc import CLIP4IDC
-from modules.model.clip import CLIP, ClipSizes
-from modules.weights.model_info import MODEL_INFO_FILE, describe_model, write_model_info
+from modules.model.clip import CLIP
+from modules.model.clip_sizes import ClipSizes
+from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
 from tests import quick_python
 from tests.conftest import ROOT, TINY, draw_pair, make_clevr, make_spot
 
@@ -167,7 +168,7 @@ def save_weights(ckpts: Path) -> None:
         model = adapted if folder.endswith("retrieval") else captioner
         (ckpts / folder).mkdir()
         torch.save(model.state_dict(), ckpts / folder / "pytorch_model.bin.best")
-        write_model_info(ckpts / folder / MODEL_INFO_FILE, describe_model(model, 32))
+        write_model_info(ckpts / folder / MODEL_INFO_FILE, model.info(32))
     for folder, model in (("pretrained", adapted), ("trained", captioner)):
         torch.save(
             {key: value.half() for key, value in model.state_dict().items()},

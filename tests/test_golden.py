@@ -12,7 +12,7 @@ from modules.clip4idc import CLIP4IDC
 from modules.cross import CrossEncoder
 from modules.generation.greedy import greedy_search
 from modules.losses import caption_loss, contrastive_loss
-from modules.model.clip import ClipSizes
+from modules.model.clip_sizes import ClipSizes
 from modules.optimization import BertAdam, parameter_groups
 from modules.retrieval import retrieval_metrics
 from modules.tokenizer import tokenize_caption

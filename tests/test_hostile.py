@@ -42,7 +42,8 @@ from dataloaders.storage.image_cache import open_image_cache
 from gt.caption_accuracy import read_changes
 from modules.clip4idc import CLIP4IDC
 from modules.model.bert import MAX_PARAMETERS, load_cross_config, load_decoder_config
-from modules.model.clip import PAIR_KEYS, ClipSizes
+from modules.model.clip import PAIR_PREFIXES
+from modules.model.clip_sizes import ClipSizes
 from modules.pipeline.predict import picture_name
 from modules.pipeline.results import read_finished
 from modules.predictor import Predictor
@@ -625,7 +626,7 @@ def test_weights_that_claim_sizes_they_do_not_have_take_no_memory(change):
     weights = {
         key: value
         for key, value in {**tiny_weights(), **change}.items()
-        if key.removeprefix("clip.visual.") not in PAIR_KEYS
+        if not key.removeprefix("clip.").startswith(PAIR_PREFIXES)
     }
     with pytest.raises(ValueError, match="size|do not fit"):
         CLIP4IDC.from_weights(weights, "caption", intra_layers=1)
@@ -1110,7 +1111,7 @@ def test_the_storages_of_older_files_are_whole(tmp_path):
             + pickle.dumps(["0", "0"], 2)
             + struct.pack("<q", 4)
             + bytes(40),
-            "damaged",
+            "corrupt",
         ),
     ):
         path.write_bytes(head + content)
@@ -1140,25 +1141,25 @@ def nested_modules(depth: int, endless: bool) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (nested_modules(60, endless=False), "without end"),
-        (nested_modules(0, endless=True), "without end"),
+        (nested_modules(60, endless=False), "nested too deeply"),
+        (nested_modules(0, endless=True), "contain themselves"),
         (
             b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 2**31 - 1) + b"\x85R.",
-            "does not belong",
+            "is not allowed",
         ),
-        (b"\x80\x05\x96" + struct.pack("<Q", 2**31) + b".", "damaged"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**31) + b".", "corrupt"),
         (b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".", "no state dict"),
-        (b"\x80\x02" + b"]" * 100, "damaged"),
+        (b"\x80\x02" + b"]" * 100, "corrupt"),
         (b"\x80\x02(" * 5000 + b"t" * 4000 + b".", "more than 100 deep"),
         (pickle.dumps({1: 2}, 2), "no state dict"),
-        (b"\x80\x02]N}b.", "damaged|attributes"),
+        (b"\x80\x02]N}b.", "corrupt|attributes"),
         (
             b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\0\0\0__defaults__)s\x86b.",
-            "attributes does not belong",
+            "attributes is not allowed",
         ),
         (
             b"\x80\x02ccollections\nOrderedDict\nN}X\x0c\0\0\0__defaults__)s\x86b.",
-            "attributes does not belong",
+            "attributes is not allowed",
         ),
     ],
 )
@@ -1199,7 +1200,7 @@ def test_an_archive_that_inflates_is_refused_before_it_does(tmp_path):
         int.from_bytes(before_its_beginning[-6:-2], "little") + 10**6
     ).to_bytes(4, "little")
     path.write_bytes(before_its_beginning)
-    with pytest.raises(ValueError, match=r"weights\.bin: it is damaged"):
+    with pytest.raises(ValueError, match=r"weights\.bin: it is corrupt"):
         read_weights(path)
 
 

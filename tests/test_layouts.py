@@ -7,14 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modules.clip4idc import CLIP4IDC
-from modules.model.clip import ClipSizes
+from modules.model.backbone import tensors_below
+from modules.model.clip_sizes import ClipSizes
 from modules.weights.configs import huggingface_config, huggingface_problems, open_clip_problems
+from modules.weights.huggingface_names import from_huggingface, to_huggingface
 from modules.weights.key_names import (
-    clip_tensors,
-    from_huggingface,
     layout_of,
     released_names,
-    to_huggingface,
     to_released,
 )
 from modules.weights.sources import load_weights, read_released
@@ -36,8 +35,8 @@ SIZES = ClipSizes(
 def plain_weights(seed: int = 0) -> dict[str, torch.Tensor]:
     """OpenAI's names, in SIZES, widths that differ; biases that are not 0."""
     torch.manual_seed(seed)
-    weights = clip_tensors(
-        tiny_weights(seed, vision_width=128, vision_layers=3, image_resolution=96)
+    weights = tensors_below(
+        tiny_weights(seed, vision_width=128, vision_layers=3, image_resolution=96), "clip"
     )
     return {
         key: torch.randn_like(value) * 0.1 if key.endswith("bias") else value
@@ -54,7 +53,7 @@ def image_features(weights, images):
     """CLIP's own of single images: the tower with all blocks alone, its join undone."""
     model = CLIP4IDC.from_weights(weights, "retrieval", intra_layers=3)
     tower = model.clip.visual
-    return (tower.ln_post(tower._encode_images(images[:, None])[:, 0, 0]) @ tower.proj).detach()
+    return (tower.ln_post(tower.encode_images(images[:, None])[:, 0, 0]) @ tower.proj).detach()
 
 
 @pytest.fixture
@@ -274,7 +273,7 @@ def test_resnets_and_strangers_are_refused_by_name(tmp_path):
     torch.save({"model": {"x": torch.zeros(1)}, "optimizer": {}}, tmp_path / "training_state.bin.3")
     for name, words in (
         ("RN50.pt", "RN50.pt: .*ResNet"),
-        ("other.bin", "other.bin holds no weights of a CLIP"),
+        ("other.bin", "other.bin: no registered backbone \\(clip\\) takes"),
         ("training_state.bin.3", "is a training state, for --resume_model"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -333,8 +332,8 @@ def test_inspect_lists_what_is_missing_and_left_over(tmp_path, capsys):
     said = capsys.readouterr().out
     for words in (
         "safetensors",
-        "adapted CLIP",
-        "card       none",
+        "adapted backbone",
+        "info       none",
         "clip.visual.ln_post.bias is missing",
         "clip.ln_final.weight is missing",
         "clip.more is unexpected",
@@ -412,13 +411,13 @@ def test_inspect_tells_of_an_activation_that_is_not_built(tmp_path, capsys):
         tmp_path / "model.safetensors",
     )
     assert convert_weights.main(["--inspect", str(tmp_path)]) == 0
-    assert "activation not what is built here, or not told" in capsys.readouterr().out
+    assert "activation not the one built here, or unknown" in capsys.readouterr().out
 
 
 def test_layouts_are_told_apart():
     ours = tiny_weights()
     assert layout_of(ours) == "released"
-    assert layout_of(clip_tensors(ours)) == "plain"
+    assert layout_of(tensors_below(ours, "clip")) == "openai"
     assert layout_of({"decoder.x": 0}) == "released"
     assert layout_of({"x": 0}) == "other"
-    assert to_released(clip_tensors(ours), "plain").keys() == released_names(ours).keys()
+    assert to_released(tensors_below(ours, "clip"), "openai").keys() == released_names(ours).keys()

@@ -13,7 +13,9 @@ from modules.clip4idc import CLIP4IDC
 from modules.generation.greedy import greedy_search
 from modules.losses import vocabulary_loss
 from modules.model import decoder
-from modules.model.clip import CLIP, ClipSizes, Features
+from modules.model.backbone import Features
+from modules.model.clip import CLIP
+from modules.model.clip_sizes import ClipSizes
 from modules.options import parse_options
 from modules.tokenizer import decode, tokenize_caption
 from modules.training.loop import train_epoch

@@ -5,7 +5,7 @@ import torch
 
 from modules.clip4idc import CLIP4IDC
 from modules.losses import caption_loss
-from modules.weights.key_names import has_full_clip
+from modules.model.backbone import holds_backbone
 from tests.conftest import tiny_weights
 
 
@@ -119,7 +119,7 @@ def test_a_part_of_the_captioner_is_refused_and_the_tied_keys_may_be_absent(tiny
     without = {key: value for key, value in weights.items() if key not in tied}
     again = CLIP4IDC.from_weights(without, "caption", intra_layers=1)
     assert all(torch.equal(value, weights[key]) for key, value in again.state_dict().items())
-    with pytest.raises(ValueError, match="one tensor"):
+    with pytest.raises(ValueError, match="CLIP4IDC ties the two"):
         CLIP4IDC.from_weights({**weights, tied[0]: weights[tied[0]] + 1}, "caption", intra_layers=1)
     del without["decoder.decoder.layer.0.enc_attn.att.key.bias"]
     with pytest.raises(
@@ -131,7 +131,7 @@ def test_a_part_of_the_captioner_is_refused_and_the_tied_keys_may_be_absent(tiny
 def test_a_retrieval_model_sets_the_captioner_aside_and_says_so(tiny_captioner, caplog):
     model = CLIP4IDC.from_weights(tiny_captioner.state_dict(), "retrieval", intra_layers=1)
     assert not [key for key in model.state_dict() if key.startswith("decoder.")]
-    assert "decoder.* are set aside" in caplog.text
+    assert "decoder.*: not used" in caplog.text
 
 
 def test_tied_embeddings_are_one_tensor(tiny_captioner):
@@ -171,10 +171,10 @@ def test_intra_layers_out_of_range():
 
 def test_holds_all_of_clip(tiny_captioner):
     weights = tiny_captioner.state_dict()
-    assert has_full_clip(weights)
-    assert has_full_clip(pair_keys_gone(weights))
-    assert not has_full_clip({k: v for k, v in weights.items() if k != "clip.logit_scale"})
-    assert not has_full_clip({})
+    assert holds_backbone(weights)
+    assert holds_backbone(pair_keys_gone(weights))
+    assert not holds_backbone({k: v for k, v in weights.items() if k != "clip.logit_scale"})
+    assert not holds_backbone({})
 
 
 @pytest.mark.parametrize("patch", ["2d", "3d"])
@@ -270,7 +270,7 @@ def test_a_loose_model_sets_the_cross_encoder_aside_and_a_part_of_it_is_refused(
     ).state_dict()
     loose = CLIP4IDC.from_weights(weights, "retrieval", 1)
     assert not hasattr(loose, "cross")
-    assert "cross.* are set aside" in caplog.text
+    assert "cross.*: not used" in caplog.text
     del weights["similarity_dense.weight"]
     with pytest.raises(ValueError, match=r"similarity_dense.weight is missing"):
         CLIP4IDC.from_weights(weights, "retrieval", 1, sim_header="tight", cross_config=CROSS)

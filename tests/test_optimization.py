@@ -121,7 +121,7 @@ def test_the_common_clip_comes_before_each_parameters_own():
             {"params": parameters[:1], "max_grad_norm": 0.05},
             {"params": parameters[1:], "max_grad_norm": 0},
         ]
-        BertAdam(groups, lr=0.1, eps=1.0, max_total_norm=common).step()
+        BertAdam(groups, lr=0.1, eps=1.0, max_global_norm=common).step()
         outcomes.append([*(p.detach() for p in parameters), *(p.grad for p in parameters)])
     torch.testing.assert_close(outcomes[0], outcomes[1])
     assert outcomes[0][3].norm() == pytest.approx(0.05, rel=1e-4)

@@ -438,7 +438,7 @@ def test_attention_is_shares_of_patches_and_finds_what_was_drawn(demo, tmp_path)
     assert found.caption.text == demo.caption(before, after)
     assert found.words[-1] == "(end)"
     assert " ".join(found.words[:-1]) == found.caption.text
-    side = demo.model.clip.visual.image_resolution // demo.model.clip.visual.patch_size
+    side = demo.model.image_resolution // demo.model.clip.visual.patch_size
     assert found.class_maps.shape == (2, 2, side, side)
     assert found.word_maps.shape == (len(found.words), 2, side, side)
     for maps in (found.class_maps, found.word_maps):

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save, save_file
 
 from modules.clip4idc import CLIP4IDC
-from modules.model.clip import CLIP, ClipSizes
+from modules.model.clip import CLIP
+from modules.model.clip_sizes import ClipSizes
 from modules.weights import remote, sources
 from modules.weights.fitting import resize_positions
-from modules.weights.sources import find_weights, load_weights, random_clip
+from modules.weights.sources import find_weights, load_weights, random_clip, read_sizes
 from modules.weights.tensor_files import read_weights
 from system import download
 from system.urls import is_html
@@ -102,7 +103,7 @@ def test_random_clip_of_sizes_is_openais_initialisation(tmp_path):
         json.dumps({**TINY, "vision_width": 256, "vision_layers": 4, "transformer_width": 128})
     )
     torch.manual_seed(0)
-    weights = random_clip(path)
+    weights = random_clip(read_sizes(path))
     layers, width = 4, 256
     expected = {
         "visual.transformer.resblocks.0.attn.in_proj_weight": width**-0.5,
@@ -133,7 +134,7 @@ def test_random_clip_of_sizes_is_openais_initialisation(tmp_path):
 def test_wrong_sizes_are_refused(tmp_path, content, message):
     (tmp_path / "sizes.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        random_clip(tmp_path / "sizes.json")
+        random_clip(read_sizes(tmp_path / "sizes.json"))
 
 
 def test_the_clip_file_is_not_touched_where_init_model_holds_all(tmp_path):
@@ -169,6 +170,7 @@ def test_unknown_names_say_what_was_tried(tmp_path):
 
 def test_without_network_the_address_checksum_and_folder_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "OPENAI", "http://127.0.0.1:9/clip/models")
+    monkeypatch.setattr(remote, "ROOT", tmp_path)
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     monkeypatch.setattr(download, "FIRST_DELAY", 0.0)
     with pytest.raises(OSError, match=r"ViT-B-32\.pt \(SHA-256 40d365.*modules"):
@@ -185,6 +187,7 @@ def test_openais_names_are_looked_for_here_then_downloaded_and_checked(
         {"ViT-B/32": "ViT-B-32.pt", "ViT-L/14@336px": "ViT-L-14-336px.pt"}[name],
     )
     digest = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(remote, "ROOT", tmp_path)
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     monkeypatch.setitem(remote.CLIP_SHA256, name, digest)
     with web_site({f"{digest}/{file}": content}) as site:
@@ -297,7 +300,7 @@ def test_types_that_torch_alone_knows_and_strange_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match="clip.x is of the type complex64"):
         read_weights(tmp_path / "x.safetensors")
     (tmp_path / "README.md").write_text("# words")
-    with pytest.raises(ValueError, match="README.md: neither torch nor safetensors wrote it"):
+    with pytest.raises(ValueError, match="README.md: not a PyTorch or safetensors file"):
         read_weights(tmp_path / "README.md")
 
 
@@ -337,7 +340,7 @@ def test_a_hub_that_refuses_ends_in_one_line(monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
     with pytest.raises(
         OSError,
-        match="someone/model is neither a path here .* nor to be had .*: 404 Client Error. Repository Not Found",
+        match="someone/model is no path here .* does not give it: 404 Client Error. Repository Not Found",
     ):
         find_weights("someone/model")
 
@@ -345,7 +348,7 @@ def test_a_hub_that_refuses_ends_in_one_line(monkeypatch):
 @pytest.mark.slow
 def test_an_unreachable_hub_ends_in_one_line():
     program = (
-        "import sys; from modules.pretrained import find_weights\n"
+        "import sys; from modules.weights.sources import find_weights\n"
         "try: find_weights('someone/model')\nexcept OSError as error: sys.exit(str(error))"
     )
     done = subprocess.run(
@@ -358,7 +361,7 @@ def test_an_unreachable_hub_ends_in_one_line():
         env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
     )
     assert done.returncode == 1
-    assert "someone/model is neither a path here" in done.stderr.splitlines()[-1]
+    assert "someone/model is no path here" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("resolution", [32, 96, 128])

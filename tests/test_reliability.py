@@ -470,12 +470,12 @@ def test_two_runs_in_one_folder_are_refused(spot, sizes, tmp_path, capsys):
 
 def test_a_step_without_finite_gradients_moves_nothing():
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = BertAdam([parameter], lr=0.1, max_total_norm=1.0)
+    optimizer = BertAdam([parameter], lr=0.1, max_global_norm=1.0)
     for bad in (float("nan"), float("inf")):
         parameter.grad = torch.tensor([0.1, bad, 0.1])
         optimizer.step()
     assert torch.equal(parameter, torch.ones(3))
-    assert optimizer.skipped == 2
+    assert optimizer.skipped_steps == 2
     parameter.grad = torch.full((3,), 0.1)
     optimizer.step()
     assert not torch.equal(parameter, torch.ones(3))

@@ -17,7 +17,7 @@ from gt import eval_utils
 from modules.metrics import ptb
 from modules.metrics.meteor import MeteorProcess
 from modules.predictor import Predictor
-from modules.weights.sources import random_clip
+from modules.weights.sources import random_clip, read_sizes
 from preprocess import convert_weights, download, export_model, reformat_dataset
 from system import download as system_download
 from system import urls
@@ -75,7 +75,7 @@ def test_both_stages_prediction_scoring_conversion_and_export_keep_no_password(
     )  # Java's starts take long, and know no address
     monkeypatch.setattr(ptb, "_tokenize_lines", lambda lines: [line.lower() for line in lines])
     torch.manual_seed(0)
-    torch.save(random_clip(tiny_sizes), tmp_path / "clip.bin")
+    torch.save(random_clip(read_sizes(tiny_sizes)), tmp_path / "clip.bin")
     data, work = make_spot(tmp_path / "data", {"train": 4, "val": 2, "test": 3}), tmp_path / "work"
     one = ["--epochs", "1", "--quick_gelu"]
     with web_site({"clip.bin": (tmp_path / "clip.bin").read_bytes()}) as site:

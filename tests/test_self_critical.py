@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from modules.training import objectives
+from dataloaders.images import normalize
+from modules.training.objectives import self_critical
 from modules.training.objectives.self_critical import SAMPLES_PER_PAIR, SelfCritical
 from tests.conftest import TINY
 
@@ -26,7 +27,7 @@ NAMES = [[f"{n}.png", f"{n}_n.png"] for n in range(PAIRS)]
 def test_gradient_is_that_of_rewards_above_the_others(tiny_captioner, batch, monkeypatch):
     captions = torch.randint(1, 48, (2 * PAIRS, SAMPLES_PER_PAIR, WORDS))
     captions[:, 1, 3], captions[:, 1, 4:] = 49, 0
-    monkeypatch.setattr(objectives, "sample", lambda model, tokens, draws: captions)
+    monkeypatch.setattr(self_critical, "sample", lambda model, tokens, draws: captions)
     rewards, asked = torch.rand(2 * PAIRS, SAMPLES_PER_PAIR), []
 
     def reward(keys, sentences):
@@ -40,7 +41,7 @@ def test_gradient_is_that_of_rewards_above_the_others(tiny_captioner, batch, mon
     assert len(asked) == 2 * PAIRS * SAMPLES_PER_PAIR
     got = tiny_captioner.clip.token_embedding.weight.grad.clone()
     tiny_captioner.zero_grad()
-    tokens = tiny_captioner.encode_against_first(objectives.normalize(batch["images"])).tokens
+    tokens = tiny_captioner.encode_against_first(normalize(batch["images"])).tokens
     total = 0
     for pair in range(2 * PAIRS):
         for n in range(SAMPLES_PER_PAIR):

@@ -21,7 +21,7 @@ from modules.tokenizer import tokenize_caption
 from modules.training.objectives import TrainingData
 from modules.training.objectives.contrastive import Contrastive
 from modules.training.objectives.cross_entropy import CrossEntropy
-from modules.weights.sources import random_clip, read_released
+from modules.weights.sources import random_clip, read_released, read_sizes
 from preprocess import convert_weights, export_model
 from system import download
 from tests.conftest import ROOT, TINY
@@ -271,7 +271,7 @@ def test_another_resolution_trains_resumes_and_captions(twins, clevr, tiny_sizes
     )
     assert "image_resolution 100 is not a multiple of vision_patch_size 32" in line
     assert not (tmp_path / "third").exists()
-    shipped = Predictor.load(device="cpu").model.clip.visual.image_resolution
+    shipped = Predictor.load(device="cpu").model.image_resolution
     assert caption(capsys, "--image_resolution", str(shipped)) == caption(capsys), (
         "its own resolution changes nothing"
     )
@@ -373,7 +373,7 @@ PROPORTIONS = {
 
 @pytest.mark.parametrize("name", PROPORTIONS)
 def test_other_proportions_take_a_step_of_either_stage(name, tmp_path):
-    weights = random_clip(sizes_file(tmp_path, **PROPORTIONS[name]))
+    weights = random_clip(read_sizes(sizes_file(tmp_path, **PROPORTIONS[name])))
     images = torch.randint(0, 256, (2, 3, 3, 64, 64), dtype=torch.uint8)
     arrays = [tokenize_caption(text, 12) for text in ("a box is gone", "nothing has changed")]
     batch = {

@@ -9,7 +9,6 @@ from PIL import Image
 
 from dataloaders.batches import Batches
 from dataloaders.coco_files import write_references, write_results
-from dataloaders.images import normalize
 from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import NUM_SAMPLES, EvaluatedRun
@@ -149,7 +148,7 @@ def generate_captions(
     own_numbers = runtime.own_share(range(len(pairs)))
     with runtime.autocast():
         for batch in runtime.progress(loader, "captions"):
-            images = normalize(batch["images"].to(runtime.device))
+            images = model.normalize(batch["images"].to(runtime.device))
             tokens = model.encode_against_first(images).tokens
             numbers = list(own_numbers[len(own) : len(own) + len(images)])
             if len(tokens) > len(images):  # distractors

@@ -10,11 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from dataloaders.batches import Batches, trim_padding
-from dataloaders.images import normalize
 from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import NUM_SAMPLES, EvaluatedRun
-from modules.model.clip import Features
+from modules.model.backbone import Features
 from modules.report.page import Page
 from modules.report.pictures import draw_pairs, evenly_spaced
 from modules.report.retrieval_page import write_retrieval_page
@@ -112,7 +111,7 @@ def split_similarity(
     images in file order.
     """
     texts = [caption for pair in pairs for caption in pair.captions]
-    uses_cross_encoder = hasattr(model, "cross")
+    uses_cross_encoder = model.uses_cross_encoder
     with runtime.autocast():
         pair = _encode_all_pairs(model, loader, uses_cross_encoder, runtime)
         text = _encode_all_texts(model, texts, max_words, uses_cross_encoder, runtime)
@@ -127,7 +126,7 @@ def _encode_all_pairs(
     model: CLIP4IDC, loader: Batches, with_tokens: bool, runtime: Runtime
 ) -> Features:
     shares = [
-        model.encode_pairs(normalize(batch["images"].to(runtime.device)))
+        model.encode_pairs(model.normalize(batch["images"].to(runtime.device)))
         for batch in runtime.progress(loader, "pairs")
     ]
     return _gather_features(shares, with_tokens, runtime)

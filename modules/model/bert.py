@@ -1,10 +1,14 @@
-"""The JSON configs of the captioner and the cross encoder: where they are found, what is read of them, what is refused."""
+"""BERT's family: configs of the captioner and the cross encoder, and their post-norm layers.
+
+Letters: B rows, S tokens, D width, H heads, d = D/H, K keys.
+"""
 
 import os
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,11 +17,18 @@ from modules.model.layers import Attention, LayerNorm, attend, split_heads
 from system.json_files import read_json
 
 MODULES = Path(__file__).parents[1]
+# What a config may ask for; more is a mistake or an attack.
+MAX_SIZE = 2**20
+MAX_LAYERS = 2**10
+MAX_PARAMETERS = 2**32
 
 
 @dataclass(frozen=True)
 class BertConfig:
-    """What a BERT-style config file says and the code reads; other keys of such files are passed over."""
+    """The values of a BERT-style config file that are read here; its other keys are ignored.
+
+    Raises ValueError for values out of range.
+    """
 
     hidden_size: int
     num_attention_heads: int
@@ -32,63 +43,45 @@ class BertConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name.endswith("prob") or name == "initializer_range":
-                ok = (
-                    isinstance(value, int | float)
-                    and not isinstance(value, bool)
-                    and 0 <= value < 1
-                )
-                expected = "a number in [0, 1)"
+                _check_share(name, value)
             else:
-                most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
-                ok, expected = (
-                    type(value) is int and 1 <= value <= most,
-                    f"a whole number of at least 1 and at most {most}",
-                )
-            if not ok:
-                raise ValueError(
-                    f"config value {name} is {reprlib.repr(value)}, expected {expected}"
-                )
+                _check_size(name, value, MAX_LAYERS if name == "num_layers" else MAX_SIZE)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"config hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}"
+                f"config hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
             )
-        if (
-            self.num_layers
-            * (12 * self.hidden_size + 4 * self.intermediate_size)
-            * self.hidden_size
-            > MAX_PARAMETERS
-        ):
+        rows_of_layer = 12 * self.hidden_size + 4 * self.intermediate_size
+        if self.num_layers * rows_of_layer * self.hidden_size > MAX_PARAMETERS:
             raise ValueError(
-                f"config hidden_size {self.hidden_size}, intermediate_size {self.intermediate_size} and "
-                f"{self.num_layers} layers ask for more than {MAX_PARAMETERS / 1e9:.1f} billion parameters"
+                f"config hidden_size {self.hidden_size}, intermediate_size "
+                f"{self.intermediate_size} and {self.num_layers} layers ask for more than "
+                f"{MAX_PARAMETERS / 1e9:.1f} billion parameters"
             )
 
     @classmethod
     def load(
         cls, source: "str | Path | Mapping | BertConfig", file_name: str, layers_key: str
     ) -> "BertConfig":
-        """From a mapping, a name below modules/, a folder holding `file_name`, or a file. `layers_key` counts the layers."""
+        """From a mapping, a name below modules/, a folder that holds `file_name`, or a file.
+
+        `layers_key` is the key of the number of layers. Raises ValueError or OSError.
+        """
         if isinstance(source, cls):
             return source
-        values, origin = (
-            (source, "the config")
-            if isinstance(source, Mapping)
-            else read_config(source, file_name)
-        )
+        if isinstance(source, Mapping):
+            values, origin = source, "the config"
+        else:
+            values, origin = read_config(source, file_name)
         if values.get("hidden_act", "gelu") != "gelu":
-            raise ValueError(
-                f"{origin}: hidden_act is {reprlib.repr(values['hidden_act'])}, only 'gelu' is built"
-            )
-        known = {
-            f.name: values[f.name]
-            for f in fields(cls)
-            if f.name in values and f.name != "num_layers"
-        }
+            activation = reprlib.repr(values["hidden_act"])
+            raise ValueError(f"{origin}: hidden_act is {activation}, only 'gelu' is built")
         needed = ("hidden_size", "num_attention_heads", "intermediate_size", layers_key)
         absent = [name for name in needed if name not in values]
         if absent:
             raise ValueError(f"{origin} lacks {absent[0]}; it needs {', '.join(needed)}")
+        names = {field.name for field in fields(cls)} - {"num_layers"}
+        known = {name: values[name] for name in names if name in values}
         try:
             return cls(num_layers=values[layers_key], **known)
         except ValueError as error:
@@ -99,7 +92,7 @@ class BertConfig:
         return self if num_layers is None else replace(self, num_layers=num_layers)
 
     def fitted_to(self, embed_dim: int) -> "BertConfig":
-        """This config, or one of E/64 heads and intermediate 4E where its hidden size is not E."""
+        """This config where its hidden size is E; else one of E/64 heads and 4E intermediate."""
         if self.hidden_size == embed_dim:
             return self
         heads = max(1, embed_dim // 64)
@@ -109,7 +102,10 @@ class BertConfig:
 
 
 def read_config(source: str | Path, file_name: str) -> tuple[dict, str]:
-    """The JSON object behind a config's name, folder or file, and where it was found. Raises ValueError or OSError."""
+    """The JSON object of a config's name, folder or file, and the path it was read from.
+
+    Raises ValueError or OSError.
+    """
     tried = [MODULES / source / file_name, Path(source) / file_name, Path(source)]
     path = next((place for place in tried if os.path.isfile(place)), None)
     if path is None:
@@ -118,7 +114,7 @@ def read_config(source: str | Path, file_name: str) -> tuple[dict, str]:
 
 
 def load_decoder_config(source: str | Path | Mapping | BertConfig) -> BertConfig:
-    """The captioner's config; `num_decoder_layers` counts its encoder *and* its decoder layers (SPEC §2)."""
+    """The captioner's config; num_decoder_layers is the number of its encoder's layers too."""
     return BertConfig.load(source, "decoder_config.json", "num_decoder_layers")
 
 
@@ -127,20 +123,31 @@ def load_cross_config(source: str | Path | Mapping | BertConfig) -> BertConfig:
     return BertConfig.load(source, "cross_config.json", "num_hidden_layers")
 
 
-MAX_SIZE, MAX_LAYERS, MAX_PARAMETERS = (
-    2**20,
-    2**10,
-    2**32,
-)  # what a config may ask for: beyond, it is a mistake or an attack
+def _check_share(name: str, value: Any) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 <= value < 1):
+        raise ValueError(
+            f"config value {name} is {reprlib.repr(value)}, expected a number in [0, 1)"
+        )
+
+
+def _check_size(name: str, value: Any, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise ValueError(
+            f"config value {name} is {reprlib.repr(value)}, "
+            f"expected a whole number of at least 1 and at most {most}"
+        )
 
 
 class QueryKeyValue(nn.Module):
-    """BERT's three projections, each parameterised apart."""
+    """BERT's three projections, each with a matrix of its own."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
 
     def queries(self, x: Tensor) -> Tensor:
         """(B, S, D) → (B, H, S, d)."""
@@ -148,11 +155,13 @@ class QueryKeyValue(nn.Module):
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, K, D) → keys and values, each (B, H, K, d)."""
-        return split_heads(self.key(x), self.num_heads), split_heads(self.value(x), self.num_heads)
+        keys = split_heads(self.key(x), self.num_heads)
+        values = split_heads(self.value(x), self.num_heads)
+        return keys, values
 
 
 class AddNorm(nn.Module):
-    """dense → dropout → residual → LayerNorm, the end of every BERT sublayer."""
+    """Dense, dropout, residual, LayerNorm: the end of every BERT sublayer."""
 
     def __init__(self, width_in: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -161,62 +170,63 @@ class AddNorm(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x (B, S, width_in) and residual (B, S, D) → (B, S, D)."""
         return self.LayerNorm(self.dropout(self.dense(x)) + residual)
 
 
 class PostNormAttention(Attention):
-    """BERT's attention sublayer. Released files call its projections `self` in the cross encoder, `att` in the captioner."""
+    """BERT's attention sublayer.
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        attention_dropout: float,
-        dropout: float,
-        projections: str = "att",
-    ) -> None:
+    Released files call its projections `self` in the cross encoder, `att` in the captioner.
+    """
+
+    def __init__(self, config: BertConfig, projections: str = "att") -> None:
         super().__init__()
-        self.add_module(projections, QueryKeyValue(width, num_heads))
-        self.output = AddNorm(width, width, dropout)
-        self.attention_dropout = attention_dropout
+        width = config.hidden_size
+        self.add_module(projections, QueryKeyValue(width, config.num_attention_heads))
+        self.output = AddNorm(width, width, config.hidden_dropout_prob)
+        self.attention_dropout = config.attention_probs_dropout_prob
         self._projections = projections
 
     @property
     def projections(self) -> QueryKeyValue:
+        """q, k and v, under whichever name."""
         return self._modules[self._projections]
 
     def forward(
         self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """x (B, S, D) attends to keys and values (B, H, K, d) under an additive mask → (B, S, D)."""
-        dropout = self.attention_dropout if self.training else 0.0
+        """x (B, S, D), keys and values (B, H, K, d), a mask that is added → (B, S, D)."""
+        keys, values = keys_values
         mixed = attend(
             self.projections.queries(x),
-            *keys_values,
+            keys,
+            values,
             mask=mask,
-            dropout=dropout,
-            kept=self.recorded,
+            dropout=self.attention_dropout if self.training else 0.0,
+            recorded=self.recorded,
         )
         return self.output(mixed, x)
 
     def self_attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Self-attention: x is also what is attended to."""
+        """(B, S, D) attends to itself."""
         return self(x, self.projections.keys_values(x), mask)
 
 
 class Intermediate(nn.Module):
-    """BERT's first feed-forward half: dense → erf GELU."""
+    """The first half of BERT's feed-forward: dense, exact GELU."""
 
     def __init__(self, width: int, intermediate: int) -> None:
         super().__init__()
         self.dense = nn.Linear(width, intermediate)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) → (B, S, intermediate)."""
         return F.gelu(self.dense(x))
 
 
 def initialize_bert(module: nn.Module, std: float) -> None:
-    """BERT's initialisation of everything below `module`: N(0, std) weights of linear and embedding layers, zero biases."""
+    """BERT's initialisation: N(0, std) for linear and embedding layers below, biases 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=std)

@@ -1,4 +1,4 @@
-"""The captioner: UniVL's encoder-decoder on a pair's tokens, with a key/value cache (paper §3.3, SPEC §4).
+"""The captioner: UniVL's encoder-decoder on a pair's tokens (paper, section 3.3).
 
 Letters: B pairs, S pair tokens (2T), E hidden size, L words, V vocabulary, H heads, d = E/H.
 """
@@ -13,20 +13,21 @@ from modules.losses import vocabulary_loss
 from modules.model.bert import AddNorm, BertConfig, Intermediate, PostNormAttention, initialize_bert
 from modules.model.layers import MASK_VALUE, LayerNorm
 
+KeysValues = tuple[Tensor, Tensor]
+
 
 class CaptionEncoderLayer(nn.Module):
     """Post-norm self-attention and feed-forward over the pair's tokens."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        width, dropout = config.hidden_size, config.hidden_dropout_prob
-        self.slf_attn = PostNormAttention(
-            width, config.num_attention_heads, config.attention_probs_dropout_prob, dropout
-        )
+        width = config.hidden_size
+        self.slf_attn = PostNormAttention(config)
         self.intermediate = Intermediate(width, config.intermediate_size)
-        self.output = AddNorm(config.intermediate_size, width, dropout)
+        self.output = AddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, S, E) → (B, S, E)."""
         x = self.slf_attn.self_attend(x)
         return self.output(self.intermediate(x), x)
 
@@ -36,48 +37,23 @@ class CaptionDecoderLayer(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        width, dropout = config.hidden_size, config.hidden_dropout_prob
-        attention = (
-            width,
-            config.num_attention_heads,
-            config.attention_probs_dropout_prob,
-            dropout,
-        )
-        self.slf_attn = PostNormAttention(*attention)
-        self.enc_attn = PostNormAttention(*attention)
+        width = config.hidden_size
+        self.slf_attn = PostNormAttention(config)
+        self.enc_attn = PostNormAttention(config)
         self.intermediate = Intermediate(width, config.intermediate_size)
-        self.output = AddNorm(config.intermediate_size, width, dropout)
+        self.output = AddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
 
     def forward(
-        self,
-        x: Tensor,
-        words: tuple[Tensor, Tensor],
-        memory: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        self, x: Tensor, words: KeysValues, memory: KeysValues, mask: Tensor | None
     ) -> Tensor:
-        """x (R, L, E), keys and values (R, H, K, d) of the words so far, (B, H, S, d) of the encoder's layer.
+        """x (R, L, E), keys and values of words so far (R, H, K, d) and of the pair (B, H, S, d).
 
-        R is a multiple of B: the captions of one pair stand in a row, and read its memory together.
+        R is a multiple of B: the captions of one pair are next to each other and share its memory.
         """
         x = self.slf_attn(x, words, mask)
-        x = self.enc_attn(x.reshape(len(memory[0]), -1, x.shape[-1]), memory).view_as(x)
+        by_pair = x.reshape(len(memory[0]), -1, x.shape[-1])  # (B, R/B · L, E)
+        x = self.enc_attn(by_pair, memory).view_as(x)
         return self.output(self.intermediate(x), x)
-
-
-class CaptionEmbeddings(nn.Module):
-    """Word and position embeddings (both CLIP's own tensors), LayerNorm, dropout."""
-
-    def __init__(self, words: nn.Embedding, positions: nn.Parameter, dropout: float) -> None:
-        super().__init__()
-        self.word_embeddings = words
-        self.position_embeddings = TiedWeight(positions)
-        self.LayerNorm = LayerNorm(words.embedding_dim, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
-        """(B, L) ids standing at positions start..start+L-1 → (B, L, E)."""
-        positions = self.position_embeddings.weight[start : start + ids.shape[1]]
-        return self.dropout(self.LayerNorm(self.word_embeddings(ids) + positions))
 
 
 class TiedWeight(nn.Module):
@@ -88,8 +64,24 @@ class TiedWeight(nn.Module):
         self.weight = weight
 
 
+class CaptionEmbeddings(nn.Module):
+    """Word and position embeddings, both the backbone's own tensors; LayerNorm, dropout."""
+
+    def __init__(self, words: nn.Embedding, positions: nn.Parameter, dropout: float) -> None:
+        super().__init__()
+        self.word_embeddings = words
+        self.position_embeddings = TiedWeight(positions)
+        self.LayerNorm = LayerNorm(words.embedding_dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor, start: int = 0) -> Tensor:
+        """(B, L) ids at positions start..start+L-1 → (B, L, E)."""
+        positions = self.position_embeddings.weight[start : start + ids.shape[1]]
+        return self.dropout(self.LayerNorm(self.word_embeddings(ids) + positions))
+
+
 class PredictionTransform(nn.Module):
-    """dense → erf GELU → LayerNorm before the vocabulary."""
+    """Dense, exact GELU, LayerNorm before the vocabulary."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -97,11 +89,12 @@ class PredictionTransform(nn.Module):
         self.LayerNorm = LayerNorm(width, eps=1e-12)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, E) → (…, E)."""
         return self.LayerNorm(F.gelu(self.dense(x)))
 
 
 class Predictions(nn.Module):
-    """Logits over the vocabulary, the projection tied to CLIP's token embedding."""
+    """Logits over the vocabulary; the projection is the word embedding."""
 
     def __init__(self, words: nn.Embedding) -> None:
         super().__init__()
@@ -110,13 +103,16 @@ class Predictions(nn.Module):
         self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(…, E) → (…, V)."""
         return F.linear(self.transform(x), self.decoder.weight, self.bias)
 
     def loss(self, x: Tensor, target_ids: Tensor, weights: Tensor) -> Tensor:
-        """Hidden states (N, E), right ids and weights (N,) → Σ weights · cross-entropy, without holding (N, V) logits."""
-        return vocabulary_loss(
-            self.transform(x), self.decoder.weight, self.bias, target_ids, weights
-        )
+        """States (N, E), target ids and weights (N,) → Σ weights · cross-entropy.
+
+        Logits (N, V) never exist all at once.
+        """
+        states = self.transform(x)
+        return vocabulary_loss(states, self.decoder.weight, self.bias, target_ids, weights)
 
 
 class Layers(nn.Module):
@@ -129,64 +125,67 @@ class Layers(nn.Module):
 
 @dataclass
 class DecoderState:
-    """What has been computed of the captions in the making of B pairs, `per_pair` of each: keys and values of every layer."""
+    """Keys and values of `per_pair` unfinished captions for each of B pairs, layer by layer.
 
-    memory: list[tuple[Tensor, Tensor]]  # the encoder's, per layer, each (B, H, S, d)
-    words: list[
-        tuple[Tensor, Tensor]
-    ]  # per layer, each (B, per_pair, H, max_words, d), the first `length` words filled
+    `memory` is the encoder's, each (B, H, S, d); of `self_cache`, each
+    (B, per_pair, H, max_words, d), the first `length` words are filled.
+    """
+
+    memory: list[KeysValues]
+    self_cache: list[KeysValues]
     length: int = 0
 
     def select(self, pairs: Tensor) -> "DecoderState":
-        """The state of the given pairs alone: finished ones are dropped."""
-        memory, words = (
-            [(k[pairs], v[pairs]) for k, v in cache] for cache in (self.memory, self.words)
-        )
-        return DecoderState(memory, words, self.length)
+        """The state of these pairs alone, by their indices."""
+        memory = [(k[pairs], v[pairs]) for k, v in self.memory]
+        self_cache = [(k[pairs], v[pairs]) for k, v in self.self_cache]
+        return DecoderState(memory, self_cache, self.length)
 
     def reorder(self, beams: Tensor) -> "DecoderState":
-        """beams (B, per_pair): the caption of the same pair that each of them goes on from."""
+        """beams (B, per_pair): which caption of the same pair each of the new ones continues."""
         rows = torch.arange(len(beams), device=beams.device)[:, None]
-        return DecoderState(
-            self.memory, [(k[rows, beams], v[rows, beams]) for k, v in self.words], self.length
-        )
+        self_cache = [(k[rows, beams], v[rows, beams]) for k, v in self.self_cache]
+        return DecoderState(self.memory, self_cache, self.length)
 
 
 class CaptionDecoder(nn.Module):
-    """The whole captioner, under the released keys `decoder.*`. `words` and `positions` are CLIP's."""
+    """The whole captioner, under the released keys `decoder.*`.
+
+    `words` and `positions` are the backbone's. Raises ValueError where their width is not the
+    hidden size.
+    """
 
     def __init__(self, config: BertConfig, words: nn.Embedding, positions: nn.Parameter) -> None:
         super().__init__()
         if words.embedding_dim != config.hidden_size:
             raise ValueError(
-                f"the captioner's hidden size {config.hidden_size} must equal CLIP's text width "
-                f"{words.embedding_dim}"
+                f"the captioner's hidden size {config.hidden_size} must equal the width "
+                f"{words.embedding_dim} of the backbone's word embeddings"
             )
         self.config = config
         self.encoder = Layers([CaptionEncoderLayer(config) for _ in range(config.num_layers)])
         self.decoder = Layers([CaptionDecoderLayer(config) for _ in range(config.num_layers)])
         self.classifier = nn.ModuleDict({"cls": nn.ModuleDict({"predictions": Predictions(words)})})
+        # The tied embeddings are left as they are: they belong to the backbone.
         for part in (self.encoder, self.decoder, self.predictions.transform):
-            initialize_bert(
-                part, config.initializer_range
-            )  # not the tied embeddings: they are CLIP's
+            initialize_bert(part, config.initializer_range)
         self.embeddings = CaptionEmbeddings(words, positions, config.hidden_dropout_prob)
 
     def tie(self, words: nn.Embedding, positions: nn.Parameter) -> None:
-        """Make the tied weights one again with CLIP's, after a load has put new tensors in the place of all."""
-        self.embeddings.word_embeddings, self.embeddings.position_embeddings.weight = (
-            words,
-            positions,
-        )
+        """Share the backbone's embeddings again, after loading has replaced all parameters."""
+        self.embeddings.word_embeddings = words
+        self.embeddings.position_embeddings.weight = positions
         self.predictions.decoder.weight = words.weight
 
     @property
     def predictions(self) -> Predictions:
+        """From states to the vocabulary."""
         return self.classifier["cls"]["predictions"]
 
-    def encode_memory(self, pair_tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(B, S, E) → for each decoder layer the keys and values (B, H, S, d) of the encoder layer of the same number."""
-        memory, x = [], pair_tokens
+    def encode_memory(self, pair_tokens: Tensor) -> list[KeysValues]:
+        """(B, S, E) → keys and values (B, H, S, d) of each encoder layer for its decoder layer."""
+        memory = []
+        x = pair_tokens
         for encoder_layer, decoder_layer in zip(
             self.encoder.layer, self.decoder.layer, strict=True
         ):
@@ -195,43 +194,54 @@ class CaptionDecoder(nn.Module):
         return memory
 
     def forward(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, E), ids and mask (B, L), 1 = word → hidden states (B, L, E) before the vocabulary projection."""
-        num_words = self._check_length(ids.shape[1])
+        """(B, S, E), ids and mask (B, L), 1 = word → states (B, L, E) before the vocabulary.
+
+        Raises ValueError where there are more words than positions.
+        """
+        num_words = ids.shape[1]
+        self._check_length(num_words)
         future = torch.ones(num_words, num_words, device=ids.device).triu(1)
         padding = 1 - mask[:, None, None, :].float()
         attention_mask = torch.maximum(future, padding) * MASK_VALUE  # (B, 1, L, L)
         x = self.embeddings(ids)
         for layer, memory in zip(self.decoder.layer, self.encode_memory(pair_tokens), strict=True):
-            x = layer(x, layer.slf_attn.projections.keys_values(x), memory, attention_mask)
+            words = layer.slf_attn.projections.keys_values(x)
+            x = layer(x, words, memory, attention_mask)
         return x
 
     def start(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> DecoderState:
-        """Encode the pairs (B, S, E) once, with room for `per_pair` captions of max_words words of each."""
+        """Encode the pairs (B, S, E) once; room for `per_pair` captions of max_words each."""
         self._check_length(max_words)
         memory = [(k.contiguous(), v.contiguous()) for k, v in self.encode_memory(pair_tokens)]
-        room = (len(pair_tokens), per_pair, self.config.num_attention_heads, max_words)
-        words = [
-            (k.new_empty(*room, k.shape[-1]), v.new_empty(*room, v.shape[-1])) for k, v in memory
+        size = (len(pair_tokens), per_pair, self.config.num_attention_heads, max_words)
+        self_cache = [
+            (k.new_empty(*size, k.shape[-1]), v.new_empty(*size, v.shape[-1])) for k, v in memory
         ]
-        return DecoderState(memory, words)
+        return DecoderState(memory, self_cache)
 
     def step(self, ids: Tensor, state: DecoderState) -> Tensor:
-        """The last words (B, per_pair) → float32 logits of the next (B, per_pair, V); the state grows by one word in place."""
-        x, end = self.embeddings(ids.flatten()[:, None], start=state.length), state.length + 1
-        for layer, memory, cache in zip(self.decoder.layer, state.memory, state.words, strict=True):
-            cache = tuple(
-                room.flatten(0, 1) for room in cache
-            )  # views: (B · per_pair, H, max_words, d)
-            for room, new in zip(cache, layer.slf_attn.projections.keys_values(x), strict=True):
-                room[:, :, state.length : end] = new
-            x = layer(x, tuple(room[:, :, :end] for room in cache), memory, mask=None)
+        """The last words (B, per_pair) → float32 logits (B, per_pair, V) of the next.
+
+        The state grows by one word, in place.
+        """
+        start = state.length
+        end = start + 1
+        x = self.embeddings(ids.flatten()[:, None], start)  # (B · per_pair, 1, E)
+        for layer, memory, cache in zip(
+            self.decoder.layer, state.memory, state.self_cache, strict=True
+        ):
+            keys, values = (part.flatten(0, 1) for part in cache)  # views: (B · per_pair, H, …)
+            new_keys, new_values = layer.slf_attn.projections.keys_values(x)
+            keys[:, :, start:end] = new_keys
+            values[:, :, start:end] = new_values
+            words = (keys[:, :, :end], values[:, :, :end])
+            x = layer(x, words, memory, mask=None)
         state.length = end
         return self.predictions(x[:, 0]).float().unflatten(0, ids.shape)
 
-    def _check_length(self, num_words: int) -> int:
+    def _check_length(self, num_words: int) -> None:
         positions = len(self.embeddings.position_embeddings.weight)
         if num_words > positions:
             raise ValueError(
-                f"{num_words} words exceed the {positions} positions of CLIP's text tower"
+                f"{num_words} words exceed the {positions} positions of the text tower"
             )
-        return num_words

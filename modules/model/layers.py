@@ -1,6 +1,6 @@
-"""Building blocks: attention (in one place), float32 LayerNorm, CLIP's pre-norm and BERT's post-norm layers.
+"""Attention, in one place for all modules, LayerNorm in float32, and CLIP's pre-norm blocks.
 
-Shapes: B rows, S or L tokens, D width, H heads, K keys.
+Letters: B rows, S or L tokens, D width, H heads, d = D/H, K keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,21 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SDPA_MIN_KEYS = (
-    200  # up to here two plain products train faster than SDPA on CPUs (benchmarks/attention.py)
-)
-
-
-QUICK_GELU_SCALE = 1.702  # quick GELU's constant
-
-
-MASK_VALUE = (
-    -10000.0
-)  # additive mask of BERT's family; finite, so that a row with nothing to attend to stays a number
+# On CPUs, two plain matrix products train faster than SDPA up to here (benchmarks/attention.py).
+SDPA_MIN_KEYS = 200
+QUICK_GELU_SCALE = 1.702
+# BERT's mask, which is added to scores. It is finite, so that a row in which everything is masked
+# still has numbers.
+MASK_VALUE = -10000.0
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, S, D) → (B, H, S, D/H)."""
+    """(B, S, D) → (B, H, S, d)."""
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
@@ -35,16 +30,19 @@ def attend(
     mask: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
-    kept: list[Tensor] | None = None,
+    recorded: list[Tensor] | None = None,
 ) -> Tensor:
     """Scaled dot-product attention over split heads.
 
-    q (B, H, S, d); k and v (B, H, K, d); mask is additive and broadcasts to (B, H, S, K). Returns (B, S, H·d), heads joined.
-    The weights (B, H, S, K) are put into `kept`, where it is given.
+    q (B, H, S, d); k and v (B, H, K, d); `mask` is added to the scores and broadcasts to
+    (B, H, S, K). Returns (B, S, D), heads joined. The attention weights (B, H, S, K), float32, are
+    appended to `recorded` where it is given.
     """
-    mask = None if mask is None else mask.to(q.dtype)
-    if kept is not None or (q.device.type == "cpu" and k.shape[2] <= SDPA_MIN_KEYS):
-        mixed = _attend_by_products(q, k, v, mask, causal, dropout, kept)
+    if mask is not None:
+        mask = mask.to(q.dtype)
+    is_small = q.device.type == "cpu" and k.shape[2] <= SDPA_MIN_KEYS
+    if recorded is not None or is_small:
+        mixed = _attend_by_products(q, k, v, mask, causal, dropout, recorded)
     else:
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
@@ -59,7 +57,7 @@ def _attend_by_products(
     mask: Tensor | None,
     causal: bool,
     dropout: float,
-    kept: list[Tensor] | None,
+    recorded: list[Tensor] | None,
 ) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B, H, S, K)
     if causal:
@@ -67,21 +65,26 @@ def _attend_by_products(
     if mask is not None:
         scores = scores + mask
     weights = scores.softmax(dim=-1, dtype=torch.float32)
-    if kept is not None:
-        kept.append(weights)
+    if recorded is not None:
+        recorded.append(weights)
     weights = weights.to(v.dtype)
-    return F.dropout(weights, dropout) @ v if dropout else weights @ v
+    if dropout:
+        weights = F.dropout(weights, dropout)
+    return weights @ v
 
 
 class Attention(nn.Module):
-    """What all attention modules share: they can be asked to keep their weights."""
+    """The base of all attention modules: what they attend to can be recorded."""
 
     recorded: list[Tensor] | None = None
 
 
 @contextmanager
 def record_attention(modules: Sequence[Attention]) -> Iterator[list[list[Tensor]]]:
-    """Inside, each of the modules keeps the weights (B, H, S, K), float32, of its calls; yields one list of them a module."""
+    """Inside, each module records the attention weights (B, H, S, K), float32, of its calls.
+
+    Yields one list of them for each module.
+    """
     for module in modules:
         module.recorded = []
     try:
@@ -92,16 +95,15 @@ def record_attention(modules: Sequence[Attention]) -> Iterator[list[list[Tensor]
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm computed in float32 whatever the input; the result comes back in the input's type."""
+    """LayerNorm computed in float32; the result has the input's type."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps).to(
-            x.dtype
-        )
+        normed = F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
+        return normed.to(x.dtype)
 
 
 class FusedAttention(Attention):
-    """CLIP's self-attention: q, k and v in one matrix, parameter names as in `nn.MultiheadAttention`."""
+    """CLIP's self-attention: q, k and v in one matrix, named as in `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
@@ -111,11 +113,10 @@ class FusedAttention(Attention):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(
-            3, dim=-1
-        )  # each (B, S, D)
-        heads = (split_heads(part, self.num_heads) for part in (q, k, v))
-        return self.out_proj(attend(*heads, causal=causal, kept=self.recorded))
+        """(B, S, D) → (B, S, D)."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)  # (B, S, 3D)
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
+        return self.out_proj(attend(q, k, v, causal=causal, recorded=self.recorded))
 
 
 class FeedForward(nn.Module):
@@ -127,12 +128,14 @@ class FeedForward(nn.Module):
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # x·σ(1.702x) is silu(1.702x)/1.702. Both factors go into the matrix products, where they cost nothing.
-        fc, proj = self.c_fc, self.c_proj
-        hidden = torch.addmm(
-            fc.bias, x.flatten(0, -2), fc.weight.t(), beta=QUICK_GELU_SCALE, alpha=QUICK_GELU_SCALE
-        )
-        out = torch.addmm(proj.bias, F.silu(hidden), proj.weight.t(), alpha=1 / QUICK_GELU_SCALE)
+        """(B, S, D) → (B, S, D)."""
+        # x·σ(1.702x) is silu(1.702x)/1.702: both factors cost nothing inside the matrix products.
+        scale = QUICK_GELU_SCALE
+        rows = x.flatten(0, -2)
+        fc = self.c_fc
+        hidden = torch.addmm(fc.bias, rows, fc.weight.t(), beta=scale, alpha=scale)
+        proj = self.c_proj
+        out = torch.addmm(proj.bias, F.silu(hidden), proj.weight.t(), alpha=1 / scale)
         return out.unflatten(0, x.shape[:-1])
 
 
@@ -147,22 +150,23 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = LayerNorm(width)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        """(B, S, D) → (B, S, D)."""
         x = x + self.attn(self.ln_1(x), causal)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nn.Module):
-    """A stack of CLIP blocks; `start` and `stop` run a part of it."""
+    """A stack of CLIP blocks."""
 
     def __init__(self, width: int, num_layers: int, num_heads: int) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, num_heads) for _ in range(num_layers)
-        )
+        blocks = (ResidualAttentionBlock(width, num_heads) for _ in range(num_layers))
+        self.resblocks = nn.ModuleList(blocks)
 
     def forward(
         self, x: Tensor, causal: bool = False, start: int = 0, stop: int | None = None
     ) -> Tensor:
+        """(B, S, D) → (B, S, D) by the blocks from `start` to before `stop`."""
         for block in self.resblocks[start:stop]:
             x = block(x, causal)
         return x

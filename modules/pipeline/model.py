@@ -1,73 +1,82 @@
-"""TODO."""
+"""The model that the options ask for, checked against the tokenizer and --max_words."""
 
-import logging
-
-from modules.clip4idc import CLIP4IDC
+from modules.clip4idc import CLIP4IDC, load_model
 from modules.model.bert import load_cross_config, load_decoder_config
 from modules.options import Options
-from modules.tokenizer import VOCAB_SIZE
-from modules.weights.model_info import apply_model_info
+from modules.tokenizer import EOT, SOT, VOCAB_SIZE
+from modules.weights.model_info import ModelSettings
 from modules.weights.sources import LoadedWeights, load_weights
 
-log = logging.getLogger(__name__)
 
+def build_model(options: Options, resumed: LoadedWeights | None = None) -> CLIP4IDC:
+    """The task's model: of a training state, else of --init_model and --pretrained_clip_name.
 
-def build_model(options: Options, loaded: LoadedWeights | None = None) -> CLIP4IDC:
-    """The stage's model of what a state held, else from --init_model, --pretrained_clip_name or nothing, tensor by tensor (SPEC §2,
-    Weights). A card beside the weights goes before the options."""
+    model.json beside the weights takes precedence over the options. Raises ValueError or OSError
+    for weights that cannot be found, read or used with these options.
+    """
     source = options.model
-    if loaded is None:
-        loaded = load_weights(
+    if resumed is None:
+        weights = load_weights(
             source.init_model,
             source.pretrained_clip_name,
             source.cache_dir,
             source.image_resolution,
             source.quick_gelu,
         )
-    weights = loaded.tensors
-    needy = "--do_eval" if options.run.do_eval else "--scst" if options.training.scst else None
-    if (
-        needy
-        and options.task == "caption"
-        and not any(key.startswith("decoder.") for key in weights)
-    ):
-        raise ValueError(
-            f"{needy} needs the weights of a captioner (decoder.*): --init_model is {source.init_model}"
-        )
-    decoder_config = cross_config = None
-    settings = apply_model_info(
-        {
-            "intra_num_hidden_layers": source.intra_num_hidden_layers,
-            "linear_patch": source.linear_patch,
-        },
-        loaded.info,
-        loaded.origin,
-    )
-    if options.task == "caption":
-        decoder_config = load_decoder_config(source.decoder_model).with_layers(
-            source.decoder_num_hidden_layers
-        )
-        if "decoder_config" in loaded.info:
-            asked, decoder_config = (
-                decoder_config,
-                load_decoder_config(loaded.info["decoder_config"]),
-            )
-            if asked != decoder_config:
-                log.info("the captioner's config is the one beside %s", loaded.origin)
-    if source.sim_header == "tight":
-        cross_config = load_cross_config(source.cross_model).with_layers(
-            source.cross_num_hidden_layers
-        )
-    model = CLIP4IDC.from_weights(
-        weights, options.task, *settings.values(), decoder_config, source.sim_header, cross_config
-    )
-    if model.vocab_size != VOCAB_SIZE:
-        raise ValueError(
-            f"this CLIP has a vocabulary of {model.vocab_size}, expected CLIP's {VOCAB_SIZE}"
-        )
-    if options.data.max_words > model.clip.sizes.context_length:
-        raise ValueError(
-            f"--max_words is {options.data.max_words}, expected at most {model.clip.sizes.context_length}, this "
-            "CLIP's context length"
-        )
+    else:
+        weights = resumed
+    _require_captioner(options, weights)
+    model, _ = load_model(weights, options.task, _settings(options))
+    _check_words(model, options.data.max_words)
     return model
+
+
+def _require_captioner(options: Options, weights: LoadedWeights) -> None:
+    """ValueError where captions are evaluated or improved with weights that have no captioner."""
+    if options.run.do_eval:
+        flag = "--do_eval"
+    elif options.training.scst:
+        flag = "--scst"
+    else:
+        return
+    has_captioner = any(key.startswith("decoder.") for key in weights.tensors)
+    if options.task == "caption" and not has_captioner:
+        raise ValueError(
+            f"{flag} needs the weights of a captioner (decoder.*): "
+            f"--init_model is {options.model.init_model}"
+        )
+
+
+def _settings(options: Options) -> ModelSettings:
+    source = options.model
+    decoder_config = None
+    if options.task == "caption":
+        config = load_decoder_config(source.decoder_model)
+        decoder_config = config.with_layers(source.decoder_num_hidden_layers)
+    cross_config = None
+    if source.sim_header == "tight":
+        config = load_cross_config(source.cross_model)
+        cross_config = config.with_layers(source.cross_num_hidden_layers)
+    return ModelSettings(
+        source.intra_num_hidden_layers,
+        source.linear_patch,
+        decoder_config,
+        sim_header=source.sim_header,
+        cross_config=cross_config,
+    )
+
+
+def _check_words(model: CLIP4IDC, max_words: int) -> None:
+    """ValueError where the model's words are not the tokenizer's, or captions are too long."""
+    found = (model.vocab_size, model.sot, model.eot)
+    if found != (VOCAB_SIZE, SOT, EOT):
+        raise ValueError(
+            f"this model has a vocabulary of {model.vocab_size} in which a sentence starts with "
+            f"{model.sot} and ends with {model.eot}, expected the tokenizer's {VOCAB_SIZE}, "
+            f"{SOT} and {EOT}"
+        )
+    if max_words > model.context_length:
+        raise ValueError(
+            f"--max_words is {max_words}, expected at most {model.context_length}, "
+            "this model's context length"
+        )

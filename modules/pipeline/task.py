@@ -66,4 +66,4 @@ def _weights_of(resume: ResumePoint) -> LoadedWeights:
 def _open_images(
     model: CLIP4IDC, splits: Splits, options: Options, runtime: Runtime
 ) -> ImageReader:
-    return open_images(model.clip.visual.image_resolution, splits, options, runtime)
+    return open_images(model.image_resolution, splits, options, runtime)

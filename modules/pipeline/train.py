@@ -22,7 +22,7 @@ from modules.training.output import NoOutput, RunFiles, RunOutput
 from modules.training.progress import Progress
 from modules.training.states import ResumePoint, weights_path
 from modules.training.trainer import Trainer
-from modules.weights.model_info import MODEL_INFO_FILE, describe_model, write_model_info
+from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
 from system.run_folder import open_run_folder
 from system.runtime import Runtime
 from system.signals import StopSignals
@@ -128,7 +128,7 @@ def _open_output(
     """What this process writes into the run's folder; `data` is the pairs' fingerprint."""
     if not runtime.is_main:
         return NoOutput()
-    info = describe_model(trainer.model, options.data.max_words)
+    info = trainer.model.info(options.data.max_words)
     checkpoints = Checkpoints(
         folder,
         options.training.keep_checkpoints,

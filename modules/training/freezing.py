@@ -1,47 +1,50 @@
-"""TODO."""
+"""Which parameters learn: blocks below a number are frozen, and what a task does not use."""
 
 from modules.clip4idc import CLIP4IDC
-from modules.optimization import ALWAYS_TRAINED, TEXT_BLOCK
 
 
-def freeze(model: "CLIP4IDC", freeze_layer_num: int, train_token_embedding: bool = False) -> None:
-    """Stop CLIP's early parts from learning (SPEC §5, Freezing): blocks below freeze_layer_num and all that stands before them.
+def freeze(model: CLIP4IDC, freeze_layer_num: int, train_token_embedding: bool = False) -> None:
+    """Freeze the backbone's early parts: blocks below freeze_layer_num, and what precedes them.
 
-    −1 freezes nothing. `train_token_embedding` leaves the token embedding learning (finetuning on Spot-the-Diff).
+    −1 freezes nothing. `train_token_embedding` leaves the word embedding learning. Raises
+    ValueError where freeze_layer_num is out of range. See docs/reference.md, Optimisation.
     """
-    num_blocks = max(model.clip.sizes.vision_layers, model.clip.sizes.transformer_layers)
+    num_blocks = _count_blocks(model)
     if not -1 <= freeze_layer_num <= num_blocks:
         raise ValueError(
-            f"freeze_layer_num is {freeze_layer_num}, expected -1 (freeze nothing) to {num_blocks} (all blocks)"
+            f"freeze_layer_num is {freeze_layer_num}, "
+            f"expected -1 (freeze nothing) to {num_blocks} (all blocks)"
         )
     if freeze_layer_num == -1:
         return
+    words = model.backbone.caption_embeddings()[0].weight
     for name, parameter in model.named_parameters():
-        block = TEXT_BLOCK.match(name)
-        trained = (
-            not name.startswith("clip.")
-            or name.startswith(ALWAYS_TRAINED)
-            or (block is not None and int(block.group(1)) >= freeze_layer_num)
-            or (train_token_embedding and name == "clip.token_embedding.weight")
-        )
-        parameter.requires_grad_(trained)
+        is_kept = train_token_embedding and parameter is words
+        parameter.requires_grad_(is_kept or _learns(model, name, freeze_layer_num))
 
 
-def freeze_unused(model: "CLIP4IDC") -> None:
-    """Take what the stage's forward never reaches out of the graph: conv1 beside conv2, and in finetuning the text tower.
+def freeze_unused(model: CLIP4IDC) -> None:
+    """Freeze what the task's loss does not depend on, such as the text tower in finetuning.
 
-    Such parameters get no gradient and so would not move anyway; DistributedDataParallel wants to know beforehand.
+    Those parameters would get no gradient anyway; DistributedDataParallel has to know beforehand.
     """
-    unused = ["clip.visual.conv1."] if model.clip.visual.linear_patch == "3d" else []
-    if model.task == "caption":
-        unused += [
-            "clip.transformer.",
-            "clip.ln_final.",
-            "clip.text_projection",
-            "clip.logit_scale",
-        ]
-    elif hasattr(model, "cross"):
-        unused += ["clip.logit_scale"]
-    for name, parameter in model.named_parameters():
-        if name.startswith(tuple(unused)):
+    backbone = model.backbone
+    unused = backbone.unused_in(model.task)
+    if model.task == "caption" or model.uses_cross_encoder:
+        unused += ("logit_scale",)
+    for name, parameter in backbone.named_parameters():
+        if name.startswith(unused):
             parameter.requires_grad_(False)
+
+
+def _learns(model: CLIP4IDC, name: str, freeze_layer_num: int) -> bool:
+    part = model.part_of(name)
+    if isinstance(part, int):
+        return part >= freeze_layer_num
+    return part != "stem"
+
+
+def _count_blocks(model: CLIP4IDC) -> int:
+    """One more than the largest number of a block."""
+    parts = [model.part_of(name) for name, _ in model.named_parameters()]
+    return 1 + max((part for part in parts if isinstance(part, int)), default=-1)

@@ -13,9 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataloaders.batches import Batches
 from modules.clip4idc import CLIP4IDC
-from modules.model.clip import MAX_LOG_SCALE
-from modules.model.decoder import CaptionEncoderLayer
-from modules.model.layers import ResidualAttentionBlock
 from modules.optimization import BertAdam, parameter_groups
 from modules.options.groups import TrainingOptions
 from modules.training.freezing import freeze, freeze_unused
@@ -108,14 +105,13 @@ class Trainer:
     def step(self) -> bool:
         """One optimizer step; False where the gradients are not finite, so that nothing moved."""
         scale = self.scaler.get_scale()
-        skipped = self.optimizer.skipped
+        skipped = self.optimizer.skipped_steps
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.discard_gradients()
-        if self.scaler.get_scale() < scale or self.optimizer.skipped > skipped:
+        if self.scaler.get_scale() < scale or self.optimizer.skipped_steps > skipped:
             return False
-        with torch.no_grad():
-            self.model.clip.logit_scale.clamp_(max=MAX_LOG_SCALE)
+        self.model.clamp_logit_scale()
         return True
 
     def discard_gradients(self) -> None:
@@ -158,7 +154,7 @@ def _freeze(model: CLIP4IDC, options: TrainingOptions, train_token_embedding: bo
     freeze(model, options.freeze_layer_num, train_token_embedding)
     freeze_unused(model)
     if options.freeze_vision:
-        model.clip.visual.requires_grad_(False)
+        model.backbone.vision_tower().requires_grad_(False)
 
 
 def _build_optimizer(
@@ -180,7 +176,7 @@ def _build_optimizer(
         lr=options.lr,
         warmup=options.warmup_proportion,
         t_total=num_steps,
-        max_total_norm=1.0,
+        max_global_norm=1.0,
         schedule=recipe.schedule,
         betas=recipe.betas,
         eps=recipe.eps,
@@ -196,15 +192,13 @@ def _wrap(objective: Objective, runtime: Runtime) -> nn.Module:
 
 
 def compile_blocks(model: CLIP4IDC) -> None:
-    """torch.compile CLIP's blocks and the captioner's encoder layers, each kind once.
+    """torch.compile the model's blocks; all names stay.
 
-    All names stay. The decoder's layers are not compiled: they are small, and captioning calls
-    them with another length for each word. Raises ValueError where there is no C++ compiler.
+    Raises ValueError where there is no C++ compiler.
     """
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
         raise ValueError(
             "--compile needs a C++ compiler (g++, clang++ or cl), and none was found on the PATH"
         )
-    for part in model.modules():
-        if isinstance(part, ResidualAttentionBlock | CaptionEncoderLayer):
-            part.compile()
+    for block in model.blocks():
+        block.compile()

@@ -1,142 +1,171 @@
-"""TODO."""
+"""Config files of other programs' CLIPs: written for ours, and checked against what is built here.
+
+Weights alone do not tell the activation, the number of heads or the images' normalisation.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from dataloaders.images import MEAN, STD
-from modules.model.clip import HEAD_WIDTH, ClipSizes
+from modules.model.clip import CLIP
+from modules.model.clip_sizes import HEAD_WIDTH, ClipSizes
 
-# What open_clip's configs may say and mean the model that is built here.
-HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
-OPEN_CLIP = {
-    "": {
-        "embed_dim": None,
-        "vision_cfg": None,
-        "text_cfg": None,
-        "quick_gelu": None,
-        "custom_text": None,
-        "init_logit_scale": None,
-    },
-    "vision_cfg": {
-        "image_size": None,
-        "layers": None,
-        "width": None,
-        "patch_size": None,
-        "mlp_ratio": None,
-        "patch_dropout": None,
-        "head_width": HEAD_WIDTH,
-        "pool_type": "tok",
-        "final_ln_after_pool": False,
-        "attentional_pool": False,
-        "no_ln_pre": False,
-        "ls_init_value": None,
-        "output_tokens": False,
-    },
-    "text_cfg": {
-        "context_length": None,
-        "vocab_size": None,
-        "width": None,
-        "heads": None,
-        "layers": None,
-        "mlp_ratio": None,
-        "pool_type": "argmax",
-        "no_causal_mask": False,
-        "embed_cls": False,
-        "proj_bias": False,
-        "proj_type": "linear",
-        "ls_init_value": None,
-        "output_tokens": False,
-        "pad_id": None,
-        "eos_id": None,
-    },
+HUGGING_FACE_CONFIG = "config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+ANY = object()
+# What open_clip's configs may say of the model that is built here.
+OPEN_CLIP_MODEL = {
+    "embed_dim": ANY,
+    "vision_cfg": ANY,
+    "text_cfg": ANY,
+    "quick_gelu": ANY,
+    "custom_text": ANY,
+    "init_logit_scale": ANY,
 }
+OPEN_CLIP_VISION = {
+    "image_size": ANY,
+    "layers": ANY,
+    "width": ANY,
+    "patch_size": ANY,
+    "mlp_ratio": ANY,
+    "patch_dropout": ANY,
+    "head_width": HEAD_WIDTH,
+    "pool_type": "tok",
+    "final_ln_after_pool": False,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "ls_init_value": ANY,
+    "output_tokens": False,
+}
+OPEN_CLIP_TEXT = {
+    "context_length": ANY,
+    "vocab_size": ANY,
+    "width": ANY,
+    "heads": ANY,
+    "layers": ANY,
+    "mlp_ratio": ANY,
+    "pool_type": "argmax",
+    "no_causal_mask": False,
+    "embed_cls": False,
+    "proj_bias": False,
+    "proj_type": "linear",
+    "ls_init_value": ANY,
+    "output_tokens": False,
+    "pad_id": ANY,
+    "eos_id": ANY,
+}
+# What CLIPConfig assumes where a config does not say it.
+DEFAULT_HEADS = {"text_config": 8, "vision_config": 12}
 
 
 def huggingface_config(sizes: ClipSizes) -> dict[str, Any]:
     """What CLIPConfig needs to build a CLIP of these sizes."""
-    text, vision = sizes.transformer_width, sizes.vision_width
-    common = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "projection_dim": sizes.embed_dim}
+    common = {
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": sizes.embed_dim,
+    }
+    text = {
+        "hidden_size": sizes.transformer_width,
+        "intermediate_size": 4 * sizes.transformer_width,
+        "num_hidden_layers": sizes.transformer_layers,
+        "num_attention_heads": sizes.transformer_width // HEAD_WIDTH,
+        "max_position_embeddings": sizes.context_length,
+        "vocab_size": sizes.vocab_size,
+        "bos_token_id": sizes.sot,
+        "eos_token_id": sizes.eot,
+    }
+    vision = {
+        "hidden_size": sizes.vision_width,
+        "intermediate_size": 4 * sizes.vision_width,
+        "num_hidden_layers": sizes.vision_layers,
+        "num_attention_heads": sizes.vision_width // HEAD_WIDTH,
+        "image_size": sizes.image_resolution,
+        "patch_size": sizes.vision_patch_size,
+    }
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": sizes.embed_dim,
-        "text_config": common
-        | {
-            "hidden_size": text,
-            "intermediate_size": 4 * text,
-            "num_hidden_layers": sizes.transformer_layers,
-            "num_attention_heads": text // HEAD_WIDTH,
-            "max_position_embeddings": sizes.context_length,
-            "vocab_size": sizes.vocab_size,
-            "bos_token_id": sizes.vocab_size - 2,
-            "eos_token_id": sizes.vocab_size - 1,
-        },
-        "vision_config": common
-        | {
-            "hidden_size": vision,
-            "intermediate_size": 4 * vision,
-            "num_hidden_layers": sizes.vision_layers,
-            "num_attention_heads": vision // HEAD_WIDTH,
-            "image_size": sizes.image_resolution,
-            "patch_size": sizes.vision_patch_size,
-        },
+        "text_config": common | text,
+        "vision_config": common | vision,
     }
 
 
 def huggingface_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[str]:
-    """What in a CLIPModel's config.json asks for another model than is built here; what it leaves out has CLIPConfig's default."""
-    problems = (
-        [f"model_type is {config['model_type']!r}, expected 'clip'"]
-        if config.get("model_type", "clip") != "clip"
-        else []
-    )
-    for name, heads, width in (
-        ("text_config", 8, sizes.transformer_width),
-        ("vision_config", 12, sizes.vision_width),
-    ):
+    """What in a CLIPModel's config.json asks for another model than is built here.
+
+    What it leaves out has CLIPConfig's default.
+    """
+    problems = []
+    if config.get("model_type", "clip") != "clip":
+        problems.append(f"model_type is {config['model_type']!r}, expected 'clip'")
+    widths = {"text_config": sizes.transformer_width, "vision_config": sizes.vision_width}
+    for name, width in widths.items():
         part = config.get(name) or {}
         if not isinstance(part, Mapping):
             problems.append(f"{name} is no object")
             continue
-        expected = {
-            "hidden_act": ("quick_gelu", "quick_gelu"),
-            "layer_norm_eps": (1e-5, 1e-5),
+        heads = part.get("num_attention_heads", DEFAULT_HEADS[name])
+        found = {
+            "hidden_act": (part.get("hidden_act", "quick_gelu"), "quick_gelu"),
+            "layer_norm_eps": (part.get("layer_norm_eps", 1e-5), 1e-5),
             "num_attention_heads": (heads, width // HEAD_WIDTH),
         }
         problems += [
-            f"{name}.{key} is {part.get(key, default)!r}, expected {value!r}"
-            for key, (default, value) in expected.items()
-            if part.get(key, default) != value
+            f"{name}.{key} is {value!r}, expected {expected!r}"
+            for key, (value, expected) in found.items()
+            if value != expected
         ]
     return problems
 
 
 def open_clip_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[str]:
     """What in an open_clip config asks for another model than is built here."""
-    model, pictures = config.get("model_cfg", config), config.get("preprocess_cfg")
-    if not isinstance(model, Mapping) or not all(
-        isinstance(model.get(name), Mapping) for name in ("vision_cfg", "text_cfg")
-    ):
+    model = config.get("model_cfg", config)
+    if not isinstance(model, Mapping):
         return ["it lacks vision_cfg or text_cfg"]
-    problems = (
-        []
-        if model.get("quick_gelu") is True
-        else ["quick_gelu is not true: the exact GELU is not built here"]
-    )
-    for name, known in OPEN_CLIP.items():
-        for key, value in (model[name] if name else model).items():
-            where = f"{name}.{key}" if name else key
-            if key not in known and value not in (None, False):
-                problems.append(f"{where} is not known here")
-            elif known.get(key) is not None and value not in (None, known[key]):
-                problems.append(f"{where} is {value!r}, expected {known[key]!r}")
-    for name, ours in (("mean", MEAN), ("std", STD)):
-        theirs = pictures.get(name) if isinstance(pictures, Mapping) else None
+    vision = model.get("vision_cfg")
+    text = model.get("text_cfg")
+    if not (isinstance(vision, Mapping) and isinstance(text, Mapping)):
+        return ["it lacks vision_cfg or text_cfg"]
+    problems = []
+    if model.get("quick_gelu") is not True:
+        problems.append("quick_gelu is not true: the exact GELU is not built here")
+    problems += _differences(model, OPEN_CLIP_MODEL, "")
+    problems += _differences(vision, OPEN_CLIP_VISION, "vision_cfg.")
+    problems += _differences(text, OPEN_CLIP_TEXT, "text_cfg.")
+    problems += _preprocessing_differences(config.get("preprocess_cfg"))
+    heads = text.get("heads", 8)
+    expected = sizes.transformer_width // HEAD_WIDTH
+    if heads != expected:
+        problems.append(f"text_cfg.heads is {heads!r}, expected {expected}")
+    return problems
+
+
+# Layout → the file that must vouch for it, and what in that file does not fit.
+CONFIG_CHECKS = {
+    "huggingface": (HUGGING_FACE_CONFIG, huggingface_problems),
+    "openai": (OPEN_CLIP_CONFIG, open_clip_problems),
+}
+
+
+def _differences(part: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> list[str]:
+    problems = []
+    for key, value in part.items():
+        if key not in known:
+            if value not in (None, False):
+                problems.append(f"{prefix}{key} is not known here")
+        elif known[key] is not ANY and value not in (None, known[key]):
+            problems.append(f"{prefix}{key} is {value!r}, expected {known[key]!r}")
+    return problems
+
+
+def _preprocessing_differences(preprocessing: Any) -> list[str]:
+    if not isinstance(preprocessing, Mapping):
+        return []
+    problems = []
+    for name, ours in (("mean", CLIP.pixel_mean), ("std", CLIP.pixel_std)):
+        theirs = preprocessing.get(name)
         if theirs is not None and theirs != list(ours):
             problems.append(f"preprocess_cfg.{name} is {theirs!r}, expected {list(ours)!r}")
-    heads = model["text_cfg"].get("heads", 8)
-    if heads != sizes.transformer_width // HEAD_WIDTH:
-        problems.append(
-            f"text_cfg.heads is {heads!r}, expected {sizes.transformer_width // HEAD_WIDTH}"
-        )
     return problems

@@ -1,27 +1,20 @@
-"""TODO."""
+"""Weights made to fit a model: what may be absent is filled in, the rest refused by name."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from modules.model.clip import PAIR_KEYS, ClipSizes
-from modules.weights.key_names import clip_tensors
+from modules.model.backbone import build_backbone, tensors_below
 
 log = logging.getLogger(__name__)
 
-TIED_KEYS = {
-    "decoder.embeddings.word_embeddings.weight": "clip.token_embedding.weight",
-    "decoder.embeddings.position_embeddings.weight": "clip.positional_embedding",
-    "decoder.classifier.cls.predictions.decoder.weight": "clip.token_embedding.weight",
-}
+MAX_LISTED = 5  # tensors that a log line names one by one
 
 
 class WeightMismatch(ValueError):
-    """Weights that are not this model's: what is missing, left over or of another shape."""
+    """Weights of another model: `problems` lists what is missing, unexpected or misshapen."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -29,96 +22,93 @@ class WeightMismatch(ValueError):
         super().__init__(f"the weights do not fit this model: {problems[0]}{more}")
 
 
-def resize_positions(weights: Mapping[str, Tensor], image_resolution: int) -> dict[str, Tensor]:
-    """Released-name weights for images of another side: the position embeddings of an image, and of both halves of a pair, are
-    interpolated over their grid (bicubic, antialiased); the class token's stay. ValueError where patches do not fill the side."""
-    sizes = ClipSizes.from_weights(clip_tensors(weights))
-    if image_resolution == sizes.image_resolution:
-        return dict(weights)
-    grid = (
-        replace(sizes, image_resolution=image_resolution).image_resolution
-        // sizes.vision_patch_size
-    )
-    log.info(
-        "position embeddings resized from images of %d pixels to %d",
-        sizes.image_resolution,
-        image_resolution,
-    )
+def complete(
+    weights: Mapping[str, Tensor],
+    model_state: Mapping[str, Tensor],
+    tied: Mapping[str, str],
+    optional: Sequence[Sequence[str]],
+) -> dict[str, Tensor]:
+    """The weights, and the model's own tensors for what they may lack.
 
-    def resize(positions: Tensor) -> Tensor:  # (T, D)
-        side = sizes.image_resolution // sizes.vision_patch_size
-        patches = positions[1:].T.unflatten(1, (side, side))[None]  # (1, D, side, side)
-        patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
-        return torch.cat([positions[:1], patches[0].flatten(1).T])
-
-    resized = dict(weights)
-    for name, images in (
-        ("clip.visual.positional_embedding", 1),
-        ("clip.visual.joint_positional_embedding", 2),
-    ):
-        if name in weights:
-            if weights[name].ndim != 2 or len(weights[name]) != images * sizes.num_tokens:
-                raise ValueError(
-                    f"{name} has shape {tuple(weights[name].shape)}, expected {images * sizes.num_tokens} positions"
-                )
-            resized[name] = torch.cat([resize(half) for half in weights[name].chunk(images)])
-    return resized
+    `tied` names each copy's original. Of each group in `optional` weights have all tensors, or
+    none. Raises WeightMismatch, or ValueError for copies that differ from their originals.
+    """
+    _check_tied(weights, tied)
+    filled = dict(weights)
+    for copy, original in tied.items():
+        filled.setdefault(copy, filled.get(original, model_state[original]))
+    for group in missing_groups(weights, optional):
+        filled.update({key: model_state[key] for key in group})
+    problems = mismatches(filled, model_state)
+    if problems:
+        raise WeightMismatch(problems)
+    return filled
 
 
-def drop_unused(weights: dict[str, Tensor], task: str, sim_header: str) -> dict[str, Tensor]:
-    unwanted = [] if task == "caption" else ["decoder."]
-    unwanted += [] if sim_header == "tight" else ["cross.", "similarity_dense."]
-    for prefix in unwanted:
+def missing_groups(
+    weights: Mapping[str, Tensor], optional: Sequence[Sequence[str]]
+) -> list[Sequence[str]]:
+    """The groups of which the weights have no tensor at all."""
+    return [group for group in optional if group and not any(key in weights for key in group)]
+
+
+def mismatches(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, unexpected or misshapen, a line each; [] where the weights fit."""
+    problems = [f"{key} is missing" for key in model_state if key not in weights]
+    for key, value in weights.items():
+        if key not in model_state:
+            is_3d = key.endswith("conv2.weight")
+            advice = ": these weights were made with --linear_patch 3d" if is_3d else ""
+            problems.append(f"{key} is unexpected{advice}")
+        elif value.shape != model_state[key].shape:
+            expected = tuple(model_state[key].shape)
+            problems.append(f"{key} has shape {tuple(value.shape)}, expected {expected}")
+    return problems
+
+
+def drop_unused(weights: Mapping[str, Tensor], task: str, sim_header: str) -> dict[str, Tensor]:
+    """The weights without a captioner or cross encoder that the model does not have."""
+    unused = () if task == "caption" else ("decoder.",)
+    if sim_header != "tight":
+        unused += ("cross.", "similarity_dense.")
+    for prefix in unused:
         count = sum(key.startswith(prefix) for key in weights)
         if count:
             log.warning(
-                "%d tensors %s* are set aside: a %s model with a %s similarity has no use for them",
+                "ignoring %d tensors %s*: not used by a %s model with a %s similarity",
                 count,
                 prefix,
                 task,
                 sim_header,
             )
-    return {key: value for key, value in weights.items() if not key.startswith(tuple(unwanted))}
+    return {key: value for key, value in weights.items() if not key.startswith(unused)}
 
 
-def check_tied(weights: Mapping[str, Tensor]) -> None:
-    for tied, original in TIED_KEYS.items():
-        if (
-            tied in weights
-            and original in weights
-            and not torch.equal(weights[tied], weights[original])
-        ):
-            raise ValueError(
-                f"{tied} differs from {original}, but the two are one tensor in CLIP4IDC"
-            )
+def resize_positions(weights: Mapping[str, Tensor], image_resolution: int) -> dict[str, Tensor]:
+    """Released-name weights for images of another side, as their backbone resizes them.
+
+    Raises ValueError where that cannot be done.
+    """
+    with torch.device("meta"):
+        backbone = build_backbone(weights, intra_layers=0, linear_patch="2d")
+    if image_resolution == backbone.image_resolution:
+        return dict(weights)
+    prefix = backbone.key_prefix
+    resized = backbone.resize_weights(tensors_below(weights, prefix), image_resolution)
+    others = {key: value for key, value in weights.items() if not key.startswith(f"{prefix}.")}
+    return {**{f"{prefix}.{key}": value for key, value in resized.items()}, **others}
 
 
-def missing_groups(expected: Iterable[str], weights: Mapping[str, Tensor]) -> list[list[str]]:
-    """The groups of expected keys that the weights may lack as a whole, and do lack."""
-    groups = [
-        [f"clip.visual.{key}" for key in PAIR_KEYS],
-        [key for key in expected if key.startswith("decoder.") and key not in TIED_KEYS],
-        [key for key in expected if key.startswith(("cross.", "similarity_dense."))],
-    ]
-    return [group for group in groups if group and not any(key in weights for key in group)]
+def list_keys(keys: Sequence[str]) -> str:
+    """A few names in full; of many the first, the last and their number."""
+    if len(keys) <= MAX_LISTED:
+        return ", ".join(keys)
+    return f"{keys[0]} … {keys[-1]} ({len(keys)} tensors)"
 
 
-def mismatches(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"{key} is missing" for key in expected if key not in weights]
-    for key, value in weights.items():
-        if key not in expected:
-            advice = (
-                ": these weights were made with --linear_patch 3d"
-                if key.endswith("conv2.weight")
-                else ""
-            )
-            problems.append(f"{key} is unexpected{advice}")
-        elif value.shape != expected[key].shape:
-            problems.append(
-                f"{key} has shape {tuple(value.shape)}, expected {tuple(expected[key].shape)}"
-            )
-    return problems
-
-
-def list_keys(keys: list[str]) -> str:
-    return ", ".join(keys) if len(keys) <= 5 else f"{keys[0]} … {keys[-1]} ({len(keys)} tensors)"
+def _check_tied(weights: Mapping[str, Tensor], tied: Mapping[str, str]) -> None:
+    for copy, original in tied.items():
+        if not {copy, original} <= weights.keys():
+            continue
+        if not torch.equal(weights[copy], weights[original]):
+            raise ValueError(f"{copy} must equal {original}: CLIP4IDC ties the two")

@@ -1,24 +1,21 @@
-"""The JSON beside weights: what a model is that its tensors' shapes cannot say, and what it was trained on."""
+"""model.json: the settings that cannot be read from the weights' shapes, and what they learned."""
 
 import json
 import logging
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from modules.clip4idc import CLIP4IDC
-from modules.model.bert import load_decoder_config
-from modules.model.clip import HEAD_WIDTH
+from modules.model.bert import BertConfig, load_decoder_config
+from modules.model.clip_sizes import HEAD_WIDTH
 from system.files import atomic_write
 from system.json_files import read_json
 
 log = logging.getLogger(__name__)
 
 MODEL_INFO_FILE = "model.json"  # of a folder; a single file `x` may have its own, `x.json`
-
-
 FIELD_TYPES = {
     "intra_num_hidden_layers": int,
     "linear_patch": str,
@@ -29,64 +26,70 @@ FIELD_TYPES = {
 }
 
 
-def describe_model(model: CLIP4IDC, max_words: int) -> dict[str, Any]:
-    """A card's values: blocks before joining, patch kind, width of CLIP's heads, caption length, and a captioner's config."""
-    values = {
-        "intra_num_hidden_layers": model.clip.visual.intra_layers,
-        "linear_patch": model.clip.visual.linear_patch,
-        "head_width": HEAD_WIDTH,
-        "max_words": max_words,
-    }
-    if model.task == "caption":
-        config = asdict(model.decoder.config)
-        values["decoder_config"] = {"num_decoder_layers": config.pop("num_layers"), **config}
-    return values
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a model is beside its weights. None: not given, so the default or model.json holds.
+
+    The configs are what `load_decoder_config` and `load_cross_config` take.
+    """
+
+    intra_num_hidden_layers: int = 9
+    linear_patch: str = "2d"
+    decoder_config: str | Path | Mapping | BertConfig | None = None
+    max_words: int | None = None
+    sim_header: str = "loose"
+    cross_config: str | Path | Mapping | BertConfig | None = None
 
 
-def write_model_info(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a card for people to read, too."""
+def write_model_info(path: Path, info: Mapping[str, Any]) -> None:
+    """Write it indented, since people read it too."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
 
 def find_model_info(weights: Path) -> Path | None:
-    """A file's own card, else its folder's, else None."""
+    """A weights file's own `<name>.json`, else its folder's model.json, else None."""
     tried = (weights.with_name(f"{weights.name}.json"), weights.parent / MODEL_INFO_FILE)
     return next((path for path in tried if path.is_file()), None)
 
 
 def read_model_info(weights: Path) -> dict[str, Any]:
-    """The card beside weights, {} where there is none. Raises ValueError for values of the wrong kind."""
+    """What stands beside weights, {} where nothing does. ValueError for values of a wrong type."""
     path = find_model_info(weights)
     return check_model_info(read_json(path, dict), str(path)) if path else {}
 
 
-def check_model_info(card: dict[str, Any], origin: str) -> dict[str, Any]:
-    """The card; ValueError naming its origin for values of the wrong kind."""
+def check_model_info(info: dict[str, Any], source: str) -> dict[str, Any]:
+    """The info; ValueError naming its source for values of a wrong type or out of range."""
     for name, kind in FIELD_TYPES.items():
-        if name in card and type(card[name]) is not kind:
-            raise ValueError(
-                f"{origin}: {name} is {reprlib.repr(card[name])}, expected {kind.__name__}"
-            )
-    if card.get("head_width", HEAD_WIDTH) != HEAD_WIDTH:
+        if name in info and type(info[name]) is not kind:
+            value = reprlib.repr(info[name])
+            raise ValueError(f"{source}: {name} is {value}, expected {kind.__name__}")
+    if info.get("head_width", HEAD_WIDTH) != HEAD_WIDTH:
         raise ValueError(
-            f"{origin}: head_width is {card['head_width']}, but only CLIPs with heads of {HEAD_WIDTH} are built here"
+            f"{source}: head_width is {info['head_width']}, "
+            f"but CLIPs are built with heads of {HEAD_WIDTH} only"
         )
-    if "decoder_config" in card:
+    if "decoder_config" in info:
         try:
-            load_decoder_config(card["decoder_config"])
+            load_decoder_config(info["decoder_config"])
         except ValueError as error:
-            raise ValueError(f"{origin}: decoder_config: {error}") from None
-    return card
+            raise ValueError(f"{source}: decoder_config: {error}") from None
+    return info
 
 
 def apply_model_info(
-    settings: Mapping[str, Any], card: Mapping[str, Any], origin: str
-) -> dict[str, Any]:
-    """The settings, those that the card knows as it says; each difference is told."""
-    for name, value in settings.items():
-        if (
-            name in card and card[name] != value and name != "decoder_config"
-        ):  # which is long, and mostly given by a name
-            log.info("%s is %s, as %s says (the option: %s)", name, card[name], origin, value)
-    return {name: card.get(name, value) for name, value in settings.items()}
+    settings: ModelSettings, info: Mapping[str, Any], source: str
+) -> ModelSettings:
+    """The settings, replaced by what the info says; each difference is logged."""
+    known = {field.name: info[field.name] for field in fields(settings) if field.name in info}
+    for name, value in known.items():
+        given = getattr(settings, name)
+        if given is None:
+            continue
+        if name == "decoder_config":
+            if load_decoder_config(given) != load_decoder_config(value):
+                log.info("the captioner's config is the one beside %s", source)
+        elif given != value:
+            log.info("%s is %s, as %s says (the option: %s)", name, value, source, given)
+    return replace(settings, **known)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Weights from elsewhere: OpenAI's CLIPs by name, a URL, a repository on the Hugging Face hub."""
 
 import logging
 import re
@@ -16,7 +16,8 @@ from system.urls import Address
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a folder in the place of a file means: ours, a run's, open_clip's; Hugging Face's have the names of the first and fourth.
+# Which file a folder stands for: ours, a run's, open_clip's. Hugging Face's are named like the
+# first and the fourth.
 WEIGHT_FILES = (
     "model.safetensors",
     "pytorch_model.bin.best",
@@ -24,18 +25,9 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-
-
-SIDECAR_FILES = (
-    MODEL_INFO_FILE,
-    HUGGING_FACE_CONFIG,
-    OPEN_CLIP_CONFIG,
-)  # what may stand beside weights and says what they are
-
-
+# Files beside weights that describe them.
+SIDECAR_FILES = (MODEL_INFO_FILE, HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG)
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
-
-
 CLIP_SHA256 = {
     "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
     "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
@@ -45,93 +37,105 @@ CLIP_SHA256 = {
 
 
 def openai_clip(name: str, cache_dir: str | None) -> Path:
-    """One of OpenAI's CLIPs: in modules/, in ckpts/, in the cache, else downloaded."""
-    file, sha256 = openai_file_name(name), CLIP_SHA256[name]
+    """The file of one of OpenAI's CLIPs: in modules/, in ckpts/, in the cache, else downloaded."""
+    file = openai_file_name(name)
     for path in (ROOT / "modules" / file, ROOT / "ckpts" / file):
         if path.is_file():
-            if sha256_of(path) != sha256:
+            if sha256_of(path) != CLIP_SHA256[name]:
                 log.warning(
-                    "%s is not the %s that OpenAI published: its SHA-256 is another", path, name
+                    "%s is not the %s that OpenAI published: its SHA-256 differs", path, name
                 )
             return path
     return download_openai_clip(name, cache_folder(cache_dir), ROOT / "modules")
 
 
 def download_openai_clip(name: str, folder: Path, place: Path) -> Path:
-    """One of OpenAI's CLIPs, downloaded into a folder. ValueError for a name that is not theirs; OSError where it cannot be had,
-    which tells to put it into `place`."""
+    """Download one of OpenAI's CLIPs into a folder.
+
+    Raises ValueError for a name that OpenAI does not have, and OSError where the download fails;
+    its message says to put the file into `place` by hand.
+    """
     if name not in CLIP_SHA256:
-        raise ValueError(f"no CLIP of OpenAI's is called {name}: they are {', '.join(CLIP_SHA256)}")
-    file, sha256 = openai_file_name(name), CLIP_SHA256[name]
+        raise ValueError(f"OpenAI has no CLIP called {name}: it has {', '.join(CLIP_SHA256)}")
+    file = openai_file_name(name)
+    sha256 = CLIP_SHA256[name]
     url = f"{OPENAI}/{sha256}/{file}"
     try:
         return fetch(url, folder / file, sha256)
     except OSError as error:
         raise OSError(
-            f"{name} is not here and cannot be downloaded ({error_line(error)}): put {url} (SHA-256 {sha256}) into {place}"
+            f"{name} is not here and cannot be downloaded ({error_line(error)}): "
+            f"put {url} (SHA-256 {sha256}) into {place}"
         ) from None
 
 
 def openai_file_name(name: str) -> str:
+    """`ViT-B/32` → `ViT-B-32.pt`."""
     return name.replace("/", "-").replace("@", "-") + ".pt"
 
 
 def from_url(url: Address, cache_dir: str | None) -> Path:
-    """The file at an address, kept in the cache, and beside it what says what it is."""
-    folder, shelf, name = cache_path(url, cache_dir)
+    """The file at a URL, downloaded into the cache together with the files that describe it.
+
+    Raises OSError where it cannot be downloaded, or is no file of weights.
+    """
+    _, shelf, name = cache_path(url, cache_dir)
     target = shelf / name
 
-    def look(part: Path) -> None:
+    def check(part: Path) -> None:
         read_weights(part)
-        if url != folder.joined(name):  # signed addresses have no neighbours
-            return
-        for beside in (f"{name}.json", *SIDECAR_FILES):
-            with suppress(
-                FileNotFoundError, PermissionError, HtmlInsteadOfFile
-            ):  # which all mean that there is none
-                fetch(
-                    folder.joined(beside),
-                    shelf / beside,
-                    check=lambda part: read_json(part, dict) and None,
-                )
+        _download_sidecars(url, cache_dir)
 
     if target.is_file():
-        log.info("%s was brought before; remove it to bring it anew", target)
-    return fetch(url, target, check=look)
+        log.info("using %s, downloaded earlier; delete it to download it again", target)
+    return fetch(url, target, check=check)
+
+
+def _download_sidecars(url: Address, cache_dir: str | None) -> None:
+    """What describes the weights at a URL and stands beside them there."""
+    folder, shelf, name = cache_path(url, cache_dir)
+    if url != folder.joined(name):  # a signed URL opens this one file only
+        return
+    for beside in (f"{name}.json", *SIDECAR_FILES):
+        # These three errors mean that there is no such file.
+        with suppress(FileNotFoundError, PermissionError, HtmlInsteadOfFile):
+            fetch(folder.joined(beside), shelf / beside, check=_check_json)
+
+
+def _check_json(path: Path) -> None:
+    read_json(path, dict)
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Whether it is written like owner/name[@revision], and its first part is no folder here."""
-    return (
-        re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
-        and ".bin" not in name
-        and not any((place / name).parent.is_dir() for place in (Path(), ROOT / "ckpts"))
-    )
+    """Whether it reads owner/name[@revision], and the first part is no folder here."""
+    is_named_so = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
+    is_folder_here = any((place / name).parent.is_dir() for place in (Path(), ROOT / "ckpts"))
+    return is_named_so and ".bin" not in name and not is_folder_here
 
 
 def from_hub(name: str, cache_dir: str | None) -> Path:
-    """A model's folder from the Hugging Face hub: its weights, and what says what they are."""
+    """The folder of a model on the Hugging Face hub: its weights and what describes them.
+
+    Without a connection the hub's own cache is used. Raises OSError where there is nothing.
+    """
     from huggingface_hub import HfApi, snapshot_download
 
     repository, _, revision = name.partition("@")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells each of its attempts
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each attempt
     where = {
         "repo_id": repository,
         "revision": revision or None,
         "cache_dir": cache_dir and cache_folder(cache_dir) / "hub",
     }
     try:
-        there = HfApi().list_repo_files(repository, revision=revision or None)
-        wanted = [file for file in WEIGHT_FILES if file in there][:1] + [
-            file for file in SIDECAR_FILES if file in there
-        ]
-        return Path(snapshot_download(**where, allow_patterns=wanted))
-    except (
-        Exception
-    ) as error:  # its HTTP library, and with that the errors, is another from version to version
+        files = HfApi().list_repo_files(repository, revision=revision or None)
+        weights = [file for file in WEIGHT_FILES if file in files][:1]
+        sidecars = [file for file in SIDECAR_FILES if file in files]
+        return Path(snapshot_download(**where, allow_patterns=weights + sidecars))
+    except Exception as error:  # which errors it raises differs from version to version
         with suppress(Exception):
             return Path(snapshot_download(**where, local_files_only=True))
         raise OSError(
-            f"{name} is neither a path here or in {ROOT / 'ckpts'} nor to be had from the Hugging Face hub: "
-            f"{error_line(error)}"
+            f"{name} is no path here or in {ROOT / 'ckpts'}, and the Hugging Face hub does not "
+            f"give it: {error_line(error)}"
         ) from None

@@ -1,6 +1,7 @@
-"""Where weights come from (SPEC §2, Weights): paths, addresses, OpenAI's names, the Hugging Face hub.
+"""Where weights come from: files, folders, URLs, OpenAI's names, the Hugging Face hub.
 
-How they are brought: fetching.py; how files are read: weight_files.py; what others call their tensors: layouts.py.
+Downloads are in remote.py, reading files in tensor_files.py, tensor names in key_names.py.
+See docs/reference.md, Weights.
 """
 
 import logging
@@ -9,18 +10,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from modules.model.clip import CLIP, PAIR_KEYS, ClipSizes
-from modules.weights.configs import (
-    HUGGING_FACE_CONFIG,
-    OPEN_CLIP_CONFIG,
-    huggingface_problems,
-    open_clip_problems,
-)
+from modules.model.backbone import holds_backbone, nothing_takes, tensors_below
+from modules.model.clip import CLIP
+from modules.model.clip_sizes import ClipSizes
+from modules.weights.configs import CONFIG_CHECKS
 from modules.weights.fitting import resize_positions
 from modules.weights.key_names import (
     ARCHIVE_EXTRAS,
-    clip_tensors,
-    has_full_clip,
     layout_of,
     released_names,
     strip_wrappers,
@@ -45,11 +41,11 @@ log = logging.getLogger(__name__)
 
 
 class LoadedWeights(NamedTuple):
-    """Tensors under the released names, float32; the card beside them ({}: none) and where it belongs."""
+    """Tensors under the released names, float32; model.json ({}: none) and where both are from."""
 
     tensors: dict[str, Tensor]
     info: dict[str, Any]
-    origin: str
+    source: str
 
 
 def load_weights(
@@ -59,65 +55,61 @@ def load_weights(
     image_resolution: int | None = None,
     quick_gelu: bool = False,
 ) -> LoadedWeights:
-    """init_model's tensors, and those of CLIP that it lacks. CLIP is not touched where init_model holds all of it.
+    """The tensors of init_model, and those of CLIP where init_model lacks a whole backbone.
 
-    With image_resolution the position embeddings are resized for images of that side. `quick_gelu` vouches for files that do not
-    say their activation. Raises ValueError or OSError with what to do for anything that cannot be found, read or used.
+    With `image_resolution` they are resized for images of that side. `quick_gelu` says that files
+    without a config are of a CLIP with the quick GELU. Raises ValueError or OSError, with what to
+    do, for anything that cannot be found, read or used.
     """
     tensors: dict[str, Tensor] = {}
-    card, origin = {}, str(Address.of(clip_name))
+    info: dict[str, Any] = {}
+    source = str(Address.of(clip_name))
     if init_model:
         path = find_weights(init_model, cache_dir)
         log.info("weights from %s", path)
-        tensors, card, origin = (
-            released_names(read_released(path, quick_gelu)),
-            read_model_info(path),
-            str(path),
-        )
-    if not has_full_clip(tensors):
+        tensors = released_names(read_released(path, quick_gelu))
+        info = read_model_info(path)
+        source = str(path)
+    if not holds_backbone(tensors):
         tensors = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
-    return LoadedWeights(
-        tensors if image_resolution is None else resize_positions(tensors, image_resolution),
-        card,
-        origin,
-    )
+    if image_resolution is not None:
+        tensors = resize_positions(tensors, image_resolution)
+    return LoadedWeights(tensors, info, source)
 
 
 def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
     """A file's tensors under the released names, of their own types, from any layout.
 
-    Raises ValueError where they are no CLIP's, or where nothing says that their activation is the quick GELU.
+    Raises ValueError where no backbone knows them, or where nothing says that their activation is
+    the quick GELU.
     """
     weights = strip_wrappers(read_weights(path))
     layout = layout_of(weights)
     if layout == "other":
-        raise ValueError(
-            f"{path} holds no weights of a CLIP or CLIP4IDC: its tensors are called {', '.join(list(weights)[:3])} …"
-        )
+        raise ValueError(f"{path}: {nothing_takes(weights)}")
     try:
         released = to_released(weights, layout)
     except ValueError as error:
         raise ValueError(f"{path} is laid out like Hugging Face's CLIPModel, but {error}") from None
-    if not (layout == "released" or quick_gelu or all(name in weights for name in ARCHIVE_EXTRAS)):
+    is_archive = all(name in weights for name in ARCHIVE_EXTRAS)
+    if layout != "released" and not quick_gelu and not is_archive:
         _check_config(path, layout, released)
     return released
 
 
 def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
-    """ValueError unless a config beside the file says that these are weights for the model that is built here."""
+    """ValueError unless a config beside the file says that it fits the model built here."""
     try:
-        sizes = ClipSizes.from_weights(clip_tensors(weights))
+        sizes = ClipSizes.from_weights(tensors_below(weights, CLIP.key_prefix))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    name, problems_of = {
-        "huggingface": (HUGGING_FACE_CONFIG, huggingface_problems),
-        "plain": (OPEN_CLIP_CONFIG, open_clip_problems),
-    }[layout]
+    name, problems_of = CONFIG_CHECKS[layout]
     config = path.parent / name
     if not config.is_file():
         raise ValueError(
-            f"{path} does not say which activation it was trained with, nor does a {name} beside it, and with the "
-            "wrong one a CLIP sees badly: give --quick_gelu if it is OpenAI's or another of the quick GELU"
+            f"{path} does not say which activation it was trained with, nor does a {name} beside "
+            "it, and with the wrong one a CLIP sees badly: give --quick_gelu if it is OpenAI's or "
+            "another of the quick GELU"
         )
     problems = problems_of(read_json(config, dict), sizes)
     if problems:
@@ -125,29 +117,31 @@ def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
 
 
 def find_weights(source: Address | str, cache_dir: str | None = None) -> Path:
-    """The file that a name means: a path, the same below ckpts/, a folder of either; an address; one of OpenAI's names; owner/name
-    on the Hugging Face hub (`@revision` may follow). Raises OSError where there is none."""
+    """The file that a name means. Raises OSError where there is none.
+
+    The name is a path, the same below ckpts/, or a folder in either place; a URL; one of OpenAI's
+    names; or owner/name on the Hugging Face hub, where `@revision` may follow.
+    """
     source = Address.of(source)
     name = source.reveal()
     if source.is_remote:
         return from_url(source, cache_dir)
     if name in CLIP_SHA256:
         return openai_clip(name, cache_dir)
-    tried = [Path(name), ROOT / "ckpts" / name]
-    for path in tried:
+    for path in (Path(name), ROOT / "ckpts" / name):
         if path.is_file():
             return path
         if path.is_dir():
-            return _in_folder(path)
+            return _file_in(path)
     if may_be_on_hub(name):
-        return _in_folder(from_hub(name, cache_dir))
-    places = f"{source} as it is and in {ROOT / 'ckpts'}"
+        return _file_in(from_hub(name, cache_dir))
     raise FileNotFoundError(
-        f"no weights {source}: tried {places}, and OpenAI's names {', '.join(CLIP_SHA256)}"
+        f"no weights {source}: tried {source} as it is and in {ROOT / 'ckpts'}, "
+        f"and OpenAI's names {', '.join(CLIP_SHA256)}"
     )
 
 
-def _in_folder(folder: Path) -> Path:
+def _file_in(folder: Path) -> Path:
     found = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
     if not found:
         raise FileNotFoundError(
@@ -157,33 +151,32 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _load_clip(source: Address | str, cache_dir: str | None, quick_gelu: bool) -> dict[str, Tensor]:
+    """The tensors of --pretrained_clip_name: a source of weights, or a .json of sizes."""
     source = Address.of(source)
     name = source.reveal()
     if name.endswith(".json"):
         log.info("CLIP of random weights in the sizes of %s", name)
-        return released_names(random_clip(name))
+        return released_names(random_clip(read_sizes(name)))
     path = find_weights(source, cache_dir)
     log.info("CLIP from %s", path)
     return released_names(read_released(path, quick_gelu or name in CLIP_SHA256))
 
 
-def random_clip(path: str | Path) -> dict[str, Tensor]:
-    """Random weights, initialised as OpenAI's, of the sizes in a JSON file; OpenAI's names."""
-    state = CLIP(read_sizes(path), intra_layers=0, linear_patch="2d").state_dict()
-    return {
-        key: value for key, value in state.items() if key.removeprefix("visual.") not in PAIR_KEYS
-    }
+def random_clip(sizes: ClipSizes) -> dict[str, Tensor]:
+    """Random weights, initialised as OpenAI's; OpenAI's names."""
+    clip = CLIP(sizes, intra_layers=0, linear_patch="2d")
+    state = clip.state_dict()
+    return {name: state[name] for name in clip.pretrained_names()}
 
 
 def read_sizes(path: str | Path) -> ClipSizes:
-    """The sizes of a CLIP in a JSON file. Raises ValueError for others than exactly these."""
+    """The sizes of a CLIP in a JSON file. Raises ValueError unless it has exactly these."""
     values = read_json(path, dict)
     try:
         return ClipSizes(**values)
     except TypeError as error:
-        raise ValueError(
-            f"{path}: {error_line(error).removeprefix('ClipSizes.__init__() ')}; expected exactly the sizes "
-            f"{', '.join(ClipSizes.__dataclass_fields__)}"
-        ) from None
+        reason = error_line(error).removeprefix("ClipSizes.__init__() ")
+        expected = ", ".join(ClipSizes.__dataclass_fields__)
+        raise ValueError(f"{path}: {reason}; expected exactly the sizes {expected}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -1,7 +1,8 @@
-"""Files of tensors, read without running code of theirs: what torch.save and TorchScript write, and safetensors.
+"""Files of tensors, read without running their code: torch.save's, TorchScript's, safetensors'.
 
-A file is held for hostile. Nothing that it names is called but what makes dictionaries and tensors, and no memory is taken that its
-own size does not warrant. (torch.load with weights_only runs no code either, but makes a `bytearray` of any size it is told to.)
+A file is untrusted. Of all that it names, only the constructors of dictionaries and tensors can be
+called, and it gets no more memory than its own size justifies. (torch.load with weights_only runs
+no code either, but makes a `bytearray` of any size that a file asks for.)
 """
 
 import pickle
@@ -24,43 +25,29 @@ from system.archives import open_zip, read_entry
 from system.files import READ_ERRORS, error_line
 from system.urls import is_html
 
-MAX_PICKLE_BYTES = 16 << 20  # bytes of the pickle that says how the tensors lie
-
-
-MAX_INFLATED_BYTES = (
-    64 << 20
-)  # bytes by which an archive's entries may exceed the file: TorchScript's sources are compressed
-
-
+MAX_PICKLE_BYTES = 16 << 20  # of the pickle that says how the tensors lie, or a header
+# How much larger than its file an archive's entries may be: TorchScript's sources are compressed.
+MAX_INFLATED_BYTES = 64 << 20
 MAX_ENTRIES = 100_000  # of an archive
-
-
-MAX_ATTRIBUTES, MAX_NAME_LENGTH = (
-    100_000,
-    1000,
-)  # of a TorchScript archive's modules; letters of a tensor's name
-
-
+MAX_ATTRIBUTES = 100_000  # of a TorchScript archive's modules
+MAX_NAME_LENGTH = 1000  # letters of a tensor's name
 MAX_SHOWN_LENGTH = 100  # letters of a tensor's name in a message
-
-
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what torch.save's older format begins with
-
-
-REFUSED = (pickle.UnpicklingError, ValueError)  # whose words are for the user
-
-
+HEAD_BYTES = 64  # at a file's beginning, which tell its format
+ZIP_HEAD = b"PK\3\4"
+# What torch.save's older format begins with.
+MAGIC = 0x1950A86A20F9469CFC6C
+PROTOCOL = 1001
+REFUSED = (pickle.UnpicklingError, ValueError)  # raised with words for the user
 UNREADABLE = (*REFUSED, zipfile.BadZipFile, *READ_ERRORS)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a state-dict pickle, a safetensors file or an OpenAI TorchScript archive; no code of the file runs.
+    """The tensors of a state-dict pickle, a safetensors file or OpenAI's TorchScript archive.
 
-    Raises OSError for no file, ValueError naming any other that cannot be read.
+    Raises OSError where there is no file, ValueError naming any file that cannot be read.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        head = file.read(64)
+    head = _read_head(path)
     if not head:
         raise ValueError(f"{path} is empty")
     if is_html(head):
@@ -70,64 +57,69 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     weights = _read_safetensors(path) if _is_safetensors(path, head) else read_torch_file(path)
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
-    if isinstance(weights, dict) and {"model", "optimizer"} <= weights.keys():
-        raise ValueError(
-            f"{path} is a training state, for --resume_model: weights are called pytorch_model.bin.<epoch>"
-        )
-    if not (
-        isinstance(weights, dict)
-        and weights
-        and all(
-            isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
-        )
-    ):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    for key, value in weights.items():
-        if value.dtype not in DTYPES.values():
-            kind = str(value.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"{path}: {key[:MAX_SHOWN_LENGTH]} is of the type {kind}, which is not read here"
-            )
+    _check_state_dict(path, weights)
     return weights
 
 
 def file_format(path: Path) -> str:
     """The format of a file that `read_weights` reads, in words."""
-    with open(path, "rb") as file:
-        head = file.read(64)
+    head = _read_head(path)
     if _is_safetensors(path, head):
         return "safetensors"
-    if head[:4] != b"PK\3\4":
+    if head[: len(ZIP_HEAD)] != ZIP_HEAD:
         return "saved by torch, older format"
     with open_zip(path, MAX_ENTRIES) as archive:
-        scripted = any("/code/" in name for name in archive.namelist())
-    return "TorchScript archive" if scripted else "saved by torch"
+        is_scripted = any("/code/" in name for name in archive.namelist())
+    return "TorchScript archive" if is_scripted else "saved by torch"
+
+
+def read_torch_file(path: Path) -> Any:
+    """What torch.save wrote: containers, numbers, texts, tensors. Of TorchScript, tensors by name.
+
+    Raises OSError where there is no file, ValueError naming any file that cannot be read.
+    """
+    head = _read_head(path)
+    is_archive = head[: len(ZIP_HEAD)] == ZIP_HEAD
+    if not is_archive and head[:1] != pickle.PROTO:
+        raise ValueError(f"cannot read weights from {path}: not a PyTorch or safetensors file")
+    try:
+        value = _read_archive(path) if is_archive else _read_legacy(path)
+        return _named_tensors(value) if isinstance(value, ScriptedModule) else value
+    except REFUSED as error:
+        raise ValueError(f"cannot read weights from {path}: {error_line(error)}") from None
+    # OSError: an archive's directory can point to before the file's beginning.
+    except (OSError, *UNREADABLE) as error:
+        raise ValueError(
+            f"cannot read weights from {path}: it is corrupt "
+            f"({type(error).__name__}: {error_line(error)})"
+        ) from None
+
+
+def _read_head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
     return path.suffix == ".safetensors" or head[8:9] == b"{"
 
 
-def read_torch_file(path: Path) -> Any:
-    """What torch.save wrote: containers, numbers, texts and tensors; of a TorchScript archive, its tensors by name."""
-    with open(path, "rb") as file:
-        head = file.read(4)
-    is_archive = head == b"PK\3\4"
-    if not is_archive and head[:1] != pickle.PROTO:
-        raise ValueError(f"cannot read weights from {path}: neither torch nor safetensors wrote it")
-    try:
-        value = (_read_archive if is_archive else _read_legacy)(path)
-        return _named_tensors(value) if isinstance(value, ScriptedModule) else value
-    except (
-        OSError,
-        *UNREADABLE,
-    ) as error:  # OSError: an archive's directory can name places before the file's beginning
-        reason = (
-            error_line(error)
-            if isinstance(error, REFUSED)
-            else f"it is damaged ({type(error).__name__}: {error_line(error)})"
+def _check_state_dict(path: Path, weights: Any) -> None:
+    """ValueError for anything but tensors by name, or for a type of number that is not read."""
+    if isinstance(weights, dict) and {"model", "optimizer"} <= weights.keys():
+        raise ValueError(
+            f"{path} is a training state, for --resume_model: "
+            "weights are called pytorch_model.bin.<epoch>"
         )
-        raise ValueError(f"cannot read weights from {path}: {reason}") from None
+    if not (isinstance(weights, dict) and weights):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    for key, value in weights.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise ValueError(f"{path} holds no state dict of tensors")
+        if value.dtype not in DTYPES.values():
+            name = key[:MAX_SHOWN_LENGTH]
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(f"{path}: {name} is of the type {kind}, which is not read here")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -145,59 +137,83 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_archive(path: Path) -> Any:
-    """The newer format, a zip: the pickle, and an entry for each storage."""
+    """torch.save's newer format, a zip: the pickle, and an entry for each storage."""
     size = path.stat().st_size
     with open_zip(path, MAX_ENTRIES) as archive:
-        entries = archive.infolist()
-        inflated = sum(entry.file_size for entry in entries)
-        if inflated > size + MAX_INFLATED_BYTES:
-            raise ValueError(f"its entries would inflate from {size} to {inflated} bytes")
-        pickled = next((entry for entry in entries if entry.filename.endswith("/data.pkl")), None)
-        if pickled is None or pickled.file_size > MAX_PICKLE_BYTES:
-            raise ValueError(
-                "it has no data.pkl"
-                if pickled is None
-                else f"its data.pkl has {pickled.file_size} bytes"
-            )
+        pickled = _pickle_entry(archive, size)
         folder = pickled.filename.removesuffix("data.pkl")
-        order = next((entry for entry in entries if entry.filename == f"{folder}byteorder"), None)
-        if order is not None and (
-            order.file_size > len(b"little") or archive.read(order) != b"little"
-        ):
-            raise ValueError("its byte order is not little-endian: save it anew on a usual machine")
+        _check_byte_order(archive, f"{folder}byteorder")
 
         def open_storage(dtype: torch.dtype, key: str, _: int) -> Storage:
             return Storage.of(read_entry(archive, f"{folder}data/{key}"), dtype)
 
-        return RestrictedUnpickler(CountedReader(archive.read(pickled)), open_storage, size).load()
+        reader = CountedReader(archive.read(pickled))
+        return RestrictedUnpickler(reader, open_storage, size).load()
+
+
+def _pickle_entry(archive: zipfile.ZipFile, size: int) -> zipfile.ZipInfo:
+    """The entry data.pkl of an archive of `size` bytes. ValueError for one that is too large."""
+    entries = archive.infolist()
+    inflated = sum(entry.file_size for entry in entries)
+    if inflated > size + MAX_INFLATED_BYTES:
+        raise ValueError(f"its entries would inflate from {size} to {inflated} bytes")
+    for entry in entries:
+        if entry.filename.endswith("/data.pkl"):
+            if entry.file_size > MAX_PICKLE_BYTES:
+                raise ValueError(f"its data.pkl has {entry.file_size} bytes")
+            return entry
+    raise ValueError("it has no data.pkl")
+
+
+def _check_byte_order(archive: zipfile.ZipFile, name: str) -> None:
+    """ValueError unless the entry says "little"; older archives have no such entry."""
+    for entry in archive.infolist():
+        if entry.filename == name:
+            is_long = entry.file_size > len(b"little")
+            if is_long or archive.read(entry) != b"little":
+                raise ValueError(
+                    "its byte order is not little-endian: save it again on a machine that is"
+                )
+            return
+
+
+class _LegacyStorages:
+    """Storages of the older format: memory when the pickle names them, their bytes afterwards."""
+
+    def __init__(self, file_size: int) -> None:
+        self.budget = file_size
+
+    def open(self, dtype: torch.dtype, _: str, count: int) -> Storage:
+        """A storage of zeros. ValueError where all together exceed the file."""
+        size = count * dtype.itemsize
+        self.budget -= size
+        if self.budget < 0:
+            raise ValueError("its storages would take more bytes than the file has")
+        return Storage.of(bytearray(size), dtype)
 
 
 def _read_legacy(path: Path) -> Any:
-    """The older format: five pickles (magic number, version, system, the value, keys of storages), then the storages' bytes."""
-    size = room = path.stat().st_size
+    """The older format: five pickles, then the storages' bytes.
 
-    def open_storage(dtype: torch.dtype, _: str, count: int) -> Storage:
-        nonlocal room
-        room -= count * dtype.itemsize
-        if room < 0:
-            raise ValueError("its storages would take more bytes than the file has")
-        return Storage.of(bytearray(count * dtype.itemsize), dtype)
-
+    The pickles are a magic number, a version, the system, the value, and the storages' keys.
+    """
+    size = path.stat().st_size
     with open(path, "rb") as file:
         pickles = CountedReader(file.read(MAX_PICKLE_BYTES))
-        unpickler = RestrictedUnpickler(pickles, open_storage, size)
+        unpickler = RestrictedUnpickler(pickles, _LegacyStorages(size).open, size)
         if unpickler.load() != MAGIC or unpickler.load() != PROTOCOL:
             raise ValueError("torch.save did not write it")
-        _, value, keys = (unpickler.load() for _ in range(3))
-        file.seek(pickles.tell())
+        unpickler.load()  # facts of the system
+        value = unpickler.load()
+        keys = unpickler.load()
         if not (isinstance(keys, list) and all(type(key) is str for key in keys)):
             raise ValueError("its storages are named in no known way")
+        file.seek(pickles.tell())
         for key in keys:
             storage = unpickler.storages.pop(key)
             (count,) = struct.unpack("<q", file.read(8))
-            if count != len(storage.values) or file.readinto(storage.content) != len(
-                storage.content
-            ):
+            is_whole = count == len(storage.values)
+            if not is_whole or file.readinto(storage.content) != len(storage.content):
                 raise ValueError("a storage is cut short")
     if unpickler.storages:
         raise ValueError("it lacks the bytes of some storages")
@@ -205,16 +221,18 @@ def _read_legacy(path: Path) -> Any:
 
 
 def _named_tensors(root: ScriptedModule) -> dict[str, Tensor]:
-    """A module's tensors by name, its own before those of modules in it."""
+    """A module's tensors by name, its own before those of the modules inside it."""
+    too_deep = ValueError("its modules are nested too deeply")
     tensors: dict[str, Tensor] = {}
-    modules, room = [("", root)], MAX_ATTRIBUTES
-    for prefix, module in modules:  # which grows meanwhile
-        room -= len(vars(module))
-        if room < 0:
-            raise ValueError("its modules lie in each other without end")
+    modules = [("", root)]
+    budget = MAX_ATTRIBUTES
+    for prefix, module in modules:  # the list grows meanwhile
+        budget -= len(vars(module))
+        if budget < 0:
+            raise too_deep
         for name, value in vars(module).items():
             if len(prefix) + len(name) > MAX_NAME_LENGTH:
-                raise ValueError("its modules lie in each other without end")
+                raise too_deep
             if isinstance(value, Tensor):
                 tensors[prefix + name] = value
             elif isinstance(value, ScriptedModule):

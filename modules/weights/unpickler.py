@@ -16,38 +16,20 @@ import torch
 from torch import Tensor
 
 MAX_INSTRUCTIONS = 1_000_000  # of a file; a training state of ViT-L/14 has some 150,000
-
-
 MAX_TENSORS = 100_000
-
-
-MAX_DEPTH = 100  # containers within each other
-
-
+MAX_DEPTH = 100  # of containers inside each other
 MAX_DIMENSIONS = 16  # of a tensor
-
-
 MAX_ARGUMENTS = 8  # of a call; torch's own has seven
-
-
 # Attributes set on all scripted modules together; one that is set again counts again.
 MAX_ATTRIBUTES = 1_000_000
-
-
-WIDE_ELEMENT_BYTES = 4  # bytes of an element as it is used: numbers of fewer are widened to float32
-
-
-# How many times the file's size its tensors may have together: tied ones share their bytes.
-MAX_SHARING = 8
-
-
-TOO_DEEP = f"its containers lie in each other more than {MAX_DEPTH} deep"
-
-
+WIDE_ELEMENT_BYTES = 4  # of an element in use: smaller types are widened to float32
+MAX_SHARING = 8  # times the file's size is what its tensors may take: tied ones share bytes
 # Whole numbers as keys stay below this: larger ones can be chosen so that all hash alike.
 MAX_INTEGER_KEY = 2**31
-
-
+TOO_DEEP = f"its containers are nested more than {MAX_DEPTH} deep"
+ENDLESS = "its containers contain themselves"
+STRANGE_STORAGE = "a storage is described in no known way"
+STRANGE_TENSOR = "a tensor is described in no known way"
 DTYPES = {
     "HalfStorage": torch.float16,
     "FloatStorage": torch.float32,
@@ -61,8 +43,7 @@ DTYPES = {
     "BoolStorage": torch.bool,
 }
 
-
-# Without those that import by another way, make bytes of any size, or wait for further data.
+# All but those that import in another way, make bytes of any size, or wait for more data.
 OPCODES = (
     pickle.PROTO,
     pickle.STOP,
@@ -109,30 +90,28 @@ class Storage:
 
     @classmethod
     def of(cls, content: bytearray, dtype: torch.dtype) -> "Storage":
-        """The bytes seen as numbers; ValueError where they are no whole number of them."""
+        """The bytes as numbers; ValueError where they are no whole number of elements."""
         values = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return cls(content, values)
 
 
 class ScriptedModule:
-    """Stands for any scripted class: keeps its attributes, has none of its code."""
+    """Stands for any scripted class: it has the attributes, and none of the code."""
 
 
-StorageOpener = Callable[
-    [torch.dtype, str, int], Storage
-]  # type, key and number of elements as told
+# Type, key and number of elements, as the pickle says.
+StorageOpener = Callable[[torch.dtype, str, int], Storage]
 
 
 class CountedReader(io.BytesIO):
-    """A pickle's bytes. Each instruction reads at least once, so reads are limited to
-    MOST_INSTRUCTIONS."""
+    """A pickle's bytes. Each instruction reads at least once, so the reads are counted."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)
         self._left = MAX_INSTRUCTIONS
 
     def read(self, size: int | None = -1) -> bytes:
-        """As BytesIO; UnpicklingError where it is asked too often."""
+        """As BytesIO; UnpicklingError after MAX_INSTRUCTIONS reads."""
         self._left -= 1
         if self._left < 0:
             raise pickle.UnpicklingError(
@@ -144,8 +123,9 @@ class CountedReader(io.BytesIO):
 class RestrictedUnpickler(pickle._Unpickler):
     """Rebuilds containers, numbers, texts and tensors; knows no class that could run anything.
 
-    Its base is Python's own, not the faster one in C, which takes memory for whatever memo number a
-    file names. `load` raises UnpicklingError in words for the user, or one of files.DAMAGED.
+    Its base is Python's own unpickler, not the faster one in C, which takes memory for whatever
+    memo number a file names. `load` raises UnpicklingError with words for the user, or one of
+    `system.files.READ_ERRORS`.
     """
 
     dispatch = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in OPCODES}
@@ -153,20 +133,21 @@ class RestrictedUnpickler(pickle._Unpickler):
     def __init__(self, file: CountedReader, open_storage: StorageOpener, file_size: int) -> None:
         super().__init__(file, encoding="utf-8")
         self.open_storage = open_storage
-        self.room = MAX_SHARING * file_size
+        self.budget = MAX_SHARING * file_size
         self.num_tensors = 0
         self.num_attributes = 0
         self.storages: dict[str, Storage] = {}
-        self._rebuild_tensor = self._rebuild  # one object, to be known again when it is called
+        # A bound method is a new object each time: keep one, to recognise it when it is called.
+        self._rebuild_tensor = self._rebuild
 
     def load(self) -> Any:
-        """The next pickle's value, at most MOST_DEPTH deep."""
+        """The next pickle's value. UnpicklingError where it is nested deeper than MAX_DEPTH."""
         value = super().load()
         _refuse_deep(value)
         return value
 
     def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name; no module is imported."""
+        """Our stand-in for a name; no module is imported."""
         if module.startswith("__torch__"):
             return ScriptedModule
         if module == "torch" and name in DTYPES:
@@ -179,18 +160,16 @@ class RestrictedUnpickler(pickle._Unpickler):
             return _first_argument
         if (module, name) == ("collections", "OrderedDict"):
             return _empty_dict
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong into weights")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weights file")
 
     def persistent_load(self, pid: Any) -> Storage:
         """The storage that a pickle describes as torch.save does."""
-        _refuse_unless(
-            type(pid) is tuple and 5 <= len(pid) <= 6, "a storage is described in no known way"
-        )
+        _refuse_unless(type(pid) is tuple and 5 <= len(pid) <= 6, STRANGE_STORAGE)
         kind, dtype, key, _, count, *views = pid
         is_known = type(kind) is str and kind == "storage" and type(key) is str
         is_known = is_known and isinstance(dtype, torch.dtype) and type(count) is int and count >= 0
         is_known = is_known and all(view is None for view in views)
-        _refuse_unless(is_known, "a storage is described in no known way")
+        _refuse_unless(is_known, STRANGE_STORAGE)
         if key not in self.storages:
             self._count_tensor()
             self.storages[key] = self.open_storage(dtype, key, count)
@@ -223,7 +202,7 @@ class RestrictedUnpickler(pickle._Unpickler):
             function is one for one in (self._rebuild_tensor, _first_argument, _empty_dict)
         )
         _refuse_unless(
-            is_ours, f"a call of a {type(function).__name__} does not belong into weights"
+            is_ours, f"a call of a {type(function).__name__} is not allowed in a weights file"
         )
         is_known = type(arguments) is tuple and len(arguments) <= MAX_ARGUMENTS
         _refuse_unless(is_known, "a call is described in no known way")
@@ -233,12 +212,14 @@ class RestrictedUnpickler(pickle._Unpickler):
         """A scripted module without attributes yet."""
         arguments = self.stack.pop()
         is_module = self.stack[-1] is ScriptedModule and type(arguments) is tuple and not arguments
-        _refuse_unless(is_module, "an object that is no module does not belong into weights")
+        _refuse_unless(is_module, "an object that is no module is not allowed in a weights file")
         self.stack[-1] = ScriptedModule()
 
     def load_build(self) -> None:
-        """Attributes go to scripted modules alone; an OrderedDict's, which are versions of modules,
-        are passed over."""
+        """Only scripted modules get attributes; those of an OrderedDict are ignored.
+
+        (They are version numbers of modules.)
+        """
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, ScriptedModule):
@@ -250,7 +231,7 @@ class RestrictedUnpickler(pickle._Unpickler):
             return
         name = type(target).__name__
         _refuse_unless(
-            isinstance(target, dict), f"a {name} with attributes does not belong into weights"
+            isinstance(target, dict), f"a {name} with attributes is not allowed in a weights file"
         )
 
     dispatch[pickle.SETITEM[0]] = load_setitem
@@ -264,18 +245,21 @@ class RestrictedUnpickler(pickle._Unpickler):
     def _set_items(self, items: list) -> None:
         target = self.stack[-1]
         _refuse_unless(
-            type(target) is dict, f"items of a {type(target).__name__} do not belong into weights"
+            type(target) is dict,
+            f"items of a {type(target).__name__} are not allowed in a weights file",
         )
         for key, value in zip(items[::2], items[1::2], strict=True):
             is_key = type(key) is str or type(key) is int and abs(key) < MAX_INTEGER_KEY
-            _refuse_unless(is_key, f"a {type(key).__name__} as a key does not belong into weights")
+            _refuse_unless(
+                is_key, f"a {type(key).__name__} as a key is not allowed in a weights file"
+            )
             target[key] = value
 
     def _extend(self, values: list) -> None:
         target = self.stack[-1]
         _refuse_unless(
             type(target) is list,
-            f"elements of a {type(target).__name__} do not belong into weights",
+            f"elements of a {type(target).__name__} are not allowed in a weights file",
         )
         target.extend(values)
 
@@ -285,16 +269,17 @@ class RestrictedUnpickler(pickle._Unpickler):
         is_known = isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple
         is_known = is_known and len(size) == len(stride) <= MAX_DIMENSIONS
         is_known = is_known and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
-        _refuse_unless(is_known, "a tensor is described in no known way")
+        _refuse_unless(is_known, STRANGE_TENSOR)
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if count and last >= len(storage.values):
             raise pickle.UnpicklingError(
                 f"a tensor ends at element {last} of a storage of {len(storage.values)}"
             )
-        self.room -= count * max(storage.values.element_size(), WIDE_ELEMENT_BYTES)
+        self.budget -= count * max(storage.values.element_size(), WIDE_ELEMENT_BYTES)
         _refuse_unless(
-            self.room >= 0, f"its tensors would take more than {MAX_SHARING} times the file's size"
+            self.budget >= 0,
+            f"its tensors would take more than {MAX_SHARING} times the file's size",
         )
         self._count_tensor()
         return torch.as_strided(storage.values, size, stride, offset)
@@ -318,16 +303,16 @@ def _empty_dict() -> dict:
 
 
 def _refuse_deep(root: Any) -> None:
-    """UnpicklingError where containers lie in each other more than MOST_DEPTH deep, or without end.
+    """UnpicklingError where containers are nested more than MAX_DEPTH deep, or in a circle.
 
     Each container is walked through once, however often it is shared; no recursion.
     """
-    heights: dict[int, int] = {}  # of containers that have been entered; 1 for one without others
+    heights: dict[int, int] = {}  # of containers that were entered; 1 for one without others
     path: list[tuple[Any, Iterator]] = []  # from the root to where the walk is
     on_path: set[int] = set()
 
     def enter(container: Any) -> None:
-        _refuse_unless(id(container) not in on_path, "its containers lie in each other without end")
+        _refuse_unless(id(container) not in on_path, ENDLESS)
         heights[id(container)] = 1
         path.append((container, _containers_in(container)))
         on_path.add(id(container))
@@ -353,7 +338,7 @@ def _refuse_deep(root: Any) -> None:
 
 
 def _containers_in(container: Any) -> Iterator[Any]:
-    """What lies directly in a container and may hold more."""
+    """What is directly in a container and may contain more."""
     if isinstance(container, ScriptedModule):
         container = vars(container)
     values = container.values() if isinstance(container, dict) else container

@@ -4,10 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dataloaders.images import normalize
 from dataloaders.samples import RetrievalSamples
 from modules.losses import contrastive_loss
-from modules.model.clip import Features
+from modules.model.backbone import Features
 from modules.training.objectives import Objective, Recipe
 
 
@@ -47,10 +46,10 @@ class Contrastive(Objective):
     recipe = Recipe("cosine", betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, patience=None)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        pair = self.model.encode_pairs(normalize(batch["images"]))
+        pair = self.model.encode_pairs(self.model.normalize(batch["images"]))
         text = self.model.encode_text(batch["text_ids"])
         tokens = pair.tokens
-        if hasattr(self.model, "cross"):  # the cosine needs no tokens
+        if self.model.uses_cross_encoder:  # the cosine needs no tokens
             tokens = gather_rows(tokens)
         all_pairs = Features(tokens, gather_rows(pair.pooled))
         similarity = gather_rows(self.model.score_pairs(text, all_pairs))

@@ -3,7 +3,6 @@
 import torch.distributed as dist
 from torch import Tensor
 
-from dataloaders.images import normalize
 from dataloaders.samples import CaptionSamples
 from modules.losses import IGNORED_ID
 from modules.training.objectives import Objective, Recipe
@@ -21,7 +20,7 @@ class CrossEntropy(Objective):
     recipe = Recipe("linear", betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, patience=11)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        pairs = self.model.encode_against_first(normalize(batch["images"]))
+        pairs = self.model.encode_against_first(self.model.normalize(batch["images"]))
         ids = _by_kind(batch["caption_input_ids"])
         mask = _by_kind(batch["caption_mask"])
         target = _by_kind(batch["caption_target_ids"])

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from dataloaders.images import normalize
 from dataloaders.samples import CaptionSamples
 from modules.clip4idc import CLIP4IDC
 from modules.generation.sampling import sample
@@ -38,7 +37,7 @@ class SelfCritical(Objective):
         self.reward = CiderReward(references, data.num_workers)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        tokens = self.model.encode_against_first(normalize(batch["images"])).tokens
+        tokens = self.model.encode_against_first(self.model.normalize(batch["images"])).tokens
         rows = self._sample(tokens.detach()).flatten(0, 1)
         rewards = self._rewards(batch["index"].tolist(), rows)
         weights = _advantages(rewards) / rewards.numel()
