@@ -67,9 +67,7 @@ class ImageFiles:
         return torch.stack([load_image(path, self.resolution) for path in paths])
 
 
-def normalize(
-    images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
-) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """(..., 3, H, W) uint8 → float32, less `mean` and over `std`, by channel; CLIP's by default."""
     shift = torch.tensor(mean, device=images.device)[:, None, None]
     scale = torch.tensor(std, device=images.device)[:, None, None]

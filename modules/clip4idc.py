@@ -188,16 +188,6 @@ class CLIP4IDC(nn.Module):
         states = self.decoder(pair_tokens, ids, mask)[has_target]
         return self.decoder.predictions.loss(states, target_ids[has_target], weights[has_target])
 
-    @property
-    def sot(self) -> int:
-        """The word id that starts a sentence."""
-        return self.vocab_size - 2
-
-    @property
-    def eot(self) -> int:
-        """The word id that ends a sentence."""
-        return self.vocab_size - 1
-
     def start_captions(
         self, pair_tokens: Tensor, max_words: int, per_pair: int = 1
     ) -> DecoderState:

@@ -26,10 +26,11 @@ METRICS = Registry(
     },
     package=__package__,
     group="clip4idc.metrics",
+    members=("names", "rows", "scores"),
 )
 PROTOCOLS = Registry(
     "scoring protocol",
-    {"coco": ".metrics.protocols:COCO"},
+    {"coco": ".metrics.coco:COCO"},
     package=__package__,
     group="clip4idc.protocols",
     members=("tokenize", "metrics"),

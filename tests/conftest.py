@@ -1,6 +1,7 @@
 """Shared fixtures: golden files, a tiny model, tiny drawn datasets, and where the real data lies."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -48,10 +49,21 @@ def _memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("system.runtime.keep_freed_memory", lambda: None)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that tests find out about images or download stays in the user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[None]:
+    """Nothing that tests find out about images or download stays in the user's cache.
+
+    Only METEOR's table, which takes ten seconds to prepare, is shared by sessions of pytest.
+    """
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    meteor = folder / "clip4idc" / "meteor"
+    meteor.parent.mkdir(parents=True)
+    meteor.symlink_to(pytestconfig.cache.mkdir("meteor"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dataloaders.datasets.spot_the_diff import read_annotations
 from dataloaders.find_pairs import find_pairs
 from dataloaders.pairs import ImagePair
 from gt import eval_utils
-from gt.score_files import format_latex, format_report
+from gt.score_files import ScoreReport, SystemReport, format_latex, format_report
 from modules.model.explanation import Caption
 from modules.pipeline.results import _format_rows, print_captions, read_finished
 from modules.report.tables import format_table
@@ -118,23 +118,16 @@ def test_markdown_makes_no_element_and_no_link():
     assert markdown_text("x" * 301) == "x" * 299 + "…"
 
 
-def report(group: str, system: str) -> dict:
+def report(group: str, system: str) -> ScoreReport:
     scores = dict.fromkeys(
         ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"), 0.5
     )
     spans = dict.fromkeys(scores, (0.4, 0.6))
     differences = dict.fromkeys(scores, {"interval": (0.1, 0.2), "p": 0.5})
-    values = {
-        "scores": {"all": scores, group: scores},
-        "intervals": {"all": spans, group: spans},
-        "against_first": {group: differences},
-    }
-    return {
-        "references": "each",
-        "ids": {"all": 2, group: 2},
-        "systems": {system: values},
-        "bootstrap": {},
-    }
+    values = SystemReport(
+        {"all": scores, group: scores}, {"all": spans, group: spans}, {group: differences}
+    )
+    return ScoreReport("gt.json", "each", {"all": 2, group: 2}, {system: values}, {"draws": 100})
 
 
 def test_tables_of_scores_have_a_line_for_each_group():

@@ -1,4 +1,7 @@
-"""A Java that dies, hangs, babbles or is not there: scores that can be had are given, the others are missing, training goes on."""
+"""Java that crashes, hangs, answers nonsense or is absent: what can be scored is, training goes on.
+
+Only the handling of Java is tested, with a stand-in `java`. METEOR is .5 there.
+"""
 
 import json
 import logging
@@ -6,8 +9,10 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +23,43 @@ import CLIP4IDCinference
 from dataloaders.coco_files import coco_ground_truth
 from gt import eval_utils
 from modules.evaluation.judge import CaptionJudge
-from modules.metrics.bootstrap import Statistics, bootstrap, interval, p_value
+from modules.metrics import meteor
+from modules.metrics.bootstrap import bootstrap, interval, p_value
+from modules.metrics.coco import COCO
+from modules.metrics.metric import ScoringContext
 from modules.metrics.ptb import tokenize
-from modules.metrics.scorer import SCORE_NAMES, CaptionScorer
+from modules.metrics.scorer import CaptionScorer
 from modules.training.progress import Progress
 from system import java
 from system.java import JavaError
 from tests.conftest import make_spot
 from tests.runs import words
+from tests.test_scoring import NAMES
 
-# Both programs in their protocols; METEOR is .5. The file `fault` says what goes wrong at the next question, `starts` who started.
-FAKE = """#!{python} -S
+# Both programs with their protocols. The file `fault` says what goes wrong at the next question,
+# `starts` which programs were started.
+STAND_IN = """#!{python} -S
 import os, sys, time
-here = os.path.dirname(os.path.abspath(__file__))
-fault = lambda: open(os.path.join(here, "fault")).read()
-program = "meteor" if "-stdio" in sys.argv else "tokenizer"
-if "-version" in sys.argv:
-    sys.exit()
-with open(os.path.join(here, "starts"), "a") as file:
-    file.write(program + chr(10))
 
-def die():
+here = os.path.dirname(os.path.abspath(__file__))
+program = "meteor" if "-stdio" in sys.argv else "tokenizer"
+
+
+def fault():
+    return open(os.path.join(here, "fault")).read()
+
+
+def starts():
+    return open(os.path.join(here, "starts")).read().split().count(program)
+
+
+def crash():
     sys.stderr.write("Picked up something\\nException in thread main: boom\\n\\tat Line.one\\n")
     sys.stderr.flush()
     os._exit(3)
 
-if program == "tokenizer":
+
+def tokenize():
     lines = sys.stdin.read().lower().split("\\n")[:-1]
     if fault() == "tokenizer loses a line":
         lines = lines[:1] + lines[2:]
@@ -51,15 +67,14 @@ if program == "tokenizer":
     sys.stdout.flush()
     if fault() == "tokenizer hangs":
         time.sleep(60)
-    if fault() == "tokenizer dies" or fault() == "tokenizer dies once" and open(os.path.join(here, "starts")).read().count("tok") == 1:
-        die()
-    sys.exit()
-if fault() == "meteor does not start":
-    die()
-for line in sys.stdin:
+    if fault() == "tokenizer crashes" or fault() == "tokenizer crashes once" and starts() == 1:
+        crash()
+
+
+def answer(line):
     now = fault()
-    if now == "meteor dies" or now == "meteor dies at the second corpus" and line.startswith("EVAL") and line.count("|||") == 1:
-        die()
+    if now == "meteor crashes" or now == "meteor crashes at a score" and line.startswith("EVAL"):
+        crash()
     if now == "meteor is killed":
         os.kill(os.getpid(), 9)
     if now == "meteor hangs":
@@ -67,55 +82,78 @@ for line in sys.stdin:
     if now == "meteor chatters":
         sys.stderr.write("chatter " * 20000)
     if line.startswith("SCORE"):
-        print("Error: no" if now == "meteor loses count" else " ".join(["1.0"] * 23), flush=True)
-    else:
-        print("\\n".join([{{"meteor writes commas": "0,5", "meteor divides by zero": "NaN"}}.get(now, "0.5")] * (line.count("|||") + 1)),
-              flush=True)
+        return "Error: no" if now == "meteor loses count" else " ".join(["1.0"] * 23)
+    score = {{"meteor writes commas": "0,5", "meteor divides by zero": "NaN"}}.get(now, "0.5")
+    return score + "\\n" + score
+
+
+if "-version" in sys.argv:
+    sys.exit()
+with open(os.path.join(here, "starts"), "a") as file:
+    file.write(program + "\\n")
+if program == "tokenizer":
+    tokenize()
+    sys.exit()
+if fault() == "meteor does not start":
+    crash()
+for line in sys.stdin:
+    print(answer(line), flush=True)
 """
-TRUTH = {
+REFERENCES = {
     "1": ["a red cube has gone", "the cube is gone"],
     "2": ["a blue ball appeared"],
     "3": ["nothing has changed"],
 }
 CAPTIONS = {"1": "a red cube is gone", "2": "a ball appeared", "3": "a red cube"}
+SUBSETS = {"first": ["1"], "second": ["2"]}
 
 
-class FakeJava:
+class StandInJava:
     """A `java` on the PATH whose faults a test chooses."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (folder / "java").write_text(FAKE.format(python=sys.executable))
+        (folder / "java").write_text(STAND_IN.format(python=sys.executable))
         (folder / "java").chmod(0o755)
-        self.fault("none")
+        self.set_fault("none")
 
-    def fault(self, fault: str) -> None:
+    def set_fault(self, fault: str) -> None:
         (self.folder / "fault").write_text(fault)
         (self.folder / "starts").write_text("")
 
     def starts(self, program: str) -> int:
-        """How often a program has been started since the fault was chosen."""
+        """How often a program was started since the fault was chosen."""
         return (self.folder / "starts").read_text().split().count(program)
 
 
 @pytest.fixture
-def fake(tmp_path, monkeypatch) -> FakeJava:
+def stand_in(tmp_path, monkeypatch) -> StandInJava:
     folder = tmp_path / "java"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder) + os.pathsep + os.environ["PATH"])
-    return FakeJava(folder)
+    monkeypatch.setattr(meteor, "open_table", lambda path: None)  # nobody reads it
+    return StandInJava(folder)
 
 
 @pytest.fixture(autouse=True)
 def _a_deadlock_is_a_failure():
     def stop(*_):
-        raise AssertionError("two minutes and no end")
+        raise AssertionError("no end after two minutes")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(120)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+def new_scorer() -> CaptionScorer:
+    return CaptionScorer(REFERENCES, COCO)
+
+
+def process_of(scorer: CaptionScorer) -> subprocess.Popen:
+    """METEOR's process."""
+    return scorer.metrics[1].process.process
 
 
 def missing(scores: dict[str, float]) -> list[str]:
@@ -126,192 +164,193 @@ def missing(scores: dict[str, float]) -> list[str]:
     ("fault", "reason"),
     [
         ("meteor does not start", "ended with 3: Exception in thread main: boom"),
-        ("meteor dies", "ended with 3: Exception in thread main: boom"),
+        ("meteor crashes", "ended with 3: Exception in thread main: boom"),
         ("meteor is killed", "ended with -9"),
         ("meteor hangs", "no answer within 1 s"),
-        ("meteor writes commas", "nonsense: .*0,5"),
-        ("meteor loses count", "nonsense: Error: no"),
-        ("meteor divides by zero", "nonsense: nan"),
+        ("meteor writes commas", "malformed: .*0,5"),
+        ("meteor loses count", "malformed: Error: no"),
+        ("meteor divides by zero", "malformed: nan"),
     ],
 )
 def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(
-    fault, reason, fake, caplog, monkeypatch
+    fault, reason, stand_in, caplog, monkeypatch
 ):
-    references = CaptionScorer(TRUTH)
+    scorer = new_scorer()
     if fault != "meteor does not start":
-        assert references.score(CAPTIONS)["all"]["METEOR"] == 0.5
-    fake.fault(fault)
+        assert scorer.scores(CAPTIONS)["all"]["METEOR"] == 0.5
+    stand_in.set_fault(fault)
     monkeypatch.setattr(java, "TIMEOUT", 1 if "hangs" in fault else 60)
-    scores = references.score(CAPTIONS, {"first": ["1"], "second": ["2"]})
+    scores = scorer.scores(CAPTIONS, SUBSETS)
     assert [missing(group) for group in scores.values()] == [["METEOR"]] * 3
-    assert fake.starts("meteor") <= 1, "tried once in an evaluation"
-    warnings = [
-        record.getMessage() for record in caplog.records if record.levelno == logging.WARNING
-    ]
-    assert len(warnings) == 1
-    assert re.search(f"METEOR is missing: .*{reason}", warnings[0])
-    fake.fault("none")
-    sound = references.score(CAPTIONS, {"first": ["1"], "second": ["2"]})
+    assert stand_in.starts("meteor") <= 1, "tried once in an evaluation"
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    (message,) = [record.getMessage() for record in warnings]
+    assert re.search(f"METEOR is missing: .*{reason}", message)
+    stand_in.set_fault("none")
+    sound = scorer.scores(CAPTIONS, SUBSETS)
     for name, group in sound.items():
         assert group == {**scores[name], "METEOR": 0.5}
-    assert fake.starts("meteor") == 1
+    assert stand_in.starts("meteor") == 1
 
 
-def test_a_java_that_is_gone_costs_its_scores_alone(fake, caplog, monkeypatch):
-    references = CaptionScorer(TRUTH)
-    tokens = {key: references.tokens[key][0] for key in TRUTH}
+def test_without_java_the_other_scores_of_tokenised_captions_are_there(
+    stand_in, caplog, monkeypatch
+):
+    scorer = new_scorer()
+    (tokens,) = scorer.tokenize(CAPTIONS)
     monkeypatch.setenv("PATH", "/nowhere")
-    assert missing(references.score_tokens(tokens)["all"]) == ["METEOR"]
+    assert missing(scorer.score_tokens(tokens).scores()["all"]) == ["METEOR"]
     assert "does not start" in caplog.text
-    assert missing(references.score(CAPTIONS)["all"]) == list(SCORE_NAMES)
+    assert missing(scorer.scores(CAPTIONS)["all"]) == NAMES
 
 
-def test_what_meteor_gave_before_it_died_is_kept(fake):
-    references = CaptionScorer(TRUTH)
-    fake.fault("meteor dies at the second corpus")
-    scores = references.score(CAPTIONS, {"one": ["1"], "two": ["1", "2"]})
-    assert {name: missing(group) for name, group in scores.items()} == {
-        "all": [],
-        "one": ["METEOR"],
-        "two": ["METEOR"],
-    }
+def test_scores_before_a_crash_are_kept(stand_in):
+    groups = new_scorer().score(CAPTIONS).groups(SUBSETS)
+    assert groups["all"].scores()["METEOR"] == 0.5
+    stand_in.set_fault("meteor crashes at a score")
+    assert missing(groups["first"].scores()) == ["METEOR"]
+    stand_in.set_fault("none")
+    assert missing(groups["second"].scores()) == ["METEOR"], "not asked again in this evaluation"
+    assert stand_in.starts("meteor") == 0
 
 
-def test_a_process_found_dead_is_started_anew_and_nothing_is_missing(fake, caplog):
-    references = CaptionScorer(TRUTH)
-    before = references.score(CAPTIONS)
-    references.meteor.meteor_p.kill()
-    references.meteor.meteor_p.wait()
-    assert references.score(CAPTIONS) == before
-    assert "has ended since it was last asked" in caplog.text
+def test_a_process_found_dead_is_started_again_and_nothing_is_missing(stand_in, caplog):
+    scorer = new_scorer()
+    before = scorer.scores(CAPTIONS)
+    process_of(scorer).kill()
+    process_of(scorer).wait()
+    assert scorer.scores(CAPTIONS) == before
+    assert "has ended and is started again" in caplog.text
 
 
-def test_complaints_do_not_fill_the_pipe(fake, monkeypatch):
+def test_messages_do_not_fill_the_pipe(stand_in, monkeypatch):
     monkeypatch.setattr(java, "TIMEOUT", 20)
-    fake.fault("meteor chatters")
-    assert CaptionScorer(TRUTH).score(CAPTIONS)["all"]["METEOR"] == 0.5
+    stand_in.set_fault("meteor chatters")
+    assert new_scorer().scores(CAPTIONS)["all"]["METEOR"] == 0.5
 
 
-def test_meteors_process_ends_with_its_references(fake):
-    references = CaptionScorer(TRUTH)
-    references.score(CAPTIONS)
-    process = references.meteor.meteor_p
-    del references
+def test_meteors_process_ends_with_its_scorer(stand_in):
+    scorer = new_scorer()
+    scorer.scores(CAPTIONS)
+    process = process_of(scorer)
+    assert process.poll() is None
+    del scorer
     assert process.poll() is not None
 
 
-def test_a_failure_leaves_no_lock_that_the_end_would_wait_for(fake):
-    references = CaptionScorer(TRUTH)
-    fake.fault("meteor dies")
-    references.score(CAPTIONS)
-    end = threading.Thread(target=references.meteor.__del__, daemon=True)
+def test_after_a_failure_the_end_waits_for_nothing(stand_in):
+    scorer = new_scorer()
+    stand_in.set_fault("meteor crashes")
+    scorer.scores(CAPTIONS)
+    end = threading.Thread(target=scorer.metrics[1].process.__del__, daemon=True)
     end.start()
     end.join(10)
     assert not end.is_alive()
 
 
-def test_a_tokeniser_that_dies_once_is_run_again(fake, capfd):
-    fake.fault("tokenizer dies once")
-    assert tokenize(TRUTH)["1"] == TRUTH["1"]
-    assert fake.starts("tokenizer") == 2
+def test_another_collector_is_not_asked_for_where_the_user_chose_one(stand_in, monkeypatch):
+    """Java refuses to start with two of them."""
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:+UseG1GC")
+    chosen = new_scorer()
+    chosen.scores(CAPTIONS)
+    assert meteor.COLLECTOR not in process_of(chosen).args
+    monkeypatch.delenv("JAVA_TOOL_OPTIONS")
+    free = new_scorer()
+    free.scores(CAPTIONS)
+    assert meteor.COLLECTOR in process_of(free).args
+
+
+def test_a_tokeniser_that_crashes_once_is_run_again(stand_in, capfd):
+    stand_in.set_fault("tokenizer crashes once")
+    assert tokenize(REFERENCES)["1"] == REFERENCES["1"]
+    assert stand_in.starts("tokenizer") == 2
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("tokenizer dies", "ended with 3 after 4 of 4 captions: Exception in thread main: boom"),
-        ("tokenizer hangs", "timed out after 0.3 s"),
+        ("tokenizer crashes", "ended with 3 after 4 of 4 captions: Exception in thread main: boom"),
+        ("tokenizer hangs", "does not run: .* timed out after 0.3 s"),
         ("tokenizer loses a line", "ended with 0 after 3 of 4 captions"),
     ],
 )
-def test_without_tokens_all_scores_are_missing(fault, reason, fake, caplog, monkeypatch):
-    references = CaptionScorer(TRUTH)
-    fake.fault(fault)
+def test_without_tokens_all_scores_are_missing(fault, reason, stand_in, caplog, monkeypatch):
+    stand_in.set_fault(fault)
     monkeypatch.setattr(java, "TIMEOUT", 0.3 if "hangs" in fault else 60)
     with pytest.raises(JavaError, match=reason):
-        tokenize(TRUTH)
-    assert fake.starts("tokenizer") == 2
-    scores = references.score(CAPTIONS, {"first": ["1"], "absent": ["9"]})
-    assert {name: missing(group) for name, group in scores.items()} == {
-        "all": list(SCORE_NAMES),
-        "first": list(SCORE_NAMES),
-    }
-    assert (
-        f"all caption scores are missing: the PTB tokeniser {'does not run' if 'hangs' in fault else 'ended'}"
-        in caplog.text
+        tokenize(REFERENCES)
+    assert stand_in.starts("tokenizer") == 2
+    scorer = new_scorer()
+    scored = scorer.score(CAPTIONS)
+    scores = scored.scores({"first": ["1"], "absent": ["9"]})
+    assert {name: missing(group) for name, group in scores.items()} == dict.fromkeys(
+        ("all", "first"), NAMES
     )
-    assert all(map(math.isnan, references.cider_by_id(CAPTIONS).values()))
-    fake.fault("none")
-    assert not missing(references.score(CAPTIONS)["all"]), (
-        "the ground truth is tokenised when it can be"
-    )
+    assert "all caption scores are missing: the PTB tokeniser" in caplog.text
+    assert all(map(math.isnan, scored.whole.scores_by_id("CIDEr").values()))
+    stand_in.set_fault("none")
+    assert not missing(scorer.scores(CAPTIONS)["all"]), "references are tokenised when possible"
 
 
-def test_baselines_are_scored_again_where_they_are_missing(fake, caplog):
-    judge = CaptionJudge(TRUTH, ["a red cube", "nothing has changed"])
-    fake.fault("tokenizer dies")
+def test_missing_baselines_are_scored_again(stand_in, caplog):
+    context = ScoringContext(train_captions=["a red cube", "nothing has changed"])
+    judge = CaptionJudge(REFERENCES, context)
+    stand_in.set_fault("tokenizer crashes")
     judge.score(CAPTIONS)
     assert judge.baselines == []
     assert "the baselines are missing" in caplog.text
-    fake.fault("meteor dies")
+    stand_in.set_fault("meteor crashes")
     judge.score(CAPTIONS)
     assert [missing(scores) for _, scores in judge.baselines] == [["METEOR"]] * 2
-    fake.fault("none")
+    assert stand_in.starts("meteor") == 1, "for captions and baselines together"
+    stand_in.set_fault("none")
     judge.score(CAPTIONS)
     assert [missing(scores) for _, scores in judge.baselines] == [[]] * 2
+    assert stand_in.starts("meteor") == stand_in.starts("tokenizer") == 1
 
 
 def test_a_missing_score_is_neither_the_best_nor_an_epoch_without_a_better_one():
     progress = Progress()
-    assert [progress.record_score(score) for score in (math.nan, 0.5, math.nan, 0.4)] == [
-        False,
-        True,
-        False,
-        False,
-    ]
+    is_best = [progress.record_score(score) for score in (math.nan, 0.5, math.nan, 0.4)]
+    assert is_best == [False, True, False, False]
     assert progress == Progress(epoch=4, best_score=0.5, best_epoch=1, epochs_without=1)
 
 
 def strict_json(path: Path) -> dict:
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def train(tmp_path: Path, sizes: Path, epochs: int, at_scoring) -> tuple[Path, str]:
-    """A tiny run of stage 2 that calls `at_scoring(number, folder)` where the captions of its evaluations come to be scored."""
-    spot, run, calls = (
-        make_spot(tmp_path / "spot", {"train": 8, "val": 1, "test": 5}),
-        tmp_path / "run",
-        [],
-    )
-    judged = CaptionJudge.score
+def train(
+    folder: Path, sizes: Path, epochs: int, before_scoring: Callable[[int, Path], None]
+) -> tuple[Path, str]:
+    """A tiny finetuning; `before_scoring(number, run's folder)` is called in each evaluation.
+
+    Returns the run's folder and its log.
+    """
+    spot = make_spot(folder / "spot", {"train": 8, "val": 1, "test": 5})
+    run, judge_score, calls = folder / "run", CaptionJudge.score, []
 
     def score(judge, captions):
         calls.append(captions)
-        at_scoring(len(calls) - 1, run)
-        return judged(judge, captions)
+        before_scoring(len(calls) - 1, run)
+        return judge_score(judge, captions)
 
+    options = words(spot, run, sizes, "caption", "--do_train", "--epochs", str(epochs))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CaptionJudge, "score", score)
-        assert (
-            CLIP4IDCinference.main(
-                words(spot, run, sizes, "caption", "--do_train", "--epochs", str(epochs))
-            )
-            == 0
-        )
+        assert CLIP4IDCinference.main(options) == 0
     return run, (run / "log.txt").read_text()
 
 
-def test_training_goes_on_without_meteor_and_has_it_again(fake, tiny_sizes, tmp_path):
-    run, log = train(
-        tmp_path,
-        tiny_sizes,
-        2,
-        lambda number, _: fake.fault("none" if number else "meteor is killed"),
-    )
+def test_training_goes_on_without_meteor_and_has_it_again(stand_in, tiny_sizes, tmp_path):
+    def before_scoring(number: int, _: Path) -> None:
+        stand_in.set_fault("none" if number else "meteor is killed")
+
+    run, log = train(tmp_path, tiny_sizes, 2, before_scoring)
     history = pd.read_csv(run / "history.csv")
     assert history["METEOR"].isna().tolist() == [True, False]
     assert not history.drop(columns="METEOR").isna().any(axis=None)
@@ -320,23 +359,21 @@ def test_training_goes_on_without_meteor_and_has_it_again(fake, tiny_sizes, tmp_
     assert strict_json(run / "metrics.json")["METEOR"] == 0.5
 
 
-def test_training_goes_on_without_any_score(fake, tiny_sizes, tmp_path):
-    """In the first epoch and at last; the second epoch scores and so is the best."""
+def test_training_goes_on_without_any_score(stand_in, tiny_sizes, tmp_path):
+    """In the first epoch and at the end; the second epoch has scores and so is the best."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run, log = train(
-        tmp_path,
-        tiny_sizes,
-        3,
-        lambda number, _: fake.fault("none" if number in (1, 2) else "tokenizer dies"),
-    )
+    def before_scoring(number: int, _: Path) -> None:
+        stand_in.set_fault("none" if number in (1, 2) else "tokenizer crashes")
+
+    run, log = train(tmp_path, tiny_sizes, 3, before_scoring)
     history = pd.read_csv(run / "history.csv")
     assert history["CIDEr"].isna().tolist() == [True, False, False]
     assert not history["loss"].isna().any()
     assert "epoch 0: not judged, because the score that chooses the epoch is missing" in log
     assert (run / "pytorch_model.bin.best").resolve().name != "pytorch_model.bin.0"
     metrics = strict_json(run / "metrics.json")
-    assert [metrics[name] for name in SCORE_NAMES] == [None] * 7
+    assert [metrics[name] for name in NAMES] == [None] * 7
     page = (run / "report.html").read_text()
     assert page.count("<td>missing</td>") == 7
     assert "CIDEr missing" in page
@@ -347,75 +384,60 @@ def test_training_goes_on_without_any_score(fake, tiny_sizes, tmp_path):
     assert [len(board.Scalars(f"epoch/{name}")) for name in ("loss", "CIDEr")] == [3, 2]
 
 
-def test_captions_are_on_the_disk_before_they_are_scored(fake, tiny_sizes, tmp_path, monkeypatch):
-    synced, sync = [], os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: (synced.append(os.fstat(handle).st_ino), sync(handle))
-    )
+def test_captions_are_on_the_disk_before_they_are_scored(
+    stand_in, tiny_sizes, tmp_path, monkeypatch
+):
+    synced, fsync = [], os.fsync
 
-    def look(number: int, run: Path) -> None:
+    def record(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    seen: list[int] = []
+
+    def before_scoring(number: int, run: Path) -> None:
         file = run / f"hyp_ep_{('0', 'eval')[number]}.json"
         assert len(json.loads(file.read_text())) == 5
         assert file.stat().st_ino in synced
         seen.append(number)
 
-    seen: list[int] = []
-    train(tmp_path, tiny_sizes, 1, look)
+    monkeypatch.setattr(os, "fsync", record)
+    train(tmp_path, tiny_sizes, 1, before_scoring)
     assert seen == [0, 1]
 
 
-def test_files_are_scored_without_meteor(fake, tmp_path, capsys):
-    """Table, JSON and LaTeX say that it is missing, and give what is there with its intervals."""
-    (tmp_path / "gt.json").write_text(json.dumps(coco_ground_truth(TRUTH.items())))
+def test_files_are_scored_without_meteor(stand_in, tmp_path, capsys):
+    """Table, JSON and LaTeX say that it is missing, and show the rest with its intervals."""
+    paths = {name: tmp_path / f"{name}.json" for name in ("gt", "one", "two", "out")}
+    paths["gt"].write_text(json.dumps(coco_ground_truth(REFERENCES.items())))
     for name, captions in (("one", CAPTIONS), ("two", dict.fromkeys(CAPTIONS, "a red cube"))):
-        (tmp_path / f"{name}.json").write_text(
-            json.dumps([{"image_id": key, "caption": text} for key, text in captions.items()])
-        )
-    fake.fault("meteor dies")
+        rows = [{"image_id": key, "caption": text} for key, text in captions.items()]
+        paths[name].write_text(json.dumps(rows))
+    results = ["--results", str(paths["one"]), str(paths["two"]), "--bootstrap", "100"]
+    options = ["score", "--gt", str(paths["gt"]), *results, "--output", str(paths["out"])]
+    stand_in.set_fault("meteor crashes")
     printed = {}
     for form in ("table", "json", "latex"):
-        assert (
-            eval_utils.main(
-                [
-                    "score",
-                    "--gt",
-                    str(tmp_path / "gt.json"),
-                    "--results",
-                    str(tmp_path / "one.json"),
-                    str(tmp_path / "two.json"),
-                    "--bootstrap",
-                    "100",
-                    "--format",
-                    form,
-                    "--output",
-                    str(tmp_path / "out.json"),
-                ]
-            )
-            == 0
-        )
+        assert eval_utils.main([*options, "--format", form]) == 0
         printed[form] = capsys.readouterr().out
-    assert (
-        printed["table"].count("missing") == 2 + 2 + 2
-    )  # scores, intervals, the difference's interval and p
+    # Two systems' scores and intervals, the difference's interval and its p.
+    assert printed["table"].count("missing") == 2 + 2 + 2
     assert printed["latex"].count("& missing &") == 2
     assert not any("nan" in text.lower() for text in printed.values())
-    report = strict_json(tmp_path / "out.json")
+    report = strict_json(paths["out"])
     assert report == json.loads(printed["json"])
-    two = report["systems"][str(tmp_path / "two.json")]
+    two = report["systems"][str(paths["two"])]
     assert two["scores"]["all"]["METEOR"] is None
     assert two["intervals"]["all"]["METEOR"] == [None, None]
     assert two["against_first"]["all"]["METEOR"] == {"interval": [None, None], "p": None}
     assert two["intervals"]["all"]["CIDEr"][1] > 0
 
 
-def test_a_meteor_that_dies_among_the_draws_has_no_interval(fake):
-    references = CaptionScorer(TRUTH)
-    statistics = Statistics.of(
-        references, {key: texts[0] for key, texts in references.tokens.items()}
-    )
-    fake.fault("meteor dies")
-    drawn = bootstrap([statistics], 100, seed=0)[0]
-    assert fake.starts("meteor") == 0, "it is not asked again at each draw"
+def test_a_meteor_that_crashes_during_the_draws_has_no_interval(stand_in):
+    whole = new_scorer().score({key: texts[0] for key, texts in REFERENCES.items()}).whole
+    stand_in.set_fault("meteor crashes")
+    drawn = bootstrap([whole], 100, seed=0)[0]
+    assert stand_in.starts("meteor") == 0, "it is not asked again at each draw"
     assert np.isnan(interval(drawn["METEOR"])).all()
     assert math.isnan(p_value(drawn["METEOR"]))
     assert not np.isnan(interval(drawn["CIDEr"])).any()

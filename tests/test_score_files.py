@@ -1,196 +1,191 @@
-"""`gt/eval_utils.py score`: the same scores as the evaluation's, intervals that hold what they promise, comparisons, refusals."""
+"""`gt/eval_utils.py score`: the evaluation's scores, sound intervals, comparisons, refusals."""
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dataloaders.coco_files import coco_ground_truth
-from gt import eval_utils
+from gt import eval_utils, score_files
 from gt.score_files import read_subsets
-from modules.metrics.bootstrap import Statistics, bootstrap, interval, p_value
-from modules.metrics.ptb import tokenize
-from modules.metrics.scorer import SCORE_NAMES, CaptionScorer
+from modules.metrics.bootstrap import bootstrap, interval, p_value
+from modules.metrics.coco import COCO
+from modules.metrics.scorer import CaptionScorer, ScoredCaptions
 from system.java import ensure_java
-from tests.test_scoring import sentences
+from tests.test_scoring import NAMES, sentences
 
 
 @pytest.fixture(scope="module")
-def scored() -> tuple[CaptionScorer, dict[str, str], dict[str, str]]:
-    """References of 80 pairs, a system that often copies one, and one that does so less often."""
+def systems() -> list[ScoredCaptions]:
+    """A system that often copies a reference, and one that does so less often, of 80 pairs."""
     ensure_java()
-    draw = random.Random(1)
-    truth = {str(n): sentences(draw, draw.randint(1, 4)) for n in range(80)}
-    good, poor = (
-        {
-            key: draw.choice(texts) if draw.random() < share else sentences(draw, 1)[0]
-            for key, texts in truth.items()
-        }
-        for share in (0.6, 0.2)
-    )
-    references = CaptionScorer(truth)
-    tokens = [
-        {
-            key: texts[0]
-            for key, texts in tokenize({key: [text] for key, text in system.items()}).items()
-        }
-        for system in (good, poor)
-    ]
-    return references, *tokens
+    source = random.Random(1)
+    references = {str(n): sentences(source, source.randint(1, 4)) for n in range(80)}
+    captions = []
+    for share in (0.6, 0.2):
+        captions.append(partly_copied(references, share, source))
+    scorer = CaptionScorer(references, COCO)
+    return [scorer.score_tokens(tokens) for tokens in scorer.tokenize(*captions)]
 
 
-def test_sums_over_pairs_give_the_metrics_own_scores(scored):
-    references, good, _ = scored
-    statistics = Statistics.of(references, good)
-    assert statistics.scores(np.ones(80)) == pytest.approx(
-        references.score_tokens(good)["all"], abs=1e-9
-    )
+def partly_copied(
+    references: dict[str, list[str]], share: float, source: random.Random
+) -> dict[str, str]:
+    """Captions of which that share are references."""
+    captions = {}
+    for key, texts in references.items():
+        copied = source.choice(texts) if source.random() < share else None
+        captions[key] = copied or sentences(source, 1)[0]
+    return captions
+
+
+def test_weighted_sums_of_rows_give_the_scores_of_those_captions(systems):
+    good, _ = systems
+    whole = good.groups()["all"]
+    assert whole.scores(np.ones(80)) == pytest.approx(whole.scores(), abs=1e-9)
     half = [str(n) for n in range(0, 80, 2)]
-    ours = statistics.scores(np.array([float(key in half) for key in good]))
-    theirs = references.score_tokens({key: good[key] for key in half})["all"]
-    for name in set(SCORE_NAMES) - {"CIDEr"}:  # whose document frequencies stay those of all
-        assert ours[name] == pytest.approx(theirs[name], abs=1e-9), name
-    copied = {key: texts[0] for key, texts in references.tokens.items()}
-    perfect = Statistics.of(references, copied)
-    assert perfect.scores(np.ones(80)) == pytest.approx(
-        references.score_tokens(copied)["all"], abs=1e-9
-    )
+    weights = np.array([float(key in half) for key in whole.ids])
+    weighted, alone = whole.scores(weights), good.scores({"half": half})["half"]
+    for name in set(NAMES) - {"CIDEr"}:  # whose document frequencies stay those of all
+        assert weighted[name] == pytest.approx(alone[name], abs=1e-9), name
+    assert weighted["CIDEr"] != pytest.approx(alone["CIDEr"], abs=1e-3)
 
 
-def test_draws_are_seeded_and_shared(scored):
-    references, good, poor = scored
-    systems = [Statistics.of(references, tokens) for tokens in (good, poor, good)]
-    first, second, same = bootstrap(systems, 200, seed=3)
-    assert all(np.array_equal(first[name], same[name]) for name in SCORE_NAMES), (
-        "the same system on the same draws"
-    )
-    again = bootstrap(systems[:1], 200, seed=3)[0]
-    assert all(np.array_equal(first[name], again[name]) for name in SCORE_NAMES)
-    assert not np.array_equal(first["CIDEr"], bootstrap(systems[:1], 200, seed=4)[0]["CIDEr"])
+def test_copied_references_are_perfect_in_every_draw(systems):
+    scorer = systems[0].scorer
+    copied = {key: texts[0] for key, texts in scorer.reference_tokens.items()}
+    drawn = bootstrap([scorer.score_tokens(copied).groups()["all"]], 20, seed=0)[0]
+    assert drawn["Bleu_4"] == pytest.approx(np.ones(20), abs=1e-6)
+    assert drawn["METEOR"] == pytest.approx(np.ones(20))
+    assert drawn["ROUGE_L"] == pytest.approx(np.ones(20))
+
+
+def test_draws_are_seeded_and_shared(systems):
+    good, poor = (system.groups()["all"] for system in systems)
+    first, second, same = bootstrap([good, poor, good], 200, seed=3)
+    again, other = bootstrap([good], 200, seed=3)[0], bootstrap([good], 200, seed=4)[0]
+    for name in NAMES:
+        assert np.array_equal(first[name], same[name]), "the same system on the same draws"
+        assert np.array_equal(first[name], again[name])
+        assert not np.array_equal(first[name], other[name])
     assert p_value(first["CIDEr"] - second["CIDEr"]) < 0.05
     assert p_value(first["CIDEr"] - same["CIDEr"]) == 1
+    one = systems[0].scorer.score_tokens({"1": "a cube"}).groups()["all"]
     with pytest.raises(ValueError, match="different pairs"):
-        bootstrap([systems[0], Statistics.of(references, {"1": "a cube"})], 1, 0)
+        bootstrap([good, one], 1, 0)
 
 
-def test_the_interval_of_a_mean_is_that_of_theory(scored):
+def test_the_interval_of_a_mean_is_that_of_theory(systems):
     """ROUGE-L is a mean: its bootstrap spread is the standard error."""
-    references, good, _ = scored
-    statistics = Statistics.of(references, good)
-    drawn = bootstrap([statistics], 2000, seed=0)[0]["ROUGE_L"]
-    assert drawn.std() == pytest.approx(statistics.means[:, 0].std() / 80**0.5, rel=0.1)
+    whole = systems[0].groups()["all"]
+    drawn = bootstrap([whole], 2000, seed=0)[0]["ROUGE_L"]
+    deviation = np.std(list(whole.scores_by_id("ROUGE_L").values()))
+    assert drawn.std() == pytest.approx(deviation / 80**0.5, rel=0.1)
     low, high = interval(drawn)
     assert high - low == pytest.approx(2 * 1.96 * drawn.std(), rel=0.1)
 
 
+def test_differences_of_rounding_errors_are_none():
+    assert p_value(np.full(100, 1e-17)) == 1
+
+
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path) -> Path:
     """Ground truth and two result files in CLEVR-Change's naming, and types of the changes."""
-    draw = random.Random(2)
-    truth = {f"{n:06d}.png{kind}": sentences(draw, 3) for kind in ("", "_n") for n in range(12)}
-    (tmp_path / "gt.json").write_text(json.dumps(coco_ground_truth(truth.items())))
+    source = random.Random(2)
+    ids = [f"{n:06d}.png" for n in range(12)]
+    references = {key: sentences(source, 3) for key in [*ids, *(f"{key}_n" for key in ids)]}
+    write(tmp_path / "gt.json", coco_ground_truth(references.items()))
     for name, share in (("good", 0.7), ("poor", 0.1)):
-        rows = [
-            {
-                "image_id": key,
-                "caption": draw.choice(texts) if draw.random() < share else sentences(draw, 1)[0],
-            }
-            for key, texts in truth.items()
-        ]
-        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
-    (tmp_path / "types.json").write_text(
-        json.dumps(
-            {
-                "add": [f"{n:06d}.png" for n in range(6)],
-                "drop": [f"{n:06d}.png" for n in range(6, 12)],
-                "never": ["999999.png"],
-            }
-        )
-    )
+        captions = partly_copied(references, share, source)
+        rows = [{"image_id": key, "caption": text} for key, text in captions.items()]
+        write(tmp_path / f"{name}.json", rows)
+    write(tmp_path / "types.json", {"add": ids[:6], "drop": ids[6:], "never": ["999999.png"]})
     return tmp_path
 
 
-def score(files, *words: str) -> int:
+def write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
+
+
+def read(path: Path):
+    return json.loads(path.read_text())
+
+
+def score(files: Path, *words: object) -> int:
     return eval_utils.main(["score", "--gt", str(files / "gt.json"), *map(str, words)])
 
 
-def test_table_json_and_latex_say_the_same(files, capfd):
-    words = [
-        "--results",
-        files / "good.json",
-        files / "poor.json",
-        "--type_mapping",
-        files / "types.json",
-        "--bootstrap",
-        "100",
-    ]
+def test_table_json_and_latex_say_the_same(files, capfd, monkeypatch):
+    """All three of one report, which is computed once."""
+    reports, compute = [], score_files.score_files
+
+    def once(args):
+        reports[:] = reports or [compute(args)]
+        return reports[0]
+
+    monkeypatch.setattr(score_files, "score_files", once)
+    both = ["--results", files / "good.json", files / "poor.json"]
+    words = [*both, "--type_mapping", files / "types.json", "--bootstrap", "100"]
     assert score(files, *words, "--format", "json", "--output", files / "out.json") == 0
-    report = json.loads((files / "out.json").read_text())
-    assert "24 of the 24" not in capfd.readouterr().err
+    printed = capfd.readouterr()
+    report = read(files / "out.json")
+    assert report == json.loads(printed.out)
+    assert "24 of the 24" not in printed.err
     assert report["ids"] == {"all": 24, "change": 12, "distractor": 12, "add": 6, "drop": 6}
+    assert report["bootstrap"] == {"draws": 100, "seed": 0, "level": 0.95}
     good, poor = report["systems"].values()
-    assert list(good["scores"]) == list(report["ids"])
     for system in (good, poor):
-        for group, scores in system["scores"].items():
-            for name, value in scores.items():
-                low, high = system["intervals"][group][name]
-                assert low - 1e-9 <= high
-                if group == "all":
-                    assert low - 0.2 * value <= value <= high + 0.2 * value
+        check_intervals(system, list(report["ids"]))
     assert "against_first" not in good
     assert poor["against_first"]["all"]["CIDEr"]["interval"][1] < 0
-    capfd.readouterr()
     assert score(files, *words) == 0
     table = capfd.readouterr().out
-    assert (
-        "fewer than 30 pairs, whose intervals say little: all, change, distractor, add, drop"
-        in table
-    )
+    few = "fewer than 30 pairs, whose intervals say little: all, change, distractor, add, drop"
+    assert few in table
     assert f"{good['scores']['add']['CIDEr']:.4f}" in table
     assert score(files, *words, "--format", "latex") == 0
     assert f"{100 * good['scores']['add']['CIDEr']:.1f}" in capfd.readouterr().out
 
 
-def test_pairs_without_a_caption_are_told(files, capfd):
-    rows = json.loads((files / "good.json").read_text())
-    (files / "fewer.json").write_text(json.dumps(rows[:-2]))
+def check_intervals(system: dict, groups: list[str]) -> None:
+    """There is one for each score, and those of all captions lie around it."""
+    assert list(system["scores"]) == list(system["intervals"]) == groups
+    for group, scores in system["scores"].items():
+        assert list(scores) == list(system["intervals"][group]) == NAMES
+        for low, high in system["intervals"][group].values():
+            assert low - 1e-9 <= high
+    for name, value in system["scores"]["all"].items():
+        low, high = system["intervals"]["all"][name]
+        assert low - 0.2 * value <= value <= high + 0.2 * value
+
+
+def test_only_captioned_pairs_are_scored_and_their_number_is_said(files, capfd):
+    write(files / "fewer.json", read(files / "good.json")[:-2])
     assert score(files, "--results", files / "fewer.json") == 0
-    assert (
-        f"22 of the 24 ids of {files / 'gt.json'} are captioned and scored"
-        in capfd.readouterr().err
-    )
-    for draws in ("1", "-1"):
-        with pytest.raises(SystemExit, match="2"):
-            score(files, "--results", files / "good.json", "--bootstrap", draws)
+    said = f"22 of the 24 ids of {files / 'gt.json'} are captioned and scored"
+    assert said in capfd.readouterr().err
 
 
-def test_differences_in_the_last_digits_are_none():
-    assert p_value(np.full(100, 1e-17)) == 1
+@pytest.mark.parametrize("draws", ["1", "-1"])
+def test_too_few_draws_are_refused(draws, files):
+    with pytest.raises(SystemExit, match="2"):
+        score(files, "--results", files / "good.json", "--bootstrap", draws)
 
 
-def test_joined_references_are_one_sentence(files, capfd):
-    scores = {}
+def test_joined_references_are_one_sentence(files):
+    values = {}
     for way in ("each", "joined"):
-        assert (
-            score(
-                files,
-                "--results",
-                files / "good.json",
-                "--references",
-                way,
-                "--output",
-                files / f"{way}.json",
-            )
-            == 0
-        )
-        scores[way] = json.loads((files / f"{way}.json").read_text())
-    assert scores["each"]["references"] != scores["joined"]["references"]
-    values = [
-        next(iter(scores[way]["systems"].values()))["scores"]["all"]["ROUGE_L"]
-        for way in ("each", "joined")
-    ]
-    assert values[0] > values[1]
+        output = files / f"{way}.json"
+        words = ["--results", files / "good.json", "--references", way, "--output", output]
+        assert score(files, *words) == 0
+        report = read(output)
+        (system,) = report["systems"].values()
+        values[report["references"]] = system["scores"]["all"]["ROUGE_L"]
+    each, joined = values.values()
+    assert each > joined
 
 
 @pytest.mark.parametrize(
@@ -206,18 +201,19 @@ def test_joined_references_are_one_sentence(files, capfd):
 )
 def test_wrong_result_files_are_one_line(content, message, files, capsys):
     (files / "wrong.json").write_text(content)
-    with pytest.raises(SystemExit) as exit_:
+    with pytest.raises(SystemExit, match="2"):
         score(files, "--results", files / "wrong.json")
-    assert exit_.value.code == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_other_ids_and_other_types_are_refused(files, capsys):
-    rows = json.loads((files / "good.json").read_text())
-    (files / "fewer.json").write_text(json.dumps(rows[:-1]))
-    with pytest.raises(SystemExit):
+def test_files_with_other_ids_are_refused(files, capsys):
+    write(files / "fewer.json", read(files / "good.json")[:-1])
+    with pytest.raises(SystemExit, match="2"):
         score(files, "--results", files / "good.json", files / "fewer.json")
     assert "other ids" in capsys.readouterr().err
+
+
+def test_types_of_other_ids_are_refused(files):
     with pytest.raises(ValueError, match="none of the captioned ids"):
         read_subsets(files / "types.json", ["1.png"])
     assert read_subsets(None, ["1.png", "2.png"]) == {}

@@ -15,7 +15,8 @@ import CLIP4IDCinference
 import main_task_retrieval
 from gt import eval_utils
 from modules.metrics import ptb
-from modules.metrics.meteor import MeteorProcess
+from modules.metrics.meteor import Meteor
+from modules.metrics.metric import MeanMetric
 from modules.predictor import Predictor
 from modules.weights.sources import random_clip, read_sizes
 from preprocess import convert_weights, download, export_model, reformat_dataset
@@ -70,10 +71,10 @@ def is_clean(folder: Path, *texts: str) -> bool:
 def test_both_stages_prediction_scoring_conversion_and_export_keep_no_password(
     tmp_path, tiny_sizes, capsys, monkeypatch
 ):
-    monkeypatch.setattr(
-        MeteorProcess, "compute_score", lambda *_: (0.5, [0.5] * 9)
-    )  # Java's starts take long, and know no address
-    monkeypatch.setattr(ptb, "_tokenize_lines", lambda lines: [line.lower() for line in lines])
+    # Java takes long to start, and knows no address.
+    monkeypatch.setattr(Meteor, "rows", lambda self, references, captions: [[0.5]] * len(captions))
+    monkeypatch.setattr(Meteor, "scores", MeanMetric.scores)
+    monkeypatch.setattr(ptb, "tokenize_lines", lambda lines: [line.lower() for line in lines])
     torch.manual_seed(0)
     torch.save(random_clip(read_sizes(tiny_sizes)), tmp_path / "clip.bin")
     data, work = make_spot(tmp_path / "data", {"train": 4, "val": 2, "test": 3}), tmp_path / "work"

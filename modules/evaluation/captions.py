@@ -29,7 +29,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class CaptionEvaluator:
-    """Captions every pair, writes the captions, scores them on the main process; CIDEr chooses."""
+    """Captions every pair, writes the captions, scores them on the main process.
+
+    The judge's `selection`, which is CIDEr for published datasets, chooses the best epoch.
+    """
 
     pairs: Sequence[ImagePair]
     loader: Batches  # this process' share of the pairs' images, in file order
@@ -44,14 +47,14 @@ class CaptionEvaluator:
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
-        """CIDEr and all scores of all captions, which go into hyp_ep_<label>.json."""
+        """The selecting score and all scores of all captions, which go into hyp_ep_<label>.json."""
         self.captions = generate_captions(
             model, self.pairs, self.loader, self.max_words, self.decoding, self.runtime
         )
         if self.runtime.is_main:
             log.info("captions in %s", write_results(self.run.folder, label, self.captions))
         self.scores = self.runtime.on_main(lambda: self.judge.score(self.captions))
-        return self.scores["all"]["CIDEr"], self.scores["all"]
+        return self.scores["all"][self.judge.selection], self.scores["all"]
 
     def sample_pictures(self) -> Image.Image:
         """Some pairs of the latest evaluation, with the caption and a reference of each."""
@@ -71,7 +74,7 @@ class CaptionEvaluator:
             write_references(self.run.folder, self.judge.references, self.judge.subsets)
         counts = (
             f"{len(self.pairs)} pairs of the {self.run.split} split, {len(self.captions)} "
-            "captions. Best and worst go by CIDEr."
+            f"captions. Best and worst go by {self.judge.selection}."
         )
         page = Page(
             f"Captions: {self.run.data}",
@@ -84,19 +87,20 @@ class CaptionEvaluator:
         )
         groups = self._reported_groups()
         explanations = self._explain(model, groups)
-        write_caption_page(self.run.report_path, page, groups, explanations)
+        name = self.judge.selection
+        write_caption_page(self.run.report_path, page, groups, explanations, name)
         log.info("report in %s", self.run.report_path)
 
     def _reported_groups(self) -> dict[str, list[ReportedPair]]:
         images = self._images()
-        cider = self.judge.cider_by_id(self.captions)
+        scores = self.judge.scores_by_id()
         reported = {
             caption_id: ReportedPair(
                 caption_id,
                 *images[caption_id],
                 caption,
                 self.judge.references[caption_id],
-                cider[caption_id],
+                scores[caption_id],
             )
             for caption_id, caption in self.captions.items()
         }

@@ -1,4 +1,4 @@
-"""Stage-2 evaluation: pairs → captions → hyp_ep_*.json → COCO scores beside two baselines (SPEC §6, Captions)."""
+"""Scores of a split's captions beside two baselines (docs/reference.md, Caption metrics)."""
 
 import logging
 import math
@@ -7,31 +7,42 @@ from dataclasses import dataclass, field
 
 from dataloaders.pairs import ImagePair, PairDataset
 from modules.metrics.baselines import best_constant, random_captions
-from modules.metrics.ptb import tokenize
-from modules.metrics.scorer import CaptionScorer
+from modules.metrics.metric import ScoringContext, Subsets
+from modules.metrics.scorer import ALL, CaptionScorer, ScoredCaptions
+from modules.registries import PROTOCOLS
 from modules.report.tables import format_table
-from system.java import JavaError
 
 log = logging.getLogger(__name__)
 
-SHOWN = 4  # captions in the log of an evaluation
+NUM_EXAMPLES = 4  # captions in the log of an evaluation
+BASELINE_GROUPS = ("change", "distractor")  # subsets that have baselines of their own
 
 
 @dataclass
 class CaptionJudge:
-    """Scores a split's captions, epoch after epoch, against references tokenised once and two baselines scored once.
+    """Scores a split's captions, epoch after epoch, beside two baselines that are scored once.
 
-    Of either, what is missing is tried again in the next epoch. Build it before training: ground truth that does not fit is found
-    then.
+    References are tokenised once. What is missing, of references or baselines, is tried again in
+    the next evaluation. Build one before training: references that do not fit are found then.
     """
 
     references: Mapping[str, Sequence[str]]
-    training_captions: Sequence[str]
-    subsets: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    baselines: list[tuple[str, dict[str, float]]] = field(
-        default_factory=list
-    )  # (label, scores), once something was scored
-    _references: CaptionScorer | None = None
+    context: ScoringContext = field(default_factory=ScoringContext)
+    subsets: Subsets = field(default_factory=dict)
+    protocols: Sequence[str] = ("coco",)
+    baselines: list[tuple[str, dict[str, float]]] = field(default_factory=list)
+    """(label, scores), once something was scored and there are training captions."""
+    scorers: list[CaptionScorer] = field(init=False)
+    _scored: list[ScoredCaptions] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for protocols that are unknown or have scores of the same name."""
+        self.scorers = []
+        for name in self.protocols:
+            self.scorers.append(CaptionScorer(self.references, PROTOCOLS[name], self.context))
+        names = [name for scorer in self.scorers for name in scorer.names]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the protocols {self.protocols} have scores of the same name")
 
     @classmethod
     def build(
@@ -41,61 +52,86 @@ class CaptionJudge:
         dataset: PairDataset,
         split: str,
     ) -> "CaptionJudge":
-        """For a split of a dataset, with its references and subsets."""
+        """For a split of a dataset, with its references, subsets and protocols."""
         captions = [
             caption
             for pair in training_pairs
             for sentences in pair.captions_by_id.values()
             for caption in sentences
         ]
-        return cls(
-            dataset.references(split, pairs),
-            captions,
-            dataset.subsets(pairs),
-        )
+        context = ScoringContext(pairs, dataset.no_change_phrases, dataset.vocabulary, captions)
+        references = dataset.references(split, pairs)
+        return cls(references, context, dataset.subsets(pairs), dataset.protocols)
+
+    @property
+    def selection(self) -> str:
+        """The name of the score that chooses the best epoch."""
+        return self.scorers[0].selection
+
+    def prepare(self) -> None:
+        """Raises OSError where a program that scoring needs is missing."""
+        for scorer in self.scorers:
+            scorer.protocol.prepare()
 
     def score(self, captions: Mapping[str, str]) -> dict[str, dict[str, float]]:
-        """Scores of `all` and of each subset, NaN where they are missing; the first call logs the baselines'."""
-        if self._references is None:
-            self._references = CaptionScorer(self.references)
-        if not self.baselines or any(
-            math.isnan(value) for _, scores in self.baselines for value in scores.values()
-        ):
+        """Scores of all captions and of each subset, NaN where they are missing, which are logged.
+
+        The first call also logs the baselines' scores.
+        """
+        self._scored = [scorer.score(captions) for scorer in self.scorers]
+        scores = _merge([scored.scores(self.subsets) for scored in self._scored])
+        if self._lacks_baselines():
             self._score_baselines()
-        scores = self._references.score(captions, self.subsets)
         log.info("caption scores\n%s", format_table(list(scores.items())))
-        for key in list(captions)[:: max(1, len(captions) // SHOWN)][:SHOWN]:
+        step = max(1, len(captions) // NUM_EXAMPLES)
+        for key in list(captions)[::step][:NUM_EXAMPLES]:
             log.info("  %s: “%s” (a reference: “%s”)", key, captions[key], self.references[key][0])
         return scores
 
-    def cider_by_id(self, captions: Mapping[str, str]) -> dict[str, float]:
-        """CIDEr of each caption, after `score`."""
-        return self._references.cider_by_id(captions)
+    def scores_by_id(self) -> dict[str, float]:
+        """Caption id → the `selection` of each caption that was scored last."""
+        return self._scored[0].whole.scores_by_id(self.selection)
+
+    def _lacks_baselines(self) -> bool:
+        values = [value for _, scores in self.baselines for value in scores.values()]
+        return bool(self.context.train_captions) and (not values or any(map(math.isnan, values)))
 
     def _score_baselines(self) -> None:
-        """Score them, or say why that has to wait for the next evaluation."""
-        try:
-            self.baselines = self._baselines()
-            log.info("baselines\n%s", format_table(self.baselines))
-        except JavaError as error:
-            log.warning("the baselines are missing: %s", error)
+        """Score the best constant and random training captions, of each group in BASELINE_GROUPS.
 
-    def _baselines(self) -> list[tuple[str, dict[str, float]]]:
-        baselines = []
-        tokens = [
-            texts[0]
-            for texts in tokenize(
-                {str(n): [c] for n, c in enumerate(self.training_captions)}
-            ).values()
-        ]
-        drawn = random_captions(tokens, list(self.references))
-        apart = {
-            name: ids for name, ids in self.subsets.items() if name in ("change", "distractor")
-        }
-        random_scores = self._references.score_tokens(drawn, apart)
-        for name, ids in {"all": list(self.references), **apart}.items():
-            constant = best_constant(tokens, {key: self._references.tokens[key] for key in ids})
-            constant_scores = self._references.score_tokens(dict.fromkeys(ids, constant))["all"]
-            baselines.append((f"best constant ({name}: “{constant}”)", constant_scores))
-            baselines.append((f"random training caption ({name})", random_scores[name]))
-        return baselines
+        The first protocol's CIDEr-D decides which constant is the best.
+        """
+        if not all(scorer.train_tokens for scorer in self.scorers):
+            log.warning("the baselines are missing: training captions could not be tokenised")
+            return
+        candidates, references = self.scorers[0].train_tokens, self.scorers[0].reference_tokens
+        apart = {name: ids for name, ids in self.subsets.items() if name in BASELINE_GROUPS}
+        drawn = random_captions(range(len(candidates)), list(self.references))
+        random_scores = self._score_training_captions(drawn, apart)
+        self.baselines = []
+        for name, ids in {ALL: list(self.references), **apart}.items():
+            constant = best_constant(candidates, {key: references[key] for key in ids})
+            places = dict.fromkeys(ids, candidates.index(constant))
+            constant_scores = self._score_training_captions(places)[ALL]
+            self.baselines.append((f"best constant ({name}: “{constant}”)", constant_scores))
+            self.baselines.append((f"random training caption ({name})", random_scores[name]))
+        log.info("baselines\n%s", format_table(self.baselines))
+
+    def _score_training_captions(
+        self, places: Mapping[str, int], subsets: Subsets | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Scores of captions that are training captions, by their places among those."""
+        found = []
+        for scorer, scored in zip(self.scorers, self._scored, strict=True):
+            tokens = {key: scorer.train_tokens[place] for key, place in places.items()}
+            found.append(scorer.score_tokens(tokens, scored.whole.attempts).scores(subsets))
+        return _merge(found)
+
+
+def _merge(scores: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The scores of several protocols as one: group → score name → value."""
+    merged: dict[str, dict[str, float]] = {}
+    for by_group in scores:
+        for group, values in by_group.items():
+            merged.setdefault(group, {}).update(values)
+    return merged

@@ -1,75 +1,97 @@
-"""What a score has to beat: the best constant caption (an oracle) and random training captions (docs/deviations.md)."""
+"""What a score has to beat: one sentence for every pair, and random training captions.
+
+The sentence is the training caption with the highest CIDEr on the very references that it is
+scored against, which no honest system knows: an oracle, and so a strict bar (docs/deviations.md).
+"""
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from modules.metrics.cider_d import MAX_NGRAM, SIGMA, DocumentFrequencies, bigram_count, ngrams
+from modules.metrics.cider_d import MAX_NGRAM, SCALE, SIGMA, DocumentFrequencies, Sentence
+
+Caption = TypeVar("Caption")
+Ngram = tuple[str, ...]
 
 
-def constant_cider(candidates: Sequence[str], references: Mapping[str, list[str]]) -> np.ndarray:
-    """CIDEr of each tokenised candidate when every id of the tokenised references gets it as its caption.
-
-    Exact: clipping min(h, r)·r depends on a candidate through the n-gram and its count alone, so that all references add up to
-    one vector over lengths for each (n-gram, count), and a candidate's score is a sum of such vectors.
-    """
-    idf = DocumentFrequencies(references)
-    prepared, max_length = [], 1
-    for texts in references.values():
-        for text in texts:
-            counts = ngrams(text)
-            length = bigram_count(counts)
-            max_length = max(max_length, length)
-            prepared.append((counts, idf.norms(counts), length, 1 / (len(texts) * len(references))))
-    tables: dict[int, dict[tuple, np.ndarray]] = {}
-    grams_by_count: dict[int, set] = {}
-    candidate_counts = [ngrams(candidate) for candidate in candidates]
-    for counts in candidate_counts:
-        for gram, count in counts.items():
-            if gram in idf.weights:
-                grams_by_count.setdefault(count, set()).add(gram)
-    for count, wanted in grams_by_count.items():
-        tables[count] = _reference_table(prepared, wanted, count, idf, max_length)
-    lengths = np.arange(max_length + 1)
-    return np.array([_constant_score(counts, tables, idf, lengths) for counts in candidate_counts])
-
-
-def _reference_table(
-    prepared: list, wanted: set, count: int, idf: DocumentFrequencies, max_length: int
-) -> dict[tuple, np.ndarray]:
-    """For each n-gram: Σ over references of min(count, r)·r·idf²/|r|, sorted by the reference's length."""
-    table = {gram: np.zeros(max_length + 1) for gram in wanted}
-    for counts, norms, length, share in prepared:
-        for gram, times in counts.items():
-            norm = norms[len(gram) - 1]
-            if gram in table and norm > 0:
-                table[gram][length] += (
-                    share * min(count, times) * times * idf.weight(gram) ** 2 / norm
-                )
-    return table
-
-
-def _constant_score(
-    counts: Counter, tables: Mapping, idf: DocumentFrequencies, lengths: np.ndarray
-) -> float:
-    norms, length = idf.norms(counts), bigram_count(counts)
-    by_length = np.zeros(len(lengths))
-    for gram, times in counts.items():
-        if gram in idf.weights and norms[len(gram) - 1] > 0:
-            by_length += tables[times][gram] / norms[len(gram) - 1]
-    penalty = np.exp(-((length - lengths) ** 2) / (2 * SIGMA**2))
-    return 10 * float(by_length @ penalty) / MAX_NGRAM
-
-
-def best_constant(candidates: Sequence[str], references: Mapping[str, list[str]]) -> str:
-    """The tokenised training caption with the highest CIDEr on the references: an oracle, and so a strict bar."""
+def best_constant(candidates: Sequence[str], references: Mapping[str, Sequence[str]]) -> str:
+    """The tokenised candidate with the highest CIDEr when every id of the references gets it."""
     distinct = list(dict.fromkeys(candidates))
     return distinct[int(constant_cider(distinct, references).argmax())]
 
 
-def random_captions(candidates: Sequence[str], ids: Sequence[str], seed: int = 0) -> dict[str, str]:
-    """One training caption for each id, drawn with a fixed seed."""
-    draw = random.Random(seed)
-    return {key: draw.choice(candidates) for key in ids}
+def random_captions(
+    candidates: Sequence[Caption], ids: Sequence[str], seed: int = 0
+) -> dict[str, Caption]:
+    """One candidate for each id, drawn with a fixed seed."""
+    source = random.Random(seed)
+    return {key: source.choice(candidates) for key in ids}
+
+
+def constant_cider(
+    candidates: Sequence[str], references: Mapping[str, Sequence[str]]
+) -> np.ndarray:
+    """CIDEr of each tokenised candidate when every id of the references gets it.
+
+    Exact, and quick: a candidate meets a reference only in products min(h, r) · r, where h is the
+    count of an n-gram in the candidate and r in the reference. So for each n-gram and each h, all
+    references add up to one vector over their lengths, and a score is a sum of such vectors.
+    """
+    frequencies = DocumentFrequencies(references)
+    weighted = _weigh(references, frequencies)
+    max_length = max([1, *(sentence.length for sentence, _ in weighted)])
+    sentences = [frequencies.sentence(candidate) for candidate in candidates]
+    wanted: dict[int, set[Ngram]] = {}
+    for sentence in sentences:
+        for ngram, count in sentence.counts.items():
+            if ngram in frequencies.weights:
+                wanted.setdefault(count, set()).add(ngram)
+    tables = {}
+    for count, chosen in wanted.items():
+        tables[count] = _sum_references(weighted, chosen, count, frequencies, max_length)
+    lengths = np.arange(max_length + 1)
+    return np.array([_constant_score(sentence, tables, lengths) for sentence in sentences])
+
+
+def _weigh(
+    references: Mapping[str, Sequence[str]], frequencies: DocumentFrequencies
+) -> list[tuple[Sentence, float]]:
+    """Each reference, and its share in the mean over an id's references and over all ids."""
+    weighted = []
+    for texts in references.values():
+        share = 1 / (len(texts) * len(references))
+        weighted += [(frequencies.sentence(text), share) for text in texts]
+    return weighted
+
+
+def _sum_references(
+    weighted: Sequence[tuple[Sentence, float]],
+    chosen: set[Ngram],
+    count: int,
+    frequencies: DocumentFrequencies,
+    max_length: int,
+) -> dict[Ngram, np.ndarray]:
+    """n-gram → (max_length + 1,): by length, the sum of share · min(count, r) · r · idf² / |r|."""
+    table = {ngram: np.zeros(max_length + 1) for ngram in chosen}
+    for sentence, share in weighted:
+        for ngram, times in sentence.counts.items():
+            norm = sentence.norms[len(ngram) - 1]
+            if ngram in table and norm > 0:
+                weight = frequencies.weight(ngram) ** 2
+                value = share * min(count, times) * times * weight / norm
+                table[ngram][sentence.length] += value
+    return table
+
+
+def _constant_score(
+    sentence: Sentence, tables: Mapping[int, Mapping[Ngram, np.ndarray]], lengths: np.ndarray
+) -> float:
+    by_length = np.zeros(len(lengths))
+    for ngram, count in sentence.counts.items():
+        norm = sentence.norms[len(ngram) - 1]
+        if ngram in tables.get(count, {}) and norm > 0:
+            by_length += tables[count][ngram] / norm
+    penalty = np.exp(-((sentence.length - lengths) ** 2) / (2 * SIGMA**2))
+    return SCALE * float(by_length @ penalty) / MAX_NGRAM

@@ -1,6 +1,6 @@
-"""CIDEr-D without Java (Vedantam et al. 2015), a sentence at a time: for baselines and as the reward of self-critical training.
+"""CIDEr-D without Java (Vedantam et al. 2015), for baselines and as a reward in training.
 
-Equal to pycocoevalcap's on sentences that are tokenised alike (`tests/test_cider.py`).
+Equal to pycocoevalcap's for sentences that are tokenised alike (`tests/test_cider.py`).
 """
 
 import math
@@ -9,133 +9,131 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 from system.signals import ignore_signals_in_worker
 
-MAX_NGRAM, SIGMA = 4, 6.0
-
-
+MAX_NGRAM = 4
+SIGMA = 6.0  # of the penalty for another length, in bigrams
+SCALE = 10  # the score of a sentence that equals all of its references
 WORD = re.compile(r"'?\w+(?:-\w+)*")
-
-
-END_MARK = "(end)"  # no word: WORD never matches it
+END_MARK = "(end)"  # WORD never matches it
 
 
 def ngrams(sentence: str) -> Counter:
-    """Counts of a tokenised sentence's 1- to 4-grams."""
+    """Counts of a tokenised sentence's 1- to MAX_NGRAM-grams."""
     words = sentence.split()
-    return Counter(
-        tuple(words[i : i + n]) for n in range(1, MAX_NGRAM + 1) for i in range(len(words) - n + 1)
-    )
+    counts: Counter = Counter()
+    for n in range(1, MAX_NGRAM + 1):
+        counts.update(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    return counts
 
 
-def bigram_count(counts: Counter) -> int:
-    """What CIDEr-D takes for a sentence's length: its number of bigrams."""
-    return sum(times for gram, times in counts.items() if len(gram) == 2)
+class Sentence(NamedTuple):
+    """What CIDEr-D compares of a sentence."""
+
+    counts: Counter
+    """n-gram → how often it occurs."""
+    norms: list[float]
+    """Lengths of the tf-idf vectors of 1- to MAX_NGRAM-grams."""
+    length: int
+    """The number of bigrams, which CIDEr-D takes for the length."""
 
 
 class DocumentFrequencies:
-    """The weight of an n-gram: log of all ids' number over that of the ids with it in a reference."""
+    """The weight of an n-gram: log(number of ids / ids that have it in a reference)."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        documents = Counter(
-            gram for texts in references.values() for gram in set().union(*map(ngrams, texts))
-        )
+        documents: Counter = Counter()
+        for texts in references.values():
+            documents.update(set().union(*map(ngrams, texts)))
         self.unseen = math.log(len(references))
-        self.weights = {gram: self.unseen - math.log(count) for gram, count in documents.items()}
+        self.weights = {ngram: self.unseen - math.log(count) for ngram, count in documents.items()}
 
-    def weight(self, gram: tuple[str, ...]) -> float:
-        return self.weights.get(gram, self.unseen)
+    def weight(self, ngram: tuple[str, ...]) -> float:
+        """The weight, that of a single id for an n-gram that no reference has."""
+        return self.weights.get(ngram, self.unseen)
 
-    def norms(self, counts: Counter) -> list[float]:
-        """The lengths of a sentence's tf-idf vectors of 1- to 4-grams."""
+    def sentence(self, text: str) -> Sentence:
+        """A tokenised sentence, counted and weighted."""
+        counts = ngrams(text)
         squares = [0.0] * MAX_NGRAM
-        for gram, count in counts.items():
-            squares[len(gram) - 1] += (count * self.weight(gram)) ** 2
-        return [math.sqrt(square) for square in squares]
+        for ngram, count in counts.items():
+            squares[len(ngram) - 1] += (count * self.weight(ngram)) ** 2
+        norms = [math.sqrt(square) for square in squares]
+        length = sum(count for ngram, count in counts.items() if len(ngram) == 2)
+        return Sentence(counts, norms, length)
 
 
 class CiderD:
-    """Scores sentences against the tokenised references of their ids, by whose number n-grams are weighted."""
+    """Scores sentences against the tokenised references of their ids."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        self.idf = DocumentFrequencies(references)
-        counted = {text: ngrams(text) for texts in references.values() for text in texts}
-        prepared = {
-            text: (counts, self.idf.norms(counts), bigram_count(counts))
-            for text, counts in counted.items()
-        }
-        self.references = {
-            key: [prepared[text] for text in texts] for key, texts in references.items()
-        }
+        self.frequencies = DocumentFrequencies(references)
+        distinct = {text for texts in references.values() for text in texts}
+        prepared = {text: self.frequencies.sentence(text) for text in distinct}
+        self.references: dict[str, list[Sentence]] = {}
+        for key, texts in references.items():
+            self.references[key] = [prepared[text] for text in texts]
 
-    def score(self, key: str, sentence: str) -> float:
-        """10 for a sentence that is all of its references, 0 for one that shares no n-gram with any."""
-        counts = ngrams(sentence)
-        norms, length = self.idf.norms(counts), bigram_count(counts)
-        return (
-            sum(
-                self._likeness(counts, norms, length, *reference)
-                for reference in self.references[key]
-            )
-            * 10
-            / (MAX_NGRAM * len(self.references[key]))
-        )
+    def score(self, key: str, text: str) -> float:
+        """From 0, no n-gram in common, to SCALE, equal to all references of that id."""
+        sentence, references = self.frequencies.sentence(text), self.references[key]
+        total = sum(self._similarity(sentence, reference) for reference in references)
+        return total * SCALE / (MAX_NGRAM * len(references))
 
-    def _likeness(
-        self,
-        counts: Counter,
-        norms: list[float],
-        length: int,
-        wanted: Counter,
-        wanted_norms: list[float],
-        wanted_length: int,
-    ) -> float:
+    def _similarity(self, sentence: Sentence, reference: Sentence) -> float:
+        """The sum of the vectors' cosines, less for another length."""
         products = [0.0] * MAX_NGRAM
-        for gram, count in counts.items():
-            if gram in wanted:
-                products[len(gram) - 1] += (
-                    min(count, wanted[gram]) * wanted[gram] * self.idf.weight(gram) ** 2
-                )
-        cosines = sum(
-            product / (norm * other)
-            for product, norm, other in zip(products, norms, wanted_norms, strict=True)
-            if product
-        )
-        return cosines * math.exp(-((length - wanted_length) ** 2) / (2 * SIGMA**2))
+        for ngram, count in sentence.counts.items():
+            times = reference.counts.get(ngram)
+            if times:
+                weight = self.frequencies.weight(ngram) ** 2
+                products[len(ngram) - 1] += min(count, times) * times * weight
+        cosines = 0.0
+        for n, product in enumerate(products):
+            if product:
+                cosines += product / (sentence.norms[n] * reference.norms[n])
+        return cosines * math.exp(-((sentence.length - reference.length) ** 2) / (2 * SIGMA**2))
 
 
 def words_only(sentence: str, ended: bool = True) -> str:
-    """Lower-case words without punctuation, and a mark where the sentence ends: breaking off is then no way to a high score."""
-    return " ".join([*WORD.findall(sentence.lower()), *([END_MARK] if ended else [])])
+    """Lower-case words without punctuation, and END_MARK where the sentence ends.
+
+    With the mark, a caption does not score more by breaking off.
+    """
+    words = WORD.findall(sentence.lower())
+    if ended:
+        words.append(END_MARK)
+    return " ".join(words)
 
 
 class CiderReward:
-    """CIDEr-D of a batch's sentences against training captions, in `workers` processes, which end with it; 0: in this one."""
+    """CIDEr-D of a batch's sentences against training captions.
+
+    Computed in `workers` processes, which end with the reward; 0: in this process.
+    """
 
     def __init__(self, captions: Mapping[str, Sequence[str]], workers: int) -> None:
         references = {key: [words_only(text) for text in texts] for key, texts in captions.items()}
         self.workers = workers
         if workers:
-            self._pool = ProcessPoolExecutor(
-                workers, multiprocessing.get_context("spawn"), _open_worker, (references,)
-            )
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(workers, context, _open_worker, (references,))
         else:
             self._scorer = CiderD(references)
 
     def __call__(self, keys: Sequence[str], sentences: Sequence[str]) -> list[float]:
-        """The score of each sentence, given as `simple_tokens`, against the captions of its key."""
+        """The score of each sentence, made by `words_only`, against the captions of its key."""
         if not self.workers:
-            return [
-                self._scorer.score(key, sentence)
-                for key, sentence in zip(keys, sentences, strict=True)
-            ]
+            pairs = zip(keys, sentences, strict=True)
+            return [self._scorer.score(key, sentence) for key, sentence in pairs]
         size = max(1, math.ceil(len(keys) / self.workers))
         return list(self._pool.map(_score_in_worker, keys, sentences, chunksize=size))
 
 
 def _open_worker(references: Mapping[str, Sequence[str]]) -> None:
-    global _worker_scorer  # a process has one for its life
+    global _worker_scorer  # a process has one, as long as it lives
     ignore_signals_in_worker()
     _worker_scorer = CiderD(references)
 

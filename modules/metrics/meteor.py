@@ -1,142 +1,255 @@
-"""METEOR by pycocoevalcap, in a Java process that may die, hang or answer nonsense without taking anything else with it."""
+"""METEOR in a supervised Java process: a crash, a hang or a malformed answer becomes a JavaError.
+
+The program is METEOR 1.5 (Denkowski and Lavie 2014) as pycocoevalcap has it. It is asked for the
+statistics of one caption at a time, and for the score of a sum of them.
+"""
 
 import logging
 import math
 import os
 import subprocess
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
-from pycocoevalcap.meteor.meteor import Meteor
+import numpy as np
+from pycocoevalcap.meteor import meteor as pycocoevalcap_meteor
 
+from modules.metrics.metric import ScoringContext
+from modules.metrics.paraphrases import CACHE_ERRORS, ParaphraseTable, open_table, words_of
 from system import java
 from system.java import JavaError, first_error_line
 
 log = logging.getLogger(__name__)
 
-STATISTICS = 23  # numbers that METEOR 1.5 has of a caption and its references
+JAR = Path(pycocoevalcap_meteor.__file__).with_name(pycocoevalcap_meteor.METEOR_JAR)
+PARAPHRASES = JAR.parent / "data" / "paraphrase-en.gz"
+OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")  # as pycocoevalcap starts it
+SEPARATOR = "|||"  # of the fields in a line
+NUM_STATISTICS = 23  # of a caption, in a line of METEOR's answer
+LENGTH, REFERENCE_LENGTH, CHUNKS, MATCHED, REFERENCE_MATCHED = 0, 1, 20, 21, 22  # places in it
+# METEOR runs for seconds: thorough compiling costs more than it gains.
+JAVA_OPTIONS = ("-Xmx2G", "-XX:TieredStopAtLevel=1")
+# It takes the least memory. Java refuses to start where another collector is asked for as well.
+COLLECTOR = "-XX:+UseSerialGC"
+JAVA_VARIABLES = ("_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS")
+MAX_STDERR = 100  # pieces kept to explain a failure
 
 
-SEPARATOR = "|||"  # of the fields in a line of its protocol
+class Meteor:
+    """METEOR of a corpus, from the sums of its captions' statistics."""
+
+    names = ("METEOR",)
+    depends_on_group = False
+
+    def __init__(self, context: ScoringContext) -> None:
+        self.process = MeteorProcess(context.train_captions)
+
+    def rows(
+        self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
+    ) -> np.ndarray:
+        """(N, NUM_STATISTICS)"""
+        rows = np.array(self.process.statistics(references, captions))
+        rows[_is_single_chunk(rows), CHUNKS] = 0  # as METEOR does before it sums a corpus
+        return rows
+
+    def scores(self, total: np.ndarray, count: float) -> tuple[float, ...]:
+        """The score of a corpus with these sums. Raises JavaError."""
+        return (self.process.score(total),)
 
 
-class MeteorProcess(Meteor):
-    """pycocoevalcap's METEOR. Whatever goes wrong with its process ends it and is a JavaError; the next call starts a new one."""
+def _is_single_chunk(rows: np.ndarray) -> np.ndarray:
+    """(N,) Whether caption and reference match word by word, in one piece."""
+    all_matched = rows[:, LENGTH] == rows[:, MATCHED]
+    all_matched &= rows[:, REFERENCE_LENGTH] == rows[:, REFERENCE_MATCHED]
+    return all_matched & (rows[:, CHUNKS] == 1)
 
-    def __init__(self) -> None:
-        self.meteor_p = None  # its process, which the first call starts
-        self._stderr: deque[bytes] = deque(maxlen=100)
+
+class MeteorProcess:
+    """METEOR's Java process, started by the first question.
+
+    Whatever goes wrong with it ends it and is a JavaError; the next question starts another one.
+    It knows the paraphrases of the words that it has been asked for and of `expected_texts`; a
+    question with other words restarts it.
+    """
+
+    def __init__(self, expected_texts: Sequence[str] = ()) -> None:
+        self.process: subprocess.Popen | None = None
+        self._expected_texts = expected_texts
+        self._words: set[str] | None = set()  # whose paraphrases it knows; None: all
+        self._table: ParaphraseTable | None = None
+        self._table_file: Path | None = None
+        self._stderr: deque[bytes] = deque(maxlen=MAX_STDERR)
         self._drainer: threading.Thread | None = None
-
-    def compute_score(
-        self, gts: Mapping[str, Sequence[str]], res: Mapping[str, Sequence[str]]
-    ) -> tuple[float, list[float]]:
-        """Of the corpus and of each caption, from tokens by id."""
-        with self._process():
-            score, scores = super().compute_score(gts, res)
-            if not math.isfinite(score):
-                raise ValueError(score)
-            return score, scores
 
     def statistics(
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
     ) -> list[list[float]]:
-        """METEOR's own STATISTICS numbers of each tokenised caption."""
-        with self._process():
-            return [
-                [float(word) for word in self._stat(caption, references[key]).split()]
-                for key, caption in captions.items()
-            ]
+        """METEOR's NUM_STATISTICS numbers of each tokenised caption."""
+        questions = [_question(references[key], text) for key, text in captions.items()]
+        with self._running(questions):
+            answers = [_parse_statistics(self._ask(question)) for question in questions]
+        self._remove_table()
+        return answers
 
-    def score_of(self, statistics: Sequence[float]) -> float:
+    def score(self, total: Sequence[float]) -> float:
         """The score of a corpus whose captions' statistics add up to these."""
-        with self._process():
-            self.meteor_p.stdin.write(
-                f"EVAL {SEPARATOR} {' '.join(f'{value:.1f}' for value in statistics)}\n".encode()
-            )
-            self.meteor_p.stdin.flush()
-            self.meteor_p.stdout.readline()  # of the segment, which is all there is
-            return float(self.meteor_p.stdout.readline())
+        numbers = " ".join(f"{value:.1f}" for value in total)
+        with self._running([]):
+            self._ask(f"EVAL {SEPARATOR} {numbers}")  # answers for the one caption, then for all
+            score = float(self.process.stdout.readline())
+            if not math.isfinite(score):
+                raise ValueError(score)
+        return score
 
     def close(self) -> None:
         """End the process, if there is one."""
-        process, self.meteor_p = self.meteor_p, None
+        process, self.process = self.process, None
         if process is not None:
             process.kill()
-            with (
-                suppress(OSError),
-                process,
-            ):  # waits for it and closes its pipes, of which one may hold words that it never read
+            # Leaving the block waits for the process and closes its pipes. A pipe may hold text
+            # that the process never read.
+            with suppress(OSError), process:
                 pass
+        self._remove_table()
 
     def __del__(self) -> None:
         self.close()
 
-    def _stat(self, hypothesis_str: str, reference_list: Sequence[str]) -> str:
-        answer = super()._stat(
-            hypothesis_str, [reference.replace(SEPARATOR, "") for reference in reference_list]
-        )
-        if len(answer.split()) != STATISTICS:
-            raise ValueError(answer)
-        return answer
+    def _ask(self, line: str) -> str:
+        """The next line of the answer."""
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+        return self.process.stdout.readline().decode()
 
     @contextmanager
-    def _process(self) -> Iterator[None]:
-        """Inside, the process runs, and is killed where all that is done with it takes longer than TIMEOUT."""
-        late = threading.Event()
+    def _running(self, questions: Sequence[str]) -> Iterator[None]:
+        """In the block, the process runs. If the block takes longer than TIMEOUT, it is killed."""
+        timed_out = threading.Event()
         try:
-            self._start()
-            timer = threading.Timer(java.TIMEOUT, _kill_on_timeout, [self.meteor_p, late])
+            self._start(questions)
+            arguments = [self.process, timed_out]
+            timer = threading.Timer(java.TIMEOUT, _kill_on_timeout, arguments)
             timer.start()
             try:
                 yield
             finally:
                 timer.cancel()
         except (OSError, ValueError) as error:
-            reason = f"no answer within {java.TIMEOUT} s" if late.is_set() else self._reason(error)
+            reason = self._failure_reason(error)
+            if timed_out.is_set():
+                reason = f"no answer within {java.TIMEOUT} s"
             self.close()
             raise JavaError(reason) from error
-        except BaseException:  # it may be in the middle of an answer
+        except BaseException:  # the process may be in the middle of an answer
             self.close()
             raise
 
-    def _start(self) -> None:
-        if self.meteor_p is not None and self.meteor_p.poll() is not None:
-            log.warning(
-                "METEOR's Java process has ended since it was last asked, and is started anew: %s",
-                self._reason(None),
-            )
+    def _start(self, questions: Sequence[str]) -> None:
+        """Start the process, or restart it where it has ended or lacks paraphrases."""
+        if self.process is not None and self.process.poll() is not None:
+            reason = self._failure_reason(None)
+            log.warning("METEOR's Java process has ended and is started again: %s", reason)
             self.close()
-        if self.meteor_p is None:
-            super().__init__()  # with a lock of its own: a failure leaves the former one taken
-            stderr, self.meteor_p.stderr = self.meteor_p.stderr, None
-            self._stderr.clear()
-            self._drainer = threading.Thread(
-                target=_drain_stderr, args=(stderr, self._stderr), daemon=True
-            )
-            self._drainer.start()
+        words = words_of(questions)
+        if self.process is not None and self._knows(words):
+            return
+        self.close()
+        options = [*JAVA_OPTIONS, *_collector(), "-jar", str(JAR), *OPTIONS]
+        if self._write_table(words):
+            options += ["-a", str(self._table_file)]
+        self._stderr.clear()
+        self.process = subprocess.Popen(
+            ["java", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        stderr, self.process.stderr = self.process.stderr, None
+        arguments = (stderr, self._stderr)
+        self._drainer = threading.Thread(target=_drain_stderr, args=arguments, daemon=True)
+        self._drainer.start()
 
-    def _reason(self, error: Exception | None) -> str:
-        """Why an answer is missing or not to be read."""
-        if self.meteor_p is None:
+    def _knows(self, words: set[str] | None) -> bool:
+        """Whether the running process has all paraphrases of these words."""
+        if self._words is None:
+            return True
+        if words is None:
+            return False
+        return self._table.bare_words.isdisjoint(words - self._words)
+
+    def _write_table(self, words: set[str] | None) -> bool:
+        """Write the table for these words, and for all before. False: METEOR reads its own."""
+        known, self._words = self._words, None
+        if words is None or known is None:
+            return False
+        self._table = self._table or open_table(PARAPHRASES)
+        if self._table is None:
+            return False
+        known = known | words | (words_of(self._expected_texts) or set())
+        try:
+            handle, name = tempfile.mkstemp(prefix="meteor-", suffix=".gz")
+            os.close(handle)
+            self._table_file = Path(name)
+            self._table.write(known, self._table_file)
+        except CACHE_ERRORS as error:
+            log.info("METEOR reads its whole table of paraphrases: %s", error)
+            self._remove_table()
+            return False
+        self._words = known
+        return True
+
+    def _remove_table(self) -> None:
+        """Once a question is answered, the table has been read."""
+        if self._table_file is not None:
+            with suppress(OSError):  # where Java still holds it open: it goes with the process
+                self._table_file.unlink()
+                self._table_file = None
+
+    def _failure_reason(self, error: Exception | None) -> str:
+        """Why an answer is missing or malformed."""
+        if self.process is None:
             return f"its Java process does not start: {error}"
         with suppress(subprocess.TimeoutExpired):
-            code = self.meteor_p.wait(1)
+            code = self.process.wait(1)
             self._drainer.join(1)
             return f"its Java process ended with {code}: {first_error_line(b''.join(self._stderr))}"
-        return f"it answered nonsense: {error}"
+        return f"its answer is malformed: {error}"
 
 
-def _kill_on_timeout(process: subprocess.Popen, late: threading.Event) -> None:
-    late.set()
+def _question(references: Sequence[str], caption: str) -> str:
+    """A line that asks for a caption's statistics, with the texts changed as pycocoevalcap does."""
+    texts = [reference.replace(SEPARATOR, "") for reference in references]
+    texts.append(caption.replace(SEPARATOR, "").replace("  ", " "))
+    return f" {SEPARATOR} ".join(["SCORE", *texts])
+
+
+def _parse_statistics(answer: str) -> list[float]:
+    words = answer.split()
+    if len(words) != NUM_STATISTICS:
+        raise ValueError(answer.strip())
+    return [float(word) for word in words]
+
+
+def _collector() -> list[str]:
+    settings = " ".join(os.environ.get(name, "") for name in JAVA_VARIABLES)
+    return [] if "GC" in settings else [COLLECTOR]
+
+
+def _kill_on_timeout(process: subprocess.Popen, timed_out: threading.Event) -> None:
+    timed_out.set()
     process.kill()
 
 
-def _drain_stderr(pipe: IO[bytes], said: deque[bytes]) -> None:
-    """Read what the process complains of, so that the pipe never fills up; past buffers, whose locks would outlive the thread."""
+def _drain_stderr(pipe: IO[bytes], pieces: deque[bytes]) -> None:
+    """Read what the process reports, so that the pipe never fills up.
+
+    It reads past Python's buffers, whose locks would outlive the thread.
+    """
     with pipe:
-        while words := os.read(pipe.fileno(), 65536):
-            said.append(words)
+        while piece := os.read(pipe.fileno(), 65536):
+            pieces.append(piece)

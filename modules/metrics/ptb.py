@@ -1,57 +1,72 @@
-"""TODO."""
+"""The PTB tokeniser of Stanford's CoreNLP, as pycocoevalcap runs it, in a Java process a call."""
 
 import logging
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
+from pycocoevalcap.tokenizer import ptbtokenizer as ptb
+
+from modules.metrics.metric import ScoringContext
 from system import java
 from system.java import JavaError, first_error_line
 
 log = logging.getLogger(__name__)
 
+JAR = Path(ptb.__file__).with_name(ptb.STANFORD_CORENLP_3_4_1_JAR)
+PROGRAM = (
+    "java",
+    "-cp",
+    str(JAR),
+    "edu.stanford.nlp.process.PTBTokenizer",
+    "-preserveLines",
+    "-lowerCase",
+)
 
-def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """The PTB tokens of each id's captions, joined by spaces, punctuation gone. Raises JavaError where it fails twice."""
-    lines = [
-        " ".join(caption.split()) for texts in captions.values() for caption in texts
-    ]  # one a caption, whatever it holds
+
+def tokenize(
+    captions: Mapping[Hashable, Sequence[str]], context: ScoringContext | None = None
+) -> dict[Hashable, list[str]]:
+    """The tokens of each text, lower-case, joined by spaces, without punctuation.
+
+    Keys and their order stay. Retries once, then raises JavaError. The context is not needed.
+    """
+    lines = []
+    for texts in captions.values():
+        for text in texts:
+            lines.append(" ".join(text.split()))  # a line break would make two lines of it
     try:
-        tokens = iter(_tokenize_lines(lines))
+        tokens = iter(tokenize_lines(lines))
     except JavaError as error:
-        log.info("%s; it is run again", error)
-        tokens = iter(_tokenize_lines(lines))
+        log.info("%s; trying once more", error)
+        tokens = iter(tokenize_lines(lines))
     return {key: [next(tokens) for _ in texts] for key, texts in captions.items()}
 
 
-def _tokenize_lines(lines: Sequence[str]) -> list[str]:
-    """By the program that pycocoevalcap's PTBTokenizer runs too, which hides its failures and needs a folder to write into."""
-    from pycocoevalcap.tokenizer import ptbtokenizer as ptb
+def tokenize_lines(lines: Sequence[str]) -> list[str]:
+    """The tokens of each line. Raises JavaError.
 
-    program = [
-        str(Path(ptb.__file__).with_name(ptb.STANFORD_CORENLP_3_4_1_JAR)),
-        "edu.stanford.nlp.process.PTBTokenizer",
-    ]
-    text = "".join(f"{line}\n" for line in lines).encode(
-        errors="replace"
-    )  # JSON may hold halves of characters
+    pycocoevalcap's PTBTokenizer runs the same program, but hides its failures and writes into the
+    folder where it is installed.
+    """
+    text = "".join(f"{line}\n" for line in lines)
+    data = text.encode(errors="replace")  # JSON may hold lone surrogates
     try:
         done = subprocess.run(
-            ["java", "-cp", *program, "-preserveLines", "-lowerCase"],
-            input=text,
-            capture_output=True,
-            timeout=java.TIMEOUT,
-            check=False,
+            PROGRAM, input=data, capture_output=True, timeout=java.TIMEOUT, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise JavaError(f"the PTB tokeniser does not run: {error}") from error
     rows = done.stdout.decode(errors="replace").split("\n")[:-1]
     if done.returncode or len(rows) != len(lines):
+        reason = first_error_line(done.stderr)
         raise JavaError(
-            f"the PTB tokeniser ended with {done.returncode} after {len(rows)} of {len(lines)} captions: "
-            f"{first_error_line(done.stderr)}"
+            f"the PTB tokeniser ended with {done.returncode} after {len(rows)} of {len(lines)} "
+            f"captions: {reason}"
         )
-    return [
-        " ".join(word for word in row.rstrip().split(" ") if word not in ptb.PUNCTUATIONS)
-        for row in rows
-    ]
+    return [_without_punctuation(row) for row in rows]
+
+
+def _without_punctuation(row: str) -> str:
+    words = row.rstrip().split(" ")
+    return " ".join(word for word in words if word not in ptb.PUNCTUATIONS)

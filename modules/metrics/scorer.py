@@ -1,106 +1,232 @@
-"""Caption scores by pycocoevalcap (PTB tokeniser, BLEU, METEOR, ROUGE-L, CIDEr); NaN where they are missing (SPEC §6)."""
+"""Scores of captions by the metrics of a protocol, against references; NaN where one is missing."""
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple, TypeVar
 
-from modules.metrics.ptb import tokenize
+import numpy as np
+
+from modules.metrics.metric import Metric, ScoringContext, ScoringProtocol, Subsets, Texts
+from modules.registries import METRICS
 from system.java import JavaError
 
 log = logging.getLogger(__name__)
 
-SCORE_NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+Answer = TypeVar("Answer")
+ALL = "all"  # the group of all captions
 
 
-Subsets = Mapping[str, Sequence[str]]  # ids by name
+class Attempts:
+    """Asks metrics during one evaluation. One whose Java fails is missing from there on.
+
+    So a program that hangs is waited for once, and what was computed before a failure is kept.
+    """
+
+    def __init__(self) -> None:
+        self._failed: list[Metric] = []
+
+    def ask(self, metric: Metric, question: Callable[[], Answer]) -> Answer | None:
+        """The answer; None where the metric is missing, which is logged once."""
+        if metric in self._failed:
+            return None
+        try:
+            return question()
+        except JavaError as error:
+            log.warning("%s is missing: %s", ", ".join(metric.names), error)
+            self._failed.append(metric)
+            return None
+
+
+class MetricRows(NamedTuple):
+    """What a metric computed of N captions."""
+
+    metric: Metric
+    rows: np.ndarray | None
+    """(N, W); None where they are missing."""
+
+    def of(self, places: Sequence[int]) -> "MetricRows":
+        """The rows of some captions."""
+        return self if self.rows is None else MetricRows(self.metric, self.rows[places])
+
+
+@dataclass(frozen=True)
+class GroupRows:
+    """The rows of a group of N captions, from which the scores of any draw of them follow."""
+
+    ids: Sequence[str]
+    parts: Sequence[MetricRows]
+    protocol: ScoringProtocol
+    attempts: Attempts
+
+    def scores(self, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Score name → value. weights (N,): how often each caption counts; None: once."""
+        found: dict[str, float] = {}
+        for metric, rows in self.parts:
+            values = None if rows is None else self._values(metric, rows, weights)
+            found |= zip(metric.names, values or [math.nan] * len(metric.names), strict=True)
+        for name, compute in self.protocol.derived.items():
+            found[name] = float(compute(found))
+        return found
+
+    def _values(
+        self, metric: Metric, rows: np.ndarray, weights: np.ndarray | None
+    ) -> Sequence[float] | None:
+        if weights is None:
+            # Along a contiguous axis numpy adds in pairs, as its mean does: the same digits.
+            total, count = np.ascontiguousarray(rows.T).sum(axis=1), float(len(rows))
+        else:
+            total, count = weights @ rows, float(weights.sum())
+        return self.attempts.ask(metric, lambda: metric.scores(total, count))
+
+    def scores_by_id(self, name: str) -> dict[str, float]:
+        """Caption id → one score, from that caption's row alone."""
+        group = self
+        for part in self.parts:
+            if name in part.metric.names:
+                group = replace(self, parts=[part], protocol=self.protocol._replace(derived={}))
+        found = {}
+        for place, key in enumerate(self.ids):
+            one = replace(group, ids=[key], parts=[part.of([place]) for part in group.parts])
+            found[key] = one.scores()[name]
+        return found
+
+
+@dataclass(frozen=True)
+class ScoredCaptions:
+    """One system's captions, with the rows that each metric of a scorer gives them."""
+
+    scorer: "CaptionScorer"
+    tokens: Mapping[str, str]
+    """Caption id → tokens; empty where the captions could not be tokenised."""
+    whole: GroupRows
+
+    def groups(self, subsets: Subsets | None = None) -> dict[str, GroupRows]:
+        """Name → rows: of all captions, and of each subset that has any of them."""
+        found = {ALL: self.whole}
+        for name, members in (subsets or {}).items():
+            ids = [key for key in members if key in self._places]
+            if ids:
+                found[name] = self._group(ids)
+        return found
+
+    def scores(self, subsets: Subsets | None = None) -> dict[str, dict[str, float]]:
+        """Group → score name → value."""
+        return {name: group.scores() for name, group in self.groups(subsets).items()}
+
+    def _group(self, ids: Sequence[str]) -> GroupRows:
+        places = [self._places[key] for key in ids]
+        parts = []
+        for part in self.whole.parts:
+            if part.rows is not None and getattr(part.metric, "depends_on_group", True):
+                tokens = {key: self.tokens[key] for key in ids}
+                parts.append(self.scorer.rows_of(part.metric, tokens, self.whole.attempts))
+            else:
+                parts.append(part.of(places))
+        return replace(self.whole, ids=ids, parts=parts)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {key: place for place, key in enumerate(self.whole.ids)}
 
 
 class CaptionScorer:
-    """Ground truth of the evaluated ids, tokenised once, and the scorers, METEOR's Java process kept while it lives."""
+    """A protocol with the references of the ids that it scores.
 
-    def __init__(self, captions: Mapping[str, Sequence[str]]) -> None:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
+    References and training captions are tokenised together with the first captions, in one call.
+    Metrics may keep a program running until the scorer is gone, as METEOR does.
+    """
 
-        from modules.metrics.meteor import MeteorProcess
+    def __init__(
+        self,
+        references: Mapping[str, Sequence[str]],
+        protocol: ScoringProtocol,
+        context: ScoringContext | None = None,
+    ) -> None:
+        """Raises ValueError for metrics that are unknown, or do not fit together."""
+        self.references = references
+        self.protocol = protocol
+        self.context = context or ScoringContext()
+        self.metrics = [METRICS[name](self.context) for name in protocol.metrics]
+        self.names = _score_names(self.metrics, protocol)
+        self.selection = protocol.selection or self.names[0]
+        self.reference_tokens: dict[str, list[str]] = {}
+        self.train_tokens: list[str] = []
 
-        self.captions = captions
-        self.bleu, self.meteor, self.rouge, self.cider = Bleu(4), MeteorProcess(), Rouge(), Cider()
+    def tokenize(self, *systems: Mapping[str, str]) -> list[dict[str, str]]:
+        """The tokens of each system's captions by id. Raises JavaError, and may be tried again."""
+        parts = [{key: [text] for key, text in captions.items()} for captions in systems]
+        if not self.reference_tokens:
+            parts += [self.references, {"train": self.context.train_captions}]
+        tokens = self._tokenize_together(parts)
+        if not self.reference_tokens:
+            self.reference_tokens, train_tokens = tokens[-2:]
+            self.train_tokens = train_tokens["train"]
+        found = tokens[: len(systems)]
+        return [{key: texts[0] for key, texts in captions.items()} for captions in found]
 
-    @cached_property
-    def tokens(self) -> dict[str, list[str]]:
-        """The tokenised ground truth by id. Raises JavaError as `tokenize` does, and then is tried again when next asked for."""
-        return tokenize(self.captions)
+    def _tokenize_together(self, parts: Sequence[Texts]) -> list[dict]:
+        """The tokens of each part. An empty text between two parts keeps them apart.
 
-    def score(
-        self, hypotheses: Mapping[str, str], subsets: Subsets | None = None
-    ) -> dict[str, dict[str, float]]:
-        """Scores over all hypotheses under the key `all`, and anew on each subset of ids that has any.
-
-        A score whose Java fails is NaN and a warning says why: METEOR alone, or all of them where there are no tokens.
+        The PTB tokeniser looks ahead: "no." stays one token where the next line is a number.
         """
+        texts = {}
+        for number, part in enumerate(parts):
+            texts |= {(number, key): sentences for key, sentences in part.items()}
+            texts[number, None] = [""]
+        tokens = self.protocol.tokenize(texts, self.context)
+        return [{key: tokens[number, key] for key in part} for number, part in enumerate(parts)]
+
+    def score(self, captions: Mapping[str, str]) -> ScoredCaptions:
+        """Tokenise captions and compute their rows; a warning says what is missing."""
         try:
-            tokens = tokenize({key: [text] for key, text in hypotheses.items()})
-            return self.score_tokens({key: texts[0] for key, texts in tokens.items()}, subsets)
+            (tokens,) = self.tokenize(captions)
         except JavaError as error:
             log.warning("all caption scores are missing: %s", error)
-            return {
-                name: dict.fromkeys(SCORE_NAMES, math.nan) for name in _groups(hypotheses, subsets)
-            }
+            parts = [MetricRows(metric, None) for metric in self.metrics]
+            rows = GroupRows(list(captions), parts, self.protocol, Attempts())
+            return ScoredCaptions(self, {}, rows)
+        return self.score_tokens(tokens)
 
     def score_tokens(
-        self, tokens: Mapping[str, str], subsets: Subsets | None = None
+        self, tokens: Mapping[str, str], attempts: Attempts | None = None
+    ) -> ScoredCaptions:
+        """The same for captions that are tokenised, after `tokenize` was called."""
+        attempts = attempts or Attempts()
+        parts = [self.rows_of(metric, tokens, attempts) for metric in self.metrics]
+        return ScoredCaptions(self, tokens, GroupRows(list(tokens), parts, self.protocol, attempts))
+
+    def scores(
+        self, captions: Mapping[str, str], subsets: Subsets | None = None
     ) -> dict[str, dict[str, float]]:
-        """The same for hypotheses that are tokenised already. Raises JavaError where the references cannot be."""
-        corpora = {
-            name: ({key: self.tokens[key] for key in ids}, {key: [tokens[key]] for key in ids})
-            for name, ids in _groups(tokens, subsets).items()
-        }
-        meteor = self._meteor_scores(corpora)
-        return {
-            name: self._corpus_scores(*corpus, meteor[name]) for name, corpus in corpora.items()
-        }
+        """Group → score name → value, of all captions and of each subset that has any of them."""
+        return self.score(captions).scores(subsets)
 
-    def cider_by_id(self, hypotheses: Mapping[str, str]) -> dict[str, float]:
-        """CIDEr of each hypothesis, document frequencies being those of all of them; NaN where there are no tokens."""
-        try:
-            results = tokenize({key: [text] for key, text in hypotheses.items()})
-            truth = {key: self.tokens[key] for key in results}
-        except JavaError as error:
-            log.warning("CIDEr of the single captions is missing: %s", error)
-            return dict.fromkeys(hypotheses, math.nan)
-        _, values = self.cider.compute_score(truth, results)
-        return dict(zip(results, map(float, values), strict=True))
+    def rows_of(self, metric: Metric, tokens: Mapping[str, str], attempts: Attempts) -> MetricRows:
+        """A metric's rows of tokenised captions. Raises ValueError for rows of another shape."""
+        references = {key: self.reference_tokens[key] for key in tokens}
+        rows = attempts.ask(metric, lambda: metric.rows(references, tokens))
+        if rows is not None:
+            rows = np.asarray(rows, dtype=float)
+            if rows.ndim != 2 or len(rows) != len(tokens):
+                raise ValueError(
+                    f"metric {', '.join(metric.names)}: rows has shape {rows.shape}, expected "
+                    f"({len(tokens)}, numbers a caption)"
+                )
+        return MetricRows(metric, rows)
 
-    def _meteor_scores(self, corpora: Mapping[str, tuple[dict, dict]]) -> dict[str, float]:
-        """METEOR of each corpus. Where it fails it is missing from there on: a hanging Java is waited for once in an evaluation."""
-        scores = dict.fromkeys(corpora, math.nan)
-        try:
-            for name, corpus in corpora.items():
-                scores[name] = self.meteor.compute_score(*corpus)[0]
-        except JavaError as error:
-            log.warning("METEOR is missing: %s", error)
-        return scores
 
-    def _corpus_scores(
-        self, truth: dict[str, list[str]], results: dict[str, list[str]], meteor: float
-    ) -> dict[str, float]:
-        bleu, _ = self.bleu.compute_score(truth, results, verbose=0)
-        rouge, cider = (
-            scorer.compute_score(truth, results)[0] for scorer in (self.rouge, self.cider)
+def _score_names(metrics: Sequence[Metric], protocol: ScoringProtocol) -> list[str]:
+    """The names of a protocol's scores, in order."""
+    names = [name for metric in metrics for name in metric.names] + list(protocol.derived)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or not names:
+        raise ValueError(
+            f"a scoring protocol needs scores of different names: {', '.join(names) or 'none'}"
         )
-        return {
-            name: float(value)
-            for name, value in zip(SCORE_NAMES, [*bleu, meteor, rouge, cider], strict=True)
-        }
-
-
-def _groups(captions: Mapping[str, str], subsets: Subsets | None) -> dict[str, list[str]]:
-    """The captioned ids: all, and those of each subset that has any."""
-    found = {
-        "all": list(captions),
-        **{name: [key for key in ids if key in captions] for name, ids in (subsets or {}).items()},
-    }
-    return {name: ids for name, ids in found.items() if ids}
+    if protocol.selection not in (None, *names):
+        raise ValueError(f"{protocol.selection} is none of the protocol's scores: {names}")
+    return names

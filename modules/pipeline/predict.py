@@ -104,7 +104,8 @@ def _caption(
         pair = pairs[number]
         for place, explanation in enumerate(explanations):
             path = Path(
-                attention_folder, picture_name(number, pair.id, place if decoding.method() == "sampling" else None)
+                attention_folder,
+                picture_name(number, pair.id, place if decoding.method() == "sampling" else None),
             )
             draw_explanation(path, pair.before, pair.after, explanation)
     return [[explanation.caption for explanation in explanations] for explanations in explained]

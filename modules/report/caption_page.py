@@ -15,7 +15,7 @@ NUM_EXAMPLES = 2  # of the best pairs in each group, and of the worst
 
 @dataclass(frozen=True)
 class ReportedPair:
-    """A pair with its caption, what people wrote, and the caption's CIDEr."""
+    """A pair with its caption, what people wrote, and the caption's score."""
 
     id: str
     before: str
@@ -40,15 +40,20 @@ def write_caption_page(
     page: Page,
     groups: Mapping[str, Sequence[ReportedPair]],
     explanations: Mapping[str, Explanation],
+    score_name: str,
 ) -> None:
-    """The best and worst pairs of each group; `explanations` has theirs, by the pairs' ids."""
+    """The best and worst pairs of each group by one score, and its curve over the epochs.
+
+    `explanations` has those of the pairs shown, by their ids.
+    """
     sections = []
     for name, pairs in groups.items():
         for kind, chosen in best_and_worst(pairs):
             if chosen:
                 sources = [_pair_sources(pair, explanations[pair.id]) for pair in chosen]
                 sections.append({"title": f"{name}: the {kind}", "pairs": sources})
-    page.write(path, "captioning.html", 4, ("loss", "CIDEr"), sections=sections)
+    curves = ("loss", score_name)
+    page.write(path, "captioning.html", 4, curves, sections=sections, score_name=score_name)
 
 
 def _pair_sources(pair: ReportedPair, explanation: Explanation) -> dict[str, Any]:

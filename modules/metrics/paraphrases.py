@@ -1,0 +1,199 @@
+"""METEOR's table of paraphrases, cut down to the rows that some texts can need.
+
+METEOR reads 5.3 million pairs of phrases at each start, which takes about ten seconds and 1 GB.
+A pair matters only where all words of one phrase occur in a caption or reference, and all words of
+the other one too. So a table of the pairs whose words all occur in the texts gives the same scores.
+
+The table is read once for a machine and kept, as numbers, in the cache folder: words, phrases made
+of words, pairs made of phrases. From it the pairs for some texts are chosen within a second.
+"""
+
+import gzip
+import logging
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from system.files import READ_ERRORS, atomic_write, cache_folder
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the cached file; a change of what is in it needs another number
+MAX_KEPT = 2  # cached files, for installations with different tables
+BLOCK = 1 << 24  # bytes
+LINES_A_PAIR = 3  # a probability, which METEOR skips, and two phrases
+LONGEST_WORD = 100  # letters; METEOR's own table ends at 43
+JAVA_WORD = re.compile(r"[^ \t\n\r\f]+")  # as Java's StringTokenizer splits
+CACHE_ERRORS = (OSError, zipfile.BadZipFile, *READ_ERRORS)  # of a cached file; it is dispensable
+LETTERS = re.compile("[0-9a-z]+")
+# METEOR replaces the first by a dot, and the two letters become others in lower case.
+UNPREDICTABLE = re.compile("DOTMULTI|[\u0130\u212a]")
+
+
+def words_of(texts: Iterable[str]) -> set[str] | None:
+    """Every word that METEOR can make of the texts, and more; None: any word at all.
+
+    METEOR's normalisation puts spaces beside characters that are neither letters nor digits, and
+    removes or replaces those characters: "u.s." becomes "us", "it's" becomes "it s". A word stands
+    here without such characters, so that no rule has to be repeated: all runs of a-z and 0-9
+    between spaces, and what neighbouring runs give when they are joined.
+    """
+    found: set[str] = set()
+    between_spaces = set()
+    for text in texts:
+        if UNPREDICTABLE.search(text):
+            return None
+        between_spaces.update(JAVA_WORD.findall(text))
+    for word in between_spaces:
+        runs = LETTERS.findall(word.lower())
+        for first in range(len(runs)):
+            found.update(_joined(runs[first:]))
+    return found
+
+
+def _joined(runs: Sequence[str]) -> Iterator[str]:
+    """The first run, the first two as one word, and so on up to LONGEST_WORD."""
+    word = ""
+    for run in runs:
+        word += run
+        if len(word) > LONGEST_WORD:
+            return
+        yield word
+
+
+def _bare(word: bytes) -> str:
+    """A word of the table as `words_of` has it; "", which every text has, where that is unsure."""
+    letters = "".join(LETTERS.findall(word.decode(errors="replace").lower()))
+    return letters if len(letters) <= LONGEST_WORD else ""
+
+
+class ParaphraseTable:
+    """The cached table. `bare_words` are its words without characters other than a-z and 0-9."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises one of CACHE_ERRORS for a file that is missing or damaged."""
+        self.file = file
+        (words,) = self._load("words")
+        self._words = words.tobytes().split(b"\n")
+        self._bare = [_bare(word) for word in self._words]
+        self.bare_words = frozenset(self._bare)
+
+    def write(self, words: set[str], path: Path) -> int:
+        """Write the pairs whose words are all in `words`, in their order, for METEOR's `-a`.
+
+        Returns their number. Raises one of CACHE_ERRORS.
+        """
+        word_ids, lengths, left, right = self._load("word_ids", "lengths", "left", "right")
+        is_known = np.array([not bare or bare in words for bare in self._bare])
+        starts = np.cumsum(lengths, dtype=np.int64) - lengths
+        is_usable = np.logical_and.reduceat(is_known[word_ids], starts)
+        chosen = np.flatnonzero(is_usable[left] & is_usable[right])
+
+        @cache
+        def phrase(number: int) -> bytes:
+            ids = word_ids[starts[number] : starts[number] + lengths[number]]
+            return b" ".join([self._words[n] for n in ids.tolist()])
+
+        pairs = zip(left[chosen].tolist(), right[chosen].tolist(), strict=True)
+        lines = [b"0\n%b\n%b\n" % (phrase(one), phrase(other)) for one, other in pairs]
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(b"".join(lines))
+        return len(lines)
+
+    def _load(self, *names: str) -> list[np.ndarray]:
+        try:
+            with np.load(self.file, allow_pickle=False) as arrays:
+                return [arrays[name] for name in names]
+        except CACHE_ERRORS:
+            with suppress(OSError):
+                self.file.unlink()  # so that the next start makes it again
+            raise
+
+
+def open_table(path: Path) -> ParaphraseTable | None:
+    """The cached form of METEOR's table at `path`, made first where it is not there.
+
+    None where the cache folder cannot be used, or where the table is not as expected.
+    """
+    folder = cache_folder(None) / "meteor"
+    try:
+        file = folder / f"paraphrases-{FORMAT}-{_identity(path)}.npz"
+        try:
+            return ParaphraseTable(file)
+        except CACHE_ERRORS:
+            log.info("preparing METEOR's table of paraphrases, once for this machine: %s", file)
+        with atomic_write(file) as temporary, open(temporary, "wb") as stream:
+            _write_numbers(path, stream)
+        _remove_old(folder)
+        return ParaphraseTable(file)
+    except CACHE_ERRORS as error:
+        log.info("METEOR reads its whole table of paraphrases: %s", error)
+        return None
+
+
+def _identity(path: Path) -> str:
+    """Of a gzip file's content: its size, and the checksum and length at its end."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 8))
+        return f"{size}-{file.read().hex()}"
+
+
+def _remove_old(folder: Path) -> None:
+    files = sorted(folder.glob("paraphrases-*.npz"), key=lambda file: file.stat().st_mtime)
+    for file in files[:-MAX_KEPT]:
+        file.unlink(missing_ok=True)
+
+
+def _counter() -> defaultdict:
+    """A dictionary that gives each new key the next number, from 0."""
+    numbers: defaultdict = defaultdict()
+    numbers.default_factory = numbers.__len__
+    return numbers
+
+
+def _write_numbers(path: Path, stream: BinaryIO) -> None:
+    """METEOR's table as arrays. Raises ValueError for a table of another form."""
+    phrases, words = _counter(), _counter()
+    left, right = [], []
+    for lines in _blocks_of_pairs(path):
+        left.append(_numbers(phrases.__getitem__, lines[1::LINES_A_PAIR]))
+        right.append(_numbers(phrases.__getitem__, lines[2::LINES_A_PAIR]))
+    lengths = _numbers(lambda phrase: phrase.count(b" ") + 1, phrases, np.uint16)
+    in_a_row = chain.from_iterable(phrase.split(b" ") for phrase in phrases)
+    word_ids = _numbers(words.__getitem__, in_a_row)
+    np.savez(
+        stream,
+        words=np.frombuffer(b"\n".join(words), np.uint8),
+        word_ids=word_ids.astype(np.min_scalar_type(len(words))),
+        lengths=lengths,
+        left=np.concatenate(left),
+        right=np.concatenate(right),
+    )
+
+
+def _numbers(number_of: Callable[[bytes], int], keys: Iterable[bytes], kind=np.uint32):
+    return np.fromiter(map(number_of, keys), kind)
+
+
+def _blocks_of_pairs(path: Path) -> Iterator[list[bytes]]:
+    """The lines of the table, some whole pairs at a time."""
+    rest = b""
+    with gzip.open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            if any(mark in block for mark in (b"\r", b"\t", b"\f")):
+                raise ValueError(f"{path} has other separators than spaces and line feeds")
+            lines = (rest + block).split(b"\n")
+            count = (len(lines) - 1) // LINES_A_PAIR * LINES_A_PAIR
+            rest = b"\n".join(lines[count:])
+            yield lines[:count]
+    if rest:
+        raise ValueError(f"{path} ends within a pair")
