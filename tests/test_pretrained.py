@@ -210,7 +210,7 @@ def test_openais_names_are_looked_for_here_then_downloaded_and_checked(
             path.unlink()
         site.files[f"{digest}/{file}"] = b"spoilt"
         with pytest.raises(
-            OSError, match=rf"does not have the SHA-256 .*put {site.address}/{digest}/{file}"
+            OSError, match=rf"SHA-256 mismatch .*put {site.address}/{digest}/{file}"
         ):
             find_weights(name, str(tmp_path / "cache"))
         assert not cached.exists()

@@ -465,7 +465,7 @@ def test_a_run_is_continued_from_an_address_as_from_its_folder(
         site.files["run/training_state.bin.0"] = files["run/training_state.bin.0"][::-1]
         (tmp_path / "cache").rename(tmp_path / "elsewhere")
         for name, expected in (
-            ("training_state.bin.0", "does not have the SHA-256"),
+            ("training_state.bin.0", "SHA-256 mismatch"),
             ("training_state.bin.7", "404"),
             ("x.bin", "expected a file pytorch_model.bin.<epoch>"),
         ):
