@@ -1,4 +1,4 @@
-"""Stage 2, finetuning: train the captioner on the adapted CLIP, evaluate it, or caption your own images."""
+"""Stage 2, finetuning: train or evaluate the captioner, or caption your own images."""
 
 import sys
 
@@ -7,11 +7,14 @@ from system.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; see --help. Returns 0, or exits with 2 and one line for what the user can mend."""
+    """The command line; see --help.
+
+    Returns 0, or exits with 2 and one line for what the user can correct.
+    """
     options = parse_options(argv, "caption", __doc__)
 
     def job() -> None:
-        from modules.pipeline import run  # late: --help and wrong options answer without torch
+        from modules.pipeline import run  # late, so that --help and wrong options need no torch
 
         run(options)
 

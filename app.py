@@ -107,12 +107,17 @@ def choose_decoding(beam_size, length_penalty, num_captions, temperature, top_p,
     """The Decoding of the page's settings. Raises ValueError, for the visitor to read."""
     from modules.options.decoding import Decoding
 
-    if num_captions == 1:
-        return Decoding(int(beam_size), float(length_penalty), seed=int(seed or 0))
-    if beam_size > 1:
-        raise ValueError("Beams and several captions do not go together: set one of them to 1.")
-    count = int(num_captions)
-    return Decoding(1, float(length_penalty), count, temperature, top_p, seed=int(seed or 0))
+    decoding = Decoding(
+        beam_size=int(beam_size),
+        length_penalty=float(length_penalty),
+        num_captions=int(num_captions),
+        # The page always shows a value; it counts once several captions are asked for.
+        temperature=temperature if num_captions > 1 else None,
+        top_p=top_p if num_captions > 1 else None,
+        seed=int(seed or 0),
+    )
+    decoding.method()
+    return decoding
 
 
 class PageCaptioner:
@@ -150,7 +155,7 @@ class PageCaptioner:
         shown = "\n".join(row["caption"] for row in rows)
         table = [[row["caption"], row["score"]] for row in rows]
         attention = attention_html(before, after, explanations)
-        result = json.dumps({"captions": rows, "decoding": vars(decoding)}, indent=2)
+        result = json.dumps({"captions": rows, "decoding": decoding.values()}, indent=2)
         return shown, table, attention, result, gr.Column(visible=True)
 
 

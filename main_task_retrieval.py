@@ -7,11 +7,14 @@ from system.command import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; see --help. Returns 0, or exits with 2 and one line for what the user can mend."""
+    """The command line; see --help.
+
+    Returns 0, or exits with 2 and one line for what the user can correct.
+    """
     options = parse_options(argv, "retrieval", __doc__)
 
     def job() -> None:
-        from modules.pipeline import run  # late: --help and wrong options answer without torch
+        from modules.pipeline import run  # late, so that --help and wrong options need no torch
 
         run(options)
 

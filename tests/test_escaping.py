@@ -15,7 +15,7 @@ from dataloaders.pairs import ImagePair
 from gt import eval_utils
 from gt.score_files import ScoreReport, SystemReport, format_latex, format_report
 from modules.model.explanation import Caption
-from modules.pipeline.results import _format_rows, print_captions, read_finished
+from modules.pipeline.results import format_rows, print_captions, read_finished
 from modules.report.tables import format_table
 from preprocess import check_dataset
 from preprocess.check_dataset import SplitReport
@@ -197,7 +197,7 @@ def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
         ImagePair(name, tmp_path / "a", tmp_path / "b") for name in ("=1+1", "@x", "plain", "-2")
     ]
     captioned = [(pair, [Caption('=HYPERLINK("http://x")', -0.5)]) for pair in pairs]
-    text = _format_rows(captioned, ".csv")
+    text = format_rows(captioned, ".csv")
     rows = list(csv.reader(io.StringIO(text)))
     assert [row[:3] for row in rows] == [
         [f"'{pair.id}" if pair.id != "plain" else "plain", '\'=HYPERLINK("http://x")', "-0.5000"]
@@ -205,14 +205,14 @@ def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
     ]
     path = tmp_path / "p.csv"
     path.write_text("id,caption,score,before,after\n" + text)
-    assert read_finished(path, pairs, 1)[0] == 4
-    lines = _format_rows(captioned, ".jsonl")
+    assert read_finished(path, pairs, 1).num_done == 4
+    lines = format_rows(captioned, ".jsonl")
     assert [json.loads(line)["id"] for line in lines.splitlines()] == [pair.id for pair in pairs], (
         "JSON is for programs"
     )
     path = tmp_path / "p.jsonl"
     path.write_text(lines)
-    assert read_finished(path, pairs, 1)[0] == 4
+    assert read_finished(path, pairs, 1).num_done == 4
 
 
 def test_a_models_words_do_not_drive_the_terminal(tmp_path, capsys):

@@ -541,7 +541,7 @@ def test_a_kind_of_change_is_one_of_the_five(kind, tmp_path):
 )
 def test_results_to_continue_that_are_no_results_are_anothers(line, tmp_path):
     (tmp_path / "results.jsonl").write_bytes(line + b"\n")
-    with pytest.raises(ValueError, match=r"results\.jsonl holds other results"):
+    with pytest.raises(ValueError, match=r"results\.jsonl holds the results of other pairs"):
         read_finished(tmp_path / "results.jsonl", [ImagePair("0", Path("a"), Path("b"))], 1)
 
 

@@ -159,7 +159,7 @@ def test_sampling_follows_the_probabilities():
 def test_a_broken_run_goes_on_without_losing_or_doubling(
     kind, num_captions, folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("modules.pipeline.predict.MAX_BATCH", 2)
+    monkeypatch.setattr("modules.pipeline.predict.BATCH_SIZE", 2)
     words = [
         "--before",
         folder,
@@ -399,7 +399,7 @@ def test_results_of_other_pairs_are_not_gone_on_with(folder, tmp_path, capsys):
     other = tmp_path / "out.csv"
     for content in ("id,caption,score,before,after\nelse,x,0,a,b\n", "some,other,table\n"):
         other.write_text(content)
-        assert "other results" in refused(capsys, "--before", folder, "--predictions", other)
+        assert "the results of other pairs" in refused(capsys, "--before", folder, "--predictions", other)
         assert other.read_text() == content
 
 

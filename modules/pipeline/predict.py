@@ -1,4 +1,4 @@
-"""--do_predict: a user's pairs to captions, onto the terminal or into a file that a broken run continues."""
+"""--do_predict: captions for a user's own pairs."""
 
 import logging
 import re
@@ -13,7 +13,8 @@ from modules.model.explanation import Caption
 from modules.options import Options
 from modules.options.decoding import Decoding
 from modules.pipeline.results import (
-    Captioned,
+    CaptionedPair,
+    Finished,
     append_captions,
     check_settings,
     print_captions,
@@ -28,63 +29,75 @@ from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH, EXPLAIN_BATCH_SIZE = 32, 8  # pairs in a batch; fewer where all attention is kept
+BATCH_SIZE = 32  # pairs
+EXPLAIN_BATCH_SIZE = 8  # pairs, where all attention weights are kept
+MAX_ID_BYTES = 80  # of a pair's id in the name of a picture
 
 
 def predict(options: Options) -> None:
-    """Caption the pairs that the options name. All are known to have their files before anything is computed or written."""
-    wanted, source = options.predict, options.model
+    """Caption the pairs that the options name. All their images are known to exist before anything
+    is computed or written."""
+    predict = options.predict
+    decoding = options.decoding
+    folder = Path(predict.save_attention) if predict.save_attention else None
+    path = Path(predict.predictions) if predict.predictions else None
     with start_runtime(options) as runtime:
-        pairs = find_pairs(wanted.before, wanted.after, wanted.pairs)
-        decoding = options.decoding
-        path = Path(wanted.predictions) if wanted.predictions else None
-        done, kept_bytes = read_finished(path, pairs, decoding.num_captions) if path else (0, 0)
-        if wanted.save_attention:
-            Path(wanted.save_attention).mkdir(parents=True, exist_ok=True)
-        config = load_decoder_config(source.decoder_model).with_layers(
-            source.decoder_num_hidden_layers
-        )
-        predictor = Predictor.load(
-            source.init_model,
-            runtime.device,
-            runtime.precision,
-            source.intra_num_hidden_layers,
-            source.linear_patch,
-            config,
-            options.data.max_words,
-            source.pretrained_clip_name,
-            source.cache_dir,
-            source.image_resolution,
-            source.quick_gelu,
-        )
-        origin = settings_fingerprint(options, decoding) if path else {}
-        if done:
-            check_settings(path, origin)
-        rounds = caption_batches(predictor, pairs, done, decoding, wanted.save_attention, runtime)
+        pairs = find_pairs(predict.before, predict.after, predict.pairs)
+        finished = read_finished(path, pairs, decoding.num_captions) if path else Finished()
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        predictor = _load_predictor(options, runtime)
+        batches = caption_batches(predictor, pairs, finished.num_done, decoding, folder, runtime)
         if path:
-            append_captions(rounds, path, done, kept_bytes, origin, runtime)
+            settings = settings_fingerprint(options)
+            if finished.num_done:
+                check_settings(path, settings)
+            append_captions(batches, path, finished, settings, runtime)
         else:
-            print_captions(rounds, alone=not wanted.pairs and Path(wanted.before).is_file())
-        if wanted.save_attention:
-            log.warning(
-                "where the model looked: %d pair(s) in %s", len(pairs) - done, wanted.save_attention
-            )
+            is_one_pair = not predict.pairs and Path(predict.before).is_file()
+            print_captions(batches, sentences_only=is_one_pair)
+        if folder:
+            count = len(pairs) - finished.num_done
+            log.warning("where the model looked: %d pair(s) in %s", count, folder)
+
+
+def _load_predictor(options: Options, runtime: Runtime) -> Predictor:
+    model = options.model
+    config = load_decoder_config(model.decoder_model)
+    return Predictor.load(
+        model.init_model,
+        runtime.device,
+        runtime.precision,
+        intra_layers=model.intra_num_hidden_layers,
+        linear_patch=model.linear_patch,
+        decoder_config=config.with_layers(model.decoder_num_hidden_layers),
+        max_words=options.data.max_words,
+        clip_name=model.pretrained_clip_name,
+        cache_dir=model.cache_dir,
+        image_resolution=model.image_resolution,
+        quick_gelu=model.quick_gelu,
+    )
 
 
 def caption_batches(
     predictor: Predictor,
     pairs: Sequence[ImagePair],
-    done: int,
+    num_done: int,
     decoding: Decoding,
-    attention_folder: str | None,
+    attention_folder: Path | None,
     runtime: Runtime,
-) -> Iterator[list[Captioned]]:
-    """The pairs from number `done` on, in their order. In each round every process captions a batch, and all get all of them."""
-    step = (EXPLAIN_BATCH_SIZE if attention_folder else MAX_BATCH) * runtime.world_size
-    for start in runtime.progress(range(done, len(pairs), step), "captions"):
-        numbers = range(start, min(start + step, len(pairs)))
+) -> Iterator[list[CaptionedPair]]:
+    """The pairs after the first `num_done` with their captions, in order, a batch at a time.
+
+    Each process captions its share of a batch, and all get all of it.
+    """
+    own_size = EXPLAIN_BATCH_SIZE if attention_folder else BATCH_SIZE
+    size = own_size * runtime.world_size
+    for start in runtime.progress(range(num_done, len(pairs), size), "captions"):
+        numbers = range(start, min(start + size, len(pairs)))
         own = runtime.own_share(numbers)
-        captions = runtime.merge_shares(_caption(predictor, pairs, own, decoding, attention_folder))
+        share = _caption(predictor, pairs, own, decoding, attention_folder)
+        captions = runtime.merge_shares(share)
         yield list(zip(pairs[start : numbers.stop], captions, strict=True))
 
 
@@ -93,39 +106,41 @@ def _caption(
     pairs: Sequence[ImagePair],
     numbers: Sequence[int],
     decoding: Decoding,
-    attention_folder: str | None,
+    attention_folder: Path | None,
 ) -> list[list[Caption]]:
-    """The captions of the pairs with these numbers, and where a folder is given, a picture of each caption's attention in it."""
-    images = [(pairs[n].before, pairs[n].after) for n in numbers]
-    if not attention_folder:
+    """The captions of the pairs with these numbers, and a picture of each one's attention."""
+    images = [(pairs[number].before, pairs[number].after) for number in numbers]
+    if attention_folder is None:
         return predictor.captions(images, decoding, numbers)
+    has_several = decoding.num_captions > 1 or decoding.method() == "sampling"
     explained = predictor.explanations(images, decoding, numbers)
     for number, explanations in zip(numbers, explained, strict=True):
         pair = pairs[number]
         for place, explanation in enumerate(explanations):
-            path = Path(
-                attention_folder,
-                picture_name(number, pair.id, place if decoding.method() == "sampling" else None),
-            )
-            draw_explanation(path, pair.before, pair.after, explanation)
-    return [[explanation.caption for explanation in explanations] for explanations in explained]
+            name = picture_name(number, pair.id, place if has_several else None)
+            draw_explanation(attention_folder / name, pair.before, pair.after, explanation)
+    return [[one.caption for one in explanations] for explanations in explained]
 
 
-def picture_name(number: int, identity: str, place: int | None = None) -> str:
-    """The name of a file for a pair's attention, or for that of one of its captions: 80 bytes of its id, made plain."""
-    plain = re.sub(r"[^\w.]+", "_", identity).encode()[:80].decode(errors="ignore")
-    return "-".join([f"{number:05d}", plain, *([] if place is None else [str(place)])]) + ".png"
+def picture_name(number: int, pair_id: str, place: int | None = None) -> str:
+    """The file name of a caption's picture: the pair's number and the beginning of its id, without
+    special characters; and the caption's place among the pair's captions."""
+    plain = re.sub(r"[^\w.]+", "_", pair_id).encode()[:MAX_ID_BYTES].decode(errors="ignore")
+    parts = [f"{number:05d}", plain]
+    if place is not None:
+        parts.append(str(place))
+    return "-".join(parts) + ".png"
 
 
-def settings_fingerprint(options: Options, decoding: Decoding) -> dict[str, Any]:
-    """What results depend on beside the images."""
-    source = options.model
+def settings_fingerprint(options: Options) -> dict[str, Any]:
+    """All that captions depend on, besides the images."""
+    model = options.model
     return {
-        "checkpoint_sha256": sha256_of(find_weights(source.init_model or DEMO, source.cache_dir)),
+        "checkpoint_sha256": sha256_of(find_weights(model.init_model or DEMO, model.cache_dir)),
         "max_words": options.data.max_words,
-        "decoder_model": source.decoder_model,
-        "linear_patch": source.linear_patch,
-        "intra_num_hidden_layers": source.intra_num_hidden_layers,
-        "image_resolution": source.image_resolution,
-        **decoding.values(),
+        "decoder_model": model.decoder_model,
+        "linear_patch": model.linear_patch,
+        "intra_num_hidden_layers": model.intra_num_hidden_layers,
+        "image_resolution": model.image_resolution,
+        **options.decoding.values(),
     }

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The captions of --do_predict: printed, or written to a file that an interrupted run continues."""
 
 import csv
 import io
@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataloaders.pairs import ImagePair
 from modules.model.explanation import Caption
@@ -20,131 +20,162 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("id", "caption", "score", "before", "after")
 
+CaptionedPair = tuple[ImagePair, Sequence[Caption]]
 
-Captioned = tuple[ImagePair, list[Caption]]
+
+class Finished(NamedTuple):
+    """What a file of an earlier run holds: whole pairs, and the bytes of these and the header."""
+
+    num_done: int = 0
+    valid_bytes: int = 0
 
 
-def print_captions(rounds: Iterator[list[Captioned]], alone: bool) -> None:
-    """One pair: its sentences, a line each. Several: CSV."""
-    if not alone:
+def print_captions(batches: Iterable[Sequence[CaptionedPair]], sentences_only: bool) -> None:
+    """Print CSV, or only the sentences, a line each."""
+    if not sentences_only:
         print(_csv_lines([COLUMNS]), end="")
-    for captioned in rounds:
-        if alone:
-            show("\n".join(one_line(caption.text) for caption in captioned[0][1]), flush=True)
+    for captioned in batches:
+        if sentences_only:
+            sentences = [one_line(one.text) for _, captions in captioned for one in captions]
+            show("\n".join(sentences), flush=True)
         else:
-            text = _format_rows(captioned, ".csv")
+            text = format_rows(captioned, ".csv")
             print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def append_captions(
-    rounds: Iterator[list[Captioned]],
+    batches: Iterable[Sequence[CaptionedPair]],
     path: Path,
-    done: int,
-    kept_bytes: int,
-    origin: dict[str, Any],
+    finished: Finished,
+    settings: Mapping[str, Any],
     runtime: Runtime,
 ) -> None:
-    """Append each round and sync it; what stood behind the last whole pair goes first. Beside a new file stands its origin."""
-    if done:
-        log.warning("%s holds %d pairs already: going on behind them", path, done)
-    for number, captioned in enumerate(rounds):
+    """Append each batch to the file and sync it; the main process alone writes.
+
+    Nothing is written before the first batch is there. Then everything after the last whole pair is
+    removed, and beside a new file its settings are written.
+    """
+    if finished.num_done:
+        log.warning("resuming %s after %d finished pairs", path, finished.num_done)
+    is_prepared = False
+    for captioned in batches:
         if not runtime.is_main:
             continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if number == 0 and not done:
-            write_json(origin_path(path), origin)
-        with open(path, "ab") as file:
-            if number == 0:
-                file.truncate(kept_bytes)
-                if path.suffix == ".csv" and not kept_bytes:
-                    file.write(_csv_lines([COLUMNS]).encode())
-            file.write(_format_rows(captioned, path.suffix).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        if not is_prepared:
+            _prepare_file(path, finished, settings)
+            is_prepared = True
+        _append(path, format_rows(captioned, path.suffix))
 
 
-def check_settings(path: Path, origin: dict[str, Any]) -> None:
-    """ValueError where the results in the file come from something else, by what stands beside them."""
-    if not origin_path(path).is_file():
-        raise FileNotFoundError(
-            f"{path} has no {origin_path(path).name} beside it, which tells what made it: give --predictions "
-            "another file, or remove this one"
+def _prepare_file(path: Path, finished: Finished, settings: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not finished.num_done:
+        write_json(origin_path(path), settings)
+    with open(path, "ab") as file:
+        file.truncate(finished.valid_bytes)
+    if path.suffix == ".csv" and not finished.num_done:
+        _append(path, _csv_lines([COLUMNS]))
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "ab") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> Finished:
+    """What the file holds of these pairs. ValueError where it holds anything else."""
+    if not path.is_file():
+        return Finished()
+    is_csv = path.suffix == ".csv"
+    header = [_csv_lines([COLUMNS]).encode()] if is_csv else []
+    lines_per_pair = num_captions if is_csv else 1
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut off
+    expected = [_written_id(pair, is_csv) for pair in pairs for _ in range(lines_per_pair)]
+    try:
+        found = _read_ids(lines[len(header) :], is_csv)
+    except (ValueError, KeyError, TypeError, IndexError, csv.Error):
+        found = None
+    is_ours = lines[: len(header)] == header[: len(lines)]
+    if not is_ours or found is None or found != expected[: len(found)]:
+        raise ValueError(
+            f"{path} holds the results of other pairs: give --predictions another file, "
+            "or remove this one"
         )
-    before = read_json(origin_path(path), dict)
+    num_done = len(found) // lines_per_pair
+    if num_done == 0:
+        return Finished()
+    kept = lines[: len(header) + num_done * lines_per_pair]
+    return Finished(num_done, sum(len(line) for line in kept))
+
+
+def _read_ids(lines: Sequence[bytes], is_csv: bool) -> list[str]:
+    """The pair's id in each line after the header."""
+    texts = [line.decode() for line in lines]
+    if is_csv:
+        return [row[0] for row in csv.reader(texts)]
+    return [parse_json(text)["id"] for text in texts]
+
+
+def _written_id(pair: ImagePair, is_csv: bool) -> str:
+    return spreadsheet_text(pair.id) if is_csv else pair.id
+
+
+def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """ValueError or OSError where the file's results were not made with these settings."""
+    origin = origin_path(path)
+    if not origin.is_file():
+        raise FileNotFoundError(
+            f"{path} has no {origin.name} beside it, which would say how it was made: "
+            "give --predictions another file, or remove this one"
+        )
+    earlier = read_json(origin, dict)
     differing = [
-        f"{name} {before.get(name)}" for name, value in origin.items() if before.get(name) != value
+        f"{name} {earlier.get(name)}"
+        for name in {**settings, **earlier}
+        if earlier.get(name) != settings.get(name)
     ]
     if differing:
         raise ValueError(
-            f"{path} was made with {', '.join(differing)} ({origin_path(path)}): give --predictions another file, or "
-            "remove this one"
+            f"{path} was made with {', '.join(differing)} ({origin}): "
+            "give --predictions another file, or remove this one"
         )
 
 
 def origin_path(path: Path) -> Path:
+    """Where the settings behind a file of captions are kept."""
     return path.with_name(f"{path.name}.origin.json")
 
 
-def _format_rows(captioned: Sequence[Captioned], kind: str) -> str:
+def format_rows(captioned: Sequence[CaptionedPair], suffix: str) -> str:
     """CSV with a row for each caption, or JSON with a line for each pair."""
-    if kind == ".csv":
-        return _csv_lines(
-            [_row(pair, caption) for pair, captions in captioned for caption in captions]
-        )
-    return "".join(
-        json.dumps(
-            {
-                "id": pair.id,
-                "before": str(pair.before),
-                "after": str(pair.after),
-                "captions": [
-                    {"caption": caption.text, "score": round(caption.score, 4)}
-                    for caption in captions
-                ],
-            },
-            ensure_ascii=False,
-        )
-        + "\n"
-        for pair, captions in captioned
-    )
+    if suffix == ".csv":
+        return _csv_lines([_csv_row(pair, one) for pair, captions in captioned for one in captions])
+    return "".join(_json_line(pair, captions) for pair, captions in captioned)
 
 
-def _row(pair: ImagePair, caption: Caption) -> tuple[str, ...]:
-    """What a spreadsheet may open: texts of others are no formulas there."""
-    before, after = (spreadsheet_text(str(path)) for path in (pair.before, pair.after))
-    text = spreadsheet_text(one_line(caption.text))
-    return spreadsheet_text(pair.id), text, f"{caption.score:.4f}", before, after
+def _csv_row(pair: ImagePair, caption: Caption) -> tuple[str, ...]:
+    """A row for a spreadsheet, which must not take other people's texts for formulas."""
+    text = one_line(caption.text)
+    score = f"{caption.score:.4f}"
+    before, after = spreadsheet_text(str(pair.before)), spreadsheet_text(str(pair.after))
+    return spreadsheet_text(pair.id), spreadsheet_text(text), score, before, after
 
 
-def _csv_lines(rows: Sequence[Sequence[object]]) -> str:
+def _csv_lines(rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
-def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> tuple[int, int]:
-    """How many pairs a file of an earlier run holds whole, and how many bytes they take; ValueError where it is another's."""
-    if not path.is_file():
-        return 0, 0
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    head, per_pair = (1, num_captions) if path.suffix == ".csv" else (0, 1)
-    other = ValueError(
-        f"{path} holds other results than these pairs': give --predictions another file, or remove this one"
-    )
-    try:
-        if lines[:head] != [_csv_lines([COLUMNS]).encode()][: len(lines[:head])]:
-            raise other
-        if head:
-            found = [row[0] for row in csv.reader(line.decode() for line in lines[head:])]
-            expected = [spreadsheet_text(pair.id) for pair in pairs]
-        else:
-            found = [parse_json(line.decode())["id"] for line in lines]
-            expected = [pair.id for pair in pairs]
-    except (ValueError, KeyError, TypeError, IndexError, csv.Error):
-        raise other from None
-    if len(found) > len(pairs) * per_pair or any(
-        expected[n // per_pair] != one for n, one in enumerate(found)
-    ):
-        raise other
-    done = len(found) // per_pair
-    return done, sum(map(len, lines[: head + done * per_pair])) if done else 0
+def _json_line(pair: ImagePair, captions: Sequence[Caption]) -> str:
+    rows = [{"caption": one.text, "score": round(one.score, 4)} for one in captions]
+    content = {
+        "id": pair.id,
+        "before": str(pair.before),
+        "after": str(pair.after),
+        "captions": rows,
+    }
+    return json.dumps(content, ensure_ascii=False) + "\n"
