@@ -1,9 +1,10 @@
-"""The data path at full size: start-up, memory that each worker adds to the shared one, pairs a second.
+"""The data path at full size: start-up, memory of the workers, pairs per second.
 
     python benchmarks/data_path.py --datatype clevr --scenes 40000 --workers 1 2 4
 
-prints one JSON line. 60 scenes are drawn and stand, under other names, for all; `--datatype spot --annotations FOLDER` takes the
-ids and sentences of a real train.json instead. Images are read and resized for `--read` pairs only, all captions once.
+prints one JSON line. 60 scenes are drawn and used under other names for all. With `--datatype spot
+--annotations FOLDER` ids and sentences come from a real train.json. Images are read and resized for
+`--read` pairs only, the captions of all pairs once.
 """
 
 import argparse
@@ -25,7 +26,7 @@ if not __package__:
 from benchmarks.machine import machine_info
 from dataloaders.batches import build_loader
 from dataloaders.datasets import open_dataset
-from dataloaders.datasets.clevr_change import FOLDERS
+from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS
 from dataloaders.datasets.spot_the_diff import merge_entries, read_annotations
 from dataloaders.images import ImageFiles
 from dataloaders.pairs import ImagePair
@@ -36,147 +37,159 @@ from preprocess import synthesize
 from system.command import OneLineParser, run_command
 from system.json_files import read_json, write_json
 
-DRAWN = 60
-tokenize = partial(tokenize_caption, max_words=32)
+NUM_DRAWN = 60
+MAX_WORDS = 32
+CAPTION_BATCH = 64
+IMAGE_BATCH = 16
+MIN_SCENES = 256
+SAMPLES = {"adaptation": RetrievalSamples, "finetuning": CaptionSamples}
+
+tokenize = partial(tokenize_caption, max_words=MAX_WORDS)
 
 
-class NoImages:
-    """Stands in for the images where only the annotations are looked at."""
+class BlankImages:
+    """An image reader that reads nothing, where only captions matter."""
 
-    def __call__(self, paths: list[str]) -> torch.Tensor:
+    def __call__(self, paths: Sequence[str]) -> torch.Tensor:
         return torch.zeros(len(paths), 3, 1, 1, dtype=torch.uint8)
 
 
-def enlarge_clevr(drawn: Path, root: Path, scenes: int) -> None:
-    """The drawn scenes again and again under `scenes` numbers: hard links and repeated captions."""
+def replicate_clevr(drawn: Path, root: Path, num_scenes: int) -> None:
+    """The drawn scenes, over and over, under `num_scenes` numbers; images are hard links."""
     for folder, prefix in FOLDERS.items():
         (root / folder).mkdir(parents=True)
-        for number in range(scenes):
-            os.link(
-                drawn / folder / f"{prefix}{number % DRAWN:06d}.png",
-                root / folder / f"{prefix}{number:06d}.png",
-            )
-    for name in ("change_captions.json", "no_change_captions.json"):
-        captions = list(read_json(drawn / name, dict).values())
-        write_json(
-            root / name, {f"CLEVR_default_{n:06d}.png": captions[n % DRAWN] for n in range(scenes)}
-        )
-    write_json(root / "splits.json", {"train": list(range(scenes)), "val": [], "test": []})
+        for number in range(num_scenes):
+            source = drawn / folder / f"{prefix}{number % NUM_DRAWN:06d}.png"
+            os.link(source, root / folder / f"{prefix}{number:06d}.png")
+    for file in CAPTION_FILES:
+        captions = list(read_json(drawn / file, dict).values())
+        replicated = {
+            f"CLEVR_default_{number:06d}.png": captions[number % NUM_DRAWN]
+            for number in range(num_scenes)
+        }
+        write_json(root / file, replicated)
+    write_json(root / "splits.json", {"train": list(range(num_scenes)), "val": [], "test": []})
 
 
-def enlarge_spot(drawn: Path, root: Path, annotations: Path) -> None:
+def replicate_spot(drawn: Path, root: Path, annotations: Path) -> None:
     """A real train.json, reformatted, with drawn images under its ids."""
-    (root / "images_test").mkdir(parents=True)
-    pictures = sorted((drawn / "images_test").glob("*_2.png"))
-    write_json(
-        root / "reformat_train.json",
-        merge_entries(read_annotations(annotations / "train.json")),
-    )
-    for number, (image_id, _) in enumerate(read_annotations(root / "reformat_train.json")):
-        after = pictures[number % len(pictures)]
-        os.link(after, root / "images_test" / f"{image_id}_2.png")
-        os.link(
-            after.with_name(after.name.replace("_2.png", ".png")),
-            root / "images_test" / f"{image_id}.png",
-        )
+    images = root / "images_test"
+    images.mkdir(parents=True)
+    merged = merge_entries(read_annotations(annotations / "train.json"))
+    write_json(root / "reformat_train.json", merged)
+    afters = sorted((drawn / "images_test").glob("*_2.png"))
+    for number, entry in enumerate(merged):
+        after = afters[number % len(afters)]
+        before = after.with_name(after.name.replace("_2.png", ".png"))
+        os.link(after, images / f"{entry['img_id']}_2.png")
+        os.link(before, images / f"{entry['img_id']}.png")
 
 
 def private_memory(process: int) -> float:
-    """MB that a process shares with nobody."""
-    with open(f"/proc/{process}/smaps_rollup") as file:
-        return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
+    """MB that a process shares with no other one."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def captions_only(samples: type, scenes: Sequence[ImagePair], workers: int) -> dict[str, float]:
-    """All sentences once without images: samples a second, and what the worker that grows most adds to its own memory."""
-    loader = build_loader(samples(scenes, NoImages(), tokenize), 64, True, workers)
+def caption_rate(samples: type, pairs: Sequence[ImagePair], workers: int) -> dict[str, float]:
+    """All captions once, without images: samples per second, and by how many MB the memory of the
+    worker grows that grows most."""
+    loader = build_loader(samples(pairs, BlankImages(), tokenize), CAPTION_BATCH, True, workers)
     batches = iter(loader.loader)
     next(batches)
-    before = [private_memory(worker.pid) for worker in batches._workers]
+    processes = [worker.pid for worker in batches._workers]
+    memory_before = [private_memory(process) for process in processes]
     start = time.perf_counter()
-    for _ in range(len(loader) - 2):  # not to the end, where workers may be gone
+    num_batches = len(loader) - 2  # workers may be gone when the last batch arrives
+    for _ in range(num_batches):
         next(batches)
-    rate = (len(loader) - 2) * 64 / (time.perf_counter() - start)
-    grown = [
-        private_memory(worker.pid) - mb for worker, mb in zip(batches._workers, before, strict=True)
-    ]
-    return {"captions_only_per_second": round(rate), "worker_grows_mb": round(max(grown), 1)}
+    rate = num_batches * CAPTION_BATCH / (time.perf_counter() - start)
+    memory = [private_memory(process) for process in processes]
+    grown = max(after - before for after, before in zip(memory, memory_before, strict=True))
+    return {"captions_only_per_second": round(rate), "worker_grows_mb": round(grown, 1)}
 
 
-def pairs_per_second(samples: type, scenes: Sequence[ImagePair], workers: int, read: int) -> float:
-    """Pairs decoded, resized, tokenised and collated."""
-    batches = iter(build_loader(samples(scenes, ImageFiles(), tokenize), 16, True, workers))
+def pair_rate(samples: type, pairs: Sequence[ImagePair], workers: int, num_pairs: int) -> float:
+    """Pairs per second that are decoded, resized, tokenised and collated."""
+    loader = build_loader(samples(pairs, ImageFiles(), tokenize), IMAGE_BATCH, True, workers)
+    batches = iter(loader)
     next(batches)
+    num_batches = num_pairs // IMAGE_BATCH
     start = time.perf_counter()
-    for _ in range(read // 16):
+    for _ in range(num_batches):
         next(batches)
-    return round(read // 16 * 16 / (time.perf_counter() - start), 1)
+    return round(num_batches * IMAGE_BATCH / (time.perf_counter() - start), 1)
 
 
-def run(datatype: str, root: Path, workers: list[int], read: int) -> dict[str, object]:
+def measure_dataset(
+    datatype: str, root: Path, workers: Sequence[int], num_read: int
+) -> dict[str, object]:
     """All measurements of one dataset."""
     start = time.perf_counter()
-    scenes = PackedList(open_dataset(datatype, root, root / "images_test").checked_pairs("train"))
+    dataset = open_dataset(datatype, root, root / "images_test")
+    pairs = PackedList(dataset.checked_pairs("train"))
     startup = time.perf_counter() - start
-    results: dict[str, object] = {"scenes": len(scenes), "startup_seconds": round(startup, 2)}
-    objects = list(scenes)  # as it would be without shared tensors
-    for name, samples in (("adaptation", RetrievalSamples), ("finetuning", CaptionSamples)):
-        results[name] = captions_only(samples, scenes, max(workers))
-        results[name]["worker_grows_mb_by_objects"] = captions_only(samples, objects, max(workers))[
-            "worker_grows_mb"
-        ]
-        results[name]["pairs_per_second"] = {
-            str(n): pairs_per_second(samples, scenes, n, read) for n in workers
+    results: dict[str, object] = {"scenes": len(pairs), "startup_seconds": round(startup, 2)}
+    objects = list(pairs)  # Python objects in the place of shared tensors
+    most_workers = max(workers)
+    for training, samples in SAMPLES.items():
+        row: dict[str, object] = dict(caption_rate(samples, pairs, most_workers))
+        by_objects = caption_rate(samples, objects, most_workers)
+        row["worker_grows_mb_by_objects"] = by_objects["worker_grows_mb"]
+        row["pairs_per_second"] = {
+            str(count): pair_rate(samples, pairs, count, num_read) for count in workers
         }
+        results[training] = row
     return results
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print one JSON line."""
-    parser = OneLineParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--datatype", choices=("clevr", "spot"), required=True)
-    parser.add_argument(
-        "--scenes", type=int, default=4000, help="CLEVR-Change's scenes (default: 4000)"
-    )
-    parser.add_argument("--annotations", type=Path, help="folder of Spot-the-Diff's train.json")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        nargs="+",
-        default=[1, 2, 4],
-        help="numbers of workers (default: 1 2 4)",
-    )
-    parser.add_argument(
-        "--read", type=int, default=480, help="pairs whose images are read (default: 480)"
-    )
-    args = parser.parse_args(argv)
-    if args.datatype == "spot" and not args.annotations:
-        parser.error("--datatype spot needs --annotations")
-    if args.scenes < 256 or min(args.workers) < 1 or args.read < 16:
-        parser.error(
-            "expected --scenes of at least 256, --workers of at least 1 and --read of at least 16"
-        )
-    return run_command(parser.prog, lambda: print(json.dumps(measure(args))))
-
-
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Draw, enlarge, measure."""
+    """Draw scenes, replicate them, measure."""
     with tempfile.TemporaryDirectory() as folder:
-        drawn, root = Path(folder) / "drawn", Path(folder) / "data"
+        drawn = Path(folder) / "drawn"
+        root = Path(folder) / "data"
+        draw = ["--output", str(drawn), "--datatype", args.datatype, "--train", str(NUM_DRAWN)]
         with contextlib.redirect_stdout(sys.stderr):
-            splits = f"--train {DRAWN} --val 0 --test 0".split()
-            synthesize.main(["--output", str(drawn), "--datatype", args.datatype, *splits])
+            synthesize.main([*draw, "--val", "0", "--test", "0"])
         if args.datatype == "clevr":
-            enlarge_clevr(drawn, root, args.scenes)
+            replicate_clevr(drawn, root, args.scenes)
         else:
-            enlarge_spot(drawn, root, args.annotations)
-        head = {"benchmark": f"data path, {args.datatype}", "workers": max(args.workers)}
+            replicate_spot(drawn, root, args.annotations)
         return {
-            **head,
-            **run(args.datatype, root, args.workers, args.read),
+            "benchmark": f"data path, {args.datatype}",
+            "workers": max(args.workers),
+            **measure_dataset(args.datatype, root, args.workers, args.read),
             **machine_info(torch.device("cpu")),
         }
 
 
+def _parser() -> OneLineParser:
+    parser = OneLineParser(description=__doc__.splitlines()[0])
+    scenes = "clevr: number of scenes (default: 4000)"
+    annotations = "spot: folder of Spot-the-Diff's train.json"
+    workers = "numbers of workers (default: 1 2 4)"
+    read = "pairs whose images are read (default: 480)"
+    parser.add_argument("--datatype", choices=("clevr", "spot"), required=True)
+    parser.add_argument("--scenes", type=int, default=4000, help=scenes)
+    parser.add_argument("--annotations", type=Path, help=annotations)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help=workers)
+    parser.add_argument("--read", type=int, default=480, help=read)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print one JSON line."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.datatype == "spot" and not args.annotations:
+        parser.error("--datatype spot needs --annotations")
+    if args.scenes < MIN_SCENES or min(args.workers) < 1 or args.read < IMAGE_BATCH:
+        parser.error(
+            f"expected --scenes of at least {MIN_SCENES}, --workers of at least 1 "
+            f"and --read of at least {IMAGE_BATCH}"
+        )
+    return run_command(parser.prog, lambda: print(json.dumps(measure(args))))
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -1,9 +1,11 @@
-"""Cost of a training step and of captioning, images already decoded: seconds × the machine's float32 GEMM rate ÷ pairs.
+"""The cost of a training step and of captioning, with images that are decoded already.
 
     python benchmarks/steps.py --what finetuning --precision fp32
     torchrun --nproc_per_node=2 benchmarks/steps.py --what adaptation
 
-print one JSON line. The model is ViT-B/32 in the published sizes with random weights. Several processes share the pairs of a batch.
+print one JSON line. The cost of a pair is seconds × the machine's float32 GEMM rate ÷ pairs; see
+README.md here. The model is ViT-B/32 in the published sizes, with random weights. Several processes
+share the pairs of a batch.
 """
 
 import contextlib
@@ -12,9 +14,10 @@ import logging
 import os
 import statistics
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,12 +28,12 @@ from benchmarks import flops
 from benchmarks.machine import all_cores, gemm_rate, machine_info, time_steps
 from dataloaders.batches import trim_padding
 from modules.clip4idc import CLIP4IDC
-from modules.generation.beam import beam_search
-from modules.generation.greedy import greedy_search
+from modules.generation import generate
 from modules.model.clip_sizes import ClipSizes
-from modules.options import parse_options
+from modules.options.decoding import Decoding
+from modules.options.groups import TrainingOptions
 from modules.registries import OBJECTIVES
-from modules.tokenizer import tokenize_caption
+from modules.tokenizer import PAD, tokenize_caption
 from modules.training.loop import train_epoch
 from modules.training.objectives import TrainingData
 from modules.training.output import NoOutput
@@ -43,9 +46,13 @@ from system.runtime import Runtime
 from system.signals import StopSignals
 
 VIT_B_32 = ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
-MAX_WORDS, BEAMS = 32, 5
-OBJECTIVE_OF = {"retrieval": "contrastive", "caption": "cross_entropy"}
-SENTENCES = (  # of Spot-the-Diff's kind and length
+INTRA_LAYERS = 9
+MAX_WORDS = 32
+BEAM_SIZE = 5
+SEED = 42
+
+# Of the kind and the length of Spot-the-Diff's.
+SENTENCES = (
     "the white car near the entrance is gone",
     "there are two more people walking on the sidewalk",
     "the man in the dark shirt has moved closer to the truck",
@@ -55,178 +62,224 @@ SENTENCES = (  # of Spot-the-Diff's kind and length
     "the van is a little further to the right",
     "a cyclist has appeared in the middle of the road",
 )
+# Batch name → name in `tokenize_caption`'s arrays.
+TEXT_ARRAYS = {
+    "retrieval": {"text_ids": "retrieval_text_ids", "text_mask": "retrieval_text_mask"},
+    "caption": {name: name for name in ("caption_input_ids", "caption_mask", "caption_target_ids")},
+}
 
 
-class SameBatch:
-    """A loader that gives one batch `steps` times."""
+class Timing(NamedTuple):
+    """Seconds of each run, and the operations that a pair needs at least, in GFLOP."""
 
-    def __init__(self, batch: dict[str, torch.Tensor], steps: int) -> None:
-        self.batch, self.steps = batch, steps
+    seconds: list[float]
+    gflop_per_pair: float
+
+
+class RepeatedBatch:
+    """A loader that gives the same batch `steps` times."""
+
+    def __init__(self, batch: dict[str, Any], steps: int) -> None:
+        self.batch = batch
+        self.steps = steps
 
     def __len__(self) -> int:
         return self.steps
 
     def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """Nothing changes."""
+        """All epochs are the same."""
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter([self.batch] * self.steps)
 
 
 def random_model(task: str) -> CLIP4IDC:
-    """ViT-B/32 and, for captions, the published captioner; seeded random weights."""
+    """ViT-B/32 and, for captions, the published captioner; random weights from a fixed seed."""
     torch.manual_seed(0)
     return CLIP4IDC.from_weights(random_clip(VIT_B_32), task)
 
 
-def random_batch(stage: str, pairs: int) -> dict[str, Any]:
-    """Images of noise with real sentences, as the loaders give them."""
-    arrays = [tokenize_caption(SENTENCES[n % len(SENTENCES)], MAX_WORDS) for n in range(pairs)]
-
-    def stacked(name: str) -> torch.Tensor:
-        return torch.stack([torch.from_numpy(words[name]) for words in arrays])
-
+def random_batch(task: str, num_pairs: int) -> dict[str, Any]:
+    """Images of noise with real sentences, in the form that the loaders give."""
+    sentences = [SENTENCES[number % len(SENTENCES)] for number in range(num_pairs)]
+    arrays = [tokenize_caption(sentence, MAX_WORDS) for sentence in sentences]
     side = VIT_B_32.image_resolution
-    images = torch.randint(0, 256, (pairs, 2, 3, side, side), dtype=torch.uint8)
-    common = {"images": images, "id": [str(n) for n in range(pairs)]}
-    if stage == "retrieval":
-        ids, mask = stacked("retrieval_text_ids"), stacked("retrieval_text_mask")
-        return trim_padding({**common, "text_ids": ids, "text_mask": mask})
-    names = ("caption_input_ids", "caption_mask", "caption_target_ids")
-    return trim_padding({**common, **{name: stacked(name)[:, None] for name in names}})
+    batch: dict[str, Any] = {
+        "images": torch.randint(0, 256, (num_pairs, 2, 3, side, side), dtype=torch.uint8),
+        "id": [str(number) for number in range(num_pairs)],
+    }
+    for name, array_name in TEXT_ARRAYS[task].items():
+        rows = torch.stack([torch.from_numpy(array[array_name]) for array in arrays])
+        batch[name] = rows if task == "retrieval" else rows[:, None]  # (B, L) or (B, 1, L)
+    return trim_padding(batch)
 
 
-def training_step(
-    stage: str, pairs: int, runtime: Runtime, repeats: int, *more: str
-) -> tuple[list[float], float]:
-    """Seconds of each step of the real loop on this process' `pairs`, and the necessary GFLOP of a pair."""
-    model, batch = random_model(stage), random_batch(stage, pairs)
-    flags = (
-        f"--do_train --datatype spot --coef_lr 1e-3 --max_words {MAX_WORDS} --batch_size {pairs}"
-    )
-    places = "--output_dir unused --data_path unused --features_path unused"
-    options = parse_options(
-        [*flags.split(), *places.split(), *more], stage, "a benchmark", num_processes=1
-    )
-    objective = OBJECTIVES[OBJECTIVE_OF[stage]](model, TrainingData([], MAX_WORDS))
-    loader = SameBatch(batch, 1)
+def time_adaptation(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:
+    """Steps of the real training loop on this process's `num_pairs`."""
+    model = random_model("retrieval")
+    batch = random_batch("retrieval", num_pairs)
+    seconds = _time_training("contrastive", model, batch, runtime, repeats, compiled)
+    pair = flops.pair_encoder(VIT_B_32, INTRA_LAYERS)
+    text = flops.text_encoder(VIT_B_32, batch["text_ids"].shape[-1])
+    return Timing(seconds, _training_gflop(pair + text))
+
+
+def time_finetuning(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:
+    """Steps of the real training loop on this process's `num_pairs`."""
+    model = random_model("caption")
+    batch = random_batch("caption", num_pairs)
+    seconds = _time_training("cross_entropy", model, batch, runtime, repeats, compiled)
+    pair = flops.pair_encoder(VIT_B_32, INTRA_LAYERS)
+    num_targets = int((batch["caption_target_ids"] != PAD).sum()) / num_pairs
+    return Timing(seconds, _training_gflop(pair + _captioner_flops(model, batch, num_targets)))
+
+
+def _captioner_flops(model: CLIP4IDC, batch: dict[str, Any], num_targets: float) -> float:
+    config = model.decoder.config
+    tokens = 2 * VIT_B_32.num_tokens
+    encoder = flops.caption_encoder(config, tokens)
+    decoder = flops.caption_decoder(config, tokens, batch["caption_mask"].shape[-1])
+    return encoder + decoder + flops.vocabulary(VIT_B_32, num_targets)
+
+
+def _training_gflop(forward: float) -> float:
+    """Forward and backward, which takes twice as many operations."""
+    return 3e-9 * forward
+
+
+def _time_training(
+    objective_name: str,
+    model: CLIP4IDC,
+    batch: dict[str, Any],
+    runtime: Runtime,
+    repeats: int,
+    compiled: bool,
+) -> list[float]:
     trainer = Trainer.build(
         model,
-        objective,
-        loader,
-        options.training,
-        options.run.seed,
+        OBJECTIVES[objective_name](model, TrainingData([], MAX_WORDS)),
+        RepeatedBatch(batch, 1),
+        TrainingOptions(coef_lr=1e-3, compile=compiled),
+        SEED,
         runtime,
         StopSignals(),
-        train_token_embedding=stage == "caption",
+        train_token_embedding=objective_name == "cross_entropy",
     )
-    times = time_steps(
-        lambda: train_epoch(trainer, NoOutput(), Progress()), runtime.device, repeats
-    )
-    forward = flops.pair_encoder(VIT_B_32, 9)
-    if stage == "retrieval":
-        forward += flops.text_encoder(VIT_B_32, batch["text_ids"].shape[-1])
-    else:
-        targets, tokens = (
-            int((batch["caption_target_ids"] != 0).sum()) / pairs,
-            2 * VIT_B_32.num_tokens,
-        )
-        config, words = model.decoder.config, batch["caption_mask"].shape[-1]
-        forward += flops.caption_encoder(config, tokens) + flops.caption_decoder(
-            config, tokens, words
-        )
-        forward += flops.vocabulary(VIT_B_32, targets)
-    return times, 3e-9 * forward
+    return time_steps(lambda: train_epoch(trainer, NoOutput(), Progress()), runtime.device, repeats)
 
 
-def captioning(beams: int, pairs: int, runtime: Runtime, repeats: int) -> tuple[list[float], float]:
-    """Seconds of captioning a batch with all MAX_WORDS steps, and the necessary GFLOP of a pair."""
+def time_greedy(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:
+    """Greedy captions of a batch, with all MAX_WORDS words."""
+    return _time_captioning(1, num_pairs, runtime, repeats)
+
+
+def time_beams(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:
+    """Captions of a batch by beam search, with all MAX_WORDS words."""
+    return _time_captioning(BEAM_SIZE, num_pairs, runtime, repeats)
+
+
+def _time_captioning(beams: int, num_pairs: int, runtime: Runtime, repeats: int) -> Timing:
+    decoding = Decoding(beam_size=beams)
     model = random_model("caption").to(runtime.device).eval()
     with torch.no_grad():
-        model.decoder.predictions.bias[-1] = -1e4  # EOT never comes: all MAX_WORDS steps are taken
-    images = random_batch("caption", pairs)["images"]
+        model.decoder.predictions.bias[-1] = -1e4  # EOT never comes: no caption ends early
+    images = random_batch("caption", num_pairs)["images"]
 
     @torch.no_grad()
     def work() -> None:
         with runtime.autocast():
             tokens = model.encode_against_first(model.normalize(images.to(runtime.device))).tokens
-            ids = (
-                greedy_search(model, tokens, MAX_WORDS)
-                if beams == 1
-                else beam_search(model, tokens, MAX_WORDS, beams)
-            )
-        if ids.shape[1] != MAX_WORDS:
+            num_words = generate(model, tokens, MAX_WORDS, decoding).shape[-1]
+        if num_words != MAX_WORDS:
             raise RuntimeError(
-                f"decoding ended after {ids.shape[1]} steps of {MAX_WORDS}: the count of operations is wrong"
+                f"decoding ended after {num_words} steps of {MAX_WORDS}: "
+                "the count of operations is wrong"
             )
 
-    times = time_steps(work, runtime.device, repeats)
-    tokens, config = 2 * VIT_B_32.num_tokens, model.decoder.config
-    decoding = beams * (
-        flops.caption_decoder(config, tokens, MAX_WORDS) + flops.vocabulary(VIT_B_32, MAX_WORDS)
-    )
-    return times, 1e-9 * (
-        flops.pair_encoder(VIT_B_32, 9) + flops.caption_encoder(config, tokens) + decoding
-    )
+    seconds = time_steps(work, runtime.device, repeats)
+    config = model.decoder.config
+    num_tokens = 2 * VIT_B_32.num_tokens
+    pair = flops.pair_encoder(VIT_B_32, INTRA_LAYERS)
+    encoder = flops.caption_encoder(config, num_tokens)
+    decoder = flops.caption_decoder(config, num_tokens, MAX_WORDS)
+    words = flops.vocabulary(VIT_B_32, MAX_WORDS)
+    return Timing(seconds, 1e-9 * (pair + encoder + beams * (decoder + words)))
 
 
-BENCHMARKS: dict[str, tuple[Callable, object, int]] = {
-    "finetuning": (training_step, "caption", 16),
-    "adaptation": (training_step, "retrieval", 32),
-    "greedy": (captioning, 1, 16),
-    "beam": (captioning, BEAMS, 16),
+class Benchmark(NamedTuple):
+    """What is timed, the pairs of a batch, and whether --compile makes a difference."""
+
+    run: Callable[[int, Runtime, int, bool], Timing]
+    num_pairs: int
+    can_compile: bool = False
+
+
+BENCHMARKS = {
+    "finetuning": Benchmark(time_finetuning, 16, can_compile=True),
+    "adaptation": Benchmark(time_adaptation, 32, can_compile=True),
+    "greedy": Benchmark(time_greedy, 16),
+    "beam": Benchmark(time_beams, 16),
 }
-COMPILABLE = ("finetuning", "adaptation")
+COMPILABLE = [name for name, benchmark in BENCHMARKS.items() if benchmark.can_compile]
+
+
+def whole_machine_rate(dtype: torch.dtype, runtime: Runtime) -> float:
+    """The GEMM rate with all cores, however few the launcher leaves to each process.
+
+    The main process measures while the others wait.
+    """
+    threads = torch.get_num_threads()
+    if runtime.device.type == "cpu":
+        torch.set_num_threads(all_cores())
+    rate = runtime.on_main(lambda: gemm_rate(dtype, runtime.device))
+    torch.set_num_threads(threads)
+    return rate
 
 
 def measure(
     what: str, runtime: Runtime, pairs: int | None, repeats: int, compiled: bool = False
 ) -> dict[str, object]:
-    """One benchmark's numbers. The plain GEMM rate, torch's own choice, is taken before and after, in the same process, while
-    the others wait; inside, products run as `fast_products` lets them in the scripts."""
-    function, variant, default_pairs = BENCHMARKS[what]
-    pairs, device, precision = pairs or default_pairs, runtime.device, runtime.precision
+    """One benchmark's numbers.
 
-    def rate(dtype: torch.dtype) -> float:
-        """Of the whole machine: by all cores, however few of them the launcher leaves each process."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(threads if device.type != "cpu" else all_cores())
-        found = runtime.on_main(lambda: gemm_rate(dtype, device))
-        torch.set_num_threads(threads)
-        return found
-
+    The plain rate is that of torch's own choice of matrix product, taken before and after; the
+    benchmark uses the product that the scripts use (`system.compute.matmul_precision`).
+    """
+    benchmark = BENCHMARKS[what]
+    pairs = pairs or benchmark.num_pairs
+    device = runtime.device
     if device.type == "cpu":
         keep_freed_memory()
-    before = rate(torch.float32)
-    with matmul_precision(device, precision):
-        more = ["--compile"] if compiled else []
-        times, gflop = function(variant, pairs // runtime.world_size, runtime, repeats, *more)
-        tuned, own = rate(torch.float32), rate(DTYPES[precision])
-    plain, seconds = (before + rate(torch.float32)) / 2, statistics.median(times)
+    rate_before = whole_machine_rate(torch.float32, runtime)
+    with matmul_precision(device, runtime.precision):
+        timing = benchmark.run(pairs // runtime.world_size, runtime, repeats, compiled)
+        tuned = whole_machine_rate(torch.float32, runtime)
+        own = whole_machine_rate(DTYPES[runtime.precision], runtime)
+    plain = (rate_before + whole_machine_rate(torch.float32, runtime)) / 2
+    seconds = statistics.median(timing.seconds)
     return {
         "benchmark": what,
-        "precision": precision,
+        "precision": runtime.precision,
         "processes": runtime.world_size,
         "compiled": compiled,
         "pairs": pairs,
         "repeats": repeats,
         "seconds": round(seconds, 4),
-        "fastest": round(min(times), 4),
+        "fastest": round(min(timing.seconds), 4),
         "pairs_per_second": round(pairs / seconds, 1),
         "gemm_plain_gflops": round(plain, 1),
         "gemm_tuned_gflops": round(tuned, 1),
         "gemm_own_gflops": round(own, 1),
         "cost_per_pair": round(seconds * plain / pairs, 1),
         "cost_per_pair_tuned": round(seconds * tuned / pairs, 1),
-        "gflop_per_pair": round(gflop, 1),
-        "share_of_gemm": round(gflop * pairs / seconds / own, 5),
+        "gflop_per_pair": round(timing.gflop_per_pair, 1),
+        "share_of_gemm": round(timing.gflop_per_pair * pairs / seconds / own, 5),
         **machine_info(device),
     }
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines of the parts that are measured."""
+    """Without log lines of the parts that are measured."""
     logging.disable(logging.INFO)
     try:
         yield
@@ -234,37 +287,40 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def main() -> None:
-    """Print one JSON line."""
+def _parse_arguments(processes: int) -> Namespace:
     parser = OneLineParser(description=__doc__.splitlines()[0])
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--what", choices=BENCHMARKS, required=True)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument("--pairs", type=int, help="pairs a batch (default: 16, adaptation 32)")
+    parser.add_argument("--pairs", type=int, help="pairs in a batch (default: 16, adaptation 32)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="train with --compile")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device)
     args = parser.parse_args()
     if args.repeats < 1 or (args.pairs is not None and args.pairs < 1):
         parser.error("--repeats and --pairs are expected to be at least 1")
     if args.compile and args.what not in COMPILABLE:
         parser.error(f"--compile is measured for {' and '.join(COMPILABLE)} only")
-    rank, processes = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
-    )
     if args.pairs is not None and args.pairs % processes:
         parser.error(f"--pairs {args.pairs} is not divisible by {processes} processes")
-    device = (
-        torch.device(args.device, int(os.environ.get("LOCAL_RANK", 0)))
-        if args.device == "cuda"
-        else torch.device(args.device)
-    )
+    return args
+
+
+def main() -> None:
+    """Print one JSON line."""
+    rank = int(os.environ.get("RANK", "0"))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    args = _parse_arguments(processes)
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if processes > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with quiet():
         runtime = Runtime(rank, processes, device, args.precision)
-        results = measure(args.what, runtime, args.pairs, args.repeats, args.compile)
+        row = measure(args.what, runtime, args.pairs, args.repeats, args.compile)
     if rank == 0:
-        print(json.dumps(results))
+        print(json.dumps(row))
     if processes > 1:
         torch.distributed.destroy_process_group()
 

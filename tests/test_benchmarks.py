@@ -1,4 +1,4 @@
-"""Benchmarks: operations counted by hand against torch's counter, and each program's line of numbers."""
+"""Benchmarks: operations counted by hand against torch's counter, and the programs' output."""
 
 import json
 
@@ -16,7 +16,8 @@ from system.runtime import Runtime
 SIZES = ClipSizes(64, 64, 3, 128, 16, 40, 300, 64, 2)
 
 
-def counted(work) -> int:
+def count_operations(work) -> int:
+    """The operations that torch counts."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         work()
     return counter.get_total_flops()
@@ -24,40 +25,34 @@ def counted(work) -> int:
 
 def test_operations_of_the_towers():
     clip = CLIP(SIZES, intra_layers=2, linear_patch="2d")
-    assert counted(lambda: clip.visual(torch.randn(3, 2, 3, 64, 64))) == 3 * flops.pair_encoder(
-        SIZES, 2
-    )
-    all_projected = (
-        5 * (9 - 1) * 2 * 64 * 64
-    )  # the model projects every word; only EOT is necessary
-    assert counted(
-        lambda: clip.encode_text(torch.randint(1, 299, (5, 9)))
-    ) - all_projected == 5 * flops.text_encoder(SIZES, 9)
+    images = torch.randn(3, 2, 3, 64, 64)
+    counted = count_operations(lambda: clip.visual(images))
+    assert counted == 3 * flops.pair_encoder(SIZES, 2)
+    ids = torch.randint(1, 299, (5, 9))
+    counted = count_operations(lambda: clip.encode_text(ids))
+    all_but_eot = 5 * (9 - 1) * 2 * 64 * 64  # the model projects all words; only EOT is necessary
+    assert counted - all_but_eot == 5 * flops.text_encoder(SIZES, 9)
 
 
 def test_operations_of_the_captioner():
-    clip, config = CLIP(SIZES, 2, "2d"), load_decoder_config("decoder-base").fitted_to(64)
+    clip = CLIP(SIZES, 2, "2d")
+    config = load_decoder_config("decoder-base").fitted_to(64)
     decoder = CaptionDecoder(config, clip.token_embedding, clip.positional_embedding).eval()
-    pairs, tokens, words = 3, 2 * SIZES.num_tokens, 7
-    ids = torch.randint(1, 299, (pairs, words))
-    work = counted(
-        lambda: decoder.predictions(
-            decoder(torch.randn(pairs, tokens, 64), ids, torch.ones(pairs, words))
-        )
-    )
-    assert work == pairs * (
-        flops.caption_encoder(config, tokens)
-        + flops.caption_decoder(config, tokens, words)
-        + flops.vocabulary(SIZES, words)
-    )
+    num_pairs, num_tokens, num_words = 3, 2 * SIZES.num_tokens, 7
+    pair_tokens = torch.randn(num_pairs, num_tokens, 64)
+    ids = torch.randint(1, 299, (num_pairs, num_words))
+    mask = torch.ones(num_pairs, num_words)
+    counted = count_operations(lambda: decoder.predictions(decoder(pair_tokens, ids, mask)))
+    encoder = flops.caption_encoder(config, num_tokens)
+    words = flops.caption_decoder(config, num_tokens, num_words)
+    assert counted == num_pairs * (encoder + words + flops.vocabulary(SIZES, num_words))
 
 
 @pytest.mark.parametrize("what", list(steps.BENCHMARKS))
 def test_steps_and_their_table(what, monkeypatch, capsys):
     monkeypatch.setattr(steps, "VIT_B_32", ClipSizes(64, 64, 10, 64, 32, 77, 49408, 64, 1))
-    monkeypatch.setattr(
-        steps, "gemm_rate", lambda dtype, device: 100.0 if dtype == torch.float32 else 200.0
-    )
+    rates = {torch.float32: 100.0, torch.bfloat16: 200.0}
+    monkeypatch.setattr(steps, "gemm_rate", lambda dtype, device: rates[dtype])
     with steps.quiet():
         row = steps.measure(what, Runtime(precision="bf16"), pairs=2, repeats=2)
     assert row["cost_per_pair"] == pytest.approx(row["seconds"] * 100 / 2, abs=0.1)
@@ -69,18 +64,43 @@ def test_steps_and_their_table(what, monkeypatch, capsys):
     assert [line.endswith("met") for line in lines[2:]] == [True, False]
 
 
-def test_data_path(tmp_path, capsys):
-    assert (
-        data_path.main(["--datatype", "clevr", "--scenes", "256", "--workers", "1", "--read", "16"])
-        == 0
-    )
+def test_data_path(capsys):
+    words = ["--datatype", "clevr", "--scenes", "256", "--workers", "1", "--read", "16"]
+    assert data_path.main(words) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["scenes"] == 256
-    for stage in ("adaptation", "finetuning"):
-        assert row[stage]["pairs_per_second"]["1"] > 0
-        assert row[stage]["worker_grows_mb"] < 100
+    for training in ("adaptation", "finetuning"):
+        assert row[training]["pairs_per_second"]["1"] > 0
+        assert row[training]["worker_grows_mb"] < 100
     run_all.print_data_paths([row])
     assert "clevr    256, finetuning" in capsys.readouterr().out
+
+
+def test_replicated_spot_has_the_ids_of_the_annotations(tmp_path):
+    drawn, root = tmp_path / "drawn", tmp_path / "data"
+    (drawn / "images_test").mkdir(parents=True)
+    for name in ("7.png", "7_2.png"):
+        (drawn / "images_test" / name).write_bytes(name.encode())
+    entries = [{"img_id": image_id, "sentences": [image_id]} for image_id in ("1", "2", "1")]
+    (tmp_path / "train.json").write_text(json.dumps(entries))
+    data_path.replicate_spot(drawn, root, tmp_path)
+    assert json.loads((root / "reformat_train.json").read_text()) == [
+        {"img_id": "1", "sentences": ["1", "1"]},
+        {"img_id": "2", "sentences": ["2"]},
+    ]
+    images = {path.name: path.read_bytes() for path in (root / "images_test").iterdir()}
+    before, after = b"7.png", b"7_2.png"
+    assert images == {"1.png": before, "1_2.png": after, "2.png": before, "2_2.png": after}
+
+
+def test_speed_by_several_processes_is_relative_to_one(capsys):
+    rows = [
+        {"benchmark": "adaptation", "processes": 1, "seconds": 2.0, "pairs_per_second": 16.0},
+        {"benchmark": "adaptation", "processes": 2, "seconds": 2.5, "pairs_per_second": 12.8},
+    ]
+    run_all.print_processes(rows)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert lines == [["adaptation", "1", "16.0", "100%"], ["adaptation", "2", "12.8", "80%"]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""scripts/compare.py: runs that rows share are done once, the table is of what is there, means and deviations are right."""
+"""scripts/compare.py: rows share runs, and its tables have the right means and deviations."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_the_table_holds_means_deviations_and_differences_of_the_same_seed(tmp_p
     ]
 
 
-def test_the_choice_of_epochs_is_told_by_what_the_test_scenes_give():
+def test_the_chosen_epoch_is_compared_with_the_best_on_the_test_scenes():
     judged = pd.DataFrame(
         {
             "seed": [1, 1, 1, 2, 2],
