@@ -53,11 +53,9 @@ class Predictor:
         trained_on: str | None = None,
     ) -> None:
         self.runtime = runtime or Runtime()
-        self.model, self.max_words, self.trained_on = (
-            model.to(self.runtime.device).eval(),
-            max_words,
-            trained_on,
-        )
+        self.model = model.to(self.runtime.device).eval()
+        self.max_words = max_words
+        self.trained_on = trained_on
 
     @classmethod
     def load(
@@ -74,20 +72,21 @@ class Predictor:
         image_resolution: int | None = None,
         quick_gelu: bool = False,
     ) -> "Predictor":
-        """From a finetuned checkpoint: a file or a folder, as given or below ckpts/, an address, or owner/name on the Hugging Face
-        hub; without one, the small model in ckpts/demo.
+        """A predictor with the weights of a finetuned captioner.
 
-        What shapes cannot say (intra_layers, linear_patch, decoder_config, max_words) comes from `model.json` beside the weights,
-        where there is one. Raises ValueError or OSError for what cannot be found, read or used.
+        `checkpoint` is a file or folder, also one below ckpts/; a URL; or owner/name on the Hugging
+        Face hub. Without one it is the small model in ckpts/demo. A model.json beside the weights
+        outranks intra_layers, linear_patch, decoder_config and max_words. Raises ValueError or
+        OSError for what cannot be found, read or used.
         """
         device = torch.device(device) if device else choose_device()
-        weights = load_weights(
-            Address.of(checkpoint or DEMO), clip_name, cache_dir, image_resolution, quick_gelu
-        )
+        source = Address.of(checkpoint or DEMO)
+        weights = load_weights(source, clip_name, cache_dir, image_resolution, quick_gelu)
         if checkpoint is None:
+            folder = DEMO.parent.relative_to(ROOT)
             log.warning(
-                "no --init_model: the small one in %s is used, trained on %s",
-                DEMO.parent.relative_to(ROOT),
+                "no --init_model: using the small model in %s, trained on %s",
+                folder,
                 weights.info["trained_on"],
             )
         if not any(key.startswith("decoder.") for key in weights.tensors):
@@ -101,12 +100,8 @@ class Predictor:
                 f"{weights.source}: max_words is {settings.max_words}, "
                 f"expected 1 to {model.context_length}, the model's context length"
             )
-        return cls(
-            model,
-            settings.max_words,
-            Runtime(device=device, precision=choose_precision(precision, device)),
-            weights.info.get("trained_on"),
-        )
+        runtime = Runtime(device=device, precision=choose_precision(precision, device))
+        return cls(model, settings.max_words, runtime, weights.info.get("trained_on"))
 
     def caption(self, before: Picture, after: Picture, decoding: Decoding = Decoding()) -> str:
         """The sentence for one pair: paths, PIL images, or uint8 arrays (H, W, 3) in RGB."""
