@@ -9,14 +9,13 @@ import os
 import re
 import sys
 import threading
-from pathlib import Path
 
 from modules.web.hosts import host_name, own_hosts, plain_names
 from system.command import OneLineParser, run_command
 from system.escaping import SafeFormatter, markdown_text, show
+from system.places import ROOT
 from system.urls import Address
 
-ROOT = Path(__file__).parent
 EXAMPLES = ROOT / "docs" / "examples"
 MAX_MEGABYTES, MAX_MEGAPIXELS = 20, 50  # of an upload, in 2**20 bytes and millions
 MAX_SIDE = 20_000  # pixels: resizing what is long and thin takes far more memory than the picture

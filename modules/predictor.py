@@ -32,8 +32,9 @@ from modules.model.layers import record_attention
 from modules.options.decoding import Decoding
 from modules.tokenizer import decode
 from modules.weights.model_info import ModelSettings
-from modules.weights.sources import ROOT, load_weights
+from modules.weights.sources import load_weights
 from system.compute import choose_device, choose_precision, matmul_precision
+from system.places import ROOT
 from system.runtime import Runtime
 from system.urls import Address
 

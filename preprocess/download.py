@@ -7,8 +7,8 @@
 
 The same command resumes an interrupted download, and downloads nothing that is complete. Google
 Drive limits the downloads of a file per day; a browser may still get it then, and `--archive FILE`
-takes the file from there. The folders are in the checkout, or in the user's cache where pip
-installed the command.
+takes the file from there. Other datasets bring their own download. The folders are in the checkout,
+or in the user's cache where pip installed the command.
 """
 
 import argparse
@@ -22,9 +22,23 @@ from typing import NamedTuple
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataloaders.datasets import DATASETS, open_dataset
+from dataloaders.datasets.clevr_change import (
+    CAPTION_FILES,
+    FOLDERS,
+    change_types,
+    read_captions,
+    read_split,
+)
+from dataloaders.datasets.spot_the_diff import read_annotations
 from dataloaders.pairs import SPLITS
+from dataloaders.picture_files import picture_endings
+from preprocess.reformat_dataset import reformat
 from system.command import OneLineParser, run_command
+from system.download import fetch
 from system.escaping import show
+from system.extraction import DamagedArchive, extracted, move_into
+from system.files import error_line
 from system.places import downloads_folder
 from system.urls import is_html
 
@@ -33,6 +47,8 @@ ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/da
 RAW_ENTRIES = {"train": 9524, "val": 1634, "test": 1404}  # of Spot-the-Diff's lists
 PAIRS = {"train": 8566, "val": 1493, "test": 1270}  # of the same, merged
 SCENES = {"train": 33830, "val": 1988, "test": 3985}  # of CLEVR-Change
+
+CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json")
 
 TIMEOUT = 60  # seconds, for Google Drive
 RETRIES = 5
@@ -74,8 +90,6 @@ def download_from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
     import requests
     from gdown.exceptions import DownloadError
 
-    from system.files import error_line
-
     manual_way = f"open {item.url} in a browser and {by_hand}"
     download = gdown.download_folder if item.is_folder else gdown.download
     try:
@@ -102,8 +116,6 @@ def download_from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
 
 def download_spot(folder: Path, archive: Path | None) -> None:
     """Spot-the-Diff: annotations, the same merged by pair, images."""
-    from dataloaders.datasets.spot_the_diff import read_annotations
-
     _download_annotations(folder)
     _make_merged_lists(folder)
     names = []
@@ -122,9 +134,6 @@ def download_spot(folder: Path, archive: Path | None) -> None:
 
 
 def _download_annotations(folder: Path) -> None:
-    from dataloaders.datasets.spot_the_diff import read_annotations
-    from system.download import fetch
-
     for split in SPLITS:
         raw = folder / f"{split}.json"
         fetch(f"{ANNOTATIONS}/{split}.json", raw)
@@ -134,8 +143,6 @@ def _download_annotations(folder: Path) -> None:
 
 def _make_merged_lists(folder: Path) -> None:
     """The authors' merged lists; where they cannot be downloaded, made from the annotations."""
-    from preprocess.reformat_dataset import reformat
-
     merged = [folder / f"reformat_{split}.json" for split in SPLITS]
     if all(path.is_file() for path in merged):
         return
@@ -154,16 +161,8 @@ def _has_second_images(names: set[str]) -> bool:
 
 def download_clevr(folder: Path, archive: Path | None) -> None:
     """CLEVR-Change: its archive, extracted."""
-    from dataloaders.datasets.clevr_change import (
-        CAPTION_FILES,
-        FOLDERS,
-        change_types,
-        read_captions,
-        read_split,
-    )
-
     if _missing_clevr(folder):
-        files = {file for file in _clevr_files() if not (folder / file).is_file()}
+        files = {file for file in CLEVR_FILES if not (folder / file).is_file()}
         _download_archive(CLEVR, folder, archive, {*FOLDERS, *files}.issubset, folder)
     for split, expected in SCENES.items():
         num_scenes = len(read_split(folder, split))
@@ -181,17 +180,9 @@ def download_clevr(folder: Path, archive: Path | None) -> None:
     show(f"CLEVR-Change in {folder}: {total} scenes, all images there")
 
 
-def _clevr_files() -> tuple[str, ...]:
-    from dataloaders.datasets.clevr_change import CAPTION_FILES
-
-    return (*CAPTION_FILES, "splits.json", "type_mapping.json")
-
-
 def _missing_clevr(folder: Path) -> list[str]:
     """The files and the images of CLEVR-Change that are not there."""
-    from dataloaders.datasets.clevr_change import FOLDERS, read_split
-
-    missing = [str(folder / file) for file in _clevr_files() if not (folder / file).is_file()]
+    missing = [str(folder / file) for file in CLEVR_FILES if not (folder / file).is_file()]
     if not (folder / "splits.json").is_file():
         return missing
     names = [name for split in SPLITS for name in read_split(folder, split)]
@@ -236,8 +227,6 @@ def _download_archive(
 
     An archive that was given is extracted instead, and stays where it is.
     """
-    from system.extraction import DamagedArchive
-
     if archive is not None:
         if not archive.is_file():
             raise FileNotFoundError(f"--archive: no file {archive}")
@@ -261,9 +250,6 @@ def _extract_content(
     is_content: Callable[[set[str]], bool],
     target: Path,
 ) -> None:
-    from dataloaders.picture_files import picture_endings
-    from system.extraction import DamagedArchive, extracted, move_into
-
     with open(archive, "rb") as file:
         head = file.read(256)
     if is_html(head):
@@ -331,8 +317,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _download(what: str, args: argparse.Namespace) -> None:
-    download = DOWNLOADS[what]
-    download.run(args.to or downloads_folder() / download.folder, args)
+    if what in DOWNLOADS:
+        download = DOWNLOADS[what]
+        download.run(args.to or downloads_folder() / download.folder, args)
+    else:
+        folder = args.to or downloads_folder() / "data" / what
+        open_dataset(what, folder).download(folder)
 
 
 def _parser() -> OneLineParser:
@@ -342,7 +332,8 @@ def _parser() -> OneLineParser:
     to = "folder to download to (defaults: see above)"
     archive = "images of spot, or clevr: an archive that a browser downloaded"
     name = "clip: which of OpenAI's (default: ViT-B/32)"
-    parser.add_argument("what", nargs="+", choices=tuple(DOWNLOADS))
+    others = [dataset for dataset in DATASETS if dataset not in DOWNLOADS]
+    parser.add_argument("what", nargs="+", choices=(*DOWNLOADS, *others))
     parser.add_argument("--to", type=Path, metavar="DIR", help=to)
     parser.add_argument("--archive", type=Path, metavar="FILE", help=archive)
     parser.add_argument("--name", default="ViT-B/32", help=name)

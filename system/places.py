@@ -14,3 +14,8 @@ PREFIX = __name__.removesuffix("system.places")
 def downloads_folder() -> Path:
     """The checkout, or the user's cache where pip installed the code."""
     return cache_folder(None) if PREFIX else ROOT
+
+
+def ckpts_folders() -> list[Path]:
+    """The folders `ckpts` that names of weights may refer to: what ships, then downloads."""
+    return list(dict.fromkeys([ROOT / "ckpts", downloads_folder() / "ckpts"]))

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataloaders.datasets import open_dataset
+from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS
+from dataloaders.datasets.pair_table import PairTable
 from modules.weights import remote
 from preprocess import download
 from system import download as system_download
@@ -226,6 +227,20 @@ def test_openais_clip_goes_where_it_is_looked_for(tmp_path, monkeypatch, capsys)
     assert (tmp_path / "ViT-B-16.pt").read_bytes() == b"clip"
     line = refused(capsys, "clip", "--name", "RN50", "--to", str(tmp_path))
     assert "no CLIP of OpenAI's is called RN50" in line
+
+
+def test_a_registered_dataset_downloads_itself(tmp_path, monkeypatch, capsys):
+    class Toy(PairTable):
+        name, title = "toy", "Toy"
+
+        def download(self, folder: Path) -> None:
+            (folder / "table.csv").write_text(f"of {self.source.data_path}")
+
+    monkeypatch.setattr(DATASETS, "targets", dict(DATASETS.targets))
+    DATASETS.register("toy", Toy)
+    assert download.main(["toy", "--to", str(tmp_path)]) == 0
+    assert (tmp_path / "table.csv").read_text() == f"of {tmp_path}"
+    assert "fetch it by hand" in refused(capsys, "pairs", "--to", str(tmp_path))
 
 
 def test_contradicting_options_are_refused(capsys):

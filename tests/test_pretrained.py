@@ -19,9 +19,9 @@ from modules.weights import remote, sources
 from modules.weights.fitting import resize_positions
 from modules.weights.sources import find_weights, load_weights, random_clip, read_sizes
 from modules.weights.tensor_files import read_weights
-from system import download
+from system import download, places
 from system.urls import is_html
-from tests.conftest import TINY, tiny_weights
+from tests.conftest import ROOT, TINY, tiny_weights
 from tests.servers import web_site
 
 
@@ -170,8 +170,7 @@ def test_unknown_names_say_what_was_tried(tmp_path):
 
 def test_without_network_the_address_checksum_and_folder_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "OPENAI", "http://127.0.0.1:9/clip/models")
-    monkeypatch.setattr(remote, "ROOT", tmp_path)
-    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
     monkeypatch.setattr(download, "FIRST_DELAY", 0.0)
     with pytest.raises(OSError, match=r"ViT-B-32\.pt \(SHA-256 40d365.*modules"):
         load_weights(None, "ViT-B/32", str(tmp_path / "cache"))
@@ -187,8 +186,7 @@ def test_openais_names_are_looked_for_here_then_downloaded_and_checked(
         {"ViT-B/32": "ViT-B-32.pt", "ViT-L/14@336px": "ViT-L-14-336px.pt"}[name],
     )
     digest = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(remote, "ROOT", tmp_path)
-    monkeypatch.setattr(sources, "ROOT", tmp_path)
+    monkeypatch.setattr(places, "ROOT", tmp_path)
     monkeypatch.setitem(remote.CLIP_SHA256, name, digest)
     with web_site({f"{digest}/{file}": content}) as site:
         monkeypatch.setattr(remote, "OPENAI", site.address)
@@ -220,7 +218,7 @@ def test_folders_stand_for_the_weights_in_them(tmp_path):
     for present in reversed(sources.WEIGHT_FILES):
         (tmp_path / present).write_bytes(b"x")
         assert find_weights(str(tmp_path)).name == present
-    assert find_weights("demo") == sources.ROOT / "ckpts" / "demo" / "model.safetensors"
+    assert find_weights("demo") == ROOT / "ckpts" / "demo" / "model.safetensors"
 
 
 def test_weights_at_an_address_bring_their_card(tmp_path):
@@ -357,7 +355,7 @@ def test_an_unreachable_hub_ends_in_one_line():
         text=True,
         timeout=120,
         check=False,
-        cwd=sources.ROOT,
+        cwd=ROOT,
         env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
     )
     assert done.returncode == 1

@@ -198,6 +198,7 @@ def run(installed: Path, tmp_path: Path):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text(f"raise SystemExit('wrong {package}')")
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables["XDG_CACHE_HOME"] = str(tmp_path / "cache")
 
     def output(program: str, *words: str) -> str:
         command = [str(installed / program), *words]
@@ -219,6 +220,12 @@ CAPTION = "the small purple shiny sphere has been added\n"
 @pytest.mark.parametrize("start", [["clip4idc"], ["python", "-m", "clip4idc"]])
 def test_the_installed_command_captions_two_images(run, start: list[str]) -> None:
     assert run(*start, "predict", "--before", BEFORE, "--after", AFTER) == CAPTION
+
+
+@pytest.mark.slow
+def test_downloads_of_the_installed_command_go_to_the_cache(run, tmp_path: Path) -> None:
+    script = "from clip4idc.system.places import downloads_folder; print(downloads_folder())"
+    assert run("python", "-c", script) == f"{tmp_path / 'cache' / 'clip4idc'}\n"
 
 
 @pytest.mark.slow

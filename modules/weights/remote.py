@@ -11,11 +11,11 @@ from modules.weights.tensor_files import read_weights
 from system.download import HtmlInsteadOfFile, cache_path, fetch
 from system.files import cache_folder, error_line, sha256_of
 from system.json_files import read_json
+from system.places import ckpts_folders, downloads_folder
 from system.urls import Address
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 # Which file a folder stands for: ours, a run's, open_clip's. Hugging Face's are named like the
 # first and the fourth.
 WEIGHT_FILES = (
@@ -39,14 +39,16 @@ CLIP_SHA256 = {
 def openai_clip(name: str, cache_dir: str | None) -> Path:
     """The file of one of OpenAI's CLIPs: in modules/, in ckpts/, in the cache, else downloaded."""
     file = openai_file_name(name)
-    for path in (ROOT / "modules" / file, ROOT / "ckpts" / file):
+    modules = downloads_folder() / "modules"
+    for folder in (modules, *ckpts_folders()):
+        path = folder / file
         if path.is_file():
             if sha256_of(path) != CLIP_SHA256[name]:
                 log.warning(
                     "%s is not the %s that OpenAI published: its SHA-256 differs", path, name
                 )
             return path
-    return download_openai_clip(name, cache_folder(cache_dir), ROOT / "modules")
+    return download_openai_clip(name, cache_folder(cache_dir), modules)
 
 
 def download_openai_clip(name: str, folder: Path, place: Path) -> Path:
@@ -109,7 +111,7 @@ def _check_json(path: Path) -> None:
 def may_be_on_hub(name: str) -> bool:
     """Whether it reads owner/name[@revision], and the first part is no folder here."""
     is_named_so = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
-    is_folder_here = any((place / name).parent.is_dir() for place in (Path(), ROOT / "ckpts"))
+    is_folder_here = any((place / name).parent.is_dir() for place in (Path(), *ckpts_folders()))
     return is_named_so and ".bin" not in name and not is_folder_here
 
 
@@ -135,7 +137,8 @@ def from_hub(name: str, cache_dir: str | None) -> Path:
     except Exception as error:  # which errors it raises differs from version to version
         with suppress(Exception):
             return Path(snapshot_download(**where, local_files_only=True))
+        places = " and ".join(map(str, ckpts_folders()))
         raise OSError(
-            f"{name} is no path here or in {ROOT / 'ckpts'}, and the Hugging Face hub does not "
-            f"give it: {error_line(error)}"
+            f"{name} is no path here or in {places}, and the Hugging Face hub does not give it: "
+            f"{error_line(error)}"
         ) from None

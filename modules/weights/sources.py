@@ -25,7 +25,6 @@ from modules.weights.key_names import (
 from modules.weights.model_info import read_model_info
 from modules.weights.remote import (
     CLIP_SHA256,
-    ROOT,
     WEIGHT_FILES,
     from_hub,
     from_url,
@@ -35,6 +34,7 @@ from modules.weights.remote import (
 from modules.weights.tensor_files import read_weights
 from system.files import error_line
 from system.json_files import read_json
+from system.places import ckpts_folders
 from system.urls import Address
 
 log = logging.getLogger(__name__)
@@ -128,15 +128,16 @@ def find_weights(source: Address | str, cache_dir: str | None = None) -> Path:
         return from_url(source, cache_dir)
     if name in CLIP_SHA256:
         return openai_clip(name, cache_dir)
-    for path in (Path(name), ROOT / "ckpts" / name):
+    for path in (Path(name), *(folder / name for folder in ckpts_folders())):
         if path.is_file():
             return path
         if path.is_dir():
             return _file_in(path)
     if may_be_on_hub(name):
         return _file_in(from_hub(name, cache_dir))
+    places = " and ".join(map(str, ckpts_folders()))
     raise FileNotFoundError(
-        f"no weights {source}: tried {source} as it is and in {ROOT / 'ckpts'}, "
+        f"no weights {source}: tried {source} as it is and in {places}, "
         f"and OpenAI's names {', '.join(CLIP_SHA256)}"
     )
 
