@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Registry:
-    """Objects by name. An entry is the object, or a text `package.module:name` that is imported late.
+    """Objects by name: an entry is the object, or a text `package.module:name` to import.
 
     A text that begins with a dot is relative to `package`. Installed packages add entries by entry
     points of `group`. Listing and testing names imports nothing, so that `--help` is quick.
@@ -21,7 +21,7 @@ class Registry:
         group: str,
         members: Sequence[str] = (),
     ) -> None:
-        """`kind` is the word for messages, such as "dataset"; `members` are what an object needs."""
+        """`kind` is a word for messages, such as "dataset"; `members` are what an object needs."""
         self.kind = kind
         self.targets = dict(targets)
         self.package = package
