@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from modules.options.groups import DataOptions
 from modules.options.options import Options
 
 
@@ -63,12 +64,19 @@ def _check_run(options: Options) -> list[str]:
     }
     problems = [f"--{name} is required" for name, value in required.items() if not value]
     if data.datatype:
-        problems += data.open_dataset().problems()
+        problems += _check_dataset(data)
     if run.task_type not in (None, options.task):
         problems.append(f"--task_type is {run.task_type}, but this script's task is {options.task}")
     if run.output_dir and Path(run.output_dir).is_file():
         problems.append(f"--output_dir {run.output_dir} is a file, expected a folder")
     return problems
+
+
+def _check_dataset(data: DataOptions) -> list[str]:
+    try:
+        return data.open_dataset().problems()
+    except ValueError as error:
+        return [f"--datatype {data.datatype}: {error}"]
 
 
 def _check_resuming(options: Options) -> list[str]:

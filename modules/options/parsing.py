@@ -99,7 +99,16 @@ def add_all_entry_flags(
     for name, (flag, registry, without_settings) in NAMED_ENTRIES.items():
         if flag in [one.name for one in flags_of(GROUPS[name], task)]:
             found[name] = add_entry_flags(parser, registry, flag, argv, without_settings)
+            unknown = _unknown_defaults(found[name])
+            if unknown:
+                parser.error(f"--{flag}: its defaults name {unknown[0]}, which is not a flag")
     return found
+
+
+def _unknown_defaults(entry: Any) -> list[str]:
+    """The defaults of an entry that are defaults of no flag, of either task."""
+    known = {one.name for group in GROUPS.values() for one in flags_of(group)}
+    return [name for name in getattr(entry, "defaults", {}) if name not in known]
 
 
 def build_options(values: Mapping[str, Any], task: str, entries: Mapping[str, Any]) -> Options:
