@@ -226,7 +226,7 @@ def test_openais_clip_goes_where_it_is_looked_for(tmp_path, monkeypatch, capsys)
         assert download.main(["clip", "--name", "ViT-B/16", "--to", str(tmp_path)]) == 0
     assert (tmp_path / "ViT-B-16.pt").read_bytes() == b"clip"
     line = refused(capsys, "clip", "--name", "RN50", "--to", str(tmp_path))
-    assert "no CLIP of OpenAI's is called RN50" in line
+    assert "OpenAI has no CLIP called RN50" in line
 
 
 def test_a_registered_dataset_downloads_itself(tmp_path, monkeypatch, capsys):
