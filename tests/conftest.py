@@ -38,8 +38,9 @@ COLORS = {
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Tiny models gain nothing from more, and threads that wait for a busy core cost its time."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +75,10 @@ def real_data() -> Path:
     return REAL
 
 
-@pytest.fixture
-def tiny_sizes(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def tiny_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSON of sizes for --pretrained_clip_name."""
-    path = tmp_path / "tiny.json"
+    path = tmp_path_factory.mktemp("sizes") / "tiny.json"
     path.write_text(json.dumps(TINY))
     return path
 

@@ -160,13 +160,11 @@ def generate_captions(
             ids = generate(model, tokens, max_words, decoding, numbers)[:, 0]
             sentences = [decode(words) for words in ids.tolist()]
             own += _by_pair(sentences, len(images))
-    ordered: list[tuple[str, ...]] = [()] * len(pairs)
-    for rank, share in enumerate(runtime.gather_objects(own)):
-        ordered[rank :: runtime.world_size] = share
-    captions = {pair.id: texts[0] for pair, texts in zip(pairs, ordered, strict=True)}
-    for pair, texts in zip(pairs, ordered, strict=True):
-        if pair.distractor:
-            captions[pair.distractor_id] = texts[1]
+    ordered = runtime.merge_shares(own)
+    captions = {}
+    for kind in range(len(ordered[0])):
+        for pair, texts in zip(pairs, ordered, strict=True):
+            captions[pair.caption_ids[kind]] = texts[kind]
     return captions
 
 

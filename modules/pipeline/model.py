@@ -3,6 +3,7 @@
 from modules.clip4idc import CLIP4IDC, load_model
 from modules.model.bert import load_cross_config, load_decoder_config
 from modules.options import Options
+from modules.registries import OBJECTIVES
 from modules.tokenizer import EOT, SOT, VOCAB_SIZE
 from modules.weights.model_info import ModelSettings
 from modules.weights.sources import LoadedWeights, load_weights
@@ -35,8 +36,8 @@ def _require_captioner(options: Options, weights: LoadedWeights) -> None:
     """ValueError where captions are evaluated or improved with weights that have no captioner."""
     if options.run.do_eval:
         flag = "--do_eval"
-    elif options.training.scst:
-        flag = "--scst"
+    elif OBJECTIVES[options.objective].needs_captioner:
+        flag = "--scst" if options.training.scst else f"--objective {options.objective}"
     else:
         return
     has_captioner = any(key.startswith("decoder.") for key in weights.tensors)

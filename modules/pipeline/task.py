@@ -14,9 +14,9 @@ from modules.pipeline.model import build_model
 from modules.pipeline.resume import find_resume_point
 from modules.pipeline.start import start_runtime
 from modules.pipeline.train import choose_objective, train
+from modules.registries import PROTOCOLS
 from modules.training.states import ResumePoint
 from modules.weights.sources import LoadedWeights
-from system.java import ensure_java
 from system.run_folder import open_run_folder
 from system.runtime import Runtime
 from system.signals import StopSignals
@@ -37,7 +37,8 @@ def train_or_evaluate(options: Options) -> None:
 
 def _train(options: Options, runtime: Runtime, stop: StopSignals) -> None:
     objective = choose_objective(options)
-    splits = _read_splits(options, runtime)
+    prepare_scoring(options, runtime)
+    splits = read_splits(options, runtime)
     resume = find_resume_point(options, splits, runtime)
     model = build_model(options, _weights_of(resume) if resume else None)
     images = _open_images(model, splits, options, runtime)
@@ -45,7 +46,8 @@ def _train(options: Options, runtime: Runtime, stop: StopSignals) -> None:
 
 
 def _evaluate(options: Options, runtime: Runtime) -> None:
-    splits = _read_splits(options, runtime)
+    prepare_scoring(options, runtime)
+    splits = read_splits(options, runtime)
     model = build_model(options)
     images = _open_images(model, splits, options, runtime)
     evaluator = build_evaluator(splits, images, options.data.eval_split, options, runtime)
@@ -53,10 +55,11 @@ def _evaluate(options: Options, runtime: Runtime) -> None:
         evaluate_and_report(model, evaluator, str(options.model.init_model), options, runtime)
 
 
-def _read_splits(options: Options, runtime: Runtime) -> Splits:
+def prepare_scoring(options: Options, runtime: Runtime) -> None:
+    """Raises OSError where captions are to be scored and a program for that is missing."""
     if options.task == "caption" and runtime.is_main:
-        ensure_java()
-    return read_splits(options, runtime)
+        for name in options.data.open_dataset().protocols:
+            PROTOCOLS[name].prepare()
 
 
 def _weights_of(resume: ResumePoint) -> LoadedWeights:
