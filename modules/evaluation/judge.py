@@ -68,11 +68,6 @@ class CaptionJudge:
         """The name of the score that chooses the best epoch."""
         return self.scorers[0].selection
 
-    def prepare(self) -> None:
-        """Raises OSError where a program that scoring needs is missing."""
-        for scorer in self.scorers:
-            scorer.protocol.prepare()
-
     def score(self, captions: Mapping[str, str]) -> dict[str, dict[str, float]]:
         """Scores of all captions and of each subset, NaN where they are missing, which are logged.
 

@@ -14,9 +14,9 @@ from modules.pipeline.model import build_model
 from modules.pipeline.resume import find_resume_point
 from modules.pipeline.start import start_runtime
 from modules.pipeline.train import choose_objective, train
+from modules.registries import PROTOCOLS
 from modules.training.states import ResumePoint
 from modules.weights.sources import LoadedWeights
-from system.java import ensure_java
 from system.run_folder import open_run_folder
 from system.runtime import Runtime
 from system.signals import StopSignals
@@ -55,7 +55,8 @@ def _evaluate(options: Options, runtime: Runtime) -> None:
 
 def _read_splits(options: Options, runtime: Runtime) -> Splits:
     if options.task == "caption" and runtime.is_main:
-        ensure_java()
+        for name in options.open_dataset().protocols:
+            PROTOCOLS[name].prepare()
     return read_splits(options, runtime)
 
 
