@@ -1,8 +1,10 @@
-"""Whether captions of CLEVR-Change's kind say what really changed: seen or not, its type, the object's looks, the new value.
+"""Whether captions of CLEVR-Change's kind are right about what changed.
 
-    python gt/eval_utils.py changes --changed_object data/changed_object.json --results hyp_ep_eval.json [--by size]
+    python gt/eval_utils.py changes --changed_object data/changed_object.json \\
+        --results hyp_ep_eval.json [--by size]
 
-Word overlap (BLEU, CIDEr) is one thing, being right another: here a caption is parsed and held against what was drawn.
+Scores such as BLEU and CIDEr count words in common. Here each caption is parsed, and compared with
+what was drawn: whether anything changed, the type of change, the object's attributes and new value.
 """
 
 import argparse
@@ -14,195 +16,216 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataloaders.clevr_vocabulary import (
+    ATTRIBUTE_VALUES,
     ATTRIBUTES,
     CHANGE_PHRASES,
-    COLORS,
-    MATERIALS,
-    SHAPES,
-    SIZES,
+    CHANGE_TYPES,
     SYNONYMS,
 )
+from dataloaders.coco_files import read_results
+from dataloaders.pairs import is_distractor, pair_id_of
 from system.command import OneLineParser, run_command
 from system.escaping import show
 from system.json_files import read_json, write_json
 
+NO_CHANGE = "none"  # the type of a caption that says that nothing changed
+NO_CHANGE_PATTERN = re.compile(
+    r"\b(?:no change|no difference|nothing|same as before|remains the same|identical)\b"
+)
 VALUE_OF_WORD = {word: value for value, words in SYNONYMS.items() for word in words}
+PASSIVE = "someone"  # begins the phrases that name the object after the verb
+Z_95 = 1.96  # of a 95 % interval
+
+Truth = Mapping[str, str]
+"""What changed in a pair: type, attribute → value, and new_color or new_material."""
 
 
-ATTRIBUTE_VALUES = {
-    "size": tuple(SIZES),
-    "color": tuple(COLORS),
-    "material": MATERIALS,
-    "shape": SHAPES,
-}
+def _phrases() -> list[tuple[str, str]]:
+    """(words of a change, its type), the longest first."""
+    found = set()
+    for kind, templates in CHANGE_PHRASES.items():
+        for template in templates:
+            found.add((template.replace("{}", "").strip(), kind))
+    return sorted(found, key=lambda phrase: -len(phrase[0]))
 
 
-PHRASES = sorted(
-    {
-        (phrase.replace("{}", "").strip(), kind)
-        for kind, phrases in CHANGE_PHRASES.items()
-        for phrase in phrases
-    },
-    key=lambda pair: -len(pair[0]),
-)
-
-
-NO_CHANGE, NO_CHANGE_PATTERN = (
-    "none",
-    re.compile(
-        r"\b(?:no change|no difference|nothing|same as before|remains the same|identical)\b"
-    ),
-)
-
-
-Z_95 = 1.96  # of 95 per cent
+PHRASES = _phrases()
 
 
 @dataclass(frozen=True)
 class ParsedCaption:
-    """What a caption says: the change's type (NONE: nothing changed; None: neither), the object's looks as far as named, its new
-    value."""
+    """What a caption says."""
 
     type: str | None
-    cross_attention: Mapping[str, str]
-    value: str | None
+    """The type of change; NO_CHANGE; None where it says neither."""
+    attributes: Mapping[str, str]
+    """Of the object that changed, as far as they are named."""
+    new_value: str | None
+    """The new color or material."""
 
 
 def parse_caption(caption: str) -> ParsedCaption:
     """Read a sentence of CLEVR-Change's grammar (preprocess/scenes/sentences.py)."""
-    found = [
-        (match, kind) for phrase, kind in PHRASES if (match := re.search(rf"\b{phrase}\b", caption))
-    ]
-    if not found:
-        return ParsedCaption(NO_CHANGE if NO_CHANGE_PATTERN.search(caption) else None, {}, None)
-    match, kind = found[0]
-    subject = (
-        caption[match.end() :] if match.group().startswith("someone") else caption[: match.start()]
-    )
-    looks, value = _values(subject.split(" that ")[0]), None
-    if kind in ("color", "material"):  # the same verbs: what it became tells them apart
-        new = _values(caption[match.end() :])
-        kind = next(iter(new), "color")
-        value = new.get(kind)
-    return ParsedCaption(kind, looks, value)
+    match, kind = _find_phrase(caption)
+    if match is None:
+        says_none = NO_CHANGE_PATTERN.search(caption) is not None
+        return ParsedCaption(NO_CHANGE if says_none else None, {}, None)
+    before, after = caption[: match.start()], caption[match.end() :]
+    subject = after if match.group().startswith(PASSIVE) else before
+    attributes = _named_values(subject.split(" that ")[0])
+    if kind not in ("color", "material"):
+        return ParsedCaption(kind, attributes, None)
+    # Both have the same verbs: the new value tells them apart.
+    new_values = _named_values(after)
+    kind = next(iter(new_values), "color")
+    return ParsedCaption(kind, attributes, new_values.get(kind))
 
 
-def _values(words: str) -> dict[str, str]:
-    """The first value that is named of each attribute."""
-    meant = [VALUE_OF_WORD.get(word, word) for word in words.split()]
-    named = {
-        name: next((word for word in meant if word in ATTRIBUTE_VALUES[name]), None)
-        for name in ATTRIBUTES
-    }
-    return {name: value for name, value in named.items() if value}
+def _find_phrase(caption: str) -> tuple[re.Match | None, str | None]:
+    for phrase, kind in PHRASES:
+        match = re.search(rf"\b{phrase}\b", caption)
+        if match:
+            return match, kind
+    return None, None
+
+
+def _named_values(text: str) -> dict[str, str]:
+    """Attribute → the first of its values that is named."""
+    values = [VALUE_OF_WORD.get(word, word) for word in text.split()]
+    named = {}
+    for attribute in ATTRIBUTES:
+        for value in values:
+            if value in ATTRIBUTE_VALUES[attribute]:
+                named.setdefault(attribute, value)
+    return named
 
 
 def judge_captions(
-    captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]]
+    captions: Mapping[str, str], changed: Mapping[str, Truth]
 ) -> dict[str, list[bool]]:
-    """For each question the answers, right or wrong, of the captions that it is asked of. Ids that end in `_n` are distractors.
+    """Question → whether each caption that it is asked of is right.
 
-    What a caption leaves out counts as wrong. ValueError for a change that `changed` does not tell.
+    What a caption leaves out counts as wrong. Captions of distractors, whose ids end in `_n`, are
+    only asked whether nothing changed. Raises ValueError for a change that `changed` does not have.
     """
     rows: dict[str, list[bool]] = {}
-    for key, caption in captions.items():
+    for caption_id, caption in captions.items():
         said = parse_caption(caption)
-        if key.endswith("_n"):
-            rows.setdefault("no change recognised", []).append(said.type == NO_CHANGE)
-            continue
-        if key not in changed:
-            raise ValueError(f"what changed in {key} is not told")
-        true = changed[key]
-        kind = _type_of(true)
-        new = true.get(f"new_{kind}")
-        answers = {
-            "change recognised": said.type in CHANGE_PHRASES,
-            "type": said.type == kind,
-            f"type: {kind}": said.type == kind,
-        }
-        answers |= {name: said.cross_attention.get(name) == true[name] for name in ATTRIBUTES}
-        answers["color and shape"] = answers["color"] and answers["shape"]
-        if new:
-            answers[f"new {kind}"] = said.type == kind and said.value == new
-        for name, right in answers.items():
-            rows.setdefault(name, []).append(right)
+        if is_distractor(caption_id):
+            answers = {"no change recognised": said.type == NO_CHANGE}
+        elif caption_id in changed:
+            answers = _judge_change(said, changed[caption_id])
+        else:
+            raise ValueError(f"what changed in {caption_id} is not in the file of changes")
+        for question, is_right in answers.items():
+            rows.setdefault(question, []).append(is_right)
     return rows
+
+
+def _judge_change(said: ParsedCaption, truth: Truth) -> dict[str, bool]:
+    kind = _type_of(truth)
+    is_type = said.type == kind
+    answers = {
+        "change recognised": said.type in CHANGE_TYPES,
+        "type": is_type,
+        f"type: {kind}": is_type,
+    }
+    for attribute in ATTRIBUTES:
+        answers[attribute] = said.attributes.get(attribute) == truth[attribute]
+    answers["color and shape"] = answers["color"] and answers["shape"]
+    new_value = truth.get(f"new_{kind}")
+    if new_value:
+        answers[f"new {kind}"] = is_type and said.new_value == new_value
+    return answers
+
+
+def _type_of(truth: Truth) -> str:
+    """The type of change, which the name of the new value tells where it is not given."""
+    if truth.get("type"):
+        return truth["type"]
+    new_values = [name.removeprefix("new_") for name in truth if name.startswith("new_")]
+    return new_values[0]
 
 
 def judge_by_attribute(
-    look: str, captions: Mapping[str, str], changed: Mapping[str, Mapping[str, str]]
+    attribute: str, captions: Mapping[str, str], changed: Mapping[str, Truth]
 ) -> dict[str, list[bool]]:
-    """As `judge`, the scenes told apart by a look of what changes in them: questions are named as in "small: type"."""
+    """As `judge_captions`, for each value of an attribute of what changes: "small: type"."""
     rows = {}
-    for value in ATTRIBUTE_VALUES[look]:
-        of_value = {
-            key: caption
-            for key, caption in captions.items()
-            if changed.get(key.removesuffix("_n"), {}).get(look) == value
-        }
-        rows |= {
-            f"{value}: {question}": answers
-            for question, answers in judge_captions(of_value, changed).items()
-        }
+    for value in ATTRIBUTE_VALUES[attribute]:
+        chosen = {}
+        for caption_id, caption in captions.items():
+            if changed.get(pair_id_of(caption_id), {}).get(attribute) == value:
+                chosen[caption_id] = caption
+        for question, answers in judge_captions(chosen, changed).items():
+            rows[f"{value}: {question}"] = answers
     return rows
 
 
-def _type_of(true: Mapping[str, str]) -> str:
-    """The type, where it is not told by a new value's name."""
-    return true.get("type") or next(
-        name.removeprefix("new_") for name in true if name.startswith("new_")
-    )
-
-
 def read_changes(path: Path) -> dict[str, dict[str, str]]:
-    """What changed, by image name. Raises ValueError for another schema."""
+    """Image name → what changed. Raises ValueError for another schema."""
     changed = read_json(path, dict)
-    for name, true in changed.items():
-        if not (
-            isinstance(true, dict)
-            and all(true.get(look) in ATTRIBUTE_VALUES[look] for look in ATTRIBUTES)
-            and (
-                true["type"] in tuple(CHANGE_PHRASES)
-                if "type" in true
-                else any(key.startswith("new_") for key in true)
-            )
-        ):
+    for name, truth in changed.items():
+        if not _is_truth(truth):
             raise ValueError(
-                f"{path}: {name} is {reprlib.repr(true)}, expected size, color, material, shape, and "
-                "type or a new value"
+                f"{path}: {name} is {reprlib.repr(truth)}, expected size, color, material, shape, "
+                "and type or a new value"
             )
     return changed
 
 
+def _is_truth(value: object) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if any(value.get(name) not in ATTRIBUTE_VALUES[name] for name in ATTRIBUTES):
+        return False
+    if "type" in value:
+        return value["type"] in CHANGE_TYPES
+    return any(name.startswith("new_") for name in value)
+
+
 def accuracy(answers: Sequence[bool]) -> dict[str, float]:
-    """Share of right answers, their number, and Wilson's 95 % interval."""
-    count, mean = len(answers), sum(answers) / len(answers)
-    middle = (mean + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
-    half = (
-        Z_95
-        / (1 + Z_95**2 / count)
-        * math.sqrt(mean * (1 - mean) / count + Z_95**2 / (4 * count**2))
-    )
-    return {
-        "share": mean,
-        "count": count,
-        "low": max(middle - half, 0.0),
-        "high": min(middle + half, 1.0),
-    }
+    """The share of right answers, their number, and Wilson's 95 % interval."""
+    count, share = len(answers), sum(answers) / len(answers)
+    scale = 1 + Z_95**2 / count
+    middle = (share + Z_95**2 / (2 * count)) / scale
+    variance = share * (1 - share) / count + Z_95**2 / (4 * count**2)
+    half = Z_95 / scale * math.sqrt(variance)
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return {"share": share, "count": count, "low": low, "high": high}
 
 
 def format_accuracy(shares: Mapping[str, Mapping[str, float]]) -> str:
-    """Rows in per cent."""
+    """A line for each question, in per cent."""
     width = max(map(len, shares))
-    return "\n".join(
-        f"{name:<{width}}  {100 * row['share']:5.1f}  [{100 * row['low']:5.1f}, {100 * row['high']:5.1f}]  "
-        f"of {row['count']}"
-        for name, row in shares.items()
-    )
+    lines = []
+    for name, row in shares.items():
+        percent = f"{100 * row['share']:5.1f}"
+        interval = f"[{100 * row['low']:5.1f}, {100 * row['high']:5.1f}]"
+        lines.append(f"{name:<{width}}  {percent}  {interval}  of {row['count']}")
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> int:
     """Command line; see --help."""
+    parser = _build_parser()
+    args = parser.parse_args(argv)
+
+    def job() -> None:
+        changed = read_changes(args.changed_object)
+        captions = read_results(args.results)
+        rows = judge_captions(captions, changed)
+        if args.by:
+            rows |= judge_by_attribute(args.by, captions, changed)
+        shares = {name: accuracy(answers) for name, answers in sorted(rows.items())}
+        if args.output:
+            write_json(args.output, shares)
+        show(format_accuracy(shares))
+
+    return run_command(parser.prog, job)
+
+
+def _build_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="eval_utils.py changes",
         description=__doc__,
@@ -212,29 +235,16 @@ def main(argv: list[str]) -> int:
         "--changed_object",
         type=Path,
         required=True,
-        help="what changed, by image name: type, size, color, "
-        "material, shape, new_color or new_material",
+        help="what changed, by image name: type, size, color, material, shape, new_color or "
+        "new_material",
     )
     parser.add_argument(
         "--results", type=Path, required=True, help="captions, [{image_id, caption}]"
     )
     parser.add_argument(
-        "--by", choices=ATTRIBUTE_VALUES, help="tell scenes apart by this look of what changes"
+        "--by",
+        choices=ATTRIBUTE_VALUES,
+        help="also for each value of this attribute of what changes",
     )
     parser.add_argument("--output", type=Path, help="also write the shares as JSON")
-    args = parser.parse_args(argv)
-
-    def job() -> None:
-        from dataloaders.coco_files import read_results
-
-        changed = read_changes(args.changed_object)
-        captions = read_results(args.results)
-        rows = judge_captions(captions, changed) | (
-            judge_by_attribute(args.by, captions, changed) if args.by else {}
-        )
-        shares = {name: accuracy(answers) for name, answers in sorted(rows.items())}
-        if args.output:
-            write_json(args.output, shares)
-        show(format_accuracy(shares))
-
-    return run_command(parser.prog, job)
+    return parser

@@ -14,6 +14,7 @@ from typing import Any
 
 from dataloaders.coco_files import read_ground_truth, read_results
 from dataloaders.datasets.clevr_change import read_type_mapping
+from dataloaders.pairs import is_distractor
 from modules.metrics.bootstrap import LEVEL, bootstrap, interval, p_value
 from modules.metrics.scorer import ALL, CaptionScorer, GroupRows
 from modules.registries import PROTOCOLS
@@ -129,9 +130,9 @@ def read_subsets(type_mapping: Path | None, ids: Sequence[str]) -> dict[str, lis
     Subsets that have none of the ids are left out. Raises ValueError where all types are.
     """
     subsets: dict[str, list[str]] = {}
-    distractors = [key for key in ids if key.endswith("_n")]
+    distractors = [key for key in ids if is_distractor(key)]
     if distractors:
-        subsets["change"] = [key for key in ids if not key.endswith("_n")]
+        subsets["change"] = [key for key in ids if not is_distractor(key)]
         subsets["distractor"] = distractors
     if type_mapping:
         types = {}

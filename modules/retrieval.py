@@ -1,35 +1,39 @@
-"""Stage-1 evaluation: features → similarity → ranks → R@k (SPEC §6, Retrieval)."""
+"""Retrieval both ways: similarity → ranks → R@k (docs/reference.md, Retrieval metrics)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-TEXT_BATCH = 512
+RECALL_RANKS = (1, 5, 10)  # the k of R@k
 
 
 def ranks_of(scores: Tensor, target: Tensor) -> Tensor:
-    """The rank, from 1, of each row's target column in scores (N, M): 1 + number greater + half the other equals."""
+    """scores (N, M), target (N,) → (N,) the rank, from 1, of each row's target column.
+
+    It is 1 + the number of greater scores + half the number of other equal ones.
+    """
     own = scores.gather(1, target[:, None])
-    greater, equal = (scores > own).sum(dim=1), (scores == own).sum(dim=1) - 1
-    return 1 + greater + equal / 2
+    num_greater = (scores > own).sum(dim=1)
+    num_equal = (scores == own).sum(dim=1) - 1
+    return 1 + num_greater + num_equal / 2
 
 
 def rank_metrics(ranks: Tensor, median: str) -> dict[str, float]:
-    """R1, R5, R10 in per cent, MedianR (`lower` or `usual` where two stand in the middle) and MeanR."""
+    """R1, R5 and R10 in per cent, MedianR and MeanR.
+
+    median: "lower" takes the lower of two middle ranks, "usual" their mean.
+    """
     ranks = ranks.double()
     middle = ranks.median() if median == "lower" else ranks.quantile(0.5)
-    return {
-        **{f"R{k}": 100 * (ranks <= k).double().mean().item() for k in (1, 5, 10)},
-        "MedianR": middle.item(),
-        "MeanR": ranks.mean().item(),
-    }
+    found = {f"R{k}": 100 * (ranks <= k).double().mean().item() for k in RECALL_RANKS}
+    return {**found, "MedianR": middle.item(), "MeanR": ranks.mean().item()}
 
 
 def retrieval_metrics(
     similarity: Tensor, sentences_per_pair: Sequence[int]
 ) -> dict[str, dict[str, float]]:
-    """Metrics both ways of a similarity (N_text, N_pair) whose texts stand pair by pair; ranks as in `retrieval_ranks`."""
+    """`rank_metrics` of both directions; arguments and errors as in `retrieval_ranks`."""
     ranks = retrieval_ranks(similarity, sentences_per_pair)
     return {
         "text_to_pair": rank_metrics(ranks["text_to_pair"], median="lower"),
@@ -38,9 +42,10 @@ def retrieval_metrics(
 
 
 def retrieval_ranks(similarity: Tensor, sentences_per_pair: Sequence[int]) -> dict[str, Tensor]:
-    """The rank of each sentence's own pair, text_to_pair (N_text,), and of each pair's own sentences, pair_to_text (N_pair,).
+    """similarity (N_text, N_pair) → text_to_pair (N_text,), pair_to_text (N_pair,).
 
-    A pair's similarity to another's sentences is the maximum over them. Raises ValueError where the counts do not fit.
+    The texts stand pair by pair. A pair's similarity to the sentences of another one is their
+    maximum. Raises ValueError where the counts do not fit.
     """
     counts = torch.as_tensor(sentences_per_pair)
     if similarity.shape != (int(counts.sum()), len(counts)) or (counts < 1).any():
@@ -50,20 +55,17 @@ def retrieval_ranks(similarity: Tensor, sentences_per_pair: Sequence[int]) -> di
         )
     similarity = similarity.cpu()
     pair_of_text = torch.arange(len(counts)).repeat_interleave(counts)
-    set_scores = torch.stack(
-        [texts.amax(dim=0) for texts in similarity.split(counts.tolist())]
-    )  # (caption sets, pairs)
+    by_pair = similarity.split(counts.tolist())
+    # Row: the sentences of a pair; column: a pair.
+    best_sentence = torch.stack([sentences.amax(dim=0) for sentences in by_pair])
     return {
         "text_to_pair": ranks_of(similarity, pair_of_text),
-        "pair_to_text": ranks_of(set_scores.T, torch.arange(len(counts))),
+        "pair_to_text": ranks_of(best_sentence.T, torch.arange(len(counts))),
     }
 
 
 def chance_level(num_pairs: int) -> dict[str, float]:
-    """What `rank_metrics` gives on average where each rank of num_pairs is as likely as any other."""
+    """`rank_metrics` on average, where each of num_pairs ranks is as likely as any other."""
     middle = (num_pairs + 1) / 2
-    return {
-        **{f"R{k}": 100 * min(k / num_pairs, 1.0) for k in (1, 5, 10)},
-        "MedianR": middle,
-        "MeanR": middle,
-    }
+    found = {f"R{k}": 100 * min(k / num_pairs, 1.0) for k in RECALL_RANKS}
+    return {**found, "MedianR": middle, "MeanR": middle}

@@ -1,18 +1,21 @@
-"""The paper's claims, and what may better the recipe, compared at equal compute over seeds on drawn scenes that stand still.
+"""Recipes compared at equal compute, over seeds, on drawn scenes that stand still.
 
-    python scripts/compare.py --seeds 1 2 3                   # everything that is not there yet, then the table
-    python scripts/compare.py --seeds 2 --only base 2d        # some rows of one seed; such commands may run side by side
-    python scripts/compare.py --table                         # the tables of what is there
-    python scripts/compare.py --choice --seeds 1 2 3          # epochs chosen on val and on test: chosen_epoch.csv, beside --results
+    python scripts/compare.py --seeds 1 2 3             # all that is not there yet, and the table
+    python scripts/compare.py --seeds 2 --only base     # some rows of one seed
+    python scripts/compare.py --table                   # the tables of what is there
+    python scripts/compare.py --choice --seeds 1 2 3    # epochs chosen on val and on test
 
-A row is a small CLIP of random weights, adapted and finetuned, judged on val after its last epoch. Its scores go into --results;
-what stands there is not done again, nor are runs in --runs that rows share. Its rows that are not among ROWS tried options
-that lost and were removed (docs/experiments.md names the commit that has them). The scenes are to be drawn before, into --data:
-python preprocess/synthesize.py --seed 0 --jitter 0 --train 10000 --val 500 --test 1000 --output runs/compare/data
+A row of the table is a small CLIP of random weights, adapted and finetuned, and scored on val after
+its last epoch. Scores go into --results, those of --choice into chosen_epoch.csv beside it. What is
+there is not run again; neither are runs in --runs that rows share. So such commands may run side by
+side. Rows of --results that are not in ROWS tried options that lost and were removed:
+docs/experiments.md names the commit that has them. Draw the scenes first, into --data:
+
+    python preprocess/synthesize.py --seed 0 --jitter 0 --train 10000 --val 500 --test 1000 \\
+        --output runs/compare/data
 """
 
 import argparse
-import itertools
 import json
 import re
 import subprocess
@@ -23,25 +26,31 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMON = """--datatype clevr --num_thread_reader 0 --max_words 24 --batch_size_val 100 --select_on val --eval_split val
-  --pretrained_clip_name modules/clip-demo.json --precision bf16 --freeze_layer_num -1"""
+COMMON = """--datatype clevr --num_thread_reader 0 --max_words 24 --batch_size_val 100
+  --select_on val --pretrained_clip_name modules/clip-demo.json --precision bf16
+  --freeze_layer_num -1"""
+ON_VAL = "--eval_split val"
 JOINT = "--intra_num_hidden_layers 0 --linear_patch 3d"
 ADAPT = "main_task_retrieval.py --do_train --batch_size 64 --lr 7e-4 --epochs 1"
 CAPTION = "CLIP4IDCinference.py --decoder_model decoder-demo"
 FINETUNE = f"{CAPTION} --do_train --batch_size 32 --lr 1e-3 --coef_lr 2"
-CHOICE = "--epochs 6 --freeze_vision --keep_checkpoints -1"  # the run whose epochs are chosen in two ways
+# The run whose epochs are chosen in two ways.
+CHOICE = "--epochs 6 --freeze_vision --keep_checkpoints -1"
+GROUND_TRUTH = "clevr_total_change_captions_reformat.json"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Options beyond the base's; adapt=None leaves stage 1 out, `more` continues the captioner with options of its own, `decode`
-    captions again with others."""
+    """Options beyond the base's."""
 
     architecture: str = JOINT
     adapt: str | None = ""
+    """Of the adaptation; None leaves it out."""
     finetune: str = "--epochs 3"
     more: str | None = None
+    """Of a second finetuning, from the weights of the first."""
     decode: str | None = None
+    """Of another evaluation of the last weights."""
 
 
 ROWS = {
@@ -56,191 +65,196 @@ ROWS = {
     "AdamW in stage 2": Row(finetune="--epochs 3 --optimizer adamw"),
     "stage 1 twice as long": Row(adapt="--epochs 2"),
     "base, then an epoch of cross-entropy": Row(more="--epochs 1 --lr 1e-4"),
-    "base, then five epochs of cross-entropy": Row(
-        more="--epochs 5 --lr 1e-4"
-    ),  # as long as the next was
+    # As long as the next one took.
+    "base, then five epochs of cross-entropy": Row(more="--epochs 5 --lr 1e-4"),
     "base, then an epoch of --scst": Row(more="--epochs 1 --lr 1e-4 --scst"),
     "base, 5 beams": Row(decode="--beam_size 5"),
     "base, 5 beams, length penalty .7": Row(decode="--beam_size 5 --length_penalty .7"),
     "base, 5 beams, length penalty 1": Row(decode="--beam_size 5 --length_penalty 1"),
 }
-SCORES = {
+COLUMNS = {
     "text_to_pair_R10": "R@10",
     "CIDEr": "CIDEr",
     "no change recognised": "no change",
     "change recognised": "change",
     "type": "type",
     "color and shape": "colour and shape",
-}
+}  # score → its column in --results
 
 
-def run_row(row: Row, seed: int, data: Path, runs: Path) -> dict[str, float]:
-    """All stages of a row, each left out where its result is there; its scores by their short names, shares in per cent."""
-    common = [
-        *COMMON.split(),
-        *row.architecture.split(),
-        "--seed",
-        str(seed),
-        "--data_path",
-        str(data),
-        "--image_cache",
-        str(runs / "cache"),
-    ]
-    before: Path | None = None
-    values: dict[str, float] = {}
-    for folder, command in _stages(row, runs / str(seed)):
-        if not (folder / "metrics.json").is_file():
-            truth = ["--gt_dir", str(runs / "gt")] if command.startswith("CLIP4IDC") else []
-            start = ["--init_model", str(_last_weights(before))] if before else []
-            _call([*command.split(), *common, *truth, *start, "--output_dir", str(folder)], folder)
-        values |= _scores(folder)
-        before = folder if (folder / "history.csv").is_file() else before
-    captions = max(
-        folder.glob("hyp_ep_[0-9]*.json"), key=_number, default=folder / "hyp_ep_eval.json"
-    )
-    if not (folder / "changes.json").is_file():
-        _call(
-            [
-                "gt/eval_utils.py",
-                "changes",
-                "--changed_object",
-                str(data / "changed_object.json"),
-                "--results",
-                str(captions),
-                "--output",
-                str(folder / "changes.json"),
-            ],
-            folder,
-        )
-    shares = json.loads((folder / "changes.json").read_text())
-    values |= {name: 100 * share["share"] for name, share in shares.items()}
-    return {short: values[name] for name, short in SCORES.items() if name in values}
+@dataclass(frozen=True)
+class Stage:
+    """A command of a row, and the folder that it writes, named after all stages up to it."""
+
+    folder: Path
+    command: str
 
 
-def _stages(row: Row, runs: Path) -> list[tuple[Path, str]]:
-    """Folder and command of each stage; a folder's name tells all that led to it."""
-    commands = [] if row.adapt is None else [f"{ADAPT} {row.adapt}"]
-    commands += [f"{FINETUNE} {row.finetune}"] + ([f"{FINETUNE} {row.more}"] if row.more else [])
-    commands += [f"{CAPTION} --do_eval {row.decode}"] if row.decode else []
-    options = [
-        row.architecture,
-        "no-adaptation" if row.adapt is None else f"adapt {row.adapt}",
-        row.finetune,
-    ]
-    first = 2 if row.adapt is not None else 3
-    words = [
-        "".join(part.replace("--", " ").split())
-        for part in [*options, *filter(None, (row.more, row.decode))]
-    ]
-    return [
-        (runs / "_".join(words[: first + number]), command)
-        for number, command in enumerate(commands)
-    ]
+def stages_of(row: Row, runs: Path) -> list[Stage]:
+    """A row's commands in order; rows share the stages that they have in common."""
+    steps: list[tuple[str, str | None]] = [(row.architecture, None)]
+    if row.adapt is None:
+        steps.append(("no-adaptation", None))
+    else:
+        steps.append((f"adapt {row.adapt}", f"{ADAPT} {row.adapt}"))
+    steps.append((row.finetune, f"{FINETUNE} {row.finetune}"))
+    if row.more:
+        steps.append((row.more, f"{FINETUNE} {row.more}"))
+    if row.decode:
+        steps.append((row.decode, f"{CAPTION} --do_eval {row.decode}"))
+    names, stages = [], []
+    for options, command in steps:
+        names.append("".join(options.replace("--", " ").split()))
+        if command:
+            stages.append(Stage(runs / "_".join(names), command))
+    return stages
 
 
-def _last_weights(folder: Path) -> Path:
-    return max(folder.glob("pytorch_model.bin.[0-9]*"), key=_number)
+@dataclass(frozen=True)
+class Comparison:
+    """Where the scenes are, and where runs are kept."""
+
+    data: Path
+    runs: Path
+
+    @property
+    def ground_truth(self) -> Path:
+        """The folder of the references."""
+        return self.runs / "gt"
+
+    def make_ground_truth(self) -> None:
+        """Write the references, where they are not there yet."""
+        path = self.ground_truth / GROUND_TRUTH
+        if not path.is_file():
+            options = ["--datatype", "clevr", "--data_path", str(self.data), "--output", str(path)]
+            call(["gt/eval_utils.py", *options], path.parent)
+
+    def run_row(self, row: Row, seed: int) -> dict[str, float]:
+        """Run the stages that have no results yet; column → score, accuracies in per cent."""
+        values: dict[str, float] = {}
+        weights: Path | None = None
+        folder = self.runs
+        for stage in stages_of(row, self.runs / str(seed)):
+            folder = stage.folder
+            if not (folder / "metrics.json").is_file():
+                options = [*ON_VAL.split(), *row.architecture.split(), "--seed", str(seed)]
+                self._run(stage, options, weights)
+            values |= read_scores(folder)
+            if (folder / "history.csv").is_file():
+                weights = last_weights(folder)
+        values |= self._accuracies(folder)
+        return {column: values[name] for name, column in COLUMNS.items() if name in values}
+
+    def _run(self, stage: Stage, options: list[str], weights: Path | None) -> None:
+        """Run a stage, from the weights of the stage before it."""
+        words = [*stage.command.split(), *COMMON.split(), *options]
+        words += ["--data_path", str(self.data), "--image_cache", str(self.runs / "cache")]
+        if stage.command.startswith(CAPTION.split()[0]):
+            words += ["--gt_dir", str(self.ground_truth)]
+        if weights:
+            words += ["--init_model", str(weights)]
+        call([*words, "--output_dir", str(stage.folder)], stage.folder)
+
+    def _accuracies(self, folder: Path) -> dict[str, float]:
+        """Question → right answers of a run's last captions, in per cent."""
+        path = folder / "changes.json"
+        if not path.is_file():
+            by_epoch = folder.glob("hyp_ep_[0-9]*.json")
+            captions = max(by_epoch, key=number_in, default=folder / "hyp_ep_eval.json")
+            truth = ["--changed_object", str(self.data / "changed_object.json")]
+            files = ["--results", str(captions), "--output", str(path)]
+            call(["gt/eval_utils.py", "changes", *truth, *files], folder)
+        shares = json.loads(path.read_text())
+        return {name: 100 * row["share"] for name, row in shares.items()}
+
+    def judge_epochs(self, seed: int) -> list[dict[str, float]]:
+        """CIDEr of each epoch of one run, on val and on the test scenes."""
+        row = Row(finetune=CHOICE)
+        self.run_row(row, seed)
+        folder = stages_of(row, self.runs / str(seed))[-1].folder
+        history = pd.read_csv(folder / "history.csv")
+        judged = []
+        for epoch, score in history[["epoch", "CIDEr"]].itertuples(index=False):
+            tested = Stage(folder / f"test-{epoch:.0f}", f"{CAPTION} --do_eval")
+            if not (tested.folder / "metrics.json").is_file():
+                weights = folder / f"pytorch_model.bin.{epoch:.0f}"
+                self._run(tested, JOINT.split(), weights)
+            test = read_scores(tested.folder)["CIDEr"]
+            judged.append({"seed": seed, "epoch": epoch, "val": score, "test": test})
+        return judged
 
 
-def _number(path: Path) -> int:
-    """The epoch in a file's name."""
-    return int(re.findall(r"\d+", path.name)[-1])
-
-
-def _call(command: list[str], folder: Path) -> None:
+def call(command: list[str], folder: Path) -> None:
+    """Run a script of ours; its output goes into terminal.log. SystemExit where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "terminal.log", "a", encoding="utf-8") as file:
+    log = folder / "terminal.log"
+    with open(log, "a", encoding="utf-8") as file:
         done = subprocess.run(
             [sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False
         )
     if done.returncode:
-        raise SystemExit(
-            f"{' '.join(command)} ended with {done.returncode}: see {folder / 'terminal.log'}"
-        )
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: see {log}")
 
 
-def _scores(folder: Path) -> dict[str, float]:
-    """The last epoch's scores of a training, those of an evaluation."""
-    if (folder / "history.csv").is_file():
-        return dict(pd.read_csv(folder / "history.csv").iloc[-1])
+def read_scores(folder: Path) -> dict[str, float]:
+    """The last epoch's scores of a training, or those of an evaluation."""
+    history = folder / "history.csv"
+    if history.is_file():
+        return dict(pd.read_csv(history).iloc[-1])
     return json.loads((folder / "metrics.json").read_text())
 
 
-def judge_epochs(seed: int, data: Path, runs: Path) -> list[dict[str, float]]:
-    """CIDEr of each epoch of one run on val, and on the test scenes."""
-    run_row(Row(finetune=CHOICE), seed, data, runs)
-    folder, _ = _stages(Row(finetune=CHOICE), runs / str(seed))[-1]
-    judged = []
-    for epoch, score in pd.read_csv(folder / "history.csv")[["epoch", "CIDEr"]].itertuples(
-        index=False
-    ):
-        tested = folder / f"test-{epoch:.0f}"
-        if not (tested / "metrics.json").is_file():
-            _call(
-                [
-                    *CAPTION.split(),
-                    "--do_eval",
-                    *COMMON.replace("--eval_split val", "").split(),
-                    *JOINT.split(),
-                    "--data_path",
-                    str(data),
-                    "--image_cache",
-                    str(runs / "cache"),
-                    "--gt_dir",
-                    str(runs / "gt"),
-                    "--output_dir",
-                    str(tested),
-                    "--init_model",
-                    str(folder / f"pytorch_model.bin.{epoch:.0f}"),
-                ],
-                tested,
-            )
-        judged.append(
-            {"seed": seed, "epoch": epoch, "val": score, "test": _scores(tested)["CIDEr"]}
-        )
-    return judged
+def last_weights(folder: Path) -> Path:
+    """A training's weights after its last epoch."""
+    return max(folder.glob("pytorch_model.bin.[0-9]*"), key=number_in)
+
+
+def number_in(path: Path) -> int:
+    """The epoch in a file's name."""
+    return int(re.findall(r"\d+", path.name)[-1])
 
 
 def choice_table(judged: pd.DataFrame) -> str:
-    """Markdown: what the test scenes give to the epoch that val chooses, that they choose themselves, and to the last."""
+    """Markdown: the test scores of the epochs that val and test choose, and of the last epoch."""
     lines = [
-        "| seed | epoch by val, its test | epoch by test, its test | the last's test | by test − by val |",
+        "| seed | epoch by val, its test | epoch by test, its test | the last's test "
+        "| by test − by val |",
         "|" + "---|" * 5,
     ]
     gaps = []
     for seed, epochs in judged.groupby("seed"):
-        chosen = [epochs.loc[epochs[split].idxmax()] for split in ("val", "test")]
-        gaps.append(chosen[1]["test"] - chosen[0]["test"])
-        cells = [
-            f"{seed:.0f}",
-            *(f"{row['epoch']:.0f}, {row['test']:.3f}" for row in chosen),
-            f"{epochs['test'].iloc[-1]:.3f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} | {gaps[-1]:.3f} |")
-    return "\n".join([*lines, f"| mean | | | | {_spread(pd.Series(gaps))} |"])
+        by_val, by_test = (epochs.loc[epochs[split].idxmax()] for split in ("val", "test"))
+        gap = by_test["test"] - by_val["test"]
+        gaps.append(gap)
+        cells = [f"{row['epoch']:.0f}, {row['test']:.3f}" for row in (by_val, by_test)]
+        last = epochs["test"].iloc[-1]
+        lines.append(f"| {seed:.0f} | {' | '.join(cells)} | {last:.3f} | {gap:.3f} |")
+    return "\n".join([*lines, f"| mean | | | | {spread(pd.Series(gaps))} |"])
 
 
 def table(results: pd.DataFrame) -> str:
-    """Markdown: mean ± standard deviation over the seeds, and the same of the difference from base's CIDEr of the same seed."""
-    lines = [
-        "| row | seeds | " + " | ".join(SCORES.values()) + " | CIDEr − base's |",
-        "|" + "---|" * (len(SCORES) + 3),
-    ]
+    """Markdown: mean ± standard deviation over the seeds, and the same of CIDEr minus base's.
+
+    The difference is to base with the same seed.
+    """
+    headings = ["row", "seeds", *COLUMNS.values(), "CIDEr − base's"]
+    lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     base = results[results["row"] == "base"].set_index("seed")["CIDEr"]
-    for name in filter(set(results["row"]).__contains__, dict.fromkeys([*ROWS, *results["row"]])):
+    there = set(results["row"])
+    for name in dict.fromkeys([*ROWS, *results["row"]]):
+        if name not in there:
+            continue
         found = results[results["row"] == name].sort_values("seed")
         gains = (found.set_index("seed")["CIDEr"] - base).dropna()
-        cells = [
-            name,
-            ", ".join(map(str, found["seed"])),
-            *(_spread(found[short].dropna()) for short in SCORES.values()),
-            _spread(gains) if name != "base" else "",
-        ]
+        cells = [name, ", ".join(map(str, found["seed"]))]
+        cells += [spread(found[column].dropna()) for column in COLUMNS.values()]
+        cells.append("" if name == "base" else spread(gains))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _spread(values: pd.Series) -> str:
+def spread(values: pd.Series) -> str:
+    """Mean ± standard deviation; – where there is no value."""
     if values.empty:
         return "–"
     digits = 1 if values.abs().max() > 10 else 3
@@ -250,15 +264,54 @@ def _spread(values: pd.Series) -> str:
 
 def read_results(path: Path) -> pd.DataFrame:
     """A line for each row and seed that has been run."""
-    return (
-        pd.read_csv(path)
-        if path.is_file()
-        else pd.DataFrame(columns=["row", "seed", *SCORES.values()])
-    )
+    if path.is_file():
+        return pd.read_csv(path)
+    return pd.DataFrame(columns=["row", "seed", *COLUMNS.values()])
 
 
-def main() -> None:
+def append_lines(path: Path, lines: pd.DataFrame) -> None:
+    """Add lines to a CSV file, which gets a header with the first ones."""
+    header = not path.is_file()
+    lines.to_csv(path, mode="a", header=header, index=False, float_format="%.6g")
+
+
+def run_rows(comparison: Comparison, seeds: list[int], names: list[str], results: Path) -> None:
+    """Run the rows that have no line in `results`, seed by seed."""
+    for seed in seeds:
+        for name in names:
+            done = read_results(results)
+            if ((done["row"] == name) & (done["seed"] == seed)).any():
+                continue
+            scores = comparison.run_row(ROWS[name], seed)
+            line = {"row": name, "seed": seed, **scores}
+            append_lines(results, pd.DataFrame([line], columns=list(done.columns)))
+            print(f"seed {seed}: {name}", flush=True)
+
+
+def choose_epochs(comparison: Comparison, seeds: list[int], chosen: Path) -> None:
+    """Judge the epochs of the seeds that have no line in `chosen`."""
+    for seed in seeds:
+        if not chosen.is_file() or seed not in set(pd.read_csv(chosen)["seed"]):
+            append_lines(chosen, pd.DataFrame(comparison.judge_epochs(seed)))
+
+
+def main(argv: list[str] | None = None) -> None:
     """Command line; see --help."""
+    args = _build_parser().parse_args(argv)
+    comparison = Comparison(args.data, args.runs)
+    chosen = args.results.with_name("chosen_epoch.csv")
+    if not args.table:
+        comparison.make_ground_truth()
+        if args.choice:
+            choose_epochs(comparison, args.seeds, chosen)
+        else:
+            run_rows(comparison, args.seeds, args.only, args.results)
+    print(table(read_results(args.results)))
+    if chosen.is_file():
+        print(choice_table(pd.read_csv(chosen)))
+
+
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -270,52 +323,12 @@ def main() -> None:
     parser.add_argument(
         "--choice",
         action="store_true",
-        help="judge each epoch of one run on val and on test, in the rows' place",
+        help="judge each epoch of one run on val and on test, instead of the rows",
     )
     parser.add_argument(
         "--table", action="store_true", help="print the tables of what is there, run nothing"
     )
-    args = parser.parse_args()
-    truth, chosen = (
-        args.runs / "gt" / "clevr_total_change_captions_reformat.json",
-        args.results.with_name("chosen_epoch.csv"),
-    )
-    if not args.table and not truth.is_file():
-        _call(
-            [
-                "gt/eval_utils.py",
-                "--datatype",
-                "clevr",
-                "--data_path",
-                str(args.data),
-                "--output",
-                str(truth),
-            ],
-            truth.parent,
-        )
-    for seed in args.seeds if args.choice and not args.table else []:
-        if not chosen.is_file() or seed not in set(pd.read_csv(chosen)["seed"]):
-            judged = pd.DataFrame(judge_epochs(seed, args.data, args.runs))
-            judged.to_csv(
-                chosen, mode="a", header=not chosen.is_file(), index=False, float_format="%.6g"
-            )
-    for seed, name in [] if args.table or args.choice else itertools.product(args.seeds, args.only):
-        done = read_results(args.results)
-        if ((done["row"] == name) & (done["seed"] == seed)).any():
-            continue
-        scores = {"row": name, "seed": seed, **run_row(ROWS[name], seed, args.data, args.runs)}
-        line = pd.DataFrame([scores], columns=list(done.columns))
-        line.to_csv(
-            args.results,
-            mode="a",
-            header=not args.results.is_file(),
-            index=False,
-            float_format="%.6g",
-        )
-        print(f"seed {seed}: {name}", flush=True)
-    print(table(read_results(args.results)))
-    if chosen.is_file():
-        print(choice_table(pd.read_csv(chosen)))
+    return parser
 
 
 if __name__ == "__main__":

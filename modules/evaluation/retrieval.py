@@ -18,12 +18,14 @@ from modules.report.page import Page
 from modules.report.pictures import draw_pairs, evenly_spaced
 from modules.report.retrieval_page import write_retrieval_page
 from modules.report.tables import format_table
-from modules.retrieval import TEXT_BATCH, chance_level, retrieval_metrics
+from modules.retrieval import chance_level, retrieval_metrics
 from modules.tokenizer import tokenize_caption
 from modules.training.states import HISTORY_FILE
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
+
+TEXT_BATCH = 512  # captions that are encoded at once
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Scores as text, a missing one (NaN) said as such."""
+"""Scores as aligned text, and what stands in the place of a missing one."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,22 +6,26 @@ from collections.abc import Mapping, Sequence
 from system.escaping import Lines, one_line
 
 MISSING = "missing"
+COLUMN_WIDTH = 10  # at least; longer names get wider columns
 
 
 def format_score(value: float, digits: int = 4) -> str:
-    """A number with that many decimals, or `missing`."""
+    """A number with that many decimals; MISSING for NaN."""
     return MISSING if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def format_table(rows: Sequence[tuple[str, Mapping[str, float]]], digits: int = 4) -> Lines:
-    """Rows of (label, scores) with the same score names, as aligned text; labels in one line each."""
-    rows = [(one_line(label), scores) for label, scores in rows]
+    """Rows of (label, scores) with the same score names, as aligned text of one line a row."""
+    labels = [one_line(label) for label, _ in rows]
+    label_width = max(map(len, labels))
     names = list(rows[0][1])
-    width = max(len(label) for label, _ in rows)
-    lines = [" " * width + "".join(f"{name:>10}" for name in names)]
-    for label, scores in rows:
-        lines.append(
-            f"{label:<{width}}"
-            + "".join(f"{format_score(scores[name], digits):>10}" for name in names)
-        )
+    widths = [max(COLUMN_WIDTH, len(name) + 1) for name in names]
+    lines = [" " * label_width + _align(names, widths)]
+    for label, (_, scores) in zip(labels, rows, strict=True):
+        cells = [format_score(scores[name], digits) for name in names]
+        lines.append(f"{label:<{label_width}}" + _align(cells, widths))
     return Lines("\n".join(lines))
+
+
+def _align(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
