@@ -144,10 +144,16 @@ class Predictor:
         decoding: Decoding = Decoding(),
         numbers: Sequence[int] | None = None,
     ) -> list[list[Explanation]]:
-        """The captions of `captions` with their attention maps, recorded in the same passes."""
+        """The captions of `captions` with their attention maps, recorded in the same passes.
+
+        A model whose backbone has no joint attention has no maps.
+        """
         if not pairs:
             return []
         joint, encoder, cross = self.model.attention_modules
+        if not joint:
+            found = self.captions(pairs, decoding, numbers)
+            return [[Explanation.without_maps(caption) for caption in one] for one in found]
         by_place = []  # for each place among a pair's captions: the explanations of all pairs
         with self._inference():
             with record_attention(joint) as recorded:

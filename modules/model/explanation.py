@@ -32,13 +32,20 @@ class Explanation:
 
     `words` are the caption's words and its end; `word_maps` (words, 2, grid, grid) are theirs, and
     `class_maps` (2, 2, grid, grid) are those of the class tokens of before and of after. The second
-    axis is before, after. A map sums to 1 at most, over before and after together.
+    axis is before, after. A map sums to 1 at most, over before and after together. Where the model
+    has no attention maps, all three are empty.
     """
 
     caption: Caption
     words: tuple[str, ...]
     class_maps: np.ndarray
     word_maps: np.ndarray
+
+    @classmethod
+    def without_maps(cls, caption: Caption) -> "Explanation":
+        """That of a model whose backbone has no attention over both images' tokens."""
+        no_maps = np.zeros((0, 2, 0, 0), dtype=np.float32)
+        return cls(caption, (), no_maps, no_maps)
 
 
 def explain_caption(

@@ -8,7 +8,7 @@ from typing import Any
 
 from modules.model.explanation import Explanation
 from modules.report.page import Page, image_sources
-from modules.report.pictures import attention_panels, jpeg_uri
+from modules.report.pictures import NO_MAPS, attention_panels, jpeg_uri
 
 NUM_EXAMPLES = 2  # of the best pairs in each group, and of the worst
 
@@ -53,7 +53,8 @@ def write_caption_page(
                 sources = [_pair_sources(pair, explanations[pair.id]) for pair in chosen]
                 sections.append({"title": f"{name}: the {kind}", "pairs": sources})
     curves = ("loss", score_name)
-    page.write(path, "captioning.html", 4, curves, sections=sections, score_name=score_name)
+    more = {"sections": sections, "score_name": score_name, "no_maps": NO_MAPS}
+    page.write(path, "captioning.html", 4, curves, **more)
 
 
 def _pair_sources(pair: ReportedPair, explanation: Explanation) -> dict[str, Any]:

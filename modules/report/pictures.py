@@ -22,6 +22,7 @@ LINE_LENGTH = 72  # letters of a line below a pair
 COLUMNS = 3  # pairs of images side by side
 TEXT_COLORS = ("dimgrey", "black")  # of the two lines below a pair
 JPEG_QUALITY = 82
+NO_MAPS = "this model has no attention maps"
 LEAST_HEAT = 1e-12  # keeps a map of zeros from dividing by zero
 
 Panel = tuple[str, list[np.ndarray]]  # a label, and the RGB arrays (h, w, 3) of before and after
@@ -90,9 +91,12 @@ def overlay(image: np.ndarray, heat: np.ndarray, maximum: float) -> np.ndarray:
 def attention_panels(before: Picture, after: Picture, explanation: Explanation) -> list[Panel]:
     """The pair itself, then each class token's attention map over it, then each word's.
 
-    Each map is scaled by its own maximum over both images together.
+    Each map is scaled by its own maximum over both images together. Without maps, the label of the
+    pair says so.
     """
     pair = [fit_to_box(before), fit_to_box(after)]
+    if not len(explanation.class_maps):
+        return [(f"before, after: {NO_MAPS}", pair)]
     maps = [
         ("class token of before", explanation.class_maps[0]),
         ("class token of after", explanation.class_maps[1]),
