@@ -14,8 +14,9 @@ AFTER_ENDING = "_2"  # as in Spot-the-Diff: x.png is before, x_2.png is after
 def find_pairs(before: str | None, after: str | None, table: str | None) -> list[ImagePair]:
     """The pairs of two files, of one folder, of two folders, or of a table.
 
-    One folder holds x.png and x_2.png, as in Spot-the-Diff. In two folders the images of a pair have the same name. Raises FileNotFoundError or ValueError,
-    in one line, where there are no pairs, an image has no counterpart or no file, or ids repeat.
+    One folder holds x.png and x_2.png, as in Spot-the-Diff. In two folders the images of a pair
+    have the same name. Raises FileNotFoundError or ValueError, in one line, where there are no
+    pairs, an image has no counterpart or no file, or ids repeat.
     """
     if table:
         pairs, source = _from_table(Path(table)), table

@@ -1,4 +1,4 @@
-"""Image files to tensors: decode, resize, normalise (SPEC §3, Images)."""
+"""Pictures → tensors: decode, resize, normalise (docs/reference.md, Images)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,39 +18,41 @@ Picture = str | Path | Image.Image | np.ndarray
 
 
 def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
-    """An image file → (3, resolution, resolution) uint8 RGB, resized bicubically to exactly this size, nothing cropped.
+    """An image file → (3, resolution, resolution) uint8 RGB.
 
-    Raises FileNotFoundError for no file and ValueError for one that cannot be decoded, naming it.
+    Resized bicubically to exactly this size, without a crop. Raises FileNotFoundError for no file
+    and ValueError for one that cannot be decoded; both name it.
     """
     return _resized(read_image(path), resolution)
 
 
 def to_tensor(picture: Picture, resolution: int = RESOLUTION) -> Tensor:
-    """A user's picture → (3, resolution, resolution) uint8, as `load_image`; errors as in `to_image`."""
+    """A picture → (3, resolution, resolution) uint8, as `load_image`; errors as in `to_image`."""
     return _resized(to_image(picture), resolution)
 
 
 def to_image(picture: Picture) -> Image.Image:
-    """A path, a PIL image or a uint8 array (H, W, 3) in RGB → a PIL image in RGB, turned as its EXIF data say.
+    """A path, a PIL image or a uint8 array (H, W, 3) → a PIL image in RGB.
 
-    Raises ValueError or FileNotFoundError for anything else.
+    It is rotated as its EXIF data say. Raises ValueError or FileNotFoundError for anything else.
     """
     if isinstance(picture, str | Path):
         return read_image(picture)
     if isinstance(picture, np.ndarray):
-        if (
-            picture.dtype != np.uint8
-            or picture.ndim != 3
-            or picture.shape[2] != 3
-            or 0 in picture.shape
-        ):
-            raise ValueError(
-                f"an array of {picture.dtype} {picture.shape}, expected uint8 (height, width, 3)"
-            )
-        picture = Image.fromarray(picture)
+        picture = _array_to_image(picture)
     if not isinstance(picture, Image.Image):
-        raise ValueError(f"a {type(picture).__name__}, expected a path, a PIL image or an array")
+        kind = type(picture).__name__
+        raise ValueError(f"a {kind}, expected a path, a PIL image or an array")
     return to_rgb(ImageOps.exif_transpose(picture))
+
+
+def _array_to_image(array: np.ndarray) -> Image.Image:
+    is_picture = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
+    if array.dtype != np.uint8 or not is_picture:
+        raise ValueError(
+            f"an array of {array.dtype} {array.shape}, expected uint8 (height, width, 3)"
+        )
+    return Image.fromarray(array)
 
 
 def _resized(rgb: Image.Image, resolution: int) -> Tensor:
@@ -58,7 +60,10 @@ def _resized(rgb: Image.Image, resolution: int) -> Tensor:
 
 
 class ImageFiles:
-    """Paths → (n, 3, resolution, resolution) uint8, decoded and resized each time. `ImageCache` is its fast stand-in."""
+    """Paths → (n, 3, resolution, resolution) uint8, decoded and resized each time.
+
+    `storage.image_cache.ImageCache` does the same from a cache.
+    """
 
     def __init__(self, resolution: int = RESOLUTION) -> None:
         self.resolution = resolution
@@ -68,7 +73,7 @@ class ImageFiles:
 
 
 def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """(..., 3, H, W) uint8 → float32, less `mean` and over `std`, by channel; CLIP's by default."""
+    """(..., 3, H, W) uint8 → float32: by channel, minus `mean`, divided by `std`."""
     shift = torch.tensor(mean, device=images.device)[:, None, None]
     scale = torch.tensor(std, device=images.device)[:, None, None]
     return (images.float() / 255).sub_(shift).div_(scale)
