@@ -125,7 +125,7 @@ class PairDataset(ABC):
     name: ClassVar[str]
     """What --datatype calls it, also in metrics.json and in the ground truth's file name."""
     title: ClassVar[str]
-    """What people call it."""
+    """What people call its data, to be put into a sentence."""
     trains_token_embedding: ClassVar[bool] = True
     """Whether finetuning trains the token embedding while it freezes CLIP's first layers."""
     ground_truth_splits: ClassVar[tuple[str, ...]] = ()

@@ -18,6 +18,7 @@ from typing import Any
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dataloaders.datasets import DATASETS
 from system.command import OneLineParser, run_command
 from system.escaping import markdown_text, one_line, show
 from system.urls import Address
@@ -26,11 +27,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 MAX_SCORE = 1e6  # a number from here on is no score
 MAX_SOURCE_LENGTH = 5000  # letters of what a model was trained on
 README_SCORES = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")
-DATASET_TITLES = {
-    "spot": "Spot-the-Diff",
-    "clevr": "data in CLEVR-Change's layout",
-    "pairs": "a table of pairs",
-}
 
 
 def export(
@@ -131,10 +127,17 @@ def model_page(
         quoted_name=json.dumps(name),
         shell_name=shlex.quote(one_line(name)),
         split=str(scores.get("split", "evaluated")),
-        data=DATASET_TITLES.get(str(scores.get("datatype")), "its data"),
+        data=_dataset_title(scores.get("datatype")),
         columns=columns,
         rows=rows,
     )
+
+
+def _dataset_title(name: Any) -> str:
+    """What people call the dataset that metrics.json names."""
+    if not isinstance(name, str) or name not in DATASETS:
+        return "its data"
+    return DATASETS[name].title
 
 
 def _score_table(

@@ -42,7 +42,7 @@ class ClevrChange(PairDataset):
     """
 
     name = "clevr"
-    title = "CLEVR-Change"
+    title = "data in CLEVR-Change's layout"
     trains_token_embedding = False
     ground_truth_splits = SPLITS
     no_change_phrases = NO_CHANGE_SENTENCES
