@@ -22,19 +22,7 @@ from tests.conftest import ROOT
 
 PACKAGES = ("system", "dataloaders", "modules", "gt", "preprocess")
 SCRIPTS = ("main_task_retrieval", "CLIP4IDCinference", "app")
-DATA = (
-    "ckpts/demo/model.json",
-    "ckpts/demo/model.safetensors",
-    "docs/examples/captions.json",
-    "docs/examples/added_after.png",
-    "docs/examples/added_before.png",
-    "modules/clip-vit-b-32.json",
-    "modules/cross-base/cross_config.json",
-    "modules/decoder-base/decoder_config.json",
-    "modules/decoder-demo/decoder_config.json",
-    "modules/decoder-mini/decoder_config.json",
-    "modules/report/templates/page.html",
-)
+DATA_FOLDERS = ("ckpts/demo", "docs/examples")
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +37,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "clip4idc"
 
 
-def python_files(root: Path, folders: tuple[str, ...]) -> set[str]:
-    found = [path for name in folders for path in (root / name).rglob("*.py")]
-    return {path.relative_to(root).as_posix() for path in found}
+def known_files(*folders: str) -> list[str]:
+    """The files that git knows or would add, as paths from the root; all of them, or in folders."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *folders]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if (ROOT / name).is_file()]
 
 
-def test_the_wheel_holds_every_module_once(built: Path) -> None:
-    expected = python_files(ROOT, PACKAGES) | {f"{name}.py" for name in SCRIPTS}
-    found = {path.relative_to(built).as_posix() for path in built.rglob("*.py")}
-    assert found == expected | {"__init__.py", "__main__.py"}
-
-
-def test_the_wheel_holds_the_files_that_the_code_reads(built: Path) -> None:
-    for name in DATA:
-        assert (built / name).read_bytes() == (ROOT / name).read_bytes(), name
-    templates = {path.name for path in (ROOT / "modules/report/templates").iterdir()}
-    assert {path.name for path in (built / "modules/report/templates").iterdir()} == templates
-    sizes = {path.name for path in (ROOT / "modules").glob("*.json")}
-    assert {path.name for path in (built / "modules").glob("*.json")} == sizes
+def test_the_wheel_holds_every_file_of_the_packages_and_no_other(built: Path) -> None:
+    expected = {*known_files(*PACKAGES, *DATA_FOLDERS), *(f"{name}.py" for name in SCRIPTS)}
+    expected |= {"__init__.py", "__main__.py"}
+    found = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
+    assert found == expected
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -92,7 +74,10 @@ def test_imports_in_the_wheel_lead_into_it(built: Path) -> None:
 
 
 def test_nothing_but_imports_is_changed(built: Path) -> None:
-    for name in python_files(ROOT, PACKAGES):
+    for name in known_files(*PACKAGES, *DATA_FOLDERS):
+        if not name.endswith(".py"):
+            assert (built / name).read_bytes() == (ROOT / name).read_bytes(), name
+            continue
         text = (built / name).read_text(encoding="utf-8")
         restored = re.sub(r"^(\s*(?:from|import) )clip4idc\.", r"\1", text, flags=re.MULTILINE)
         assert restored == (ROOT / name).read_text(encoding="utf-8"), name
@@ -101,7 +86,7 @@ def test_nothing_but_imports_is_changed(built: Path) -> None:
 def test_no_text_names_a_module_by_its_whole_name() -> None:
     """Only import statements are renamed: a text such as "system.files" would lead elsewhere."""
     whole_name = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
-    for name in python_files(ROOT, PACKAGES):
+    for name in filter(lambda name: name.endswith(".py"), known_files(*PACKAGES)):
         for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
             is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
             if is_text and whole_name.fullmatch(node.value):
@@ -155,10 +140,8 @@ def test_a_command_passes_its_words_on(
 
 
 def copy_checkout(target: Path) -> None:
-    """The files that git knows or would add; pip leaves folders where it builds."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
+    """Without what pip leaves where it builds, and without weights of one's own."""
+    for name in known_files():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
 
