@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from modules.clip4idc import CLIP4IDC
+from modules.model.bert import load_decoder_config
 from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
+from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -94,13 +96,34 @@ def tiny_weights(seed: int = 0, **changes: int) -> dict[str, torch.Tensor]:
 def tiny_captioner() -> CLIP4IDC:
     """A two-layer captioner with a vocabulary of 50, in evaluation mode."""
     model = CLIP4IDC.from_weights(tiny_weights(), "caption", intra_layers=1)
-    with torch.no_grad():  # weights of .02 make flat logits that no image changes: spread them so that decoding has choices
-        model.clip.token_embedding.weight.mul_(10)
-        for layer in (*model.decoder.encoder.layer, *model.decoder.decoder.layer):
-            for parameter in layer.parameters():
-                if parameter.ndim == 2:
-                    parameter.mul_(8)
+    spread_weights(model)
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def captioner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny captioner with CLIP's vocabulary, saved as a folder: captions of 8 random words."""
+    config = load_decoder_config("decoder-base").with_layers(1)
+    weights = tiny_weights(vocab_size=49408)
+    model = CLIP4IDC.from_weights(weights, "caption", 1, decoder_config=config)
+    spread_weights(model)
+    folder = tmp_path_factory.mktemp("captioner")
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    write_model_info(folder / MODEL_INFO_FILE, model.info(max_words=8))
+    return folder
+
+
+@torch.no_grad()
+def spread_weights(model: CLIP4IDC) -> None:
+    """Make a random captioner's logits differ by image and by word, so that decoding has choices.
+
+    As they are drawn, its weights are so small that the logits are flat.
+    """
+    model.clip.token_embedding.weight.mul_(10)
+    for layer in (*model.decoder.encoder.layer, *model.decoder.decoder.layer):
+        for parameter in layer.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
 
 
 def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> None:

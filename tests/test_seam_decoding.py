@@ -15,26 +15,20 @@ import torch
 import CLIP4IDCinference
 from app import choose_decoding
 from dataloaders.pairs import ImagePair
-from modules.clip4idc import CLIP4IDC
 from modules.evaluation.captions import generate_captions
 from modules.generation import generate, greedy_search
 from modules.generation.steps import OpenCaptions
-from modules.model.bert import load_decoder_config
-from modules.model.clip import CLIP
-from modules.model.clip_sizes import ClipSizes
 from modules.options import parse_options
 from modules.options.decoding import BUILT_IN_METHODS, Decoding
 from modules.predictor import Predictor
 from modules.registries import DECODING_METHODS
 from modules.tokenizer import EOT
-from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
 from system.flags import FlagGroup, flag
 from system.runtime import Runtime
-from tests.conftest import TINY, draw_pair
+from tests.conftest import draw_pair
 from tests.runs import words
 
 EVALUATE = ["--do_eval", "--output_dir", "o", "--datatype", "clevr", "--data_path", "d"]
-MAX_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -68,20 +62,6 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     DECODING_METHODS.register("diverse", diverse_first_words)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the random weights of a tiny captioner that has CLIP's vocabulary."""
-    torch.manual_seed(0)
-    clip = CLIP(ClipSizes(**TINY), 1, "2d").state_dict()
-    weights = {f"clip.{key}": value for key, value in clip.items()}
-    config = load_decoder_config("decoder-base").with_layers(1)
-    model = CLIP4IDC.from_weights(weights, "caption", 1, decoder_config=config)
-    folder = tmp_path_factory.mktemp("captioner")
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    write_model_info(folder / MODEL_INFO_FILE, model.info(MAX_WORDS))
-    return folder
-
-
 def test_generate_looks_the_method_up_and_gives_it_its_settings(tiny_captioner):
     tokens = torch.randn(3, 10, 64, generator=torch.Generator().manual_seed(1))
     start = torch.full((3, 1), tiny_captioner.sot)
@@ -112,14 +92,16 @@ def test_the_predictor_captions_and_explains_with_it(tiny_captioner, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_predictions_are_written_and_resumed(suffix, checkpoint, tmp_path, monkeypatch, capsys):
+def test_predictions_are_written_and_resumed(
+    suffix, captioner_folder, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr("modules.pipeline.predict.BATCH_SIZE", 2)
     for number in range(4):
         names = [f"own/{number}.png", f"own/{number}_2.png"]
         draw_pair(tmp_path, names, "red" if number % 2 else "blue", number)
     path = tmp_path / f"captions.{suffix}"
     command = ["--do_predict", "--before", str(tmp_path / "own"), "--predictions", str(path)]
-    command += ["--init_model", str(checkpoint), "--precision", "fp32"]
+    command += ["--init_model", str(captioner_folder), "--precision", "fp32"]
     command += ["--decoding", "diverse", "--num_captions", "2"]
     assert CLIP4IDCinference.main([*command, "--first_rank", "3"]) == 0
     whole = path.read_bytes()
@@ -150,15 +132,15 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
     return [(row["id"], one["caption"]) for row in found for one in row["captions"]]
 
 
-def test_an_evaluation_uses_it(checkpoint, spot, tiny_sizes, tmp_path):
-    more = ["--do_eval", "--init_model", str(checkpoint), "--precision", "fp32"]
-    more += ["--decoding", "diverse", "--first_rank", "4", "--max_words", str(MAX_WORDS)]
+def test_an_evaluation_uses_it(captioner_folder, spot, tiny_sizes, tmp_path):
+    more = ["--do_eval", "--init_model", str(captioner_folder), "--precision", "fp32"]
+    more += ["--decoding", "diverse", "--first_rank", "4", "--max_words", "8"]
     command = words(spot, tmp_path / "run", tiny_sizes, "caption", *more)
     assert CLIP4IDCinference.main(command) == 0
     written = json.loads((tmp_path / "run" / "hyp_ep_eval.json").read_text())
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["split"] == "test"
 
-    predictor = Predictor.load(checkpoint, "cpu", "fp32")
+    predictor = Predictor.load(captioner_folder, "cpu", "fp32")
     decoding = Decoding(decoding="diverse", settings={"first_rank": 4})
     for row in written:
         before = spot / "images_test" / row["image_id"]

@@ -1,0 +1,248 @@
+"""The Predictor: captions and scores, sampling, attention maps, and the model that is shipped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataloaders.datasets import open_dataset
+from dataloaders.images import load_image, to_tensor
+from gt.caption_accuracy import accuracy, judge_captions
+from modules import predictor as predictor_module
+from modules.model.explanation import attention_of_words, rollout
+from modules.options.decoding import Decoding
+from modules.predictor import Predictor
+from modules.report.pictures import draw_explanation
+from modules.tokenizer import EOT, clip_tokenizer, decode, split_words
+from modules.weights.sources import LoadedWeights
+from tests.conftest import COLORS, ROOT, draw_pair
+
+EXAMPLES = ROOT / "docs" / "examples"
+
+
+@pytest.fixture(scope="module")
+def demo() -> Predictor:
+    """The small model that is shipped."""
+    return Predictor.load(device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def tiny(captioner_folder) -> Predictor:
+    """A tiny captioner with random weights. Without a low temperature all its words are so rare
+    when sampled that rounding, which depends on the batch, decides among them."""
+    return Predictor.load(captioner_folder, "cpu", "fp32")
+
+
+@pytest.fixture
+def pairs(tmp_path) -> list[tuple]:
+    """The paths of three pairs."""
+    for number, color in enumerate(list(COLORS)[:3]):
+        draw_pair(tmp_path, [f"{number}.png", f"{number}_2.png"], color, number)
+    return [(tmp_path / f"{number}.png", tmp_path / f"{number}_2.png") for number in range(3)]
+
+
+def texts(captions):
+    return [[one.text for one in of_pair] for of_pair in captions]
+
+
+def test_paths_images_and_arrays_give_the_same_captions(tiny, pairs):
+    images = [tuple(Image.open(path) for path in pair) for pair in pairs]
+    arrays = [tuple(np.asarray(image) for image in pair) for pair in images]
+    together = tiny.captions(pairs)
+    assert tiny.captions([]) == tiny.explanations([]) == []
+    assert together == tiny.captions(images) == tiny.captions(arrays)
+    assert len({captions[0].text for captions in together}) > 1
+    for pair, captions in zip(pairs, together, strict=True):
+        (alone,) = tiny.captions([pair])
+        assert alone[0].text == captions[0].text
+        assert alone[0].score == pytest.approx(captions[0].score, abs=1e-3)
+
+
+def test_the_score_is_the_mean_log_probability_of_the_words_and_the_end(
+    tiny_captioner, pairs, monkeypatch
+):
+    """Of captions that are handed in: of two words and the end, and of four words."""
+    ids = torch.tensor([[3, 4, 49, 0], [5, 6, 7, 8]])
+    monkeypatch.setattr(predictor_module, "generate", lambda *_: ids[:, None])
+    predictor = Predictor(tiny_captioner, 4)
+    found = [captions[0].score for captions in predictor.captions(pairs[:2])]
+    images = torch.stack([torch.stack([to_tensor(path, 64) for path in pair]) for pair in pairs])
+    expected = []
+    with torch.no_grad():
+        tokens = tiny_captioner.encode_pairs(tiny_captioner.normalize(images)).tokens
+        for row, words in ((0, [3, 4, 49]), (1, [5, 6, 7, 8])):
+            read = torch.tensor([[tiny_captioner.sot, *words[:-1]]])
+            logits = tiny_captioner.caption_logits(
+                tokens[row : row + 1], read, torch.ones_like(read)
+            )[0]
+            log_probs = logits.log_softmax(dim=-1)
+            expected.append(sum(log_probs[n, word].item() for n, word in enumerate(words)))
+    assert found == pytest.approx([expected[0] / 3, expected[1] / 4], abs=1e-4)
+
+
+def test_sampled_captions_repeat_and_do_not_depend_on_their_batch(tiny, pairs):
+    decoding = Decoding(num_captions=5, temperature=0.2, top_p=0.9, seed=3)
+    together = texts(tiny.captions(pairs, decoding))
+    assert [len(captions) for captions in together] == [5, 5, 5]
+    assert len(set(together[0])) > 1
+    alone = [tiny.captions([pair], decoding, [n])[0] for n, pair in enumerate(pairs)]
+    assert texts(alone) == together
+    other_seed = Decoding(num_captions=5, temperature=0.2, top_p=0.9, seed=4)
+    assert texts(tiny.captions(pairs[:1], other_seed))[0] != together[0]
+
+
+def test_a_nucleus_of_one_word_is_greedy(tiny, pairs):
+    assert texts(tiny.captions(pairs, Decoding(top_p=1e-6))) == texts(tiny.captions(pairs))
+
+
+def test_contradicting_settings_are_refused(tiny, pairs):
+    with pytest.raises(ValueError, match="cannot be combined with sampling"):
+        tiny.captions(pairs, Decoding(num_captions=2, beam_size=2))
+
+
+def test_explanations_are_those_of_the_captions_in_any_batch(tiny, pairs):
+    decoding = Decoding(num_captions=2, temperature=0.2, top_p=0.9)
+    together = tiny.explanations(pairs, decoding)
+    captions = tiny.captions(pairs, decoding)
+    for number, pair in enumerate(pairs):
+        (alone,) = tiny.explanations([pair], decoding, [number])
+        expected = [caption.text for caption in captions[number]]
+        assert [one.caption.text for one in together[number]] == expected
+        for one, other in zip(together[number], alone, strict=True):
+            assert one.caption.text == other.caption.text
+            assert one.words == other.words
+            np.testing.assert_allclose(one.class_maps, other.class_maps, atol=1e-5)
+            np.testing.assert_allclose(one.word_maps, other.word_maps, atol=1e-5)
+    assert not np.array_equal(together[0][0].class_maps, together[1][0].class_maps)
+
+
+def test_rollout_is_written_out():
+    """Two layers of two heads on three tokens, by hand."""
+    generator = torch.Generator().manual_seed(0)
+    joint, encoder, cross = (
+        [[torch.rand(1, 2, 3, 3, generator=generator).softmax(-1)] for _ in range(2)]
+        for _ in range(3)
+    )
+    tokens = torch.zeros(1, 3, 8)
+    half = [
+        [(calls[0][0].mean(0) + torch.eye(3)) / 2 for calls in part] for part in (joint, encoder)
+    ]
+    joint_rollout = half[0][1] @ half[0][0]
+    torch.testing.assert_close(rollout(joint, tokens)[0], joint_rollout)
+    assert torch.equal(rollout([], tokens)[0], torch.eye(3))
+    first = cross[0][0][0].mean(0) @ half[1][0] @ joint_rollout
+    second = cross[1][0][0].mean(0) @ half[1][1] @ half[1][0] @ joint_rollout
+    found = attention_of_words(encoder, cross, rollout(joint, tokens))
+    torch.testing.assert_close(found[0], (first + second) / 2)
+
+
+def test_attention_finds_what_was_drawn(demo, tmp_path):
+    """On a shipped example, the class token of after looks most where a block has gone."""
+    before, after = EXAMPLES / "removed_before.png", EXAMPLES / "removed_after.png"
+    found = demo.explain(before, after)
+    assert found.caption.text == demo.caption(before, after)
+    assert found.words[-1] == "(end)"
+    assert " ".join(found.words[:-1]) == found.caption.text
+    side = round((demo.model.backbone.num_tokens - 1) ** 0.5)
+    assert found.class_maps.shape == (2, 2, side, side)
+    assert found.word_maps.shape == (len(found.words), 2, side, side)
+    for maps in (found.class_maps, found.word_maps):
+        assert (maps >= 0).all()
+        assert (maps.sum(axis=(1, 2, 3)) <= 1 + 1e-5).all()
+    brightest = np.unravel_index(found.class_maps[1, 1].argmax(), (side, side))
+    block = (112 * side // 320, 152 * side // 480)  # the block's middle, in pixels of the file
+    distances = [abs(a - b) for a, b in zip(brightest, block, strict=True)]
+    assert max(distances) <= 1, f"the brightest patch is {brightest}, the block was at {block}"
+    modules = [module for part in demo.model.attention_modules for module in part]
+    assert all(module.recorded is None for module in modules)
+    draw_explanation(tmp_path / "a.png", before, after, found)
+    assert Image.open(tmp_path / "a.png").size[0] > 1000
+
+
+def test_tokens_of_one_word_are_one_word():
+    ids = [*clip_tokenizer().encode("the cyan zebra-like thing"), EOT]
+    words = split_words(ids)
+    assert [word for word, _ in words] == ["the", "cyan", "zebra", "-", "like", "thing", "(end)"]
+    assert [place for _, places in words for place in places] == list(range(len(ids)))
+    assert max(len(places) for _, places in words) > 1
+    assert split_words(ids[:2]) == [("the", [0]), (decode(ids[1:2]), [1])]
+
+
+def test_rotation_sizes_and_modes_of_pictures(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn
+    turned = tmp_path / "turned.png"
+    upright.rotate(90, expand=True).save(turned, exif=exif)
+    assert torch.equal(to_tensor(turned), to_tensor(upright))
+    assert torch.equal(load_image(turned), to_tensor(upright))
+    deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+    deep.save(tmp_path / "deep.png")
+    assert to_tensor(tmp_path / "deep.png").float().std() > 50
+    for mode in ("L", "P", "RGBA", "CMYK", "1", "LA", "F", "I"):
+        source = upright.convert("L") if mode in ("F", "I", "LA") else upright
+        assert to_tensor(source.convert(mode)).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 7],
+    ids=["gray", "float", "empty", "number"],
+)
+def test_what_is_no_picture_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        to_tensor(wrong)
+
+
+def test_wrong_model_info_is_refused(tmp_path):
+    weights = tmp_path / "w.bin"
+    torch.save({"clip.x": torch.ones(1)}, weights)
+    (tmp_path / "model.json").write_text('{"max_words": "many"}')
+    with pytest.raises(ValueError, match="max_words is 'many'"):
+        Predictor.load(weights)
+
+
+def test_a_model_without_a_captioner_is_refused(monkeypatch):
+    found = LoadedWeights({"clip.x": torch.ones(1)}, {}, "w.bin")
+    monkeypatch.setattr(predictor_module, "load_weights", lambda *_: found)
+    with pytest.raises(ValueError, match="w.bin has no captioner"):
+        Predictor.load("w.bin")
+
+
+def test_the_shipped_model_sees_the_changes_of_the_shipped_examples(demo):
+    expected = json.loads((EXAMPLES / "captions.json").read_text())
+    for name, caption in expected.items():
+        pair = (EXAMPLES / f"{name}_before.png", EXAMPLES / f"{name}_after.png")
+        assert demo.caption(*pair) == caption, name
+
+
+def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_data):
+    """The floors are a little below what docs/experiments.md reports of these 48 scenes."""
+    root = real_data / "clevr-change" / "real48"
+    dataset = open_dataset("clevr", root)
+    images = {}
+    for split in ("train", "val", "test"):
+        for pair in dataset.checked_pairs(split):
+            images[pair.id] = (pair.before, pair.after)
+            images[pair.distractor_id] = (pair.before, pair.distractor)
+    assert len(images) == 2 * 48
+    found = demo.captions(list(images.values()))
+    captions = {key: of_pair[0].text for key, of_pair in zip(images, found, strict=True)}
+    changed = json.loads((root / "changed_object.json").read_text())
+    shares = {
+        name: accuracy(answers)["share"]
+        for name, answers in judge_captions(captions, changed).items()
+    }
+    floors = {
+        "change recognised": 0.9,
+        "no change recognised": 0.85,
+        "type": 0.85,
+        "new color": 0.85,
+        "color": 0.85,
+        "shape": 0.4,
+    }
+    for name, floor in floors.items():
+        assert shares[name] >= floor, f"{name}: {shares[name]}"
