@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dataloaders.coco_files import read_ground_truth, read_results
+from dataloaders.datasets import DATASETS
 from dataloaders.datasets.clevr_change import read_type_mapping
-from dataloaders.pairs import is_distractor
+from dataloaders.pairs import ALL_PAIRS, is_distractor
 from modules.metrics.bootstrap import LEVEL, bootstrap, interval, p_value
-from modules.metrics.scorer import ALL, CaptionScorer, GroupRows
+from modules.metrics.metric import ScoringContext
+from modules.metrics.scorer import CaptionScorer, GroupRows
 from modules.registries import PROTOCOLS
 from modules.report.tables import MISSING, format_score
 from system.command import OneLineParser, run_command
@@ -82,16 +84,24 @@ def score_files(args: argparse.Namespace) -> ScoreReport:
     ids = list(next(iter(systems.values())))
     references = read_references(args.gt, ids, args.references == "joined")
     subsets = read_subsets(args.type_mapping, ids)
-    scorer = CaptionScorer(references, protocol)
+    scorer = CaptionScorer(references, protocol, _context_of(args.datatype))
     groups, reports = {}, {}
     for name, tokens in zip(systems, scorer.tokenize(*systems.values()), strict=True):
         scored = scorer.score_tokens(tokens)
         groups[name], reports[name] = scored.groups(subsets), SystemReport(scored.scores(subsets))
-    counts = {ALL: len(ids)} | {group: len(members) for group, members in subsets.items()}
+    counts = {ALL_PAIRS: len(ids)} | {group: len(members) for group, members in subsets.items()}
     report = ScoreReport(str(args.gt), REFERENCES[args.references], counts, reports)
     if args.bootstrap:
         add_confidence_intervals(report, groups, args.bootstrap, args.seed)
     return report
+
+
+def _context_of(datatype: str | None) -> ScoringContext:
+    """What metrics may need of a dataset and is not in its files."""
+    if datatype is None:
+        return ScoringContext()
+    dataset = DATASETS[datatype]
+    return ScoringContext((), dataset.no_change_phrases, dataset.vocabulary)
 
 
 def read_systems(paths: Sequence[Path]) -> dict[str, dict[str, str]]:
@@ -194,7 +204,7 @@ def format_report(report: ScoreReport) -> str:
         texts = [f"{cell:>{max(WIDTH, len(name) + 2)}}" for name, cell in cells]
         return f"{label:<{label_width}}" + "".join(texts)
 
-    lines = [f"{report.ids[ALL]} pairs; {report.references}"]
+    lines = [f"{report.ids[ALL_PAIRS]} pairs; {report.references}"]
     for name, system in report.systems.items():
         lines += ["", one_line(name), row("", report.names)]
         for group, scores in system.scores.items():
@@ -303,6 +313,12 @@ def _build_parser() -> OneLineParser:
         default="coco",
         help="how captions are tokenised and by which metrics they are scored: %(choices)s "
         "(default: coco)",
+    )
+    parser.add_argument(
+        "--datatype",
+        choices=DATASETS,
+        metavar="NAME",
+        help="dataset of the captions, for metrics that need its words: %(choices)s",
     )
     parser.add_argument(
         "--bootstrap",

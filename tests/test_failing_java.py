@@ -346,11 +346,28 @@ def train(
     return run, (run / "log.txt").read_text()
 
 
-def test_training_goes_on_without_meteor_and_has_it_again(stand_in, tiny_sizes, tmp_path):
-    def before_scoring(number: int, _: Path) -> None:
+def test_training_goes_on_without_meteor_and_has_it_again(
+    stand_in, tiny_sizes, tmp_path, monkeypatch
+):
+    """All captions are on the disk before they are scored."""
+    synced, fsync = [], os.fsync
+
+    def record(handle: int) -> None:
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    seen: list[int] = []
+
+    def before_scoring(number: int, run: Path) -> None:
+        file = run / f"hyp_ep_{('0', '1', 'eval')[number]}.json"
+        assert len(json.loads(file.read_text())) == 5
+        assert file.stat().st_ino in synced
+        seen.append(number)
         stand_in.set_fault("none" if number else "meteor is killed")
 
+    monkeypatch.setattr(os, "fsync", record)
     run, log = train(tmp_path, tiny_sizes, 2, before_scoring)
+    assert seen == [0, 1, 2]
     history = pd.read_csv(run / "history.csv")
     assert history["METEOR"].isna().tolist() == [True, False]
     assert not history.drop(columns="METEOR").isna().any(axis=None)
@@ -382,28 +399,6 @@ def test_training_goes_on_without_any_score(stand_in, tiny_sizes, tmp_path):
     assert page.count("<polyline") == 2
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [len(board.Scalars(f"epoch/{name}")) for name in ("loss", "CIDEr")] == [3, 2]
-
-
-def test_captions_are_on_the_disk_before_they_are_scored(
-    stand_in, tiny_sizes, tmp_path, monkeypatch
-):
-    synced, fsync = [], os.fsync
-
-    def record(handle: int) -> None:
-        synced.append(os.fstat(handle).st_ino)
-        fsync(handle)
-
-    seen: list[int] = []
-
-    def before_scoring(number: int, run: Path) -> None:
-        file = run / f"hyp_ep_{('0', 'eval')[number]}.json"
-        assert len(json.loads(file.read_text())) == 5
-        assert file.stat().st_ino in synced
-        seen.append(number)
-
-    monkeypatch.setattr(os, "fsync", record)
-    train(tmp_path, tiny_sizes, 1, before_scoring)
-    assert seen == [0, 1]
 
 
 def test_files_are_scored_without_meteor(stand_in, tmp_path, capsys):

@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dataloaders.pairs import ImagePair, PairDataset
+from dataloaders.pairs import ALL_PAIRS, ImagePair, PairDataset
 from modules.metrics.baselines import best_constant, random_captions
 from modules.metrics.metric import ScoringContext, Subsets
-from modules.metrics.scorer import ALL, CaptionScorer, ScoredCaptions
+from modules.metrics.scorer import CaptionScorer, ScoredCaptions
 from modules.registries import PROTOCOLS
 from modules.report.tables import format_table
 
@@ -104,10 +104,10 @@ class CaptionJudge:
         drawn = random_captions(range(len(candidates)), list(self.references))
         random_scores = self._score_training_captions(drawn, apart)
         self.baselines = []
-        for name, ids in {ALL: list(self.references), **apart}.items():
+        for name, ids in {ALL_PAIRS: list(self.references), **apart}.items():
             constant = best_constant(candidates, {key: references[key] for key in ids})
             places = dict.fromkeys(ids, candidates.index(constant))
-            constant_scores = self._score_training_captions(places)[ALL]
+            constant_scores = self._score_training_captions(places)[ALL_PAIRS]
             self.baselines.append((f"best constant ({name}: “{constant}”)", constant_scores))
             self.baselines.append((f"random training caption ({name})", random_scores[name]))
         log.info("baselines\n%s", format_table(self.baselines))

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from dataloaders.pairs import ALL_PAIRS
 from modules.metrics.metric import Metric, ScoringContext, ScoringProtocol, Subsets, Texts
 from modules.registries import METRICS
 from system.java import JavaError
@@ -17,7 +18,6 @@ from system.java import JavaError
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
-ALL = "all"  # the group of all captions
 
 
 class Attempts:
@@ -67,7 +67,9 @@ class GroupRows:
         found: dict[str, float] = {}
         for metric, rows in self.parts:
             values = None if rows is None else self._values(metric, rows, weights)
-            found |= zip(metric.names, values or [math.nan] * len(metric.names), strict=True)
+            if values is None:
+                values = [math.nan] * len(metric.names)
+            found |= zip(metric.names, values, strict=True)
         for name, compute in self.protocol.derived.items():
             found[name] = float(compute(found))
         return found
@@ -80,7 +82,13 @@ class GroupRows:
             total, count = np.ascontiguousarray(rows.T).sum(axis=1), float(len(rows))
         else:
             total, count = weights @ rows, float(weights.sum())
-        return self.attempts.ask(metric, lambda: metric.scores(total, count))
+        values = self.attempts.ask(metric, lambda: metric.scores(total, count))
+        if values is not None and len(values) != len(metric.names):
+            raise ValueError(
+                f"metric {', '.join(metric.names)}: {len(values)} scores, expected "
+                f"{len(metric.names)}"
+            )
+        return values
 
     def scores_by_id(self, name: str) -> dict[str, float]:
         """Caption id → one score, from that caption's row alone."""
@@ -106,7 +114,7 @@ class ScoredCaptions:
 
     def groups(self, subsets: Subsets | None = None) -> dict[str, GroupRows]:
         """Name → rows: of all captions, and of each subset that has any of them."""
-        found = {ALL: self.whole}
+        found = {ALL_PAIRS: self.whole}
         for name, members in (subsets or {}).items():
             ids = [key for key in members if key in self._places]
             if ids:
