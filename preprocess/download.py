@@ -280,7 +280,7 @@ def _check_count(found: int, expected: int, what: str, way_out: str = "") -> Non
 
 
 class Download(NamedTuple):
-    """One of the things to download: the folder that it goes to, and the function that does it."""
+    """Where a download goes, and the function that does it."""
 
     folder: str
     run: Callable[[Path, argparse.Namespace], None]
