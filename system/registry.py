@@ -1,4 +1,4 @@
-"""Registries: the kinds of a thing by name, such as datasets or metrics, loaded when first used."""
+"""Registries: what can be chosen by name, such as datasets or metrics, loaded when first used."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class Registry:
-    """Objects by name: an entry is the object, or a text `package.module:name` to import.
+    """Objects by name. An entry is the object, or a text `package.module:name` to import it from.
 
     A text that begins with a dot is relative to `package`. Installed packages add entries by entry
-    points of `group`. Listing and testing names imports nothing, so that `--help` is quick.
+    points of `group`. Listing names and looking for one imports nothing, so that `--help` is quick.
     """
 
     def __init__(
@@ -21,7 +21,7 @@ class Registry:
         group: str,
         members: Sequence[str] = (),
     ) -> None:
-        """`kind` is a word for messages, such as "dataset"; `members` are what an object needs."""
+        """`kind` is the word in messages, such as "dataset"; `members` are what objects need."""
         self.kind = kind
         self.targets = dict(targets)
         self.package = package
@@ -41,8 +41,10 @@ class Registry:
         return iter(dict.fromkeys([*self.targets, *self._installed()]))
 
     def __getitem__(self, name: str) -> Any:
-        """The object of a name. Raises ValueError for an unknown name, or a target that cannot be
-        loaded or lacks members."""
+        """The object of a name.
+
+        Raises ValueError for an unknown name, or a target that cannot be loaded or lacks members.
+        """
         target = self.targets[name] if name in self.targets else self._installed().get(name)
         if target is None:
             raise ValueError(f"unknown {self.kind} {name!r}: there are {', '.join(self)}")
@@ -69,6 +71,6 @@ class Registry:
             ) from None
 
     def _installed(self) -> dict[str, EntryPoint]:
-        """What installed packages add; names that are registered here are not theirs to replace."""
+        """Entries of installed packages, which cannot replace those registered here."""
         found = entry_points(group=self.group)
         return {entry.name: entry for entry in found if entry.name not in self.targets}

@@ -1,4 +1,4 @@
-"""Calls of the page's functions: what each takes, and a visitor's values held against it."""
+"""Calls of the page's functions: the inputs of each function, and checks of the values sent."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from system.json_files import parse_json
 
 @dataclass(frozen=True)
 class Number:
-    """An input that is a number in a range."""
+    """An input that is a number in a range, `low` and `high` included."""
 
     low: float = -math.inf
     high: float = math.inf
     whole: bool = False
     optional: bool = False
 
-    def checked(self, value: object, uploads: UploadFolder) -> float | None:
-        """The number; None where it may be left out and is. Refused for all else."""
+    def check(self, value: object, uploads: UploadFolder) -> float | None:
+        """The number, or None if it is optional and missing. Raises Refused for anything else."""
         if value is None and self.optional:
             return None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not self.low <= value <= self.high:
-            raise Refused(422, f"a number from {self.low:g} to {self.high:g} is expected")
+            raise Refused(422, f"expected a number from {self.low:g} to {self.high:g}")
         if not self.whole:
             return value
         if value != int(value):
-            raise Refused(422, "a whole number is expected")
+            raise Refused(422, "expected a whole number")
         return int(value)
 
 
@@ -36,29 +36,31 @@ class Number:
 class Picture:
     """An input that is an uploaded file."""
 
-    def checked(self, value: object, uploads: UploadFolder) -> dict | None:
-        """The upload in Gradio's form, made of its path alone. Refused for what is none."""
+    def check(self, value: object, uploads: UploadFolder) -> dict | None:
+        """The upload in Gradio's form, rebuilt from its path. Raises Refused for anything else."""
         if value is None:
             return None
         if not isinstance(value, dict) or not isinstance(value.get("path"), str):
-            raise Refused(422, "an uploaded file is expected: an object with its path")
+            raise Refused(422, "expected an uploaded file: an object with its path")
         try:
             path = uploads.resolve(value["path"])
         except PermissionError as error:
             raise Refused(403, str(error)) from None
         name = value.get("orig_name")
-        meta = {"_type": "gradio.FileData"}
         return {
             "path": str(path),
             "orig_name": name if isinstance(name, str) else None,
-            "meta": meta,
+            "meta": {"_type": "gradio.FileData"},
         }
 
 
 @dataclass(frozen=True)
 class PageFunction:
-    """A function of the page: its number, its API name if it has one, its inputs, and whether its
-    calls wait in a queue."""
+    """A function of the page.
+
+    `number` is Gradio's, `name` that in the API, if it has one. Calls of a `queued` function wait
+    for their turn.
+    """
 
     number: int
     name: str | None
@@ -67,11 +69,11 @@ class PageFunction:
 
 
 def parse_call(content: bytes) -> dict:
-    """A call's JSON object. Refused for what is none, by the strict reader of all our JSON."""
+    """The JSON object of a call, read as strictly as all our JSON. Raises Refused if it is not."""
     try:
         body = parse_json(content.decode())
     except ValueError:
         raise Refused(400, "the body is not JSON") from None
     if not isinstance(body, dict):
-        raise Refused(422, "the body is expected to be a JSON object")
+        raise Refused(422, "expected a JSON object as the body")
     return body

@@ -1,4 +1,4 @@
-"""Decodes visitors' pictures in a separate process with limits on time and memory.
+"""Decodes visitors' pictures in a separate process, with limits on size, time and memory.
 
 A small file can keep a decoder busy for hours, or crash it. Neither may affect the page itself.
 """
@@ -13,15 +13,24 @@ from multiprocessing.connection import Connection
 from PIL import Image
 
 from dataloaders.picture_files import TooManyPixels, known_formats, read_image
+from modules.web.uploads import UploadFolder
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None
 
-MEMORY = 4 << 30  # bytes of address space that a decoding process may take
-HOW = "spawn" if sys.platform == "win32" else "forkserver"
-READ, TOO_LARGE, UNREADABLE = "read", "too large", "unreadable"
+MAX_MEGABYTES = 20  # of 2**20 bytes, of an upload
+MAX_MEGAPIXELS = 50
+MAX_SIDE = 20_000  # pixels: resizing a long, thin picture takes far more memory than the picture
+MAX_SECONDS = 10  # that decoding the pictures of a request may take
+MAX_MEMORY = 4 << 30  # bytes of address space of a decoding process
+START_METHOD = "spawn" if sys.platform == "win32" else "forkserver"
+
+# What a decoding process says about a file.
+DECODED = "decoded"
+TOO_LARGE = "too large"
+UNREADABLE = "unreadable"
 
 
 class PictureError(ValueError):
@@ -29,80 +38,111 @@ class PictureError(ValueError):
 
 
 def start_decoding() -> None:
-    """Start the fork server in advance, so that the first visitor need not wait for it."""
-    context = multiprocessing.get_context(HOW)
-    if HOW == "forkserver":
+    """Start the fork server in advance, so that the first visitor does not wait for it."""
+    context = multiprocessing.get_context(START_METHOD)
+    if START_METHOD == "forkserver":
         context.set_forkserver_preload([__name__])
-    process = context.Process(target=_nothing, daemon=True)
+    process = context.Process(target=_do_nothing, daemon=True)
     process.start()
     process.join()
 
 
-def _nothing() -> None:
-    """What a first process does."""
+def _do_nothing() -> None:
+    """The job of a process that is only started."""
+
+
+def decode_uploads(paths: Sequence[str | None], uploads: UploadFolder) -> list[Image.Image]:
+    """The two uploads of a request, before and after, in RGB.
+
+    Raises PictureError for a file that is not an upload, is too large, or cannot be decoded in
+    time.
+    """
+    sides = ("before", "after")
+    found = [check_upload(path, side, uploads) for path, side in zip(paths, sides, strict=True)]
+    return decode(found, sides, int(MAX_MEGAPIXELS * 1e6), MAX_SIDE, MAX_SECONDS)
+
+
+def check_upload(path: str | None, side: str, uploads: UploadFolder) -> str:
+    """The real path of an upload. Raises PictureError if there is none, or if it is too large."""
+    if path is None:
+        raise PictureError(f"The {side} image is missing.")
+    try:
+        real = uploads.resolve(path)
+    except PermissionError:
+        raise PictureError(f"The {side} image was not uploaded to this page.") from None
+    if not real.is_file():
+        raise PictureError(f"The {side} image is no longer on the server: upload it again.")
+    if real.stat().st_size > MAX_MEGABYTES * 2**20:
+        raise PictureError(f"The {side} image is larger than {MAX_MEGABYTES} MB.")
+    return str(real)
 
 
 def decode(
-    paths: Sequence[str], names: Sequence[str], most_pixels: int, longest: int, seconds: float
+    paths: Sequence[str], names: Sequence[str], max_pixels: int, max_side: int, seconds: float
 ) -> list[Image.Image]:
     """The pictures in RGB. `names` ("before", "after") are what messages call them.
 
     Raises PictureError for a picture that cannot be read, has too many pixels or a side above
-    `longest`, or is not decoded within `seconds`, all pictures together.
+    `max_side`, or is not decoded within `seconds`, all pictures together.
     """
-    context = multiprocessing.get_context(HOW)
-    ours, theirs = context.Pipe(duplex=False)
-    arguments = (theirs, list(paths), most_pixels, longest, seconds)
+    context = multiprocessing.get_context(START_METHOD)
+    receiver, sender = context.Pipe(duplex=False)
+    arguments = (sender, list(paths), max_pixels, max_side, seconds)
     process = context.Process(target=_decode_into, args=arguments, daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
         deadline = time.monotonic() + seconds
-        return [_receive(ours, name, most_pixels, longest, deadline) for name in names]
+        return [_receive(receiver, name, max_pixels, max_side, deadline) for name in names]
     finally:
         process.kill()
         process.join()
         process.close()
-        ours.close()
+        receiver.close()
 
 
 def _receive(
-    connection: Connection, name: str, most_pixels: int, longest: int, deadline: float
+    connection: Connection, name: str, max_pixels: int, max_side: int, deadline: float
 ) -> Image.Image:
     if not connection.poll(max(deadline - time.monotonic(), 0)):
         raise PictureError(f"The {name} image takes too long to be read.")
     try:
-        kind, size = connection.recv()
-        if kind == READ:
+        result, size = connection.recv()
+        if result == DECODED:
             return Image.frombytes("RGB", size, connection.recv_bytes())
-    except (EOFError, OSError):  # its process has crashed, or had to end
-        kind = UNREADABLE
-    if kind == TOO_LARGE:
-        limits = f"{most_pixels / 1e6:g} million pixels, or a side of more than {longest}"
+    except (EOFError, OSError):  # the process has crashed, or was ended by its limits
+        result = UNREADABLE
+    if result == TOO_LARGE:
+        limits = f"{max_pixels / 1e6:g} million pixels, or a side of more than {max_side}"
         raise PictureError(f"The {name} image has more than {limits}.")
     formats = ", ".join(known_formats())
     raise PictureError(f"The {name} file is not an image that can be read ({formats}).")
 
 
 def _decode_into(
-    connection: Connection, paths: Sequence[str], most_pixels: int, longest: int, seconds: float
+    connection: Connection, paths: Sequence[str], max_pixels: int, max_side: int, seconds: float
 ) -> None:
-    """In a process of its own: send what each file holds, until one cannot be read."""
+    """In the separate process: send each decoded picture, until one cannot be read."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if resource is not None:
-        whole = int(seconds) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (whole, whole))
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_resources(seconds)
     for path in paths:
         try:
-            image = read_image(path, most_pixels, longest)
+            image = read_image(path, max_pixels, max_side)
         except TooManyPixels:
             connection.send((TOO_LARGE, None))
             return
         except (ValueError, OSError):
             connection.send((UNREADABLE, None))
             return
-        connection.send((READ, image.size))
+        connection.send((DECODED, image.size))
         connection.send_bytes(image.tobytes())
+
+
+def _limit_resources(seconds: float) -> None:
+    if resource is None:
+        return
+    whole = int(seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (whole, whole))
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,6 +1,6 @@
 """The host names that the page answers to.
 
-With DNS rebinding, a stranger's site leads a browser here under its own name, and could then read
+With DNS rebinding, another site can lead a browser here under its own name, and could then read
 what this server sends.
 """
 
@@ -8,36 +8,32 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
-ANYWHERE = ("0.0.0.0", "::")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+ALL_INTERFACES = ("0.0.0.0", "::")
 
 
 def own_hosts(host: str) -> frozenset[str]:
     """The names of a page that listens on `host`, as `host_name` writes them.
 
-    For 0.0.0.0 and :: these include the machine's name and its addresses.
+    For 0.0.0.0 and :: they include this machine's name and its addresses.
     """
-    return plain_names({*LOCAL, host, *(_own_names() if host in ANYWHERE else ())})
+    names = {*LOCAL_NAMES, host}
+    if host in ALL_INTERFACES:
+        names |= _own_names()
+    return plain_names(names)
 
 
 def plain_names(names: Iterable[str]) -> frozenset[str]:
-    """Names in the form of `host_name`, those that are none left out."""
+    """The names as `host_name` writes them. Text that is not a host name is left out."""
     return frozenset(filter(None, map(host_name, names)))
 
 
 def host_name(header: str) -> str | None:
-    """A Host header's name in small letters, an address in its usual form; no port, no final dot.
-    None for what is no host."""
-    header = header.strip().lower()
-    if header.startswith("["):
-        name, bracket, port = header[1:].partition("]")
-        if not bracket or port and not port.startswith(":"):
-            return None
-        port = port[1:]
-    elif header.count(":") > 1:  # an IPv6 address without brackets, as on a command line
-        name, port = header, ""
-    else:
-        name, _, port = header.partition(":")
+    """The name in a Host header, in small letters, without its port and final dot.
+
+    IP addresses are written in their usual form. None for text that is not a host name.
+    """
+    name, port = _split_port(header.strip().lower())
     if port and not (port.isascii() and port.isdigit()):
         return None
     if ":" in name:
@@ -50,6 +46,19 @@ def host_name(header: str) -> str | None:
         return name if is_name else None
 
 
+def _split_port(header: str) -> tuple[str, str]:
+    """Host and port of a Host header; an empty host if its brackets do not match."""
+    if header.startswith("["):
+        name, bracket, rest = header[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            return "", ""
+        return name, rest[1:]
+    if header.count(":") > 1:  # an IPv6 address without brackets, as on a command line
+        return header, ""
+    name, _, port = header.partition(":")
+    return name, port
+
+
 def _own_names() -> set[str]:
     """This machine's name and addresses."""
     import psutil
@@ -57,7 +66,7 @@ def _own_names() -> set[str]:
     names = {socket.gethostname(), socket.getfqdn()}
     names |= {name.partition(".")[0] for name in names}
     for addresses in psutil.net_if_addrs().values():
-        names |= {
-            one.address for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6)
-        }
+        for one in addresses:
+            if one.family in (socket.AF_INET, socket.AF_INET6):
+                names.add(one.address)
     return names

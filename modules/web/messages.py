@@ -5,20 +5,21 @@ import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-MOST_CALL_BYTES = 1 << 20  # of the JSON of a call
-TOO_LARGE = f"the body has more than {MOST_CALL_BYTES} bytes"
-MOST_DRAINED = 256 << 20  # bytes that are read of a body that is not wanted
-DRAIN_SECONDS = 20  # that this may take
+MAX_CALL_BYTES = 1 << 20  # of the JSON of a call
+MAX_DRAINED_BYTES = 256 << 20  # read of a body that was refused
+DRAIN_SECONDS = 20  # how long reading it may take
+TOO_LARGE = f"the body has more than {MAX_CALL_BYTES} bytes"
+
 Receive = Callable[[], Awaitable[dict]]
 Send = Callable[[dict], Awaitable[None]]
 
 
 class TooLarge(Exception):
-    """More of a body came than is read."""
+    """A body has more bytes than are accepted."""
 
 
 class Refused(Exception):
-    """What a visitor is told instead: a status of HTTP and one line."""
+    """A request is answered with an HTTP status and one line instead."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -26,22 +27,23 @@ class Refused(Exception):
 
 
 class Body:
-    """A `receive` that counts a body's bytes and knows whether all of them have come.
+    """A `receive` that counts a body's bytes and knows whether all of them have arrived.
 
-    `arrived`, if given, is called with the size of each part.
+    `arrived`, if given, is called with the size of each part. Raises TooLarge for more than
+    `max_bytes`.
     """
 
     def __init__(
-        self, receive: Receive, most: int, arrived: Callable[[int], None] | None = None
+        self, receive: Receive, max_bytes: int, arrived: Callable[[int], None] | None = None
     ) -> None:
         self._receive = receive
-        self._left = most
+        self._left = max_bytes
         self._arrived = arrived
-        self.is_read = False
+        self.is_complete = False
 
     async def __call__(self) -> dict:
         message = await self._receive()
-        self.is_read = message["type"] != "http.request" or not message.get("more_body")
+        self.is_complete = message["type"] != "http.request" or not message.get("more_body")
         size = len(message.get("body", b""))
         self._left -= size
         if self._left < 0:
@@ -53,26 +55,27 @@ class Body:
     async def drain(self) -> None:
         """Read and discard the rest, within limits.
 
-        A client that is still sending takes an early answer for a broken connection.
+        To a client that is still sending, an early answer looks like a broken connection.
         """
-        self._left, self._arrived = MOST_DRAINED, None
+        self._left = MAX_DRAINED_BYTES
+        self._arrived = None
         # Before Python 3.11 the two timeouts are two classes.
         with suppress(TimeoutError, asyncio.TimeoutError, TooLarge):
-            await asyncio.wait_for(self._read_on(), DRAIN_SECONDS)
+            await asyncio.wait_for(self._read_rest(), DRAIN_SECONDS)
 
-    async def _read_on(self) -> None:
-        while not self.is_read:
+    async def _read_rest(self) -> None:
+        while not self.is_complete:
             await self()
 
 
-async def read_body(scope: dict, body: "Body") -> bytes:
-    """All of a request's body. Refused for one that is too large, or breaks off."""
-    told = dict(scope["headers"]).get(b"content-length", b"0")
-    if told.isdigit() and int(told) > MOST_CALL_BYTES:
+async def read_body(scope: dict, body: Body) -> bytes:
+    """All of a request's body. Raises Refused if it is too large or breaks off."""
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if length.isdigit() and int(length) > MAX_CALL_BYTES:
         raise Refused(413, TOO_LARGE)
     parts: list[bytes] = []
     try:
-        while not body.is_read:
+        while not body.is_complete:
             message = await body()
             if message["type"] != "http.request":
                 raise Refused(400, "the request broke off")
@@ -83,33 +86,33 @@ async def read_body(scope: dict, body: "Body") -> bytes:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives this body first."""
-    is_given = False
+    """A `receive` that returns this body first."""
+    is_done = False
 
     async def receive_again() -> dict:
-        nonlocal is_given
-        if is_given:
+        nonlocal is_done
+        if is_done:
             return await receive()
-        is_given = True
+        is_done = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive_again
 
 
-def header(scope: dict, wanted: bytes) -> list[str]:
-    """All values of a request's header."""
-    return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+def header(scope: dict, name: bytes) -> list[str]:
+    """All values of a request's header; `name` is in small letters."""
+    return [value.decode("latin-1") for other, value in scope["headers"] if other == name]
 
 
 def with_length(scope: dict, length: int) -> dict:
-    """The scope of a request whose body has another length now."""
+    """The scope of a request whose body now has another length."""
     replaced = (b"content-length", b"transfer-encoding")
     kept = [pair for pair in scope["headers"] if pair[0] not in replaced]
     return {**scope, "headers": [*kept, (b"content-length", str(length).encode())]}
 
 
 class Answer:
-    """A `send` that lets no other site read what it sends, and knows whether it has begun."""
+    """A `send` whose answer no other site can read, and that knows how far the answer has got."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -119,9 +122,7 @@ class Answer:
     async def __call__(self, message: dict) -> None:
         if message["type"] == "http.response.start":
             self.has_begun = True
-            headers = message.get("headers", [])
-            kept = [pair for pair in headers if not pair[0].lower().startswith(b"access-control-")]
-            message = {**message, "headers": kept}
+            message = {**message, "headers": _without_sharing(message.get("headers", []))}
         elif not message.get("more_body"):
             self.has_ended = True
         await self._send(message)
@@ -141,3 +142,8 @@ class Answer:
         headers = [(b"content-type", b"application/json"), (b"content-length", length)]
         await self({"type": "http.response.start", "status": refusal.status, "headers": headers})
         await self({"type": "http.response.body", "body": body})
+
+
+def _without_sharing(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers without those that allow other sites to read the answer."""
+    return [pair for pair in headers if not pair[0].lower().startswith(b"access-control-")]

@@ -16,16 +16,19 @@ from modules.web.guard import UPLOAD, Guard
 from modules.web.messages import Body, Refused, TooLarge
 from modules.web.uploads import NoRoom, UploadFolder
 
-MOST_FILES, MOST_FIELDS = 2, 8  # of one upload
-LONGEST_FIELD = 1 << 16  # bytes of a field that is no file
-SLACK = 1 << 16  # bytes of an upload beside its files
-UPLOAD_SECONDS = 300  # that an upload may take
-LARGEST_SEED = 2**53 - 1  # the largest whole number that a browser's script knows to be one
-GRACE = 2  # seconds that open connections have when the server is told to end
+MAX_FILES = 2  # in one upload
+MAX_FIELDS = 8
+MAX_FIELD_BYTES = 1 << 16  # of a field that is not a file
+FORM_BYTES = 1 << 16  # of a form besides its files
+UPLOAD_SECONDS = 300  # how long an upload may take
+MAX_SEED = 2**53 - 1  # the largest whole number that JavaScript represents exactly
+STOP_SECONDS = 2  # that open connections get when the server is asked to stop
+
+FORM_TYPE = re.compile(rb'^multipart/form-data *;.*?boundary="?([^";,\s]{1,200})', re.IGNORECASE)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens; OSError in one line where it cannot be had."""
+    """A socket that listens. Raises OSError naming host and port if that is not possible."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
@@ -36,8 +39,8 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host}, port {port}: {reason}") from None
 
 
-def address_of(host: str, port: int) -> str:
-    """What a browser on this machine opens."""
+def url_of(host: str, port: int) -> str:
+    """What to open in a browser on this machine."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
@@ -46,12 +49,12 @@ def build_application(
     css: str,
     uploads: UploadFolder,
     hosts: frozenset[str],
-    others: frozenset[str],
+    proxy_hosts: frozenset[str],
     file_bytes: int,
 ) -> Guard:
     """The ASGI application that visitors reach.
 
-    `page` is Gradio's Blocks, `file_bytes` the size that an upload may have; hosts as in Guard.
+    `page` is a Gradio Blocks, `file_bytes` the largest size of an upload; hosts as in Guard.
     """
     import gradio as gr
     from fastapi import FastAPI
@@ -77,18 +80,21 @@ def build_application(
     )
     # Its warnings say only that a visitor's form is malformed.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    page.has_launched = True  # else Gradio's own check of files is off
-    return Guard(inner, hosts, others, uploads, functions_of(page), QueueStreams(page._queue))
+    page.has_launched = True  # otherwise Gradio does not check files itself
+    return Guard(inner, hosts, proxy_hosts, uploads, functions_of(page), QueueStreams(page._queue))
 
 
 class QueueStreams:
-    """Which answers are to come, by Gradio's queue, which fails where it is asked for others."""
+    """Which answers are still to come, as Gradio's queue knows it.
+
+    The queue itself fails when it is asked for sessions and calls that it does not have.
+    """
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
 
     def has_session(self, name: str) -> bool:
-        """Whether a session has messages to come."""
+        """Whether messages for a session are still to come."""
         return name in self._queue.pending_messages_per_session
 
     def has_event(self, name: str) -> bool:
@@ -122,10 +128,8 @@ def _input_of(block: Any) -> Number | Picture:
     if isinstance(block, gr.Dataset):
         return Number(0, len(block.samples) - 1, whole=True)
     if isinstance(block, gr.Number):
-        return Number(0, LARGEST_SEED, whole=True, optional=True)
-    raise TypeError(
-        f"the page has an input of a kind that the guard does not know: {type(block).__name__}"
-    )
+        return Number(0, MAX_SEED, whole=True, optional=True)
+    raise TypeError(f"the guard has no check for this input of the page: {type(block).__name__}")
 
 
 async def receive_upload(request: Any, uploads: UploadFolder, file_bytes: int) -> Any:
@@ -136,10 +140,10 @@ async def receive_upload(request: Any, uploads: UploadFolder, file_bytes: int) -
     from starlette.responses import JSONResponse, PlainTextResponse
 
     with uploads.arriving() as arrived:
-        body = Body(request.receive, most_bytes(file_bytes), arrived)
+        body = Body(request.receive, max_form_bytes(file_bytes), arrived)
         try:
-            stored = _store(request, body, uploads, file_bytes)
-            paths = await asyncio.wait_for(stored, UPLOAD_SECONDS)
+            storing = _store(request, body, uploads, file_bytes)
+            paths = await asyncio.wait_for(storing, UPLOAD_SECONDS)
             return JSONResponse([str(path) for path in paths])
         except Refused as refusal:
             answer = PlainTextResponse(str(refusal), refusal.status)
@@ -150,65 +154,51 @@ async def receive_upload(request: Any, uploads: UploadFolder, file_bytes: int) -
     return answer
 
 
-def most_bytes(file_bytes: int) -> int:
-    """Of one request's whole form."""
-    return MOST_FILES * file_bytes + SLACK
+def max_form_bytes(file_bytes: int) -> int:
+    """The largest size of a whole form whose files may have `file_bytes` each."""
+    return MAX_FILES * file_bytes + FORM_BYTES
 
 
 def with_plain_form(scope: dict) -> dict:
-    """The scope of a form with its charset left out, so that its texts are read as UTF-8.
+    """The scope of a form without its charset, so that its texts are read as UTF-8.
 
     Python decodes some charsets, such as punycode, in time that grows with the square of the text.
-    Raises Refused for what is no form.
+    Raises Refused for a request that is not a form.
     """
-    told = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
-    boundary = re.search(
-        rb'^multipart/form-data *;.*?boundary="?([^";,\s]{1,200})', told, re.IGNORECASE
-    )
-    if boundary is None:
-        raise Refused(400, "a form with files is expected")
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    form = FORM_TYPE.match(types[0]) if types else None
+    if form is None:
+        raise Refused(400, "expected a form with files")
     others = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
-    kind = (b"content-type", b"multipart/form-data; boundary=" + boundary.group(1))
-    return {**scope, "headers": [*others, kind]}
+    plain_type = b"multipart/form-data; boundary=" + form.group(1)
+    return {**scope, "headers": [*others, (b"content-type", plain_type)]}
 
 
 async def _store(request: Any, body: Body, uploads: UploadFolder, file_bytes: int) -> list[Path]:
-    """Write a form's files; returns their paths. Raises Refused for no form and for too much."""
-    from starlette.concurrency import run_in_threadpool
+    """Write a form's files and return their paths. Raises Refused for what cannot be stored."""
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartException
     from starlette.requests import ClientDisconnect, Request
 
-    told = request.headers.get("content-length", "")
-    expected = int(told) if told.isascii() and told.isdigit() else 0
-    too_large = Refused(413, f"a file may have {file_bytes // 2**20} MB")
-    if expected > most_bytes(file_bytes):
-        raise too_large
-    sound = Request(with_plain_form(request.scope), body)
-    limits_of_form = {
-        "max_files": MOST_FILES,
-        "max_fields": MOST_FIELDS,
-        "max_part_size": LONGEST_FIELD,
+    length = request.headers.get("content-length", "")
+    announced = int(length) if length.isascii() and length.isdigit() else 0
+    if announced > max_form_bytes(file_bytes):
+        raise _too_large(file_bytes)
+    plain = Request(with_plain_form(request.scope), body)
+    limits = {
+        "max_files": MAX_FILES,
+        "max_fields": MAX_FIELDS,
+        "max_part_size": MAX_FIELD_BYTES,
     }
     try:
-        async with sound.form(**limits_of_form) as form:
+        async with plain.form(**limits) as form:
             files = [value for value in form.getlist("files") if not isinstance(value, str)]
-            if not files:
-                raise Refused(400, "a form with files is expected")
-            if any((file.size or 0) > file_bytes for file in files):
-                raise too_large
-            if sum(file.size or 0 for file in files) > uploads.max_bytes:
-                reason = f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)"
-                raise Refused(413, reason)
-            await run_in_threadpool(uploads.sweep)
-            return [
-                await run_in_threadpool(uploads.store, one.filename or "", one.file)
-                for one in files
-            ]
+            _check_sizes([file.size or 0 for file in files], uploads, file_bytes)
+            return await _store_files(files, uploads)
     except NoRoom as error:
         raise Refused(503, f"{error}: try again in a while") from None
     except TooLarge:
-        raise too_large from None
+        raise _too_large(file_bytes) from None
     except ClientDisconnect:
         raise Refused(400, "the upload broke off") from None
     except (MultiPartException, HTTPException, AssertionError, LookupError, ValueError):
@@ -217,35 +207,62 @@ async def _store(request: Any, body: Body, uploads: UploadFolder, file_bytes: in
         raise Refused(507, "the server cannot keep the upload at the moment") from None
 
 
-@contextmanager
-def ending_on_signals() -> Iterator[None]:
-    """Inside, SIGTERM and a closed terminal end the process through its `finally` blocks, with exit
-    code 0: it is how services are stopped. A second signal does not break into that."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+def _too_large(file_bytes: int) -> Refused:
+    return Refused(413, f"a file may have {file_bytes // 2**20} MB")
 
-    def end(number: int, frame: FrameType | None) -> None:
+
+def _check_sizes(sizes: list[int], uploads: UploadFolder, file_bytes: int) -> None:
+    if not sizes:
+        raise Refused(400, "expected a form with files")
+    if max(sizes) > file_bytes:
+        raise _too_large(file_bytes)
+    if sum(sizes) > uploads.max_bytes:
+        reason = f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)"
+        raise Refused(413, reason)
+
+
+async def _store_files(files: list[Any], uploads: UploadFolder) -> list[Path]:
+    from starlette.concurrency import run_in_threadpool
+
+    await run_in_threadpool(uploads.sweep)
+    paths = []
+    for file in files:
+        paths.append(await run_in_threadpool(uploads.store, file.filename or "", file.file))
+    return paths
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Inside, SIGTERM and a closed terminal end the process with exit code 0.
+
+    That is how services are stopped. `finally` blocks run, and a second signal does not interrupt
+    them.
+    """
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {name: signal.getsignal(getattr(signal, name)) for name in names}
+
+    def stop(number: int, frame: FrameType | None) -> None:
         for name in (*names, "SIGINT"):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
         raise SystemExit(0)
 
     for name in names:
-        signal.signal(getattr(signal, name), end)
+        signal.signal(getattr(signal, name), stop)
     try:
         yield
     finally:
-        for name, handler in before.items():
+        for name, handler in previous.items():
             signal.signal(getattr(signal, name), handler)
 
 
 def run_server(application: Guard, listening: socket.socket) -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     import uvicorn
 
     config = uvicorn.Config(
         application,
         log_level="warning",
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=STOP_SECONDS,
         ws="none",
         server_header=False,
         proxy_headers=False,

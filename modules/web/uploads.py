@@ -18,25 +18,26 @@ from dataloaders.picture_files import picture_endings
 from system.escaping import has_control_characters
 from system.files import BLOCK
 
-PREFIX = "clip4idc-page-"  # of the folder; beside it lies a file of the same name and LOCK
+PREFIX = "clip4idc-page-"  # of the folder's name; its lock is beside it, with the ending LOCK
 LOCK = ".lock"
-PAUSE = 1.0  # seconds between two looks for what is too old
-LONGEST_PATH = 4096  # letters; following a path takes time that grows with its square
-LONGEST_NAME = 80  # letters that are kept of an upload's name
+SWEEP_SECONDS = 1.0  # between two searches for uploads that are too old
+MAX_PATH_LENGTH = 4096  # the time that it takes to resolve a path grows with its length squared
+MAX_NAME_LENGTH = 80  # characters that are kept of an upload's name
 
 
 class NoRoom(OSError):
-    """An upload for which there is no room at the moment."""
+    """There is no room for an upload at the moment."""
 
 
 class UploadFolder:
-    """A folder of its own for each upload, under a name that nobody can guess.
+    """The uploads, each in a folder of its own whose name nobody can guess.
 
-    Whoever knows the path of an upload may use it: it is told to the visitor who sent it, to nobody
-    else. Use `open_upload_folder` to make one.
+    Whoever knows the path of an upload may use it, and only the visitor who sent it is told it. Use
+    `open_upload_folder` to make one.
     """
 
     def __init__(self, root: Path, max_age: float, max_bytes: int) -> None:
+        """`max_age` in seconds; `max_bytes` is for all uploads together."""
         self.root = root.resolve()
         self.max_age = max_age
         self.max_bytes = max_bytes
@@ -45,22 +46,24 @@ class UploadFolder:
         self._lock = threading.Lock()
 
     def resolve(self, path: object) -> Path:
-        """The real path of a file in this folder, which need not be there any more. PermissionError
-        for anything else, however it is written."""
-        is_path = isinstance(path, str) and len(path) <= LONGEST_PATH
+        """The real path of a file in this folder, which may have been deleted meanwhile.
+
+        Raises PermissionError for anything else, however it is written.
+        """
+        is_path = isinstance(path, str) and len(path) <= MAX_PATH_LENGTH
         if not is_path or has_control_characters(path):
-            raise PermissionError("no upload is called so")
+            raise PermissionError("there is no upload of that name")
         try:
             real = Path(path).resolve()
             is_folder = real.is_dir()
         except (OSError, RuntimeError, ValueError):  # a long name; circular links; lone surrogates
-            raise PermissionError("no upload is called so") from None
+            raise PermissionError("there is no upload of that name") from None
         if is_folder or self.root not in real.parents:
             raise PermissionError("it was not uploaded to this page")
         return real
 
     def store(self, name: str, content: IO[bytes]) -> Path:
-        """Write an upload; returns its path. OSError where the disk does not take it."""
+        """Write an upload and return its path. Raises OSError if the disk is full."""
         folder = self.root / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
         try:
@@ -96,31 +99,32 @@ class UploadFolder:
                 self._arriving -= own
 
     def keep_present(self) -> None:
-        """What is there now is the page's own, its examples, and stays as long as the server."""
+        """Never delete what is there now: the page's own examples."""
         self._kept = frozenset(self.root.iterdir())
 
     def sweep(self) -> None:
         """Delete uploads that are too old, then the oldest ones until the rest fits.
 
-        Uploads that are still arriving take part of the room.
+        Uploads that are still arriving count too.
         """
-        entries = sorted(self._entries())
-        total = sum(size for _, size, _ in entries)
+        uploads = sorted(self._list_uploads())
+        total = sum(size for _, size, _ in uploads)
         now = time.time()
         with self._lock:
             room = self.max_bytes - self._arriving
-        for changed, size, path in entries:
+        for changed, size, path in uploads:
             if now - changed > self.max_age or total > room:
                 _remove(path)
                 total -= size
 
-    def _entries(self) -> Iterator[tuple[float, int, Path]]:
-        """When it was last changed, bytes on the disk, and path of each upload."""
+    def _list_uploads(self) -> Iterator[tuple[float, int, Path]]:
+        """Time of the last change, bytes on the disk, and path of each upload."""
         for path in self.root.iterdir():
             if path in self._kept:
                 continue
-            with suppress(OSError):  # it may go meanwhile
-                yield (*_age_and_size(path), path)
+            with suppress(OSError):  # it may be deleted meanwhile
+                changed, size = _time_and_size(path)
+                yield changed, size, path
 
 
 def safe_name(name: str) -> str:
@@ -129,21 +133,23 @@ def safe_name(name: str) -> str:
     if ending.lower() not in picture_endings():
         stem, ending = stem + ending, ""
     plain = re.sub(r"[^A-Za-z0-9-]+", "_", stem).strip("_")
-    return (plain[-LONGEST_NAME:] or "upload") + ending.lower()
+    return (plain[-MAX_NAME_LENGTH:] or "upload") + ending.lower()
 
 
-def _age_and_size(path: Path) -> tuple[float, int]:
+def _time_and_size(path: Path) -> tuple[float, int]:
+    """Time of the last change and bytes on the disk of a file, or of all that a folder holds."""
     status = path.lstat()
-    changed, size = status.st_mtime, _on_disk(status)
+    changed = status.st_mtime
+    size = _bytes_on_disk(status)
     if path.is_dir() and not path.is_symlink():
         for below in path.rglob("*"):
             status = below.lstat()
             changed = max(changed, status.st_mtime)
-            size += _on_disk(status)
+            size += _bytes_on_disk(status)
     return changed, size
 
 
-def _on_disk(status: os.stat_result) -> int:
+def _bytes_on_disk(status: os.stat_result) -> int:
     """Bytes used on the disk, where the system tells, so that empty files count too."""
     return max(status.st_size, getattr(status, "st_blocks", 0) * 512)
 
@@ -164,13 +170,10 @@ def open_upload_folder(max_age: float, max_bytes: int) -> Iterator[UploadFolder]
     """
     place = Path(tempfile.gettempdir())
     remove_orphans(place)
-    name = PREFIX + secrets.token_hex(8)
-    lock = FileLock(place / f"{name}{LOCK}")
-    with suppress(
-        NotImplementedError, OSError
-    ):  # a file system without locks; nobody can take them there
+    folder = place / f"{PREFIX}{secrets.token_hex(8)}"
+    lock = FileLock(f"{folder}{LOCK}")
+    with suppress(NotImplementedError, OSError):  # a file system on which nobody can lock
         lock.acquire(timeout=0)
-    folder = place / name
     folder.mkdir(mode=0o700)
     stop = threading.Event()
     try:
@@ -188,29 +191,33 @@ def open_upload_folder(max_age: float, max_bytes: int) -> Iterator[UploadFolder]
 
 
 def _sweep_until(stop: threading.Event, uploads: UploadFolder) -> None:
-    while not stop.wait(PAUSE):
+    while not stop.wait(SWEEP_SECONDS):
         with suppress(OSError):
             uploads.sweep()
 
 
 def remove_orphans(place: Path) -> None:
-    """Remove the folders of servers that ended without doing so: nobody holds their locks."""
+    """Delete the folders of servers that were killed: nobody holds their locks any more."""
     for path in place.glob(f"{PREFIX}*{LOCK}"):
-        folder = path.with_name(path.name.removesuffix(LOCK))
         with suppress(OSError, NotImplementedError):
-            if path.is_symlink() or path.stat().st_uid != _own_user(path):
-                continue
-            lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            if not folder.is_symlink():
-                shutil.rmtree(folder, ignore_errors=True)
-            lock.release()
-            path.unlink(missing_ok=True)
+            _remove_if_orphan(path)
 
 
-def _own_user(path: Path) -> int:
-    """This process' user, where the system has users with numbers."""
-    return os.getuid() if hasattr(os, "getuid") else path.stat().st_uid
+def _remove_if_orphan(lock_file: Path) -> None:
+    if lock_file.is_symlink() or not _is_own(lock_file):
+        return
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return
+    folder = lock_file.with_name(lock_file.name.removesuffix(LOCK))
+    if not folder.is_symlink():
+        shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+    lock_file.unlink(missing_ok=True)
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file belongs to this process's user; true where users have no numbers."""
+    return not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()

@@ -1,0 +1,486 @@
+"""Requests that no page of ours sends: what the guard lets through to Gradio, and what it refuses."""
+
+import asyncio
+import json
+import socket
+import urllib.parse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from modules.web.decoding import MAX_MEGABYTES
+from modules.web.guard import Guard
+from modules.web.hosts import host_name, own_hosts, plain_names
+from modules.web.uploads import UploadFolder
+from system.escaping import SafeFormatter
+from tests.page_server import (
+    CAPTIONS,
+    EXAMPLES,
+    FILE_DATA,
+    SETTINGS,
+    call,
+    caption_events,
+    form,
+    host_and_port,
+    request,
+    send_lines,
+    served,
+    upload,
+    upload_examples,
+)
+
+ARGUMENTS = (
+    "before_path",
+    "after_path",
+    "beam_size",
+    "length_penalty",
+    "num_captions",
+    "temperature",
+    "top_p",
+    "seed",
+)
+NOT_JSON = (
+    b"",
+    b"x",
+    b'{"session_hash": 1e400}',
+    b'{"\\ud800": 1}',
+    b'{"a": 1, "a": 2}',
+    b"[" * 100_000,
+    b'{"data": NaN}',
+    b"\xff",
+)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> Iterator[str]:
+    with served(tmp_path_factory.mktemp("uploads")) as url:
+        yield url
+
+
+@pytest.fixture
+def upload_with_links(url) -> Iterator[Path]:
+    """An upload. Beside its folder are links that lead out of the folder of uploads."""
+    path = Path(upload(url, EXAMPLES / "removed_before.png"))
+    root = path.parents[1]
+    (root / "link.png").symlink_to(EXAMPLES / "removed_after.png")
+    (root / "folder").symlink_to(EXAMPLES)
+    yield path
+    (root / "link.png").unlink()
+    (root / "folder").unlink()
+
+
+def hostile_paths(upload: Path) -> list[object]:
+    """What a visitor may send to reach a file that is not an upload."""
+    root = upload.parents[1]
+    other = EXAMPLES / "removed_after.png"
+    return [
+        "/etc/passwd",
+        str(other),
+        str(root / "link.png"),
+        str(root / "folder" / other.name),
+        f"{upload}/../../link.png",
+        f"{root}/../../../../../../../../../..{other}",
+        str(root),
+        str(upload.parent),
+        "docs/examples/removed_after.png",
+        "",
+        ".",
+        "..",
+        f"file://{upload}",
+        f"http://127.0.0.1/{upload}",
+        "https://example.org/a.png",
+        "data:image/png;base64,AAAA",
+        "a" * 5000,
+        "/dev/zero",
+        f"{root}/\udcff.png",
+        f"{upload}\0",
+        f"{upload}\0.png",
+        "\ud800",
+        5,
+        None,
+        True,
+        [str(upload)],
+        {"path": str(upload)},
+    ]
+
+
+def expected_status(path: object) -> int:
+    """How a call with a hostile path is refused."""
+    if not isinstance(path, str):
+        return 422
+    has_surrogates = any("\ud800" <= letter <= "\udfff" for letter in path)
+    return 400 if has_surrogates else 403
+
+
+def swap_number(url: str) -> int:
+    """The number of the function that swaps the pictures."""
+    functions = json.loads(request(f"{url}config")[1])["dependencies"]
+    swaps = []
+    for one in functions:
+        if one["backend_fn"] and len(one["inputs"]) == len(one["outputs"]) == 2:
+            swaps.append(one["id"])
+    return swaps[0]
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        {},
+        {"meta": FILE_DATA},
+        {"meta": {}},
+        {"meta": {"_type": "x"}},
+        {"url": "x", "orig_name": "a.png"},
+    ],
+    ids=["bare", "marked", "empty mark", "false mark", "with url"],
+)
+def test_no_file_is_opened_that_was_not_uploaded(url, upload_with_links, mark):
+    sound = {"path": str(upload_with_links), **mark}
+    number = swap_number(url)
+    for path in hostile_paths(upload_with_links):
+        status = expected_status(path)
+        hostile = {"path": path, **mark}
+        for pair in ([hostile, sound], [sound, hostile]):
+            assert call(url, "call/caption", {"data": [*pair, *SETTINGS]})[0] == status, path
+            swap = {"data": pair, "fn_index": number, "session_hash": "visitor"}
+            assert call(url, "queue/join", swap)[0] == status, path
+    data = {"data": [sound, sound, *SETTINGS]}
+    status, answer = call(url, "call/caption", data)
+    assert status == 200
+    event = json.loads(answer)["event_id"]
+    assert "event: complete" in request(f"{url}gradio_api/call/caption/{event}")[1]
+
+
+def test_other_ways_to_call_a_function_are_closed(url, upload_with_links):
+    sound = {"path": str(upload_with_links)}
+    data = {"data": [sound, sound, *SETTINGS]}
+    for route in ("run/caption", "api/caption", "call/v2/caption"):
+        assert call(url, route, data)[0] == 404, route
+    arguments = dict(zip(ARGUMENTS, data["data"], strict=True))
+    assert call(url, "call/v2/caption", arguments)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: {"url": "http://127.0.0.1/x.png"},
+        lambda path: [{"path": path}],
+        lambda path: [path],
+        lambda path: path,
+        lambda path: 5,
+        lambda path: [],
+        lambda path: {},
+        lambda path: {"path": [path]},
+    ],
+)
+def test_values_that_are_not_pictures_are_refused(url, make):
+    value = make(upload(url, EXAMPLES / "removed_before.png"))
+    assert call(url, "call/caption", {"data": [value, value, *SETTINGS]})[0] == 422
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (0, 99),
+        (0, 1.5),
+        (0, True),
+        (0, None),
+        (0, "1"),
+        (2, 101),
+        (3, "<img src=x>"),
+        (5, -1),
+        (5, 2**70),
+        (5, [1]),
+    ],
+)
+def test_values_that_are_not_numbers_in_range_are_refused(url, place, value):
+    settings = [*SETTINGS]
+    settings[place] = value
+    assert call(url, "call/caption", {"data": [None, None, *settings]})[0] == 422
+
+
+@pytest.mark.parametrize("data", [None, {}, [], [None], [None, None, *SETTINGS, 1]])
+def test_calls_with_other_data_than_a_value_for_each_input_are_refused(url, data):
+    assert call(url, "call/caption", {"data": data})[0] == 422
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "call/caption",
+        "queue/join",
+        "run/caption",
+        "api/caption",
+        "cancel",
+        "reset",
+        "call/none",
+        "call/v2/caption",
+    ],
+)
+def test_bodies_that_are_not_calls_are_refused(url, route):
+    is_known = route != "call/v2/caption"
+    for content in NOT_JSON:
+        assert call(url, route, content)[0] == (400 if is_known else 404), content[:20]
+    for content in (b"[]", b"5"):
+        assert call(url, route, content)[0] == (422 if is_known else 404), content
+    for content in (b'{"data": {}}', b'{"fn_index": 10000000}'):
+        assert call(url, route, content)[0] in (404, 422), content
+    assert call(url, route, b" " * (3 << 19))[0] == (413 if is_known else 404)
+
+
+def test_only_uploads_can_be_fetched(url, upload_with_links):
+    files = f"{url}gradio_api/file="
+    status, _ = request(f"{files}{upload_with_links}")
+    assert status == 200
+    for path in hostile_paths(upload_with_links):
+        name = urllib.parse.quote(str(path), errors="surrogatepass")
+        # Bytes that are not UTF-8 arrive as U+FFFD, so this one names a file that is not there.
+        expected = 404 if "\udcff" in str(path) else 403
+        assert request(f"{files}{name}")[0] == expected, path
+    assert request(f"{files}{upload_with_links.parent}/other.png")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "gradio_api/proxy=http://example.org",
+        "gradio_api/run-history/records",
+        "gradio_api/deep_link?session_hash=a",
+        "monitoring",
+        "docs",
+        "gradio_api/component_server",
+        "gradio_api/vibe-code",
+        "gradio_api/queue/data?session_hash=a",
+        "gradio_api/call/caption/a",
+        "login",
+        "gradio_api/stream/a/b",
+        "gradio_api/call/v2/caption/a",
+        "gradio_api/call/v2/caption",
+        "assets/" + "a" * 300,
+        "static/" + "a" * 5000,
+        "static/%2e%2e/%2e%2e/app.py",
+        "assets/..%2f..%2f..%2fetc%2fpasswd",
+        "gradio_api/upload_progress?upload_id=a",
+    ],
+)
+def test_nothing_else_of_gradio_answers(url, route):
+    assert request(f"{url}{route}")[0] in (403, 404)
+
+
+HOSTS = [
+    ("127.0.0.1", 200),
+    ("LOCALHOST:1", 200),
+    ("[::1]:80", 200),
+    ("localhost.", 200),
+    ("evil.example", 421),
+    ("127.0.0.1.evil.example", 421),
+    ("a@127.0.0.1", 421),
+    ("127.0.0.1:80:90", 421),
+    ("2130706433", 421),
+    ("evil\r\nX-Forwarded-Host: 127.0.0.1", 421),
+    ("", 421),
+]
+
+
+@pytest.mark.parametrize(("host", "status"), HOSTS)
+def test_the_page_answers_to_its_own_names_only(url, host, status):
+    answer = send_lines(url, "GET /config HTTP/1.1", f"Host: {host}")
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+
+
+@pytest.mark.parametrize(
+    "host", [host for host, status in HOSTS if status == 421 and "\r" not in host]
+)
+def test_pages_of_other_sites_send_nothing(url, host):
+    lines = ["Host: 127.0.0.1", f"Origin: http://{host}", "Content-Length: 0"]
+    answer = send_lines(url, "POST /gradio_api/reset HTTP/1.1", *lines)
+    assert answer.startswith("HTTP/1.1 403 ")
+
+
+def test_the_names_of_a_page_that_listens_everywhere():
+    for host in ("0.0.0.0", "::"):
+        assert {socket.gethostname().lower(), "127.0.0.1", "localhost", host} <= own_hosts(host)
+    assert own_hosts("192.0.2.7") == {"localhost", "127.0.0.1", "::1", "192.0.2.7"}
+    names = plain_names(["Page.example", "[2001:DB8::0:1]", "a b"])
+    assert names == {"page.example", "2001:db8::1"}
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ("A.b:80", "a.b"),
+        ("[::1]:9", "::1"),
+        ("::1", "::1"),
+        ("x:y", None),
+        ("[::1", None),
+        ("a b", None),
+        ("", None),
+        ("x.", "x"),
+        ("localhost%.evil", None),
+    ],
+)
+def test_host_headers_are_read(header, name):
+    assert host_name(header) == name
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["GET /?page=x HTTP/1.1"],
+        ["GET /config?page=x HTTP/1.1"],
+        ["GET / HTTP/1.1", "X-Forwarded-Host: a:b"],
+        ["GET /config HTTP/1.1", "X-Forwarded-Host: \x7f"],
+        ["GET /config HTTP/1.1", "X-Forwarded-Proto: x://y"],
+        ["GET / HTTP/1.1", "X-Gradio-Server: http://evil.example"],
+        ["GET / HTTP/1.1", "Range: bytes=0-9,20-3"],
+    ],
+)
+def test_headers_and_queries_that_a_visitor_makes_up_change_nothing(url, lines):
+    assert send_lines(url, *lines).startswith("HTTP/1.1 200 ")
+
+
+BEGUN = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"access-control-allow-origin", b"*"), (b"a", b"b")],
+}
+ENDED = {"type": "http.response.body", "body": b"x"}
+SCOPE = {
+    "type": "http",
+    "method": "GET",
+    "path": "/config",
+    "query_string": b"",
+    "headers": [(b"host", b"localhost")],
+}
+
+
+def answer_of_a_broken_page(folder: Path, *messages: dict) -> list[dict]:
+    """What the guard sends when the application sends these messages and then fails."""
+
+    async def fail(scope, receive, answer):
+        for message in messages:
+            await answer(message)
+        raise KeyError("a\nb\x1b[2J")
+
+    sent: list[dict] = []
+
+    async def send(message):
+        sent.append(message)
+
+    uploads = UploadFolder(folder, 60, 10**9)
+    guard = Guard(fail, frozenset({"localhost"}), frozenset(), uploads, [], None)
+    asyncio.run(guard(SCOPE, None, send))
+    return sent
+
+
+def test_an_unforeseen_error_is_one_log_line_without_a_traceback(tmp_path, caplog):
+    unanswered = answer_of_a_broken_page(tmp_path)
+    assert [message.get("status") for message in unanswered] == [500, None]
+    ended = answer_of_a_broken_page(tmp_path, BEGUN, ENDED)
+    assert ended[1:] == [ENDED], "nothing follows an end"
+    begun = answer_of_a_broken_page(tmp_path, BEGUN)
+    end = {"type": "http.response.body", "body": b""}
+    assert begun == [{**BEGUN, "headers": [(b"a", b"b")]}, end]
+    lines = [SafeFormatter("%(message)s").format(record) for record in caplog.records]
+    assert lines == ["GET /config: KeyError: 'a\\nb\\x1b[2J'"] * 3
+    assert [record.exc_info for record in caplog.records] == [None] * 3
+
+
+def test_requests_that_would_take_long_are_refused(url):
+    """Paths of many parts, and encodings whose work grows with the square of the text.
+
+    The page would work on each of them for minutes; `request` gives up before.
+    """
+    data = [{"path": "a/" * 250_000}, None, *SETTINGS]
+    assert call(url, "call/caption", {"data": data})[0] == 403
+    assert request(f"{url}gradio_api/file={'a/' * 20_000}")[0] == 403
+    assert request(f"{url}assets/{'a/' * 3000}")[0] == 404
+    head = b'--x\r\nContent-Disposition: form-data; name="f-"\r\n\r\na-'
+    body = head + b"a" * 900_000 + b"\r\n--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x; charset=punycode"}
+    assert request(f"{url}gradio_api/upload", body, kind)[0] == 400
+
+
+@pytest.mark.parametrize("number", [1.0, -0.0, 1])
+def test_whole_numbers_may_be_written_as_floats(url, number):
+    status, answer = call(url, "run/load_example", {"data": [number]})
+    if status == 404:
+        pytest.skip("this Gradio has another name for its examples' function")
+    assert status == 200
+    assert len([one for one in json.loads(answer)["data"] if "path" in str(one)]) == 2
+
+
+def test_other_sites_cannot_read_answers(url):
+    lines = ["GET /config HTTP/1.1", "Origin: http://evil.example"]
+    head = send_lines(url, *lines, size=4096).partition("\r\n\r\n")[0]
+    assert head.startswith("HTTP/1.1 200 ")
+    assert "access-control-" not in head.lower()
+
+
+def test_only_the_pages_own_origin_sends(url):
+    _, port = host_and_port(url)
+    others = (
+        "http://evil.example",
+        "null",
+        f"http://localhost:{port + 1}",
+        f"http://127.0.0.1:{port + 1}",
+        "http://[::1",
+    )
+    lines = ("POST /gradio_api/reset HTTP/1.1", "Content-Length: 0")
+    for origin in others:
+        answer = send_lines(url, *lines, f"Origin: {origin}")
+        assert answer.startswith("HTTP/1.1 403 "), origin
+    answer = send_lines(url, *lines, f"Origin: http://127.0.0.1:{port}")
+    assert answer.startswith("HTTP/1.1 400 "), "let through, and empty"
+
+
+def test_an_answer_is_fetched_by_those_who_asked(url, upload_with_links):
+    sound = {"path": str(upload_with_links)}
+    calls = f"{url}gradio_api/call"
+    sessions = f"{url}gradio_api/queue/data?session_hash="
+    _, answer = call(url, "call/caption", {"data": [sound, sound, *SETTINGS]})
+    event = json.loads(answer)["event_id"]
+    assert request(f"{sessions}nobody")[0] == 404
+    assert request(f"{calls}/none/{event}")[0] == 404
+    assert "event: complete" in request(f"{calls}/caption/{event}")[1]
+    swap = {"data": [sound, sound], "fn_index": swap_number(url), "session_hash": "someone"}
+    event = json.loads(call(url, "queue/join", swap)[1])["event_id"]
+    assert request(f"{sessions}{event}")[0] == 404
+    assert '"success":true' in request(f"{sessions}someone")[1]
+
+
+EMPTY_FORM = b"--x\r\nContent-Disposition: form-data\r\n\r\nb\r\n--x--\r\n"
+FORM_TYPE = form("", b"")[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"x", {"Content-Type": "text/plain"}, 400),
+        (b"x", {"Content-Type": "multipart/form-data"}, 400),
+        (*form("a", b"b", files=3), 400),
+        (b"", FORM_TYPE, 400),
+        (b"--y", FORM_TYPE, 400),
+        (EMPTY_FORM, FORM_TYPE, 400),
+        (*form("a.png", bytes(MAX_MEGABYTES * 2**20 + 1)), 413),
+        (*form("a.png", bytes(3 * MAX_MEGABYTES * 2**20)), 413),
+    ],
+    ids=["text", "no boundary", "3 files", "empty", "cut", "no file", "large", "larger"],
+)
+def test_refused_uploads_leave_nothing(url, upload_with_links, content, headers, status):
+    root = upload_with_links.parents[1]
+    before = sorted(root.iterdir())
+    assert request(f"{url}gradio_api/upload", content, headers)[0] == status
+    assert sorted(root.iterdir()) == before
+    files = [path for path in root.parent.iterdir() if path.is_file()]
+    assert [path for path in files if path.suffix != ".lock"] == []
+
+
+def test_thirty_visitors_at_once_get_their_own_captions(url):
+    uploads = {name: upload_examples(url, name) for name in CAPTIONS}
+    names = (list(CAPTIONS) * 30)[:30]
+    with ThreadPoolExecutor(len(names)) as visitors:
+        answers = list(visitors.map(lambda name: caption_events(url, *uploads[name]), names))
+    captions = [json.loads(answer.rsplit("data: ", 1)[1])[0] for answer in answers]
+    assert captions == [CAPTIONS[name] for name in names]
