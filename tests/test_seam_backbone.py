@@ -70,7 +70,8 @@ class ConvNet(PairBackbone):
 
     def encode_text(self, ids: Tensor) -> Features:
         end = (ids == EOT).int().argmax(dim=1)
-        mask = (torch.arange(ids.shape[1]) <= end[:, None]).long()
+        places = torch.arange(ids.shape[1], device=ids.device)
+        mask = (places <= end[:, None]).long()
         tokens = self.sentence(self.words(ids) + self.places[: ids.shape[1]])
         total = (tokens * mask[..., None]).sum(dim=1)
         return Features(tokens, total / mask.sum(dim=1, keepdim=True), mask)
