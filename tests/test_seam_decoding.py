@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import CLIP4IDCinference
-from app import choose_decoding
 from dataloaders.pairs import ImagePair
 from modules.evaluation.captions import generate_captions
 from modules.generation import generate, greedy_search
@@ -23,6 +22,7 @@ from modules.options.decoding import BUILT_IN_METHODS, Decoding
 from modules.predictor import Predictor
 from modules.registries import DECODING_METHODS
 from modules.tokenizer import EOT
+from modules.web.page import choose_decoding
 from system.flags import FlagGroup, flag
 from system.runtime import Runtime
 from tests.conftest import draw_pair
