@@ -20,7 +20,7 @@ from preprocess import download
 from system import archives, extraction
 from system.extraction import DamagedArchive, extracted
 from tests.conftest import ROOT
-from tests.test_hostile import MIB
+from tests.hostile import MIB
 
 
 def tar_entry(name: str, content: bytes = b"x", **values: object) -> bytes:

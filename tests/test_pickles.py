@@ -26,7 +26,7 @@ import torch
 from modules.weights.tensor_files import read_torch_file, read_weights
 from modules.weights.unpickler import MAX_DEPTH
 from tests.conftest import ROOT
-from tests.test_hostile import MIB, only_our_error, rebuilt, saved, scripted, with_entries
+from tests.hostile import MIB, only_our_error, rebuilt, saved, scripted, with_entries
 
 MOST_SECONDS, MOST_MEMORY = 10, 1024 * MIB
 LONGEST_PROGRAM = 12 * MIB  # less than what is refused unread
