@@ -38,7 +38,7 @@ WORD = re.compile(r"[^\s\"'“”‘’<>]+")
 HTML_START = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 # Secrets of all Addresses that this process has made.
-_known: set[str] = set()
+KNOWN_SECRETS: set[str] = set()
 
 
 def is_html(head: bytes) -> bool:
@@ -60,7 +60,7 @@ class Address:
     def __post_init__(self) -> None:
         if not _exists(self._given):
             for secret in _secrets_in(self._given):
-                _known.update(_spellings(secret))
+                KNOWN_SECRETS.update(_spellings(secret))
 
     def reveal(self) -> str:
         """The whole name, secrets included."""
@@ -218,7 +218,7 @@ def scrub(text: str) -> str:
 
     Known secrets become ***, and whatever looks like a URL is shown as by `redact`.
     """
-    secrets = sorted({*_known, *_environment_secrets()}, key=len, reverse=True)
+    secrets = sorted({*KNOWN_SECRETS, *_environment_secrets()}, key=len, reverse=True)
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return WORD.sub(lambda word: _redact_within(word.group()), text)
