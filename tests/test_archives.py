@@ -1,5 +1,4 @@
-"""Hostile archives: each is unpacked below its folder, or refused in one line with little memory
-used and nothing left behind."""
+"""Hostile archives: extracted in their folder, or refused with little memory and nothing left."""
 
 import bz2
 import gzip
@@ -24,7 +23,7 @@ from tests.hostile import MIB
 
 
 def tar_entry(name: str, content: bytes = b"x", **values: object) -> bytes:
-    """A tar's header and content as they are."""
+    """The header and content of a tar's entry, whatever they say."""
     info = tarfile.TarInfo(name)
     info.size = len(content)
     for key, value in values.items():
@@ -55,15 +54,20 @@ SIZE = 48 * MIB  # of what a header claims
 
 
 def refused(path: Path, content: bytes, message: str) -> None:
-    """The archive is refused in one line that names it, and its folder, made for it, is gone."""
+    """The archive is refused in one line that names it, and the folders made for it are deleted."""
     path.write_bytes(content)
-    place = path.parent / "made" / "for it"
-    with pytest.raises(ValueError, match=message) as error, extracted(path, place):
+    folder = path.parent / "made" / "for it"
+    with pytest.raises(ValueError, match=message) as error, extracted(path, folder):
         pass
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300 + len(str(path))
     assert sorted(path.parent.iterdir()) == [path]
+
+
+def files_below(folder: Path) -> list[str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(str(path.relative_to(folder)) for path in files)
 
 
 @pytest.mark.parametrize("make", [zipped, tarred], ids=["zip", "tar"])
@@ -83,24 +87,21 @@ def refused(path: Path, content: bytes, message: str) -> None:
         (["."], "without a name|outside|corrupt"),
     ],
 )
-def test_names_that_no_dataset_has_are_refused(make, names, message, tmp_path):
+def test_names_that_no_dataset_needs_are_refused(make, names, message, tmp_path):
     refused(tmp_path / "x.archive", make(*names), message)
 
 
-def test_names_at_the_bounds_are_unpacked(tmp_path):
+@pytest.mark.parametrize("make", [zipped, tarred], ids=["zip", "tar"])
+def test_names_at_the_limits_are_extracted(make, tmp_path):
     names = ["a/" * 31 + "x", "n" * 255, "字" * 85, "b/./c//d"]
-    for make in (zipped, tarred):
-        (tmp_path / "x").write_bytes(make(*names))
-        with extracted(tmp_path / "x", tmp_path / "to") as folder:
-            found = sorted(
-                str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
-            )
-        assert found == sorted([*names[:3], "b/c/d"])
-        assert not (tmp_path / "to").exists()
+    (tmp_path / "x").write_bytes(make(*names))
+    with extracted(tmp_path / "x", tmp_path / "to") as folder:
+        assert files_below(folder) == sorted([*names[:3], "b/c/d"])
+    assert not (tmp_path / "to").exists()
     (tmp_path / "to").mkdir()
     with extracted(tmp_path / "x", tmp_path / "to"):
         pass
-    assert (tmp_path / "to").is_dir(), "a folder that was there stays"
+    assert (tmp_path / "to").is_dir(), "a folder that existed before stays"
 
 
 def gz(parts: list[tuple[bytes, int]]) -> bytes:
@@ -114,7 +115,7 @@ def gz(parts: list[tuple[bytes, int]]) -> bytes:
 
 
 def sparse_header() -> bytes:
-    """A tar's sparse file whose list of holes goes on in the next block."""
+    """The header of a sparse file whose list of holes continues in the next block."""
     header = bytearray(tar_entry("x", b"", type=tarfile.GNUTYPE_SPARSE)[:512])
     header[482] = 1
     header[148:156] = b" " * 8
@@ -123,7 +124,7 @@ def sparse_header() -> bytes:
 
 
 def more_holes() -> bytes:
-    """A block of such a list, which is not the last one."""
+    """A block of such a list that is not the last one."""
     return (b"%011o\0" % 1 + b"%011o\0" % 1) * 21 + b"\1" + bytes(7)
 
 
@@ -154,7 +155,7 @@ HOSTILE_TARS: dict[str, Callable[[], bytes]] = {
 
 
 def long_header(size: int, kind: bytes = tarfile.GNUTYPE_LONGNAME, name: str = "x") -> bytes:
-    """The header alone of an entry that claims so many bytes."""
+    """Only the header of an entry that claims so many bytes."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, size
     return info.tobuf(tarfile.GNU_FORMAT)
@@ -167,7 +168,7 @@ def pax_global(number: int) -> bytes:
     return long_header(len(value), tarfile.XGLTYPE) + value + long_header(0, tarfile.DIRTYPE, "d/")
 
 
-UNPACK = """
+EXTRACT = """
 import resource, sys
 from pathlib import Path
 from system.extraction import extracted
@@ -175,20 +176,23 @@ for path in map(Path, sys.argv[1:]):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with extracted(path, path.with_name("to")):
-            print(0, "unpacked")
+            print(0, "extracted")
     except ValueError as error:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
 """
 
 
-def test_headers_take_no_memory_that_was_not_looked_at(tmp_path):
-    """Small archives whose headers claim much: memory must not follow the claim."""
+def test_headers_take_no_more_memory_than_is_allowed(tmp_path):
+    """Small archives whose headers claim much: memory does not follow the claim.
+
+    In a process of its own, which has not used any memory yet.
+    """
     paths = [tmp_path / f"{name}.tar.gz" for name in HOSTILE_TARS]
     for path, make in zip(paths, HOSTILE_TARS.values(), strict=True):
         path.write_bytes(make())
         assert path.stat().st_size < 2 * MIB
     done = subprocess.run(
-        [sys.executable, "-c", UNPACK, *map(str, paths)],
+        [sys.executable, "-c", EXTRACT, *map(str, paths)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -201,7 +205,7 @@ def test_headers_take_no_memory_that_was_not_looked_at(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
-def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
+def test_an_archive_with_too_many_files_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "MAX_FILES", 20)
     names = [f"{number}.png" for number in range(21)]
     refused(tmp_path / "x.tar", tarred(*names), "more than 20 files")
@@ -211,7 +215,7 @@ def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
         assert len(list(folder.iterdir())) == 20
 
 
-def test_a_zip_whose_list_is_too_long_is_refused_before_it_is_read(tmp_path, monkeypatch):
+def test_a_zip_whose_directory_is_too_long_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 2000)
     refused(
         tmp_path / "x.zip",
@@ -237,23 +241,23 @@ def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path
         pass
 
 
-def test_an_xz_that_asks_for_more_memory_than_it_should_is_refused(tmp_path):
-    decoded = tarred("x")
-    (tmp_path / "sound.tar.xz").write_bytes(lzma.compress(decoded, preset=6))
+def xz_that_asks_for_a_gibibyte(content: bytes) -> bytes:
+    """A sound xz file whose header says that its dictionary has 1 GiB."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 12}]
+    file = bytearray(lzma.compress(content, filters=filters))
+    dictionary_size = file.index(b"\x21\x01", 12) + 2  # of the LZMA2 filter
+    file[dictionary_size] = 36
+    end = 12 + (file[12] + 1) * 4
+    file[end - 4 : end] = zlib.crc32(file[12 : end - 4]).to_bytes(4, "little")
+    return bytes(file)
+
+
+def test_an_xz_that_asks_for_too_much_memory_is_refused(tmp_path):
+    (tmp_path / "sound.tar.xz").write_bytes(lzma.compress(tarred("x"), preset=6))
     with extracted(tmp_path / "sound.tar.xz", tmp_path / "to") as folder:
         assert (folder / "x").read_bytes() == b"x"
-    small = lzma.compress(
-        decoded, filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 12}]
-    )
     assert archives.MAX_XZ_MEMORY < 1 << 30
-    header = bytearray(small)
-    place = (
-        header.index(b"\x21\x01", 12) + 2
-    )  # of the LZMA2 filter's property, the size of its dictionary
-    header[place] = 36  # 1 GiB
-    end = 12 + (header[12] + 1) * 4
-    header[end - 4 : end] = zlib.crc32(bytes(header[12 : end - 4])).to_bytes(4, "little")
-    (tmp_path / "x.tar.xz").write_bytes(bytes(header))
+    (tmp_path / "x.tar.xz").write_bytes(xz_that_asks_for_a_gibibyte(tarred("x")))
     with (
         pytest.raises(DamagedArchive, match="emory"),
         extracted(tmp_path / "x.tar.xz", tmp_path / "to"),
@@ -262,37 +266,35 @@ def test_an_xz_that_asks_for_more_memory_than_it_should_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_zip_whose_entries_inflate_without_bound_is_refused(method, tmp_path):
-    """Python's zipfile bounds what it inflates for deflate alone."""
+def test_a_zip_with_unbounded_decompression_is_refused(method, tmp_path):
+    """For these methods, Python's zipfile decompresses more than it is asked for."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         archive.writestr("a.png", bytes(1000))
     refused(tmp_path / "x.zip", buffer.getvalue(), "compressed in a way that is not read here")
 
 
-def test_nothing_but_pictures_and_tables_is_moved(tmp_path):
-    names = [
-        "x.png",
-        "b/y.JPG",
-        "splits.json",
-        "a/readme.txt",
-        "evil.py",
-        "run.sh",
-        ".git/hooks/post-checkout",
-        ".hidden.json",
-        "__init__",
-        "b/.x.png",
-    ]
-    for name in names:
-        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "from" / name).write_bytes(b"x")
+WANTED_FILES = ("a/readme.txt", "b/y.JPG", "splits.json", "x.png")
+OTHER_FILES = (
+    "evil.py",
+    "run.sh",
+    ".git/hooks/post-checkout",
+    ".hidden.json",
+    "__init__",
+    "b/.x.png",
+)
+
+
+def test_only_pictures_and_tables_are_moved(tmp_path):
+    source = tmp_path / "from"
+    target = tmp_path / "to"
+    for name in (*WANTED_FILES, *OTHER_FILES):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"x")
     endings = picture_endings() | download.TABLE_ENDINGS
-    assert extraction.move_into(tmp_path / "from", tmp_path / "to", endings) == 4
-    assert sorted(
-        str(path.relative_to(tmp_path / "to"))
-        for path in (tmp_path / "to").rglob("*")
-        if path.is_file()
-    ) == sorted(names[:4])
+    assert extraction.move_into(source, target, endings) == len(WANTED_FILES)
+    assert files_below(target) == list(WANTED_FILES)
+    assert files_below(source) == sorted(OTHER_FILES)
 
 
 @pytest.mark.parametrize(
@@ -300,24 +302,25 @@ def test_nothing_but_pictures_and_tables_is_moved(tmp_path):
     [bytes, gzip.compress, bz2.compress, lzma.compress],
     ids=["plain", "gzip", "bzip2", "xz"],
 )
-def test_tars_are_unpacked_however_they_are_compressed(compress, tmp_path):
+def test_tars_are_extracted_however_they_are_compressed(compress, tmp_path):
     content = bytes(range(256)) * 1000
-    whole = (
-        tar_entry("a/one", content)
-        + tar_entry("a/", b"", type=tarfile.DIRTYPE)
-        + tar_entry("a/two", b"")
-        + tar_entry("three", b"3" * 511)
-        + END
-    )
+    entries = [
+        tar_entry("a/one", content),
+        tar_entry("a/", b"", type=tarfile.DIRTYPE),
+        tar_entry("a/two", b""),
+        tar_entry("three", b"3" * 511),
+    ]
+    whole = b"".join(entries) + END
     (tmp_path / "x").write_bytes(compress(whole))
     with extracted(tmp_path / "x", tmp_path / "to") as folder:
         assert (folder / "a" / "one").read_bytes() == content
         assert (folder / "a" / "two").read_bytes() == b""
         assert (folder / "three").read_bytes() == b"3" * 511
-    for cut in (100, 600, len(whole) - 1500):
-        (tmp_path / "x").write_bytes(
-            compress(whole)[:-20] if compress is not bytes else whole[:cut]
-        )
+    cut_short = [compress(whole)[:-20]]
+    if compress is bytes:
+        cut_short = [whole[:size] for size in (100, 600, len(whole) - 1500)]
+    for part in cut_short:
+        (tmp_path / "x").write_bytes(part)
         with pytest.raises(DamagedArchive), extracted(tmp_path / "x", tmp_path / "to"):
             pass
 

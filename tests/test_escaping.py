@@ -1,9 +1,8 @@
-"""Ids, types, captions, file names and model cards from others stay text wherever they are put."""
+"""Ids, types, captions, file names and model info from others stay text wherever they are put."""
 
 import csv
 import io
 import json
-import logging
 
 import pytest
 
@@ -30,6 +29,9 @@ from system.escaping import (
     spreadsheet_text,
 )
 
+SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+
+# A name that would write a line of its own, and clear the terminal.
 FORGED = "moved\nall            0.9999\x1b[2J"
 
 
@@ -44,25 +46,28 @@ FORGED = "moved\nall            0.9999\x1b[2J"
         ("", ""),
     ],
 )
-def test_what_a_terminal_is_shown(text, shown):
+def test_control_characters_are_escaped_for_a_terminal(text, shown):
     assert one_line(text) == shown
-    assert printable(text.replace("\n", "").replace("\t", "")) == shown.replace(r"\n", "").replace(
-        r"\t", ""
-    )
+    without_layout = text.replace("\n", "").replace("\t", "")
+    assert printable(without_layout) == shown.replace(r"\n", "").replace(r"\t", "")
     one_line(text).encode()
 
 
-def test_only_controls_are_no_names():
-    assert [
-        has_control_characters(name) for name in ("a\x1b", "a\n", "\u2028", "\ud800", "\0")
-    ] == [True] * 5
-    assert [
-        has_control_characters(name)
-        for name in ("a b.png", "字.png", "e\u0301", "\u202e", "שלום\u200f")
-    ] == [False] * 5
+def test_texts_of_several_lines_keep_breaks_and_tabs():
+    assert printable("a\tb\nc\r\x1b") == "a\tb\nc\\r\\x1b"
 
 
-def test_what_is_printed_has_no_controls(capsys):
+@pytest.mark.parametrize("name", ["a\x1b", "a\n", "\u2028", "\ud800", "\0"])
+def test_control_characters_are_found(name):
+    assert has_control_characters(name)
+
+
+@pytest.mark.parametrize("name", ["a b.png", "字.png", "e\u0301", "\u202e", "שלום\u200f"])
+def test_other_characters_may_be_in_names(name):
+    assert not has_control_characters(name)
+
+
+def test_printed_text_has_no_control_characters_and_no_secrets(capsys):
     show("a\n\x1b[2Jb http://user:word5@host/x")
     assert capsys.readouterr().out == "a\n\\x1b[2Jb http://host/x\n"
 
@@ -81,7 +86,7 @@ def test_what_is_printed_has_no_controls(capsys):
         ("add", "add"),
     ],
 )
-def test_latex(text, escaped):
+def test_latex_shows_the_text_as_it_is(text, escaped):
     assert latex_text(text) == escaped
 
 
@@ -101,17 +106,17 @@ def test_latex(text, escaped):
         '=HYPERLINK("http://x")',
     ],
 )
-def test_spreadsheets_see_no_formula(text):
+def test_spreadsheets_get_no_formula(text):
     assert spreadsheet_text(text) == f"'{text}"
     assert spreadsheet_text(f"a{text}") == f"a{text}"
     assert spreadsheet_text(" a") == " a"
 
 
-def test_markdown_makes_no_element_and_no_link():
-    html = markdown_text(
+def test_markdown_has_no_element_and_no_link():
+    escaped = markdown_text(
         "# a\n[b](http://c) ![d](e) <f> *g* `h` | ~i~ me@example.org www.x.org &amp; 1. - +\x1b"
     )
-    assert html == (
+    assert escaped == (
         r"\# a \[b\]\(http\://c\) \!\[d\]\(e\) &lt;f&gt; \*g\* \`h\` \| \~i\~ me\@example\.org "
         r"www\.x\.org \&amp; 1\. \- \+\\x1b"
     )
@@ -119,9 +124,7 @@ def test_markdown_makes_no_element_and_no_link():
 
 
 def report(group: str, system: str) -> ScoreReport:
-    scores = dict.fromkeys(
-        ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"), 0.5
-    )
+    scores = dict.fromkeys(SCORES, 0.5)
     spans = dict.fromkeys(scores, (0.4, 0.6))
     differences = dict.fromkeys(scores, {"interval": (0.1, 0.2), "p": 0.5})
     values = SystemReport(
@@ -131,22 +134,23 @@ def report(group: str, system: str) -> ScoreReport:
 
 
 def test_tables_of_scores_have_a_line_for_each_group():
-    sound, forged = (
-        format_report(report("moved", "a/system.json")),
-        format_report(report(FORGED, f"a/{FORGED}.json")),
-    )
-    assert len(forged.splitlines()) == len(sound.splitlines())
-    assert not [line for line in forged.splitlines() if line.startswith("all            0.9999")]
-    assert "\x1b" not in forged
+    sound = format_report(report("moved", "a/system.json")).splitlines()
+    forged = format_report(report(FORGED, f"a/{FORGED}.json")).splitlines()
+    assert len(forged) == len(sound)
+    assert [line for line in forged if line.startswith("all            0.9999")] == []
+    assert [line for line in forged if "\x1b" in line] == []
+
+
+def test_groups_in_a_latex_table_stay_in_their_cell():
     row = format_latex(report("100%_moved & \\input{x}\nall", "a&b_c.json")).splitlines()[5]
     assert row.startswith(r"a\&b\_c & 100\%\_moved \& \textbackslash{}input\{x\} all & ")
     assert row.replace(r"\&", "").count("&") == 8
-    labels = [
-        line.split("  ")[0]
-        for line in format_table([("all", {"CIDEr": 1.0}), (FORGED, {"CIDEr": 1.0})]).splitlines()[
-            1:
-        ]
-    ]
+
+
+def test_labels_in_a_table_of_the_log_stay_in_their_line():
+    rows = [("all", {"CIDEr": 1.0}), (FORGED, {"CIDEr": 1.0})]
+    _, *lines = format_table(rows).splitlines()
+    labels = [line.split("  ")[0] for line in lines]
     assert labels == ["all", "moved\\nall"]
 
 
@@ -154,7 +158,7 @@ ROW = "before,after,split,caption,id,type\na.png,b.png,train,x,{id},{type}\n"
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "a\u2028b", "a\tb", "\x9b1m"])
-def test_ids_and_types_with_controls_are_refused_by_their_table(text, tmp_path):
+def test_ids_and_types_with_control_characters_are_refused_in_tables(text, tmp_path):
     table = tmp_path / "pairs.csv"
     for column in ("id", "type"):
         values = {"id": "1", "type": "add", column: f'"{text}"'}
@@ -171,87 +175,100 @@ def test_ids_and_types_with_controls_are_refused_by_their_table(text, tmp_path):
         find_pairs(None, None, str(table))
 
 
-def test_names_with_controls_are_refused_by_their_lists(tmp_path):
-    for content, read, message in (
+@pytest.mark.parametrize(
+    ("content", "read", "message"),
+    [
         ({FORGED: []}, read_type_mapping, "type .*control character"),
         ([{"img_id": FORGED, "sentences": ["x"]}], read_annotations, "not a plain file name"),
         ({f"CLEVR_default_{FORGED}": ["x"]}, read_captions, 'is not "CLEVR'),
-    ):
-        (tmp_path / "a.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=rf"a\.json.*{message}") as error:
-            read(tmp_path / "a.json")
-        assert not has_control_characters(str(error.value))
+    ],
+    ids=["types", "annotations", "captions"],
+)
+def test_names_with_control_characters_are_refused_in_lists(content, read, message, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"a\.json.*{message}") as error:
+        read(tmp_path / "a.json")
+    assert not has_control_characters(str(error.value))
 
 
-def test_the_look_over_a_dataset_has_a_line_for_each_name():
+def test_the_check_of_a_dataset_has_a_line_for_each_name():
     found = SplitReport(
         1, 1, missing=[f"a/{FORGED}"], broken=[FORGED], identical=[FORGED], in_other_splits=[FORGED]
     )
-    assert len(check_dataset.format_report("train", found, 32).splitlines()) == 9
-    assert "\x1b" not in check_dataset.format_report("train", found, 32)
-    assert check_dataset.format_report("train", SplitReport(unreadable=FORGED), 32).count("\n") == 0
+    text = check_dataset.format_report("train", found, 32)
+    assert len(text.splitlines()) == 9
+    assert "\x1b" not in text
+    unreadable = check_dataset.format_report("train", SplitReport(unreadable=FORGED), 32)
+    assert len(unreadable.splitlines()) == 1
 
 
-def test_predictions_are_no_formulas_and_are_gone_on_with(tmp_path):
-    pairs = [
-        ImagePair(name, tmp_path / "a", tmp_path / "b") for name in ("=1+1", "@x", "plain", "-2")
-    ]
-    captioned = [(pair, [Caption('=HYPERLINK("http://x")', -0.5)]) for pair in pairs]
+FORMULA = '=HYPERLINK("http://x")'
+
+
+@pytest.fixture
+def captioned(tmp_path) -> list[tuple[ImagePair, list[Caption]]]:
+    """Pairs with ids, and captions, that a spreadsheet would take for formulas."""
+    names = ("=1+1", "@x", "plain", "-2")
+    pairs = [ImagePair(name, tmp_path / "a", tmp_path / "b") for name in names]
+    return [(pair, [Caption(FORMULA, -0.5)]) for pair in pairs]
+
+
+def test_predictions_in_csv_are_no_formulas_and_can_be_resumed(captioned, tmp_path):
     text = format_rows(captioned, ".csv")
     rows = list(csv.reader(io.StringIO(text)))
-    assert [row[:3] for row in rows] == [
-        [f"'{pair.id}" if pair.id != "plain" else "plain", '\'=HYPERLINK("http://x")', "-0.5000"]
-        for pair in pairs
-    ]
+    assert [row[0] for row in rows] == ["'=1+1", "'@x", "plain", "'-2"]
+    assert [row[1:3] for row in rows] == [[f"'{FORMULA}", "-0.5000"]] * 4
     path = tmp_path / "p.csv"
     path.write_text("id,caption,score,before,after\n" + text)
+    pairs = [pair for pair, _ in captioned]
     assert read_finished(path, pairs, 1).num_done == 4
-    lines = format_rows(captioned, ".jsonl")
-    assert [json.loads(line)["id"] for line in lines.splitlines()] == [pair.id for pair in pairs], (
-        "JSON is for programs"
-    )
+
+
+def test_predictions_in_json_stay_as_they_are_and_can_be_resumed(captioned, tmp_path):
+    text = format_rows(captioned, ".jsonl")
+    rows = [json.loads(line) for line in text.splitlines()]
+    pairs = [pair for pair, _ in captioned]
+    assert [row["id"] for row in rows] == [pair.id for pair in pairs]
     path = tmp_path / "p.jsonl"
-    path.write_text(lines)
+    path.write_text(text)
     assert read_finished(path, pairs, 1).num_done == 4
 
 
-def test_a_models_words_do_not_drive_the_terminal(tmp_path, capsys):
-    """A vocabulary of bytes can say anything."""
-    pair = ImagePair("1", tmp_path / "a", tmp_path / "b")
-    for alone in (True, False):
-        print_captions(iter([[(pair, [Caption("a\x1b[2J\nb", -0.5)])]]), alone)
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == "a\\x1b[2J\\nb"
-    assert out[2].startswith("1,a\\x1b[2J\\nb,")
+@pytest.mark.parametrize(
+    ("alone", "line"),
+    [(True, "a\\x1b[2J\\nb"), (False, "1,a\\x1b[2J\\nb,-0.5000,before,after")],
+)
+def test_captions_cannot_control_the_terminal(alone, line, capsys):
+    """A vocabulary of bytes can write anything."""
+    pair = ImagePair("1", "before", "after")
+    print_captions(iter([[(pair, [Caption("a\x1b[2J\nb", -0.5)])]]), alone)
+    assert capsys.readouterr().out.splitlines()[-1] == line
 
 
-def test_a_models_readme_holds_its_card_as_text():
-    for score in (10**400, float("inf"), "x", None, [1]):
-        assert "| captions | – |" in model_page(
-            "x", "caption", "x", 1, {"CIDEr": score, "datatype": []}
-        )
-    page = model_page(
-        "own/<b>name",
-        "caption",
-        "mine\n\n# Head [x](http://y) <script>",
-        10**6,
-        {"CIDEr": 1.0, "datatype": "spot", "split": "<i>\n# x"},
-    )
+@pytest.mark.parametrize("score", [10**400, float("inf"), "x", None, [1]])
+def test_a_score_that_is_not_a_number_is_a_dash_on_the_models_page(score):
+    page = model_page("x", "caption", "x", 1, {"CIDEr": score, "datatype": []})
+    assert "| captions | – |" in page
+
+
+def test_a_models_page_shows_its_info_as_text():
+    source = "mine\n\n# Head [x](http://y) <script>"
+    scores = {"CIDEr": 1.0, "datatype": "spot", "split": "<i>\n# x"}
+    page = model_page("own/<b>name", "caption", source, 10**6, scores)
     assert "# own/&lt;b&gt;name" in page
     assert r"Trained on: mine \# Head \[x\]\(http\://y\) &lt;script&gt;." in page
     assert r"on the &lt;i&gt; \# x split" in page
     assert "--init_model 'a b; rm -r x'" in model_page("a b; rm -r x", "retrieval", "x", 1, {})
 
 
-def test_results_of_others_are_told_in_one_line(tmp_path, capsys, caplog):
+def test_an_error_about_results_of_others_is_one_line(tmp_path, capsys):
     truth = {"annotations": [{"image_id": "a", "caption": "x", "id": 0}], "images": []}
     (tmp_path / "gt.json").write_text(json.dumps(truth))
     (tmp_path / "r.json").write_text(json.dumps([{"image_id": FORGED, "caption": "x"}]))
-    caplog.set_level(logging.ERROR)
+    files = ["--gt", str(tmp_path / "gt.json"), "--results", str(tmp_path / "r.json")]
     with pytest.raises(SystemExit, match="2"):
-        eval_utils.main(
-            ["score", "--gt", str(tmp_path / "gt.json"), "--results", str(tmp_path / "r.json")]
-        )
+        eval_utils.main(["score", *files])
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
+    assert r"moved all 0.9999\x1b[2J is captioned" in said
     assert "\x1b" not in said
