@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Stage 2 on CLEVR-Change on one GPU, as published. Further options go to the end of the command.
+# Stage 2 on CLEVR-Change with the published settings, on one GPU. Further options are added to the
+# command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA_PATH=${DATA_PATH:-data}

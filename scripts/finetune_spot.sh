@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Stage 2 on Spot-the-Diff, as published. Further options go to the end of the command.
+# Stage 2 on Spot-the-Diff with the published settings. Further options are added to the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA_PATH=${DATA_PATH:-images}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Captions all scenes of a folder in CLEVR-Change's layout, whatever split they are in, and tells whether the captions are right:
+# Captions all scenes of a folder in CLEVR-Change's layout, whatever split they are in, and prints
+# how many captions are right:
 # scripts/judge_real.sh SCENES WEIGHTS OUTPUT [further options of CLIP4IDCinference.py]
 set -euo pipefail
 scenes=$(realpath "$1") weights=$(realpath "$2") output=$(realpath -m "$3")

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# "CLEVR-Change mini", from nothing to scores: draws scenes with a camera and lamps that move a little between the pictures, adapts and
-# finetunes a small CLIP of random weights on them, tells scores with 95 % intervals, by type, and whether captions are right. Stage 1
-# begins on scenes that stand still, where a change can be seen patch by patch: without that it hardly begins. Stage 2 sees larger images,
-# where small things are large enough to be told apart (docs/experiments.md).
-# Epochs are chosen on val. Hours on two cores. Environment: MINI_DIR STILL TRAIN VAL TEST SEED EPOCHS0 EPOCHS1 EPOCHS2.
+# "CLEVR-Change mini", from nothing to scores: draws scenes whose camera and lamps move a little
+# between the pictures, adapts and finetunes a small CLIP of random weights on them, and prints
+# scores with 95 % intervals, by type, and how many captions are right. Stage 1 begins with scenes that do
+# not move, where a change can be seen patch by patch: without them it hardly learns. Stage 2 gets
+# larger images, in which small objects can be told apart (docs/experiments.md). Epochs are chosen on
+# val. Takes hours on two cores.
+# Environment: MINI_DIR STILL TRAIN VAL TEST SEED EPOCHS0 EPOCHS1 EPOCHS2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
@@ -21,7 +23,7 @@ draw 5 "$run/still" --jitter 0 --train "${STILL:-10000}" --val 500 --test 0
 draw 0 "$run/data" --train "${TRAIN:-30000}" --val "${VAL:-1000}" --test "${TEST:-2000}"
 $python gt/eval_utils.py --datatype clevr --data_path "$run/data" --output "$truth"
 
-echo "== stage 1, adaptation: scenes that stand still, then the others"
+echo "== stage 1, adaptation: scenes that do not move, then the others"
 $adapt --data_path "$run/still" --eval_split val --output_dir "$run/still-retrieval" --epochs "${EPOCHS0:-1}" --lr 7e-4
 $adapt --data_path "$run/data" --output_dir "$run/retrieval" --epochs "${EPOCHS1:-3}" --lr 5e-4 \
   --init_model "$run/still-retrieval/pytorch_model.bin.best"
@@ -34,6 +36,6 @@ $python CLIP4IDCinference.py --do_train $common --data_path "$run/data" --gt_dir
 echo "== scores of the best epoch on the test scenes"
 $python gt/eval_utils.py score --gt "$truth" --results "$run/caption/hyp_ep_eval.json" --type_mapping "$run/data/type_mapping.json" \
   --bootstrap 1000 --output "$run/scores.json"
-echo "== what captions say, against what was drawn"
+echo "== captions compared with what was drawn"
 $python gt/eval_utils.py changes --changed_object "$run/data/changed_object.json" --results "$run/caption/hyp_ep_eval.json" \
   --by size --output "$run/changes.json"

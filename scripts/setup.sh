@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with everything in requirements.txt, or requirements-dev.txt when called with "dev". Run again, it only checks.
+# Makes .venv with everything in requirements.txt; with the argument "dev", in requirements-dev.txt.
+# Running it again only checks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 requirements=requirements${1:+-$1}.txt

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs the tests, without the slow ones. Words go to pytest (-k name, a file); --slow runs the slow
-# tests alone, and so does whatever -m says.
+# Sets up .venv and runs the tests, except for the slow ones. Arguments are passed on to pytest
+# (-k name, a file). --slow runs only the slow tests, and -m MARKS those with these marks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh dev
