@@ -1,4 +1,4 @@
-"""The outer shell of every command: options read, and what goes wrong told in one line."""
+"""The outer shell of every command: its parser, and errors as one line with an exit code."""
 
 import argparse
 import os

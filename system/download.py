@@ -157,7 +157,7 @@ def _check_room(url: Address, folder: Path, response: Response) -> None:
 
 
 def _write_blocks(url: Address, part: Path, response: Response) -> None:
-    """Append what the server sends to the part, or write it anew if it sends the whole file."""
+    """Append to the part, or replace it if the server sends the whole file."""
     mode = "ab" if response.start else "wb"
     bar = tqdm(
         total=response.size,

@@ -15,7 +15,7 @@ MAX_BUFFERED_LINES = 10_000
 
 
 class RunLogHandler(logging.FileHandler):
-    """Writes log.txt of a run. A class of its own, so that it can be told from others' handlers."""
+    """Writes log.txt of a run. A class of its own, so that it can be found among handlers."""
 
 
 class _TerminalHandler(logging.Handler):

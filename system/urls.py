@@ -225,7 +225,7 @@ def scrub(text: str) -> str:
 
 
 def _redact_within(word: str) -> str:
-    """A word of a text with the URL in it redacted. What stands before its scheme stays."""
+    """A word of a text with the URL in it redacted. What comes before its scheme stays."""
     found = SCHEME.search(word)
     if found and not _exists(word):
         url = word[found.start() :]

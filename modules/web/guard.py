@@ -209,7 +209,7 @@ class Guard:
         return {**scope, "path": real, "raw_path": quote(real).encode()}
 
     def rebuild_call(self, body: Mapping[str, Any], way: str, name: str | None) -> dict[str, Any]:
-        """A call made anew from the values that its function takes.
+        """A call rebuilt from the values that its function takes.
 
         `way` is queue/join, call, run or api. Raises Refused for a call that the page does not
         have, or other values.

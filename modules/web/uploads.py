@@ -32,7 +32,7 @@ class NoRoom(OSError):
 class UploadFolder:
     """The uploads, each in a folder of its own whose name nobody can guess.
 
-    Whoever knows the path of an upload may use it, and only the visitor who sent it is told it. Use
+    Whoever knows the path of an upload may use it; only the visitor who sent it learns it. Use
     `open_upload_folder` to make one.
     """
 
