@@ -14,7 +14,7 @@ import torch
 
 import CLIP4IDCinference
 import main_task_retrieval
-from scripts.compare import _scores
+from scripts.compare import read_scores
 from tests.conftest import ROOT, make_spot
 from tests.runs import FILES, SCRIPTS, check_board, finish, refused, start, words
 
@@ -49,7 +49,7 @@ def test_train_then_evaluate(stage, dataset, tiny_sizes, tmp_path, request):
         == 0
     )
     assert json.loads((tmp_path / "eval" / "metrics.json").read_text()) == trained
-    assert {"retrieval": "text_to_pair_R10", "caption": "CIDEr"}[stage] in _scores(
+    assert {"retrieval": "text_to_pair_R10", "caption": "CIDEr"}[stage] in read_scores(
         tmp_path / "eval"
     )  # as comparisons read it
     if stage == "caption":
