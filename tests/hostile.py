@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from modules.weights.tensor_files import MAGIC, PROTOCOL
 from tests.conftest import ROOT
 
 # Examples of each property, and mutated files of each kind, in the default and the slow tier.
@@ -179,3 +180,12 @@ def rebuilt(numbers: tuple, storage: int = 4) -> bytes:
     kind = b"X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0" + b"X\3\0\0\0cpu"
     count = pickle.dumps(storage, 2)[2:-1]
     return head + kind + count + b"tQ" + arguments + b"\x89}tRs."
+
+
+def pickles(*values: Any) -> bytes:
+    """Each value's pickle, one after another."""
+    return b"".join(pickle.dumps(value, 2) for value in values)
+
+
+OLDER_HEAD = pickles(MAGIC, PROTOCOL, {})
+FOUR_NUMBERS = rebuilt((0, (4,), (1,)))

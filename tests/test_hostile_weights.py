@@ -20,17 +20,20 @@ from safetensors.torch import save as safetensors_of
 from modules.training.progress import Progress
 from modules.training.states import named_state
 from modules.training.trainer import Trainer
-from modules.weights.tensor_files import MAGIC, PROTOCOL, read_weights
+from modules.weights.tensor_files import read_weights
 from modules.weights.unpickler import RestrictedUnpickler
 from system.files import sha256_of
 from tests.hostile import (
+    FOUR_NUMBERS,
     MAX_EXTRA_BYTES,
     MIB,
+    OLDER_HEAD,
     WEIGHTS,
     Source,
     audited,
     mutated,
     peak_memory,
+    pickles,
     rebuilt,
     saved,
     scripted,
@@ -38,15 +41,6 @@ from tests.hostile import (
     with_entries,
 )
 from tests.hostile_json import as_json
-
-
-def pickles(*values: Any) -> bytes:
-    """Each value's pickle, one after another."""
-    return b"".join(pickle.dumps(value, 2) for value in values)
-
-
-OLDER_HEAD = pickles(MAGIC, PROTOCOL, {})
-FOUR_NUMBERS = rebuilt((0, (4,), (1,)))
 
 
 def weight_sources() -> dict[str, Source]:
