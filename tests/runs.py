@@ -1,5 +1,6 @@
 """Runs of both entry scripts on tiny drawn data: in this process, in another, under torchrun."""
 
+import contextlib
 import io
 import os
 import signal
@@ -103,6 +104,14 @@ def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str]:
         os.killpg(process.pid, signal.SIGKILL)
         _, errors = process.communicate()
     return process.returncode, errors
+
+
+def kill_all_of(run: Path) -> None:
+    """SIGKILL all processes whose command lines name a run's folder: launcher and workers."""
+    for words_of_one in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if str(run) in words_of_one.read_text():
+                os.kill(int(words_of_one.parent.name), signal.SIGKILL)
 
 
 def succeed(program: list[str], processes: int = 1) -> None:

@@ -185,6 +185,20 @@ def test_a_forgotten_resume_loses_nothing_until_the_new_run_saves(
     assert [path.name for path in list_states(run)] == ["training_state.bin.0"]
 
 
+def test_a_run_killed_before_it_links_its_best_epoch_links_it_when_resumed(
+    spot, tiny_sizes, tmp_path
+):
+    run = tmp_path / "run"
+    options = options_of(spot, run, tiny_sizes, "--epochs", "1", "--resume", "auto")
+    with pytest.MonkeyPatch.context() as patch:
+        die_at(patch, Checkpoints, "link_best")
+        with pytest.raises(Killed):
+            main_task_retrieval.main(options)
+    assert not (run / "pytorch_model.bin.best").exists()
+    assert main_task_retrieval.main(options) == 0
+    assert (run / "pytorch_model.bin.best").resolve() == run / "pytorch_model.bin.0"
+
+
 def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(
     spot, tiny_sizes, tmp_path, capsys, monkeypatch
 ):

@@ -140,6 +140,8 @@ def _open_output(
     done_steps = 0
     if resume:
         import_state(resume, folder)
+        if resume.progress.epoch > 0:  # its link may be missing: a kill can come just before it
+            checkpoints.link_best(resume.progress)
         done_steps = _steps_before(resume.progress, trainer)
     elif weights_path(folder, "best").exists():
         log.warning(

@@ -83,14 +83,15 @@ class Checkpoints:
         """
         state = self.folder / f"{STATE_FILE}.{progress.epoch - 1}"
         self._write_sidecar(state, progress, read_json(sidecar_path(state), dict)["sha256"])
-        self._link_best(progress.chosen_epoch)
+        self.link_best(progress)
         if self.keep >= 0:
             self._remove_old_weights(progress)
 
-    def _link_best(self, epoch: int) -> None:
+    def link_best(self, progress: Progress) -> None:
+        """Point `pytorch_model.bin.best` at the chosen epoch."""
         link = self.folder / f".{WEIGHTS_FILE}.best"
         link.unlink(missing_ok=True)
-        link.symlink_to(weights_path(self.folder, epoch).name)
+        link.symlink_to(weights_path(self.folder, progress.chosen_epoch).name)
         link.replace(weights_path(self.folder, "best"))
 
     def _remove_old_weights(self, progress: Progress) -> None:

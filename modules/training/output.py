@@ -82,8 +82,10 @@ class RunFiles:
     ) -> None:
         history = self.checkpoints.folder / HISTORY_FILE
         append_history(history, {"epoch": result.epoch, **result.values})
+        # Drawn before, because a run killed between the next two lines loses TensorBoard's epoch.
+        samples = draw_samples()
         self.checkpoints.save_progress(progress)
-        self.board.epoch(result.values, draw_samples(), result.last_step)
+        self.board.epoch(result.values, samples, result.last_step)
 
 
 def append_history(path: Path, row: Mapping[str, float]) -> None:
