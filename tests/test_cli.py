@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataloaders.datasets import open_dataset
 from gt.eval_utils import make_ground_truth
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.sources import random_clip
@@ -219,7 +220,7 @@ def test_an_epoch_that_cannot_fill_one_accumulated_batch_is_refused(
     """Eight pairs, two at a time, are four parts of a batch of five."""
     more = ("--batch_size", "10", "--gradient_accumulation_steps", "5")
     command = words(spot, tmp_path / "run", tiny_sizes, "caption", "--do_train", *more)
-    assert "8 samples, fewer than one batch of 10" in refused("caption", command, capsys)
+    assert "an epoch has 4 batches, fewer than" in refused("caption", command, capsys)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -247,7 +248,7 @@ def test_real_scenes(task, real_data, tiny_sizes, tmp_path):
     """One epoch on 48 real scenes of CLEVR-Change: every caption of the test split is scored."""
     root = real_data / "clevr-change" / "real48"
     truth = tmp_path / "gt" / "clevr_total_change_captions_reformat.json"
-    make_ground_truth("clevr", root, "test", truth)
+    make_ground_truth(open_dataset("clevr", root), "test", truth)
     test_ids = [
         f"{number:06d}.png" for number in json.loads((root / "splits.json").read_text())["test"]
     ]
