@@ -34,7 +34,7 @@ LONGEST_WORD = 100  # letters; the longest in METEOR's table has 22
 JAVA_WORD = re.compile(r"[^ \t\n\r\f]+")  # as Java's StringTokenizer splits
 CACHE_ERRORS = (OSError, zipfile.BadZipFile, *READ_ERRORS)  # of a cached file; it is dispensable
 LETTERS = re.compile("[0-9a-z]+")
-# METEOR replaces the first by a dot, and the two letters become others in lower case.
+# METEOR replaces the first by a dot; the two letters are not ASCII, but become so in lower case.
 UNPREDICTABLE = re.compile("DOTMULTI|[\u0130\u212a]")
 
 
