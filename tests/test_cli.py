@@ -1,4 +1,4 @@
-"""Both entry scripts from start to end on tiny drawn data, alone, under torchrun, on real scenes."""
+"""Both entry scripts from start to end: on tiny drawn data, under torchrun, on real scenes."""
 
 import csv
 import html

@@ -185,7 +185,7 @@ def test_beams_and_several_captions_together_are_a_message(page):
     for label in ("Captions (more", "Beams"):
         move_slider(page, label, 3)
     page.click("#caption")
-    assert "do not go together" in message(page)
+    assert "cannot be combined" in message(page)
     assert not page.is_visible("#attention"), "the earlier result is no longer shown"
 
 

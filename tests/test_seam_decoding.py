@@ -22,7 +22,6 @@ from modules.options.decoding import BUILT_IN_METHODS, Decoding
 from modules.predictor import Predictor
 from modules.registries import DECODING_METHODS
 from modules.tokenizer import EOT
-from modules.web.page import choose_decoding
 from system.flags import FlagGroup, flag
 from system.runtime import Runtime
 from tests.conftest import draw_pair
@@ -296,13 +295,3 @@ def test_a_method_that_returns_no_captions_is_a_value_error(returned, message, t
     DECODING_METHODS.register("wrong", lambda *_: returned)
     with pytest.raises(ValueError, match=message):
         generate(tiny_captioner, torch.zeros(2, 10, 64), 8, Decoding(decoding="wrong"))
-
-
-def test_the_page_leaves_the_choice_to_decoding():
-    assert choose_decoding(1, 0, 1, 1.0, 0.9, 42).method() == "greedy"
-    assert choose_decoding(3, 0.5, 1, 1.0, 0.9, 42).method() == "beam"
-    sampled = choose_decoding(1, 0, 4, 0.7, 0.9, None)
-    assert sampled.method() == "sampling"
-    assert sampled == Decoding(num_captions=4, temperature=0.7, top_p=0.9, seed=0)
-    with pytest.raises(ValueError, match="beam search .* cannot be combined with sampling"):
-        choose_decoding(2, 0, 2, 1.0, 0.9, 42)

@@ -203,9 +203,7 @@ def choose_decoding(
 ) -> Decoding:
     """The Decoding of the page's settings. Raises ValueError, for the visitor to read."""
     has_several = num_captions > 1
-    if has_several and beam_size > 1:
-        raise ValueError("Beams and several captions do not go together: set one of them to 1.")
-    return Decoding(
+    decoding = Decoding(
         beam_size=int(beam_size),
         length_penalty=float(length_penalty),
         num_captions=int(num_captions),
@@ -214,6 +212,8 @@ def choose_decoding(
         top_p=top_p if has_several else None,
         seed=int(seed or 0),
     )
+    decoding.method()  # refuses settings that contradict each other
+    return decoding
 
 
 def attention_html(
