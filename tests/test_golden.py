@@ -1,4 +1,4 @@
-"""Numeric parity with the reference: everything in tests/golden (SPEC §1; its numbers were computed elsewhere)."""
+"""Numeric parity with the published code, whose results are in tests/golden."""
 
 import json
 
@@ -12,6 +12,7 @@ from modules.clip4idc import CLIP4IDC
 from modules.cross import CrossEncoder
 from modules.generation.greedy import greedy_search
 from modules.losses import caption_loss, contrastive_loss
+from modules.model.backbone import tensors_below
 from modules.model.clip_sizes import ClipSizes
 from modules.optimization import BertAdam, parameter_groups
 from modules.retrieval import retrieval_metrics
@@ -39,12 +40,11 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
 
 @pytest.mark.parametrize(("patch", "task"), CASES)
 def test_features_and_similarity(patch, task):
-    model, golden = build(patch, task), load_file(GOLDEN / f"expected_{patch}.safetensors")
+    model = build(patch, task)
+    golden = load_file(GOLDEN / f"expected_{patch}.safetensors")
     with torch.no_grad():
-        pair, text = (
-            model.encode_pairs(normalize(golden["in.images_uint8"])),
-            model.encode_text(golden["in.text_ids"]),
-        )
+        pair = model.encode_pairs(normalize(golden["in.images_uint8"]))
+        text = model.encode_text(golden["in.text_ids"])
         close(pair.tokens, golden[f"{task}.visual_hidden"], 1e-4)
         close(pair.pooled, golden[f"{task}.visual_pooled"], 1e-4)
         close(text.pooled, golden[f"{task}.text_pooled"], 1e-4)
@@ -56,7 +56,8 @@ def test_features_and_similarity(patch, task):
 
 @pytest.mark.parametrize("patch", ["2d", "3d"])
 def test_caption_logits_and_greedy_ids(patch):
-    model, golden = build(patch, "caption"), load_file(GOLDEN / f"expected_{patch}.safetensors")
+    model = build(patch, "caption")
+    golden = load_file(GOLDEN / f"expected_{patch}.safetensors")
     with torch.no_grad():
         tokens = model.encode_pairs(normalize(golden["in.images_uint8"])).tokens
         logits = model.caption_logits(
@@ -67,16 +68,16 @@ def test_caption_logits_and_greedy_ids(patch):
     reference = golden["caption.greedy_ids"].tolist()
     ends = [row.index(EOT) + 1 if EOT in row else len(row) for row in reference]
     assert min(ends) < max(ends), "the golden rows should end at different places"
-    for ours, theirs, end in zip(
-        greedy_search(model, tokens, max_words=32).tolist(), reference, ends, strict=True
-    ):
+    captions = greedy_search(model, tokens, max_words=32).tolist()
+    for ours, theirs, end in zip(captions, reference, ends, strict=True):
         assert ours[:end] == theirs[:end]
         assert not any(ours[end:])
 
 
 @pytest.mark.parametrize(("patch", "task"), CASES)
 def test_training_trajectory(patch, task):
-    model, golden = build(patch, task).train(), load_file(GOLDEN / f"expected_{patch}.safetensors")
+    model = build(patch, task).train()
+    golden = load_file(GOLDEN / f"expected_{patch}.safetensors")
     expected = json.loads((GOLDEN / f"training_{patch}.json").read_text())[task]
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = parameter_groups(
@@ -94,7 +95,9 @@ def test_training_trajectory(patch, task):
         betas=(expected["b1"], expected["b2"]),
         eps=expected["eps"],
     )
-    images, losses, norms = normalize(golden["in.images_uint8"]), [], []
+    images = normalize(golden["in.images_uint8"])
+    losses = []
+    norms = []
     for step in range(4):
         pair = model.encode_pairs(images)
         if task == "caption":
@@ -130,17 +133,10 @@ def test_training_trajectory(patch, task):
 def test_every_key_of_vit_b_32(case):
     task, patch = case.split("_")
     expected = json.loads((GOLDEN / "state_dict_keys.json").read_text())[case]
-    sizes = ClipSizes.from_weights(
-        {
-            k.removeprefix("clip."): torch.empty(s, device="meta")
-            for k, s in expected.items()
-            if k.startswith("clip.")
-        }
-    )
+    weights = {key: torch.zeros(shape) for key, shape in expected.items()}
+    sizes = ClipSizes.from_weights(tensors_below(weights, "clip"))
     assert sizes == ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
-    model = CLIP4IDC.from_weights(
-        {k: torch.zeros(s) for k, s in expected.items()}, task, linear_patch=patch
-    )
+    model = CLIP4IDC.from_weights(weights, task, linear_patch=patch)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == expected
 
 
@@ -196,7 +192,7 @@ def test_cross_encoder():
 
 def test_normalize_is_the_published_formula():
     image = torch.arange(3 * 4, dtype=torch.uint8).view(3, 2, 2)
-    expected = (
-        image.numpy() / 255 - np.reshape((0.48145466, 0.4578275, 0.40821073), (3, 1, 1))
-    ) / np.reshape((0.26862954, 0.26130258, 0.27577711), (3, 1, 1))
+    mean = np.reshape((0.48145466, 0.4578275, 0.40821073), (3, 1, 1))
+    std = np.reshape((0.26862954, 0.26130258, 0.27577711), (3, 1, 1))
+    expected = (image.numpy() / 255 - mean) / std
     np.testing.assert_allclose(normalize(image).numpy(), expected, atol=1e-6)

@@ -39,10 +39,10 @@ def test_contrastive_loss_by_hand():
 
 
 def test_caption_loss_ignores_pad():
-    logits, target = torch.randn(2, 3, 7), torch.tensor([[1, 2, 0], [3, 0, 0]])
-    expected = F.cross_entropy(
-        torch.stack([logits[0, 0], logits[0, 1], logits[1, 0]]), torch.tensor([1, 2, 3])
-    )
+    logits = torch.randn(2, 3, 7)
+    target = torch.tensor([[1, 2, 0], [3, 0, 0]])
+    rows = torch.stack([logits[0, 0], logits[0, 1], logits[1, 0]])
+    expected = F.cross_entropy(rows, torch.tensor([1, 2, 3]))
     assert caption_loss(logits, target).item() == pytest.approx(expected.item())
     assert caption_loss(logits, torch.zeros_like(target)).item() == 0
 
@@ -51,69 +51,53 @@ def test_caption_loss_ignores_pad():
 @pytest.mark.parametrize("rows", [0, 5, 150])  # 150 fill more than two chunks
 def test_vocabulary_loss_has_the_gradients_of_cross_entropy(rows, dtype):
     draw = torch.Generator().manual_seed(0)
-    hidden, words, bias = (
-        torch.randn(*shape, generator=draw, requires_grad=True)
-        for shape in ((rows, 16), (300, 16), (300,))
-    )
-    target, weights = (
-        torch.randint(1, 300, (rows,), generator=draw),
-        torch.rand(rows, generator=draw) / 100,
-    )
-    expected = (
-        3 * (weights * F.cross_entropy(hidden @ words.T + bias, target, reduction="none")).sum()
-    )
+    states = torch.randn(rows, 16, generator=draw, requires_grad=True)
+    words = torch.randn(300, 16, generator=draw, requires_grad=True)
+    bias = torch.randn(300, generator=draw, requires_grad=True)
+    target = torch.randint(1, 300, (rows,), generator=draw)
+    weights = torch.rand(rows, generator=draw) / 100
+    by_target = F.cross_entropy(states @ words.T + bias, target, reduction="none")
+    expected = 3 * (weights * by_target).sum()
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        loss = 3 * vocabulary_loss(hidden, words, bias, target, weights)
+        loss = 3 * vocabulary_loss(states, words, bias, target, weights)
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
-    for found, right in zip(
-        *(torch.autograd.grad(x, (hidden, words, bias)) for x in (loss, expected)), strict=True
-    ):
-        torch.testing.assert_close(
-            found,
-            right,
-            rtol=0,
-            atol=tolerance * max(right.abs().amax().item(), 1e-9) if rows else 0,
-        )
+    inputs = (states, words, bias)
+    ours = torch.autograd.grad(loss, inputs)
+    for found, right in zip(ours, torch.autograd.grad(expected, inputs), strict=True):
+        largest = right.abs().amax().item() if rows else 0.0
+        torch.testing.assert_close(found, right, rtol=0, atol=tolerance * largest)
 
 
 def test_vocabulary_loss_leaves_frozen_words_alone():
-    hidden, words, bias = (
-        torch.randn(5, 16, requires_grad=True),
-        torch.randn(300, 16),
-        torch.zeros(300, requires_grad=True),
-    )
-    found = torch.autograd.grad(
-        vocabulary_loss(hidden, words, bias, torch.arange(5), torch.ones(5)), (hidden, bias)
-    )
-    right = torch.autograd.grad(
-        F.cross_entropy(hidden @ words.T + bias, torch.arange(5), reduction="sum"), (hidden, bias)
-    )
-    torch.testing.assert_close(found, right)
+    states = torch.randn(5, 16, requires_grad=True)
+    words = torch.randn(300, 16)
+    bias = torch.zeros(300, requires_grad=True)
+    target = torch.arange(5)
+    loss = vocabulary_loss(states, words, bias, target, torch.ones(5))
+    found = torch.autograd.grad(loss, (states, bias))
+    expected = F.cross_entropy(states @ words.T + bias, target, reduction="sum")
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (states, bias)))
     with torch.no_grad():
-        assert not vocabulary_loss(
-            hidden, words, bias, torch.arange(5), torch.ones(5)
-        ).requires_grad
+        loss = vocabulary_loss(states, words, bias, target, torch.ones(5))
+    assert not loss.requires_grad
 
 
 def batch_of(task: str, with_distractors: bool) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(3)
-    images = torch.randint(
-        0, 255, (4, 3 if with_distractors else 2, 3, 64, 64), dtype=torch.uint8, generator=draw
-    )
+    num_captions = 2 if with_distractors else 1
+    size = (4, 1 + num_captions, 3, 64, 64)
+    images = torch.randint(0, 255, size, dtype=torch.uint8, generator=draw)
     if task == "retrieval":
+        words = torch.randint(1, 48, (4, 6), generator=draw)
         return {
             "images": images,
-            "text_ids": torch.cat(
-                [torch.randint(1, 48, (4, 6), generator=draw), torch.full((4, 1), 49)], dim=1
-            ),
+            "text_ids": torch.cat([words, torch.full((4, 1), 49)], dim=1),
             "text_mask": torch.ones(4, 7, dtype=torch.long),
         }
-    captions = 2 if with_distractors else 1
-    ids = torch.randint(1, 48, (4, captions, 6), generator=draw)
-    mask = (
-        torch.arange(6) < torch.randint(2, 7, (4, captions, 1), generator=draw)
-    ).long()  # so counts differ between processes
+    ids = torch.randint(1, 48, (4, num_captions, 6), generator=draw)
+    lengths = torch.randint(2, 7, (4, num_captions, 1), generator=draw)
+    mask = (torch.arange(6) < lengths).long()  # the processes have different numbers of words
     return {
         "images": images,
         "caption_input_ids": ids,
@@ -122,7 +106,7 @@ def batch_of(task: str, with_distractors: bool) -> dict[str, torch.Tensor]:
     }
 
 
-def test_what_trimming_takes_away_changes_no_loss():
+def test_trimmed_padding_changes_no_loss():
     torch.manual_seed(0)
     model = CLIP4IDC.from_weights(tiny_weights(), "caption", 1, decoder_config=NO_DROPOUT)
     batch = batch_of("caption", with_distractors=True)

@@ -41,7 +41,7 @@ def plain_bert_adam(values, gradients, steps, lr, warmup, t_total, betas, eps, d
         lambda state: state["state"][0].update(more=1),
     ],
 )
-def test_a_state_that_is_none_of_bert_adams_is_refused(spoil):
+def test_a_state_of_another_optimizer_is_refused(spoil):
     def optimizer():
         parameter = torch.nn.Parameter(torch.ones(2, 2))
         parameter.grad = torch.ones(2, 2)
@@ -58,11 +58,10 @@ def test_a_state_that_is_none_of_bert_adams_is_refused(spoil):
 
 def test_bert_adam_equals_a_plain_loop_and_leaves_parameters_without_gradient():
     torch.manual_seed(0)
-    parameter, idle = torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.ones(2))
-    start, gradients = (
-        parameter.detach().clone(),
-        [torch.randn(4, 3) * scale for scale in (0.01, 5.0, 1.0, 0.3, 2.0)],
-    )
+    parameter = torch.nn.Parameter(torch.randn(4, 3))
+    idle = torch.nn.Parameter(torch.ones(2))
+    start = parameter.detach().clone()
+    gradients = [torch.randn(4, 3) * scale for scale in (0.01, 5.0, 1.0, 0.3, 2.0)]
     optimizer = BertAdam(
         [{"params": [parameter, idle]}],
         lr=0.1,
@@ -82,31 +81,27 @@ def test_bert_adam_equals_a_plain_loop_and_leaves_parameters_without_gradient():
 
 def test_with_bias_correction_and_no_clip_of_its_own_it_is_adamw():
     torch.manual_seed(2)
-    start, gradients = torch.randn(4, 3), [torch.randn(4, 3) * scale for scale in (0.01, 5.0, 1.0)]
-    outcomes = []
-    for optimizer in (
-        lambda p: BertAdam(
-            [p],
-            lr=0.1,
-            betas=(0.9, 0.98),
-            eps=1e-6,
-            weight_decay=0.2,
-            max_grad_norm=0,
-            bias_correction=True,
-        ),
-        lambda p: torch.optim.AdamW([p], lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2),
-    ):
-        parameter = torch.nn.Parameter(start.clone())
-        moving = optimizer(parameter)
+    start = torch.randn(4, 3)
+    gradients = [torch.randn(4, 3) * scale for scale in (0.01, 5.0, 1.0)]
+    ours = torch.nn.Parameter(start.clone())
+    theirs = torch.nn.Parameter(start.clone())
+    common = {"lr": 0.1, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2}
+    optimizers = [
+        (ours, BertAdam([ours], **common, max_grad_norm=0, bias_correction=True)),
+        (theirs, torch.optim.AdamW([theirs], **common)),
+    ]
+    for parameter, optimizer in optimizers:
         for gradient in gradients:
             parameter.grad = gradient.clone()
-            moving.step()
-        outcomes.append(parameter.detach())
-    torch.testing.assert_close(*outcomes)
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_the_common_clip_comes_before_each_parameters_own():
-    """The same as clip_grad_norm_ over all, then BertAdam alone; one group has no limit of its own, and one gradient is zero."""
+    """As clip_grad_norm_ over all, then BertAdam alone.
+
+    One group has no limit of its own, and one gradient is zero.
+    """
     torch.manual_seed(1)
     start = [torch.randn(3, 2), torch.randn(5), torch.randn(4)]
     gradients = [torch.randn(3, 2) * 4, torch.randn(5) * 30, torch.zeros(4)]
