@@ -1,4 +1,4 @@
-"""docs/reliability.md: images that cannot be read, told before a run begins."""
+"""docs/reliability.md: images that cannot be read are found before a run begins."""
 
 import shutil
 from pathlib import Path

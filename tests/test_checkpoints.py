@@ -46,7 +46,7 @@ def break_off(options: list[str]) -> None:
             main_task_retrieval.main(options)
 
 
-def test_a_corrupt_state_is_told_and_an_older_one_taken(broken_off, tmp_path, caplog):
+def test_a_corrupt_state_is_logged_and_an_older_one_used(broken_off, tmp_path, caplog):
     run = shutil.copytree(broken_off, tmp_path / "run")
     newest, older = list_states(run)
     assert newest.name == "training_state.bin.0"
@@ -97,7 +97,7 @@ def contents(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 
-def test_other_data_are_refused_and_harmless_changes_are_told(
+def test_other_data_are_refused_and_harmless_changes_are_logged(
     finished, spot, tiny_sizes, tmp_path, capsys, caplog
 ):
     run = shutil.copytree(finished, tmp_path / "run", symlinks=True)
@@ -132,7 +132,7 @@ def test_resuming_begins_a_run_where_there_is_none_and_only_evaluates_a_finished
     assert (run / "metrics.json").read_bytes() == scores
 
 
-def test_the_best_and_the_newest_weights_are_kept_and_each_removal_is_told(tmp_path, caplog):
+def test_the_best_and_the_newest_weights_are_kept_and_each_removal_is_logged(tmp_path, caplog):
     caplog.set_level("INFO")
     for keep in (2, -1):
         save_epochs(tmp_path / str(keep), keep, scores=[0.1, 0.5, 0.2, 0.3, 0.4])

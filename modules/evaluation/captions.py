@@ -35,7 +35,7 @@ class CaptionEvaluator:
     """
 
     pairs: Sequence[ImagePair]
-    loader: Batches  # this process' share of the pairs' images, in file order
+    loader: Batches  # this process's share of the pairs' images, in file order
     judge: CaptionJudge
     max_words: int
     decoding: Decoding

@@ -33,7 +33,7 @@ class RetrievalEvaluator:
     """R@k from sentences to pairs and back; text→pair R@1 chooses the epoch."""
 
     pairs: Sequence[ImagePair]
-    loader: Batches  # this process' share of the pairs' images, in file order
+    loader: Batches  # this process's share of the pairs' images, in file order
     max_words: int
     run: EvaluatedRun
     runtime: Runtime
@@ -109,7 +109,7 @@ def split_similarity(
 ) -> Tensor:
     """The similarity (N_text, N_pair) of a split, on the CPU; the processes share the work.
 
-    Every pair and every text is encoded once. `loader` gives this process' share of the pairs'
+    Every pair and every text is encoded once. `loader` gives this process's share of the pairs'
     images in file order.
     """
     texts = [caption for pair in pairs for caption in pair.captions]
@@ -159,7 +159,7 @@ def _encode_all_texts(
 def _gather_features(
     shares: list[Features], with_tokens: bool, runtime: Runtime, order: Tensor | slice = slice(None)
 ) -> Features:
-    """The features of all processes in the items' order. `order` puts this process' rows in their
+    """The features of all processes in the items' order. `order` puts this process's rows in their
     order; only the cross encoder needs tokens and mask."""
 
     def merge(rows: Sequence[Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ class EpochResult(NamedTuple):
 
 
 class RunOutput(Protocol):
-    """Takes what a training produces. The main process' output keeps it, the others' does not."""
+    """Takes what a training produces. The main process keeps it, the others do not."""
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
         """Loss and speed at a step that was logged; steps count from 1 over the whole training."""
@@ -46,7 +46,7 @@ class RunOutput(Protocol):
 
 
 class NoOutput:
-    """Keeps nothing: the output of all processes but the main one."""
+    """Keeps nothing: for all processes but the main one."""
 
     def step(self, number: int, values: Mapping[str, float]) -> None: ...
 
@@ -60,7 +60,7 @@ class NoOutput:
 
 
 class RunFiles:
-    """The main process' output: weights and states, history.csv, TensorBoard."""
+    """What the main process writes: weights and states, history.csv, TensorBoard."""
 
     def __init__(self, checkpoints: Checkpoints, board: TensorBoardWriter) -> None:
         self.checkpoints = checkpoints

@@ -54,7 +54,7 @@ class Trainer:
     ) -> "Trainer":
         """Freeze, move to the device, make the optimizer, compile, wrap for several processes.
 
-        `train_token_embedding`: the token embedding learns although CLIP's first blocks are frozen.
+        `train_token_embedding` leaves the token embedding learning where early parts are frozen.
         Raises ValueError where an epoch has no step, or the options do not fit the model.
         """
         _freeze(model, options, train_token_embedding)
@@ -63,18 +63,17 @@ class Trainer:
         scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         if options.compile:
             compile_blocks(model)
-        wrapped = _wrap(objective, runtime)
         trainer = cls(
-            model,
-            wrapped,
-            objective.recipe,
-            optimizer,
-            scaler,
-            loader,
-            options,
-            seed,
-            runtime,
-            stop,
+            model=model,
+            objective=_wrap(objective, runtime),
+            recipe=objective.recipe,
+            optimizer=optimizer,
+            scaler=scaler,
+            loader=loader,
+            options=options,
+            seed=seed,
+            runtime=runtime,
+            stop=stop,
         )
         trainer._log_sizes()
         return trainer

@@ -33,7 +33,7 @@ class TrainingData(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Batch → scalar loss. With several processes the gradient is one process' on the whole batch.
+    """Batch → scalar loss. With several processes the gradient is that of the whole batch.
 
     It is wrapped in DistributedDataParallel, which averages gradients over the processes: what an
     objective sums over all of them it multiplies by their number, as `CrossEntropy` does.

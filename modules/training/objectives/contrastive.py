@@ -14,8 +14,8 @@ class _GatherRows(torch.autograd.Function):
     """Rows of all processes in rank order; backward gives each process the gradients of its own.
 
     Every process computes the same loss from the gathered rows, so backward sums the gradients over
-    the processes. DistributedDataParallel then averages: what remains is one process' gradient on
-    the whole batch.
+    the processes. DistributedDataParallel then averages: what remains is the gradient of the whole
+    batch.
     """
 
     @staticmethod
