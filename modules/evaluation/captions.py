@@ -17,7 +17,7 @@ from modules.generation import generate
 from modules.model.explanation import Explanation
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
-from modules.report.caption_page import ReportedPair, best_and_worst, write_caption_page
+from modules.report.caption_page import ReportedPair, shown_pairs, write_caption_page
 from modules.report.page import Page
 from modules.report.pictures import draw_pairs, evenly_spaced
 from modules.tokenizer import decode
@@ -114,13 +114,10 @@ class CaptionEvaluator:
         predictor = Predictor(model, self.max_words, self.runtime)
         numbers = {caption_id: number for number, caption_id in enumerate(self.captions)}
         explanations = {}
-        for pairs in groups.values():
-            for _, chosen in best_and_worst(pairs):
-                for pair in chosen:
-                    if pair.id not in explanations:
-                        images = (pair.before, pair.after)
-                        found = predictor.explanations([images], self.decoding, [numbers[pair.id]])
-                        explanations[pair.id] = found[0][0]
+        for pair in shown_pairs(groups):
+            images = (pair.before, pair.after)
+            found = predictor.explanations([images], self.decoding, [numbers[pair.id]])
+            explanations[pair.id] = found[0][0]
         return explanations
 
     def _images(self) -> dict[str, tuple[str, str]]:

@@ -35,6 +35,15 @@ def best_and_worst(pairs: Sequence[ReportedPair]) -> list[tuple[str, list[Report
     return [("best", best), ("worst", worst)]
 
 
+def shown_pairs(groups: Mapping[str, Sequence[ReportedPair]]) -> list[ReportedPair]:
+    """The pairs that the page shows, each once: those whose explanations it needs."""
+    shown = {}
+    for pairs in groups.values():
+        for _, chosen in best_and_worst(pairs):
+            shown.update({pair.id: pair for pair in chosen})
+    return list(shown.values())
+
+
 def write_caption_page(
     path: Path,
     page: Page,
