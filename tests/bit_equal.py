@@ -1,4 +1,4 @@
-"""Whether two states of the code compute the same: `python tests/bit_equal.py REPO [--expect FILE]`.
+"""Do two states of the code compute the same? `python tests/bit_equal.py REPO [--expect FILE]`
 
 Trains, evaluates and predicts in tiny runs of the repository at REPO, through its command line,
 and prints one JSON with hashes of the weights, scores, captions and file names. Run it on the old

@@ -1,4 +1,4 @@
-"""Shared fixtures: golden files, a tiny model, tiny drawn datasets, and where the real data lies."""
+"""Shared fixtures: golden files, tiny models, tiny drawn datasets, and where the real data is."""
 
 import json
 from collections.abc import Iterator
@@ -127,7 +127,7 @@ def spread_weights(model: CLIP4IDC) -> None:
 
 
 def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> None:
-    """Gray pictures of 80×60, a square of a colour in those after the first; `None` leaves all alike."""
+    """Gray pictures of 80×60. All but the first show a coloured square; none does for `None`."""
     noise = np.random.default_rng(seed).integers(100, 130, (60, 80, 3), dtype=np.uint8)
     for number, name in enumerate(names):
         image = noise.copy()
@@ -139,7 +139,7 @@ def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> N
 
 
 def make_spot(root: Path, sizes: dict[str, int]) -> Path:
-    """A Spot-the-Diff of coloured squares in its reformatted layout, with ground truth in root/gt. Returns root."""
+    """Spot-the-Diff's reformatted layout with coloured squares; ground truth in root/gt. Returns root."""
     from dataloaders.coco_files import coco_ground_truth
     from system.json_files import write_json
 
@@ -166,7 +166,7 @@ def make_spot(root: Path, sizes: dict[str, int]) -> Path:
 
 
 def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
-    """A CLEVR-Change of coloured squares in its layout, with ground truth in root/gt. Returns root."""
+    """CLEVR-Change's layout with coloured squares; ground truth in root/gt. Returns root."""
     from dataloaders.coco_files import coco_ground_truth
     from dataloaders.datasets import open_dataset
     from system.json_files import write_json

@@ -1,10 +1,10 @@
 """A Python that has imported torch already: for tests that need processes of their own.
 
 A process that imports torch spends seconds before its first line. `executable()` starts one server
-that has imported what all commands need, and returns a program that takes the place of `python`: it
-hands its words, folder, environment and files to the server, which forks, and ends as the fork ends,
-with the same code or by the same signal. SIGTERM and SIGINT reach the fork; where the program is
-killed, so is the fork. Nothing of this project is imported beforehand.
+that has imported what all commands need, and returns a program to use instead of `python`. The
+program hands its arguments, folder, environment and standard files to the server, which forks. It
+ends as the fork ends, with the same code or by the same signal. SIGTERM, SIGINT and SIGHUP are passed
+on to the fork; if the program is killed, so is the fork. Nothing of this project is imported early.
 """
 
 import array

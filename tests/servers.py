@@ -1,4 +1,4 @@
-"""Local servers in the place of those that files come from: a web server that breaks off, and S3."""
+"""Local stand-ins for the servers that files come from: a web server that breaks off, and S3."""
 
 import gzip
 import http.server
@@ -126,7 +126,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, bucket: str) -> Iterator:
 
 @dataclass
 class Drive(Site):
-    """Google Drive and the site of the annotations, as far as `gdown` and `requests` see them. Files lie under their ids."""
+    """Google Drive and the annotations' site, as far as `gdown` and `requests` see them."""
 
     names: dict[str, str] = field(default_factory=dict)  # id → file name
     folders: dict[str, list[str]] = field(default_factory=dict)  # id → ids of its files
@@ -134,8 +134,9 @@ class Drive(Site):
 
 
 QUOTA = (
-    '<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body><p class="uc-error-subcaption">Too many users have '
-    "viewed or downloaded this file recently. Please try accessing the file again later.</p></body></html>"
+    "<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>"
+    '<p class="uc-error-subcaption">Too many users have viewed or downloaded this file recently. '
+    "Please try accessing the file again later.</p></body></html>"
 )
 
 
@@ -155,8 +156,10 @@ class _DriveHandler(_Handler):
             )
         if host == "drive.google.com" and place == "/uc" and item in site.files:
             form = (
-                f'<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">'
-                f'<input type="hidden" name="id" value="{item}"><input type="hidden" name="confirm" value="t"></form></body></html>'
+                '<html><body><form id="download-form" '
+                'action="https://drive.usercontent.google.com/download" method="get">'
+                f'<input type="hidden" name="id" value="{item}">'
+                '<input type="hidden" name="confirm" value="t"></form></body></html>'
             )
             return self._send(200, (QUOTA if item in site.exhausted else form).encode())
         if host == "drive.usercontent.google.com":

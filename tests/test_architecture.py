@@ -45,7 +45,7 @@ def tree_of(file: str) -> ast.Module:
 
 @cache
 def layers() -> dict[str, int]:
-    """Room → layer, from the table in the guide. A room is a folder, or a file that stands alone."""
+    """Room → layer, from the guide's table. A room is a folder, or a file that stands alone."""
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
     return {room: int(layer) for layer, rooms in rows for room in re.findall(r"`([^`]+)`", rooms)}
 
@@ -67,7 +67,7 @@ def file_of(module: str) -> str | None:
 
 
 def imports_of(file: str, top_level_only: bool = False) -> Iterator[tuple[str, str | None]]:
-    """(module, name) of each import, those inside functions too; None where a module is imported."""
+    """(module, name) of each import, also inside functions; None where a module is imported."""
     nodes = tree_of(file).body if top_level_only else ast.walk(tree_of(file))
     for node in nodes:
         if isinstance(node, ast.Import):

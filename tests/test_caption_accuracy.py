@@ -1,4 +1,4 @@
-"""`gt/eval_utils.py changes`: drawn sentences are parsed as they were meant; errors count as wrong."""
+"""`gt/eval_utils.py changes`: drawn sentences are parsed as meant, and errors count as wrong."""
 
 import json
 from collections.abc import Iterator

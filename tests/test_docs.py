@@ -1,8 +1,9 @@
-"""Every command in README.md and in docs/ is run as it stands there, from the page's first to its last, in a folder with small data.
+"""Every command in README.md and docs/ is run as it stands there, page by page, with small data.
 
-Blocks marked `bash` and `python` are run; a `text` block after one is exactly what it prints on stdout. `<!-- not run: reason -->`
-before a block is the one way out. Data and weights are small stand-ins, and the training commands get options at their end that fit
-them (SHRUNK); all else is word for word.
+Blocks marked `bash` and `python` are run, from a page's first to its last. A `text` block after one
+is exactly what it prints on stdout. `<!-- not run: reason -->` before a block is the one way out.
+Data and weights are small stand-ins, and training commands get options at their end that fit them
+(SHRUNK); all else is word for word.
 """
 
 import csv
@@ -35,7 +36,9 @@ PAGES = [
     ),
 ]
 BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?^```(?P<kind>\w*)\n(?P<body>.*?)^```$(?:\n^```text\n(?P<output>.*?)^```$)?",
+    r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?"
+    r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$"
+    r"(?:\n^```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
 COMMAND = r"(?:python|torchrun|bash|pip|tensorboard|scripts/\w+\.sh) "
@@ -84,7 +87,7 @@ def blocks(page: str) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """A copy of the project with everything that the pages speak of, small: data, photos, a table, weights."""
+    """A copy of the project with small stand-ins for all that the pages name."""
     root = tmp_path_factory.mktemp("docs") / "project"
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
@@ -149,7 +152,7 @@ def draw_photos(root: Path) -> None:
 
 
 def save_weights(ckpts: Path) -> None:
-    """Stand-ins of one block each, a run's and published ones; the latter in float16 and without a card."""
+    """Stand-ins of one block: those of runs, and published ones in float16 without model.json."""
     torch.manual_seed(0)
     clip = {
         f"clip.{key}": value for key, value in CLIP(ClipSizes(**TINY), 1, "2d").state_dict().items()

@@ -108,7 +108,7 @@ SUBSETS = {"some": ["1", "3"], "none": ["2", "4"], "absent": ["9"]}
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines in the registries, undone after each test; and nothing that runs Java can be used."""
+    """The lines in the registries, undone after each test; nothing that runs Java can be used."""
     for registry in (METRICS, PROTOCOLS, DATASETS):
         monkeypatch.setattr(registry, "targets", dict(registry.targets))
     METRICS.register("length_ratio", LengthRatio)
