@@ -139,7 +139,7 @@ def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> N
 
 
 def make_spot(root: Path, sizes: dict[str, int]) -> Path:
-    """Spot-the-Diff's reformatted layout with coloured squares; ground truth in root/gt. Returns root."""
+    """Spot-the-Diff's layout, reformatted, with coloured squares; ground truth in root/gt."""
     from dataloaders.coco_files import coco_ground_truth
     from system.json_files import write_json
 

@@ -3,8 +3,9 @@
 A process that imports torch spends seconds before its first line. `executable()` starts one server
 that has imported what all commands need, and returns a program to use instead of `python`. The
 program hands its arguments, folder, environment and standard files to the server, which forks. It
-ends as the fork ends, with the same code or by the same signal. SIGTERM, SIGINT and SIGHUP are passed
-on to the fork; if the program is killed, so is the fork. Nothing of this project is imported early.
+ends as the fork ends, with the same code or by the same signal. SIGTERM, SIGINT and SIGHUP are
+passed on to the fork; if the program is killed, so is the fork. Nothing of this project is imported
+early.
 """
 
 import array
