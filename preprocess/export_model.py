@@ -37,12 +37,10 @@ def export(
     Scores are those of `metrics`, else those of the run where its best weights are exported.
     Raises ValueError or OSError for weights that cannot be used, or a folder that exists.
     """
-    from safetensors.torch import save_file
-
     from modules.clip4idc import load_model
-    from modules.weights.model_info import MODEL_INFO_FILE, ModelSettings, write_model_info
+    from modules.weights.model_info import ModelSettings
     from modules.weights.sources import find_weights, load_weights
-    from system.files import atomic_write, refuse_existing
+    from system.files import refuse_existing
 
     if not trained_on.strip():
         raise ValueError("--trained_on is empty: say what the model was trained on")
@@ -60,13 +58,24 @@ def export(
     parameters = sum(weight.numel() for weight in weights.values())
     scores = find_scores(path, metrics)
     page = model_page(name or folder.resolve().name, task, trained_on, parameters, scores)
-    with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary, {"format": "pt"})
-    write_model_info(folder / MODEL_INFO_FILE, {**loaded.info, "trained_on": trained_on})
-    with atomic_write(folder / "README.md") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    _write_folder(folder, weights, {**loaded.info, "trained_on": trained_on}, page)
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
     show(f"{one_line(folder)}: {megabytes:.1f} MB")
+
+
+def _write_folder(
+    folder: Path, weights: Mapping[str, Any], info: Mapping[str, Any], page: str
+) -> None:
+    from safetensors.torch import save_file
+
+    from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
+    from system.files import atomic_write
+
+    with atomic_write(folder / "model.safetensors") as temporary:
+        save_file(weights, temporary, {"format": "pt"})
+    write_model_info(folder / MODEL_INFO_FILE, info)
+    with atomic_write(folder / "README.md") as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def _lacks_info(path: Path) -> str:
@@ -150,12 +159,12 @@ def _score_table(
             "text → pair": _scores_below(scores, "text_to_pair_"),
             "pair → text": _scores_below(scores, "pair_to_text_"),
         }
-    columns = [name for name in README_SCORES if any(name in row for row in groups.values())]
-    rows = [
-        (group, [_format_number(row.get(name)) for name in columns])
-        for group, row in groups.items()
-        if any(name in row for name in columns)
-    ]
+    known = {name for row in groups.values() for name in row}
+    columns = [name for name in README_SCORES if name in known]
+    rows = []
+    for group, row in groups.items():
+        if row.keys() & set(columns):
+            rows.append((group, [_format_number(row.get(name)) for name in columns]))
     return columns, rows
 
 

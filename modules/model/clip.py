@@ -59,6 +59,13 @@ class CLIP(PairBackbone):
             raise ValueError(f"linear_patch is {linear_patch!r}, expected '2d' or '3d'")
         width = sizes.transformer_width
         self.sizes = sizes
+        self.image_resolution = sizes.image_resolution
+        self.num_tokens = sizes.num_tokens
+        self.embed_dim = sizes.embed_dim
+        self.vocab_size = sizes.vocab_size
+        self.context_length = sizes.context_length
+        self.sot = sizes.sot
+        self.eot = sizes.eot
         self.visual = PairVisionTower(sizes, intra_layers, linear_patch)
         self.transformer = Transformer(width, sizes.transformer_layers, width // HEAD_WIDTH)
         self.token_embedding = nn.Embedding(sizes.vocab_size, width)
@@ -76,34 +83,6 @@ class CLIP(PairBackbone):
         if not weights:
             return None
         return cls(ClipSizes.from_weights(weights), intra_layers, linear_patch)
-
-    @property
-    def image_resolution(self) -> int:
-        return self.sizes.image_resolution
-
-    @property
-    def num_tokens(self) -> int:
-        return self.sizes.num_tokens
-
-    @property
-    def embed_dim(self) -> int:
-        return self.sizes.embed_dim
-
-    @property
-    def vocab_size(self) -> int:
-        return self.sizes.vocab_size
-
-    @property
-    def context_length(self) -> int:
-        return self.sizes.context_length
-
-    @property
-    def sot(self) -> int:
-        return self.sizes.sot
-
-    @property
-    def eot(self) -> int:
-        return self.sizes.eot
 
     @torch.no_grad()
     def initialize(self) -> None:

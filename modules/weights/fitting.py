@@ -49,7 +49,12 @@ def missing_groups(
     weights: Mapping[str, Tensor], optional: Sequence[Sequence[str]]
 ) -> list[Sequence[str]]:
     """The groups of which the weights have no tensor at all."""
-    return [group for group in optional if group and not any(key in weights for key in group)]
+    absent = []
+    for group in optional:
+        has_some = any(key in weights for key in group)
+        if group and not has_some:
+            absent.append(group)
+    return absent
 
 
 def mismatches(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> list[str]:

@@ -303,38 +303,52 @@ def _empty_dict() -> dict:
 
 
 def _refuse_deep(root: Any) -> None:
-    """UnpicklingError where containers are nested more than MAX_DEPTH deep, or in a circle.
+    """UnpicklingError where containers are nested more than MAX_DEPTH deep, or in a circle."""
+    for container in _containers_in([root]):
+        _DepthWalk().check(container)
 
-    Each container is walked through once, however often it is shared; no recursion.
+
+class _DepthWalk:
+    """Goes once through each container, however often it is shared, without recursion.
+
+    `heights` has the containers that were entered: 1 for one without others inside. `path` leads
+    from the root to where the walk is, each container with the rest of its children.
     """
-    heights: dict[int, int] = {}  # of containers that were entered; 1 for one without others
-    path: list[tuple[Any, Iterator]] = []  # from the root to where the walk is
-    on_path: set[int] = set()
 
-    def enter(container: Any) -> None:
-        _refuse_unless(id(container) not in on_path, ENDLESS)
-        heights[id(container)] = 1
-        path.append((container, _containers_in(container)))
-        on_path.add(id(container))
-        _refuse_unless(len(path) <= MAX_DEPTH, TOO_DEEP)
+    def __init__(self) -> None:
+        self.heights: dict[int, int] = {}
+        self.path: list[tuple[Any, Iterator]] = []
+        self.on_path: set[int] = set()
 
-    for start in _containers_in([root]):
-        enter(start)
-    while path:
-        container, children = path[-1]
-        child = next(children, None)
-        if child is None:
-            path.pop()
-            on_path.discard(id(container))
-            if path:
-                parent = id(path[-1][0])
-                heights[parent] = max(heights[parent], heights[id(container)] + 1)
-        elif id(child) in heights and id(child) not in on_path:
-            height = heights[id(child)] + 1
-            heights[id(container)] = max(heights[id(container)], height)
-            _refuse_unless(len(path) + height - 1 <= MAX_DEPTH, TOO_DEEP)
-        else:
-            enter(child)
+    def check(self, root: Any) -> None:
+        """Raises UnpicklingError for what is too deep."""
+        self._enter(root)
+        while self.path:
+            container, children = self.path[-1]
+            child = next(children, None)
+            if child is None:
+                self._leave(container)
+            elif id(child) in self.heights and id(child) not in self.on_path:
+                height = self.heights[id(child)] + 1
+                self.heights[id(container)] = max(self.heights[id(container)], height)
+                _refuse_unless(len(self.path) + height - 1 <= MAX_DEPTH, TOO_DEEP)
+            else:
+                self._enter(child)
+
+    def _enter(self, container: Any) -> None:
+        _refuse_unless(id(container) not in self.on_path, ENDLESS)
+        self.heights[id(container)] = 1
+        self.path.append((container, _containers_in(container)))
+        self.on_path.add(id(container))
+        _refuse_unless(len(self.path) <= MAX_DEPTH, TOO_DEEP)
+
+    def _leave(self, container: Any) -> None:
+        self.path.pop()
+        self.on_path.discard(id(container))
+        if self.path:
+            parent = id(self.path[-1][0])
+            height = self.heights[id(container)] + 1
+            self.heights[parent] = max(self.heights[parent], height)
 
 
 def _containers_in(container: Any) -> Iterator[Any]:
