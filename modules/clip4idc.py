@@ -35,7 +35,7 @@ CROSS_CHUNK = 256  # combinations of text and pair that enter the cross encoder 
 class AttentionModules(NamedTuple):
     """The attention that pictures show, each list from input to output."""
 
-    joint: list[Attention]  # of the backbone over both images' tokens; [] where it has none
+    joint: list[Attention] | None  # of the backbone, over both images' tokens; None: no maps
     encoder: list[Attention]  # of the captioner's encoder layers
     cross: list[Attention]  # from the captioner's words to its encoder layers
 

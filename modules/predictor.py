@@ -146,12 +146,12 @@ class Predictor:
     ) -> list[list[Explanation]]:
         """The captions of `captions` with their attention maps, recorded in the same passes.
 
-        A model whose backbone has no joint attention has no maps.
+        A model whose tokens are no grid of patches has no maps.
         """
         if not pairs:
             return []
         joint, encoder, cross = self.model.attention_modules
-        if not joint:
+        if joint is None:
             found = self.captions(pairs, decoding, numbers)
             return [[Explanation.without_maps(caption) for caption in one] for one in found]
         by_place = []  # for each place among a pair's captions: the explanations of all pairs

@@ -11,13 +11,14 @@ from dataloaders.datasets import open_dataset
 from dataloaders.images import load_image, to_tensor
 from gt.caption_accuracy import accuracy, judge_captions
 from modules import predictor as predictor_module
+from modules.clip4idc import CLIP4IDC
 from modules.model.explanation import attention_of_words, rollout
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
 from modules.report.pictures import draw_explanation
 from modules.tokenizer import EOT, clip_tokenizer, decode, split_words
 from modules.weights.sources import LoadedWeights
-from tests.conftest import COLORS, ROOT, draw_pair
+from tests.conftest import COLORS, ROOT, draw_pair, tiny_weights
 
 EXAMPLES = ROOT / "docs" / "examples"
 
@@ -159,6 +160,16 @@ def test_attention_finds_what_was_drawn(demo, tmp_path):
     assert all(module.recorded is None for module in modules)
     draw_explanation(tmp_path / "a.png", before, after, found)
     assert Image.open(tmp_path / "a.png").size[0] > 1000
+
+
+def test_without_joint_blocks_a_class_token_sees_nothing_but_words_see_patches(tmp_path):
+    draw_pair(tmp_path, ["a.png", "b.png"], "red", 0)
+    model = CLIP4IDC.from_weights(tiny_weights(vocab_size=49408), "caption", intra_layers=2)
+    found = Predictor(model, 5).explain(tmp_path / "a.png", tmp_path / "b.png")
+    assert found.class_maps.shape == (2, 2, 2, 2)
+    assert (found.class_maps == 0).all()
+    assert found.word_maps.shape == (len(found.words), 2, 2, 2)
+    assert (found.word_maps > 0).all()
 
 
 def test_tokens_of_one_word_are_one_word():

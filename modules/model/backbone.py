@@ -96,12 +96,13 @@ class PairBackbone(nn.Module, ABC):
         logit_scale is not among them: CLIP4IDC knows when it is used.
         """
 
-    def joint_attention(self) -> list[Attention]:
-        """The attention over both images' tokens, from input to output; [] means no attention maps.
+    def joint_attention(self) -> list[Attention] | None:
+        """The attention over both images' tokens, from input to output; None means no maps.
 
-        Where there is some, an image's tokens are a class token and a square grid of patches.
+        For maps an image's tokens must be a class token and a square grid of patches. The list may
+        be empty: then each image is encoded alone, and only the captioner's attention is shown.
         """
-        return []
+        return None
 
     def blocks(self) -> list[nn.Module]:
         """The blocks that --compile compiles."""
