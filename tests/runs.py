@@ -141,6 +141,12 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def is_listening(port: int) -> bool:
+    """Whether a process of this machine accepts connections at a port."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two files hold the same tensors, bit for bit."""
     left = torch.load(one, weights_only=True)

@@ -31,6 +31,7 @@ from tests.runs import (
     die_at,
     finish,
     free_port,
+    is_listening,
     kill_all_of,
     log_of,
     refused,
@@ -301,9 +302,10 @@ def test_two_agents_continue_from_the_last_state_when_one_is_killed(
     killed, clevr, tiny_sizes, tmp_path, whole
 ):
     run = tmp_path / "run"
+    port = free_port()
     launcher = [
         *("--nnodes=2", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_id=job"),
-        *("--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}"),
+        *("--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{port}"),
     ]
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "STEP_TIMEOUT": "60"}
     options = resumable(clevr, run, tiny_sizes, "retrieval")
@@ -313,7 +315,9 @@ def test_two_agents_continue_from_the_last_state_when_one_is_killed(
         return start(program, **environment)
 
     fault = "kill:step:7:1" if killed == "worker" else "hang:step:7:1"
-    agents = [start_agent(fault) for _ in range(2)]
+    agents = [start_agent(fault)]
+    wait_for(lambda: is_listening(port))  # the first one has the store that they meet at
+    agents.append(start_agent(fault))
     if killed == "agent":
         wait_for(lambda: (run / "training_state.bin.1.2.json").is_file())
         os.killpg(agents[1].pid, signal.SIGKILL)
