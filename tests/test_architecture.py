@@ -184,3 +184,13 @@ def test_every_room_of_the_table_exists() -> None:
 def test_docstrings_point_to_files_that_readers_have() -> None:
     for file in source_files():
         assert "SPEC §" not in (ROOT / file).read_text(encoding="utf-8"), file
+
+
+def test_the_reference_names_tests_that_exist() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    found = re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", reference)
+    assert len(found) > 20
+    for file, test in found:
+        path = ROOT / file
+        assert path.is_file(), file
+        assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), f"{file}::{test}"
