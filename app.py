@@ -10,7 +10,7 @@ import sys
 from modules.web.hosts import host_name, own_hosts, plain_names
 from system.command import OneLineParser, run_command
 from system.escaping import SafeFormatter, show
-from system.urls import Address
+from system.urls import Location
 
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) *([kmgt]?)b?")
 SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -63,7 +63,7 @@ def _log_to_terminal() -> None:
     logging.getLogger().addHandler(handler)
 
 
-def byte_count(text: str) -> int:
+def parse_size(text: str) -> int:
     """The bytes of a size such as 500MB, 2 GB or 1000000. Raises ArgumentTypeError for others."""
     found = SIZE.fullmatch(text.strip().lower())
     if found is None:
@@ -89,7 +89,7 @@ def build_parser() -> OneLineParser:
     parser = OneLineParser(description=__doc__)
     parser.add_argument(
         "--init_model",
-        type=Address,
+        type=Location,
         help="finetuned weights (default: the small model in ckpts/demo)",
     )
     parser.add_argument(
@@ -116,7 +116,7 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument(
         "--upload_space",
-        type=byte_count,
+        type=parse_size,
         default=2 * 10**9,
         metavar="SIZE",
         help="space for all uploads together, such as 500MB; the oldest are deleted first "
@@ -137,7 +137,7 @@ def find_problems(args: argparse.Namespace) -> list[str]:
         problems.append(f"--upload_age is {args.upload_age:g}, expected at least 1 second")
     if args.upload_space < 1:
         problems.append(f"--upload_space is {args.upload_space}, expected at least 1 byte")
-    if args.init_model == Address(""):
+    if args.init_model == Location(""):
         problems.append("--init_model is empty")
     return problems
 

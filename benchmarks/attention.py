@@ -18,7 +18,7 @@ if not __package__:
 from benchmarks.machine import machine_info, time_steps
 from modules.model import layers
 from system.command import OneLineParser
-from system.compute import DTYPES, matmul_precision
+from system.compute import DTYPES, use_fast_matmuls
 
 LENGTHS = (25, 50, 100, 200, 400, 800)
 BATCH_SIZE = 16
@@ -64,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     cpu = torch.device("cpu")
     row: dict[str, object] = {"benchmark": "attention", "precision": args.precision}
-    with matmul_precision(cpu, args.precision):
+    with use_fast_matmuls(cpu, args.precision):
         row["products_and_sdpa_ms"] = measure(args.precision, args.repeats)
     print(json.dumps({**row, **machine_info(cpu)}))
 

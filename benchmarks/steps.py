@@ -41,7 +41,7 @@ from modules.training.progress import Progress
 from modules.training.trainer import Trainer
 from modules.weights.sources import random_clip
 from system.command import OneLineParser
-from system.compute import DTYPES, keep_freed_memory, matmul_precision
+from system.compute import DTYPES, keep_freed_memory, use_fast_matmuls
 from system.runtime import Runtime
 from system.signals import StopSignals
 
@@ -242,7 +242,7 @@ def measure(
     """One benchmark's numbers.
 
     The plain rate is that of torch's own choice of matrix product, taken before and after; the
-    benchmark uses the product that the scripts use (`system.compute.matmul_precision`).
+    benchmark uses the product that the scripts use (`system.compute.use_fast_matmuls`).
     """
     benchmark = BENCHMARKS[what]
     pairs = pairs or benchmark.num_pairs
@@ -250,7 +250,7 @@ def measure(
     if device.type == "cpu":
         keep_freed_memory()
     rate_before = whole_machine_rate(torch.float32, runtime)
-    with matmul_precision(device, runtime.precision):
+    with use_fast_matmuls(device, runtime.precision):
         timing = benchmark.run(pairs // runtime.world_size, runtime, repeats, compiled)
         tuned = whole_machine_rate(torch.float32, runtime)
         own = whole_machine_rate(DTYPES[runtime.precision], runtime)

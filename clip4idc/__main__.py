@@ -50,7 +50,7 @@ COMMANDS = {
 }
 
 
-def usage() -> str:
+def format_usage() -> str:
     """The help text."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command. Wrong input prints one line and exits with 2."""
     words = sys.argv[1:] if argv is None else argv
     if words[:1] in ([], ["-h"], ["--help"]):
-        print(usage())
+        print(format_usage())
         return 0
     if words[0] == "--version":
         print(__version__)

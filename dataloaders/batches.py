@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
 from dataloaders.samples import Key, PairSamples
-from system.signals import ignore_signals_in_worker
+from system.signals import leave_ctrl_c_to_parent
 
 MASK_ENDING = "mask"
 
@@ -136,6 +136,6 @@ def build_loader(
         drop_last=training,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=training and num_workers > 0,
-        worker_init_fn=ignore_signals_in_worker,
+        worker_init_fn=leave_ctrl_c_to_parent,
     )
     return Batches(loader)

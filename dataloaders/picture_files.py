@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from system.files import READ_ERRORS, error_line
+from system.files import READ_ERRORS, summarize_error
 
 # The formats of datasets and cameras. Left out on purpose: formats that run a program (PostScript,
 # WMF), formats that contain another one (IPTC, FPX, MIC), films, and formats Pillow cannot decode.
@@ -79,7 +79,7 @@ def read_image(
             f"cannot read the image {path}: not an image of a format that is read here ({formats})"
         ) from None
     except (OSError, SyntaxError, *READ_ERRORS) as error:
-        raise ValueError(f"cannot read the image {path}: {error_line(error)}") from None
+        raise ValueError(f"cannot read the image {path}: {summarize_error(error)}") from None
 
 
 def _too_many(path: str | Path, limit: int) -> str:

@@ -17,7 +17,7 @@ from dataloaders.datasets.spot_the_diff import SpotTheDiff
 from dataloaders.pairs import SPLITS, PairDataset
 from gt import caption_accuracy, score_files
 from system.command import OneLineParser, run_command
-from system.escaping import one_line, show
+from system.escaping import show, to_one_line
 from system.flags import add_entry_flags, read_settings
 from system.json_files import write_json
 
@@ -30,7 +30,7 @@ def make_ground_truth(dataset: PairDataset, split: str, output: Path) -> None:
     ground_truth = coco_ground_truth(dataset.ground_truth(split))
     write_json(output, ground_truth)
     ids = {row["id"] for row in ground_truth["images"]}
-    show(f"{one_line(output)}: {len(ids)} ids, {len(ground_truth['annotations'])} captions")
+    show(f"{to_one_line(output)}: {len(ids)} ids, {len(ground_truth['annotations'])} captions")
 
 
 def main(argv: list[str] | None = None) -> int:

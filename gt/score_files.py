@@ -22,7 +22,7 @@ from modules.metrics.scorer import CaptionScorer, GroupRows
 from modules.registries import PROTOCOLS
 from modules.report.tables import MISSING, format_score
 from system.command import OneLineParser, run_command
-from system.escaping import latex_text, one_line, show
+from system.escaping import escape_latex, show, to_one_line
 from system.json_files import to_json, write_json
 
 MIN_DRAWS = 100
@@ -127,7 +127,7 @@ def read_references(gt: Path, ids: Sequence[str], joined: bool) -> dict[str, lis
     if unknown:
         raise ValueError(f"{unknown[0]} is captioned, but {gt} has no sentences for it")
     if len(ids) < len(references):
-        counts = f"{len(ids)} of the {len(references)} ids of {one_line(gt)}"
+        counts = f"{len(ids)} of the {len(references)} ids of {to_one_line(gt)}"
         show(f"{counts} are captioned and scored", file=sys.stderr)
     if joined:
         return {key: [" ".join(references[key])] for key in ids}
@@ -197,7 +197,7 @@ def format_report(report: ScoreReport) -> str:
 
     A line of intervals stands below each line of scores.
     """
-    label_width = max(len(one_line(group)) for group in report.ids)
+    label_width = max(len(to_one_line(group)) for group in report.ids)
 
     def row(label: str, cells: Iterable[str]) -> str:
         cells = zip(report.names, cells, strict=True)
@@ -206,18 +206,18 @@ def format_report(report: ScoreReport) -> str:
 
     lines = [f"{report.ids[ALL_PAIRS]} pairs; {report.references}"]
     for name, system in report.systems.items():
-        lines += ["", one_line(name), row("", report.names)]
+        lines += ["", to_one_line(name), row("", report.names)]
         for group, scores in system.scores.items():
-            lines.append(row(one_line(group), map(format_score, scores.values())))
+            lines.append(row(to_one_line(group), map(format_score, scores.values())))
             if group in system.intervals:
                 lines.append(row("", map(_format_interval, system.intervals[group].values())))
         for group, compared in system.against_first.items():
-            first = one_line(next(iter(report.systems)))
-            lines.append(f"{one_line(group)}: difference to {first}, 95 % interval and p")
+            first = to_one_line(next(iter(report.systems)))
+            lines.append(f"{to_one_line(group)}: difference to {first}, 95 % interval and p")
             found = compared.values()
             lines.append(row("", [_format_interval(values["interval"]) for values in found]))
             lines.append(row("", [f"p {format_score(values['p'], 3)}" for values in found]))
-    few = [one_line(group) for group, count in report.ids.items() if count < FEW_PAIRS]
+    few = [to_one_line(group) for group, count in report.ids.items() if count < FEW_PAIRS]
     if few and report.bootstrap:
         names = ", ".join(few)
         lines += ["", f"fewer than {FEW_PAIRS} pairs, whose intervals say little: {names}"]
@@ -233,7 +233,7 @@ def format_latex(report: ScoreReport) -> str:
 
     After ± stands half the width of the interval, which need not be symmetric.
     """
-    headings = [latex_text(LATEX_HEADINGS.get(name, name)) for name in report.names]
+    headings = [escape_latex(LATEX_HEADINGS.get(name, name)) for name in report.names]
     lines = [
         r"\begin{tabular}{ll" + "r" * len(headings) + "}",
         r"\toprule",
@@ -244,7 +244,7 @@ def format_latex(report: ScoreReport) -> str:
         for group, scores in system.scores.items():
             intervals = system.intervals.get(group, {})
             cells = [_latex_cell(scores[key], intervals.get(key)) for key in report.names]
-            labels = [latex_text(Path(name).stem), latex_text(group)]
+            labels = [escape_latex(Path(name).stem), escape_latex(group)]
             lines.append(" & ".join([*labels, *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 

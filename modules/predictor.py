@@ -33,10 +33,10 @@ from modules.options.decoding import Decoding
 from modules.tokenizer import decode
 from modules.weights.model_info import ModelSettings
 from modules.weights.sources import load_weights
-from system.compute import choose_device, choose_precision, matmul_precision
+from system.compute import choose_precision, select_device, use_fast_matmuls
 from system.places import ROOT
 from system.runtime import Runtime
-from system.urls import Address
+from system.urls import Location
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +61,14 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path | Address | None = None,
+        checkpoint: str | Path | Location | None = None,
         device: str | torch.device | None = None,
         precision: str = "auto",
         intra_layers: int = 9,
         linear_patch: str = "2d",
         decoder_config: str | Path | Mapping | None = None,
         max_words: int = 20,
-        clip_name: str | Address = "ViT-B/32",
+        clip_name: str | Location = "ViT-B/32",
         cache_dir: str | None = None,
         image_resolution: int | None = None,
         quick_gelu: bool = False,
@@ -80,8 +80,8 @@ class Predictor:
         outranks intra_layers, linear_patch, decoder_config and max_words. Raises ValueError or
         OSError for what cannot be found, read or used.
         """
-        device = torch.device(device) if device else choose_device()
-        source = Address.of(checkpoint or DEMO)
+        device = torch.device(device) if device else select_device()
+        source = Location.of(checkpoint or DEMO)
         weights = load_weights(source, clip_name, cache_dir, image_resolution, quick_gelu)
         if checkpoint is None:
             folder = DEMO.parent.relative_to(ROOT)
@@ -174,7 +174,7 @@ class Predictor:
     @contextmanager
     def _inference(self) -> Iterator[None]:
         device = self.runtime.device
-        precision = matmul_precision(device, self.runtime.precision)
+        precision = use_fast_matmuls(device, self.runtime.precision)
         with precision, torch.no_grad(), self.runtime.autocast():
             yield
 

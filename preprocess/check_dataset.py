@@ -24,7 +24,7 @@ if not __package__:
 from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, ImagePair, PairDataset
 from system.command import OneLineParser, run_command
-from system.escaping import one_line, show
+from system.escaping import show, to_one_line
 from system.flags import add_entry_flags, read_settings
 
 NUM_EXAMPLES = 5  # shown of each finding
@@ -114,7 +114,7 @@ def _check_captions(pairs: Sequence[ImagePair], max_words: int) -> SplitReport:
 def format_report(split: str, report: SplitReport, max_words: int) -> str:
     """The findings as lines of text."""
     if report.unreadable:
-        return f"{split}: WRONG: {one_line(report.unreadable)}"
+        return f"{split}: WRONG: {to_one_line(report.unreadable)}"
     counts = f"{report.pairs} pairs, {report.captions} captions"
     lines = [f"{split}: {counts}, the longest {report.longest} tokens"]
     if report.num_truncated:
@@ -135,7 +135,7 @@ def format_report(split: str, report: SplitReport, max_words: int) -> str:
     for names, text in findings:
         if names:
             lines.append(f"  {text.format(len(names))}")
-            lines += [f"    {one_line(name)}" for name in names[:NUM_EXAMPLES]]
+            lines += [f"    {to_one_line(name)}" for name in names[:NUM_EXAMPLES]]
         if len(names) > NUM_EXAMPLES:
             lines.append("    …")
     return "\n".join(lines)
@@ -172,7 +172,7 @@ def check(dataset: PairDataset, args: argparse.Namespace) -> bool:
         has_errors |= report.has_errors
         if args.contact_sheet and split == splits[0] and not report.has_errors:
             draw_contact_sheet(args.contact_sheet, pairs, args.seed)
-            show(f"  {one_line(args.contact_sheet)}: random pairs")
+            show(f"  {to_one_line(args.contact_sheet)}: random pairs")
     absent = [split for split in NEEDED_SPLITS if split not in splits and not args.splits]
     if absent:
         print(f"WRONG: no {' and no '.join(absent)} split, which training needs")

@@ -24,13 +24,13 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from system.command import OneLineParser, run_command
-from system.escaping import one_line, show
-from system.urls import Address
+from system.escaping import show, to_one_line
+from system.urls import Location
 
 PICKLE_NAME = r".+\.(bin(\..+)?|pt|pth)"
 
 
-def convert(source: Address, target: Path, quick_gelu: bool) -> None:
+def convert(source: Location, target: Path, quick_gelu: bool) -> None:
     """Write `target` in the format that its name says.
 
     Raises ValueError or OSError where the source is no file of weights, or `target` exists.
@@ -58,7 +58,7 @@ def convert(source: Address, target: Path, quick_gelu: bool) -> None:
         _write_safetensors(target, weights)
     if info:
         write_model_info(info_path, info)
-    show(f"{one_line(target)}: {len(weights)} tensors of {one_line(path)}")
+    show(f"{to_one_line(target)}: {len(weights)} tensors of {to_one_line(path)}")
     if not info:
         print(
             "it had no model.json: --intra_num_hidden_layers and --linear_patch, which the weights "
@@ -98,13 +98,13 @@ def _write_safetensors(path: Path, weights: Mapping[str, Any]) -> None:
         save_file(tensors, temporary, {"format": "pt"})
 
 
-def inspect(source: Address) -> None:
+def inspect(source: Location) -> None:
     """Print what a file of weights is. ValueError or OSError where it is none."""
     from modules.weights.sources import find_weights
     from preprocess.weights_facts import WeightsFacts, format_facts
 
     lines = format_facts(WeightsFacts.of(find_weights(source)))
-    show("\n".join(one_line(line) for line in lines))
+    show("\n".join(to_one_line(line) for line in lines))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,13 +115,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "source",
         nargs="?",
-        type=Address,
+        type=Location,
         metavar="IN",
         help="a file, a folder, a URL, a name of OpenAI's or of the hub",
     )
     parser.add_argument("target", nargs="?", type=Path, metavar="OUT", help="what to write")
     parser.add_argument(
-        "--inspect", type=Address, metavar="FILE", help="print what this file is, write nothing"
+        "--inspect", type=Location, metavar="FILE", help="print what this file is, write nothing"
     )
     parser.add_argument(
         "--quick_gelu",

@@ -37,10 +37,9 @@ from preprocess.reformat_dataset import reformat
 from system.command import OneLineParser, run_command
 from system.download import fetch
 from system.escaping import show
-from system.extraction import DamagedArchive, extracted, move_into
-from system.files import error_line
-from system.places import downloads_folder
-from system.urls import is_html
+from system.extraction import DamagedArchive, extract_to_temporary, move_into
+from system.files import is_html, summarize_error
+from system.places import choose_downloads_folder
 
 ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/data/annotations"
 
@@ -109,8 +108,8 @@ def download_from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
         ) from None
     except (DownloadError, requests.RequestException) as error:
         raise OSError(
-            f"Google Drive refuses {item.name} ({error_line(error)}). It limits the downloads of a "
-            f"file per day: try again tomorrow, or {manual_way}"
+            f"Google Drive refuses {item.name} ({summarize_error(error)}). It limits the downloads "
+            f"of a file per day: try again tomorrow, or {manual_way}"
         ) from None
 
 
@@ -257,7 +256,7 @@ def _extract_content(
             f"{archive} is an HTML page, not {item.name}: open {item.url} in a browser, and give "
             "--archive with the file that it saves"
         )
-    with extracted(archive, folder) as root:
+    with extract_to_temporary(archive, folder) as root:
         places = os.walk(root)
         found = (place for place, folders, files in places if is_content({*folders, *files}))
         content = next(found, None)
@@ -319,9 +318,9 @@ def main(argv: list[str] | None = None) -> int:
 def _download(what: str, args: argparse.Namespace) -> None:
     if what in DOWNLOADS:
         download = DOWNLOADS[what]
-        download.run(args.to or downloads_folder() / download.folder, args)
+        download.run(args.to or choose_downloads_folder() / download.folder, args)
     else:
-        folder = args.to or downloads_folder() / "data" / what
+        folder = args.to or choose_downloads_folder() / "data" / what
         open_dataset(what, folder).download(folder)
 
 

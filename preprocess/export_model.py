@@ -20,8 +20,8 @@ if not __package__:
 
 from dataloaders.datasets import DATASETS
 from system.command import OneLineParser, run_command
-from system.escaping import markdown_text, one_line, show
-from system.urls import Address
+from system.escaping import escape_markdown, show, to_one_line
+from system.urls import Location
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_SCORE = 1e6  # a number from here on is no score
@@ -30,7 +30,7 @@ README_SCORES = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")
 
 
 def export(
-    checkpoint: Address, folder: Path, trained_on: str, name: str, metrics: Path | None
+    checkpoint: Location, folder: Path, trained_on: str, name: str, metrics: Path | None
 ) -> None:
     """Write the folder's three files. The weights need a model.json beside them, as runs have it.
 
@@ -60,7 +60,7 @@ def export(
     page = model_page(name or folder.resolve().name, task, trained_on, parameters, scores)
     _write_folder(folder, weights, {**loaded.info, "trained_on": trained_on}, page)
     megabytes = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    show(f"{one_line(folder)}: {megabytes:.1f} MB")
+    show(f"{to_one_line(folder)}: {megabytes:.1f} MB")
 
 
 def _write_folder(
@@ -125,7 +125,7 @@ def model_page(
         keep_trailing_newline=True,
         autoescape=False,  # it is Markdown, which the filter escapes
     )
-    environment.filters["markdown"] = markdown_text
+    environment.filters["markdown"] = escape_markdown
     columns, rows = _score_table(task, scores)
     return environment.get_template("README.md.j2").render(
         name=name,
@@ -134,7 +134,7 @@ def model_page(
         max_source_length=MAX_SOURCE_LENGTH,
         millions=parameters / 1e6,
         quoted_name=json.dumps(name),
-        shell_name=shlex.quote(one_line(name)),
+        shell_name=shlex.quote(to_one_line(name)),
         split=str(scores.get("split", "evaluated")),
         data=_dataset_title(scores.get("datatype")),
         columns=columns,
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "checkpoint", type=Address, help="pytorch_model.bin.<epoch> of a run, or its folder"
+        "checkpoint", type=Location, help="pytorch_model.bin.<epoch> of a run, or its folder"
     )
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument(

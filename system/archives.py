@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from system.files import BLOCK
+from system.files import READ_BYTES
 
 # Of a zip's central directory, of which each entry takes some 600 bytes in memory.
 MAX_DIRECTORY_BYTES = 24 << 20
@@ -97,7 +97,7 @@ def read_entry(archive: zipfile.ZipFile, name: str) -> bytearray:
     content = bytearray(entry.file_size)
     rest = memoryview(content)
     with archive.open(entry) as stream:
-        while rest and (count := stream.readinto(rest[:BLOCK])):
+        while rest and (count := stream.readinto(rest[:READ_BYTES])):
             rest = rest[count:]
         if rest or stream.read(1):
             raise ValueError(f"{name} has another size than its header says")
@@ -130,7 +130,7 @@ class MeteredReader:
         distance = offset - self._offset
         if whence != io.SEEK_SET or distance < 0 or distance > self._allowed:
             raise ValueError("its parts do not lie one after another")
-        while distance and (block := self.read(min(distance, BLOCK))):
+        while distance and (block := self.read(min(distance, READ_BYTES))):
             distance -= len(block)
         return self._offset
 
@@ -158,7 +158,7 @@ class _XzStream(io.RawIOBase):
         while not content and not self._decoder.eof:
             packed = b""
             if self._decoder.needs_input:
-                packed = self._file.read(BLOCK)
+                packed = self._file.read(READ_BYTES)
                 if not packed:
                     raise EOFError("it is cut short")
             content = self._decoder.decompress(packed, len(buffer))
@@ -194,7 +194,7 @@ def _decompress(file: IO[bytes]) -> IO[bytes]:
     if kinds == ["bzip2"]:
         return bz2.BZ2File(file)
     if kinds == ["xz"]:
-        return io.BufferedReader(_XzStream(file), BLOCK)
+        return io.BufferedReader(_XzStream(file), READ_BYTES)
     return file
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NoReturn
 
-from system.escaping import one_line
-from system.files import error_line
+from system.escaping import to_one_line
+from system.files import summarize_error
 from system.signals import EXIT_TRY_AGAIN, StopRequested
-from system.urls import Address, scrub
+from system.urls import Location, scrub
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -53,12 +53,12 @@ class OneLineParser(argparse.ArgumentParser):
         arguments = sys.argv[1:] if args is None else args
         for argument in arguments:
             value = argument.partition("=")[2] if argument.startswith("-") else argument
-            Address(value)
+            Location(value)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print the message as one line, and exit with 2."""
-        line = one_line(scrub(" ".join(message.split())))
+        line = to_one_line(scrub(" ".join(message.split())))
         self.exit(EXIT_USER_ERROR, f"{self.prog}: {line} (--help lists the options)\n")
 
 
@@ -99,7 +99,7 @@ def _explain(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, RuntimeError):
         for pattern, code, message in KNOWN_RUNTIME_ERRORS:
             if pattern.search(str(error)):
-                return code, f"{message} ({error_line(error)})"
+                return code, f"{message} ({summarize_error(error)})"
     return None
 
 
@@ -118,5 +118,5 @@ def _print_scrubbed(
 def _print_line(script: str, message: str) -> None:
     rank = os.environ.get("RANK", "0")
     name = script if rank == "0" else f"{script} (process {rank})"
-    line = one_line(scrub(" ".join(message.split())))
+    line = to_one_line(scrub(" ".join(message.split())))
     print(f"{name}: {line}", file=sys.stderr)

@@ -20,7 +20,7 @@ M_MMAP_MAX = -4
 MAX_FLOAT32_ERROR = 1e-3
 
 
-def choose_device(local_rank: int | None = None) -> torch.device:
+def select_device(local_rank: int | None = None) -> torch.device:
     """This process's GPU, else Apple's MPS, else the CPU.
 
     The launcher's LOCAL_RANK outranks the argument. Raises ValueError where there are more
@@ -50,7 +50,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 
 @contextmanager
-def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+def use_deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """Inside, if `wanted`, torch uses deterministic algorithms only and fails where it has none."""
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
@@ -64,7 +64,7 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def matmul_precision(device: torch.device, precision: str) -> Iterator[None]:
+def use_fast_matmuls(device: torch.device, precision: str) -> Iterator[None]:
     """Inside, float32 matmuls are as fast as they can be at the requested precision.
 
     On GPUs at bf16 or fp16, the few matmuls that stay float32 may use TF32. On AMD's CPUs, MKL is
@@ -80,8 +80,8 @@ def matmul_precision(device: torch.device, precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def uses_onednn() -> bool:
-    """Whether `matmul_precision` has chosen oneDNN for float32 matmuls on this CPU."""
+def allows_onednn() -> bool:
+    """Whether `use_fast_matmuls` has chosen oneDNN for float32 matmuls on this CPU."""
     return torch.get_float32_matmul_precision() == "medium"
 
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from filelock import FileLock
 from tqdm import tqdm
 
-from system.escaping import one_line
-from system.files import cache_folder, sha256_of
+from system.escaping import to_one_line
+from system.files import choose_cache_folder, compute_sha256, is_html
 from system.json_files import read_json, write_json
 from system.transports import Interrupted, Response, RestartNeeded, open_url
-from system.urls import Address, is_html
+from system.urls import Location
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,15 @@ class HtmlInsteadOfFile(OSError):
     """An HTML page where a file was expected, such as a login or quota page."""
 
 
-def cache_path(url: Address | str, cache_dir: str | None) -> tuple[Address, Path, str]:
+def locate_in_cache(url: Location | str, cache_dir: str | None) -> tuple[Location, Path, str]:
     """A URL's folder, the folder in the cache for all files from there, and the file's name."""
-    folder, name, query = Address.of(url).split()
+    folder, name, query = Location.of(url).split()
     key = _hash_text(f"{folder.reveal()}?{query}")[:12]
-    return folder, cache_folder(cache_dir) / key, name or "weights"
+    return folder, choose_cache_folder(cache_dir) / key, name or "weights"
 
 
 def fetch(
-    url: Address | str,
+    url: Location | str,
     target: Path,
     sha256: str | None = None,
     check: Callable[[Path], None] | None = None,
@@ -54,7 +54,7 @@ def fetch(
     """
     if _is_complete(target, sha256):
         return target
-    url = Address.of(url)
+    url = Location.of(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if not _is_complete(target, sha256):  # another process may have downloaded it meanwhile
@@ -67,11 +67,11 @@ def fetch(
 
 
 def _is_complete(target: Path, sha256: str | None) -> bool:
-    return target.is_file() and (sha256 is None or sha256_of(target) == sha256)
+    return target.is_file() and (sha256 is None or compute_sha256(target) == sha256)
 
 
 def _download_and_check(
-    url: Address, target: Path, sha256: str | None, check: Callable[[Path], None] | None
+    url: Location, target: Path, sha256: str | None, check: Callable[[Path], None] | None
 ) -> None:
     part = target.with_name(f"{target.name}.part")
     sidecar = target.with_name(f"{target.name}.part.json")
@@ -99,7 +99,7 @@ def _check_content(part: Path, sha256: str | None, check: Callable[[Path], None]
     """Raise ValueError for a complete download that is not the expected file."""
     if not _size(part):
         raise ValueError("the file there is empty")
-    if sha256 and sha256_of(part) != sha256:
+    if sha256 and compute_sha256(part) != sha256:
         raise ValueError(
             f"SHA-256 mismatch (expected {sha256}): the download is corrupt or the file there has "
             "changed; try again"
@@ -108,7 +108,7 @@ def _check_content(part: Path, sha256: str | None, check: Callable[[Path], None]
         check(part)
 
 
-def _download(url: Address, part: Path, sidecar: Path, has_checksum: bool) -> None:
+def _download(url: Location, part: Path, sidecar: Path, has_checksum: bool) -> None:
     """Complete the part. Gives up after MAX_ATTEMPTS in a row that bring no new bytes."""
     failures = 0
     largest = _size(part)
@@ -127,7 +127,7 @@ def _download(url: Address, part: Path, sidecar: Path, has_checksum: bool) -> No
             time.sleep(FIRST_DELAY * 2 ** max(failures - 1, 0))
 
 
-def _resume(url: Address, part: Path, sidecar: Path, has_checksum: bool) -> None:
+def _resume(url: Location, part: Path, sidecar: Path, has_checksum: bool) -> None:
     """Make one attempt to download what is missing of the part.
 
     A part of unknown version is only used if a checksum will tell whether the rest belongs to it.
@@ -148,7 +148,7 @@ def _resume(url: Address, part: Path, sidecar: Path, has_checksum: bool) -> None
         raise kind(f"{size} of {expected} bytes were received")
 
 
-def _check_room(url: Address, folder: Path, response: Response) -> None:
+def _check_room(url: Location, folder: Path, response: Response) -> None:
     if response.size is None:
         return
     needed = response.size - response.start
@@ -156,7 +156,7 @@ def _check_room(url: Address, folder: Path, response: Response) -> None:
         raise OSError(f"no room for {url} in {folder}: it takes {needed / 1e9:.3f} GB more")
 
 
-def _write_blocks(url: Address, part: Path, response: Response) -> None:
+def _write_blocks(url: Location, part: Path, response: Response) -> None:
     """Append to the part, or replace it if the server sends the whole file."""
     mode = "ab" if response.start else "wb"
     bar = tqdm(
@@ -164,7 +164,7 @@ def _write_blocks(url: Address, part: Path, response: Response) -> None:
         initial=response.start,
         unit="B",
         unit_scale=True,
-        desc=one_line(part.stem),
+        desc=to_one_line(part.stem),
         disable=None,
     )
     with bar, open(part, mode) as file:
@@ -181,7 +181,7 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
 
 
-def _read_version(sidecar: Path, url: Address) -> str | None:
+def _read_version(sidecar: Path, url: Location) -> str | None:
     """The version of the part, if its sidecar can be read and is about the same URL."""
     try:
         found = read_json(sidecar, dict)

@@ -11,7 +11,7 @@ from typing import Any
 from system.urls import scrub
 
 MAX_MARKDOWN_LENGTH = 300  # characters of a text that is shown on a page
-LAYOUT = "\n\t"  # may stay in a text of several lines
+KEPT_WHITESPACE = "\n\t"  # may stay in a text of several lines
 
 # They reverse the order of what follows, so that a line reads as something else than it is.
 BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -39,18 +39,18 @@ LATEX = {
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@&])")
 
 
-class Lines(str):
+class MultilineText(str):
     """A text of several lines that we wrote: its line breaks stay line breaks in the log."""
 
 
-def one_line(value: object) -> str:
+def to_one_line(value: object) -> str:
     """A value as one line for a terminal or a log: control characters and line breaks escaped."""
     return _escape(str(value), keep="")
 
 
-def printable(text: str) -> str:
+def escape_text(text: str) -> str:
     """The same for a text of several lines, whose line breaks and tabs stay."""
-    return _escape(text, keep=LAYOUT)
+    return _escape(text, keep=KEPT_WHITESPACE)
 
 
 def _escape(text: str, keep: str) -> str:
@@ -70,18 +70,18 @@ def has_control_characters(text: str) -> bool:
     return any(unicodedata.category(letter) in UNPRINTABLE for letter in text)
 
 
-def markdown_text(text: str, max_length: int = MAX_MARKDOWN_LENGTH) -> str:
+def escape_markdown(text: str, max_length: int = MAX_MARKDOWN_LENGTH) -> str:
     """Markdown that shows the text as it is, in one line, shortened to `max_length` characters."""
-    line = one_line(" ".join(text.split()))
+    line = to_one_line(" ".join(text.split()))
     if len(line) > max_length:
         line = line[: max_length - 1] + "…"
     escaped = MARKDOWN.sub(r"\\\1", line)
     return escaped.replace("<", "&lt;").replace(">", "&gt;")
 
 
-def latex_text(text: str) -> str:
+def escape_latex(text: str) -> str:
     """LaTeX that shows the text as it is, in one line."""
-    line = one_line(" ".join(text.split()))
+    line = to_one_line(" ".join(text.split()))
     escaped = "".join(LATEX.get(letter, letter) for letter in line)
     # After the \\ that ends a table's row, these would be an argument of it.
     if escaped.startswith(("[", "*")):
@@ -89,7 +89,7 @@ def latex_text(text: str) -> str:
     return escaped
 
 
-def spreadsheet_text(text: str) -> str:
+def escape_formula(text: str) -> str:
     """A text for a cell of a spreadsheet: with a ' before it if it would be read as a formula."""
     is_formula = text.lstrip(INVISIBLE).startswith(FORMULA_STARTS)
     return f"'{text}" if is_formula else text
@@ -98,7 +98,7 @@ def spreadsheet_text(text: str) -> str:
 class SafeFormatter(logging.Formatter):
     """Formats log records without control characters and secrets.
 
-    Each argument becomes one line, unless it is `Lines`.
+    Each argument becomes one line, unless it is `MultilineText`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -106,14 +106,14 @@ class SafeFormatter(logging.Formatter):
         safe = logging.makeLogRecord(record.__dict__)
         if isinstance(record.args, tuple):
             safe.args = tuple(map(_escape_argument, record.args))
-        return scrub(printable(super().format(safe)))
+        return scrub(escape_text(super().format(safe)))
 
 
 def _escape_argument(value: Any) -> Any:
     is_number = hasattr(value, "__float__") or hasattr(value, "__index__")
-    if is_number or isinstance(value, Lines):
+    if is_number or isinstance(value, MultilineText):
         return value
-    return one_line(value)
+    return to_one_line(value)
 
 
 def show(text: object, **options: Any) -> None:
@@ -121,4 +121,4 @@ def show(text: object, **options: Any) -> None:
 
     `options` are those of `print`, such as `file`.
     """
-    print(scrub(printable(str(text))), **options)
+    print(scrub(escape_text(str(text))), **options)

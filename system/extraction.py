@@ -16,8 +16,8 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 from system.archives import MeteredReader, NotAnArchive, iter_entries, open_tar, open_zip
-from system.escaping import has_control_characters, one_line
-from system.files import BLOCK, READ_ERRORS, error_line
+from system.escaping import has_control_characters, to_one_line
+from system.files import READ_BYTES, READ_ERRORS, summarize_error
 
 MIN_FREE_BYTES = 1 << 28  # left free on the disk
 MAX_FILES = 500_000  # in an archive, folders included
@@ -48,7 +48,7 @@ class _File(NamedTuple):
 
 
 @contextmanager
-def extracted(archive: Path, beside: Path) -> Iterator[Path]:
+def extract_to_temporary(archive: Path, beside: Path) -> Iterator[Path]:
     """The archive's files in a temporary folder below `beside`, which is deleted after the block.
 
     Parent folders that were made for it are deleted too if they are empty. Raises DamagedArchive
@@ -72,13 +72,13 @@ def _extract(archive: Path, folder: Path) -> None:
     try:
         _write_files(archive, folder)
     except ARCHIVE_ERRORS as error:
-        raise DamagedArchive(f"{archive} is corrupt: {error_line(error)}") from None
+        raise DamagedArchive(f"{archive} is corrupt: {summarize_error(error)}") from None
     except FileExistsError as error:
         name = Path(error.filename).relative_to(folder)
         raise DamagedArchive(f"{archive} holds {name} twice") from None
     except OSError as error:
         if error.errno is None:  # raised by a decompressor, not by the system
-            raise DamagedArchive(f"{archive} is corrupt: {error_line(error)}") from None
+            raise DamagedArchive(f"{archive} is corrupt: {summarize_error(error)}") from None
         raise
 
 
@@ -92,7 +92,7 @@ def _write_files(archive: Path, folder: Path) -> None:
         target = folder / _safe_name(file.name, archive)
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "xb") as copy:
-            shutil.copyfileobj(file.content, copy, BLOCK)
+            shutil.copyfileobj(file.content, copy, READ_BYTES)
             size = copy.tell()
         if size != file.size:
             raise DamagedArchive(
@@ -113,7 +113,7 @@ def _iter_zip(archive: Path, free: int, full: OSError) -> Iterator[_File]:
         entries = [entry for entry in opened.infolist() if not entry.is_dir()]
         if sum(entry.file_size for entry in entries) > free:
             raise full
-        for entry in tqdm(entries, one_line(archive.name), unit=" files", disable=None):
+        for entry in tqdm(entries, to_one_line(archive.name), unit=" files", disable=None):
             kind = stat.S_IFMT(entry.external_attr >> 16)
             if kind not in (0, stat.S_IFREG):
                 raise ValueError(f"{archive} holds more than files: {_shortened(entry.filename)}")
@@ -124,7 +124,7 @@ def _iter_zip(archive: Path, free: int, full: OSError) -> Iterator[_File]:
 def _iter_tar(archive: Path) -> Iterator[_File]:
     with _named_in_errors(archive), open_tar(archive) as (opened, stream):
         entries = iter_entries(opened, stream)
-        bar = tqdm(entries, one_line(archive.name), unit=" files", disable=None)
+        bar = tqdm(entries, to_one_line(archive.name), unit=" files", disable=None)
         for number, entry in enumerate(bar):
             if number >= MAX_FILES:
                 raise ValueError(f"{archive} holds more than {MAX_FILES} files and folders")
@@ -157,7 +157,7 @@ def _check_tar_end(rest: MeteredReader, archive: Path) -> None:
     `tarfile` takes a corrupt header for the end of the archive.
     """
     zeros = 0
-    while block := rest.read(BLOCK):
+    while block := rest.read(READ_BYTES):
         if block.strip(b"\0"):
             raise DamagedArchive(f"{archive} is corrupt: it has a header that makes no sense")
         zeros += len(block)
@@ -186,7 +186,7 @@ def _safe_name(name: str, archive: Path) -> str:
 
 def _shortened(name: str) -> str:
     """A name in an archive, for a message."""
-    line = one_line(name)
+    line = to_one_line(name)
     return line if len(line) <= MAX_SHOWN_NAME else f"{line[: MAX_SHOWN_NAME - 1]}…"
 
 

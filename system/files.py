@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import struct
 import tempfile
 import zlib
@@ -12,8 +13,10 @@ from pathlib import Path
 from system.escaping import has_control_characters
 from system.urls import scrub
 
-BLOCK = 1 << 20  # bytes read at once
+READ_BYTES = 1 << 20  # bytes read at once
 MAX_ERROR_LENGTH = 160
+
+HTML_START = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 # Exceptions that parsers of binary files, other people's and ours, raise on corrupt files.
 READ_ERRORS = (
@@ -30,7 +33,7 @@ READ_ERRORS = (
 )
 
 
-def error_line(error: Exception) -> str:
+def summarize_error(error: Exception) -> str:
     """An error's message as one line of at most 160 characters, without secrets of URLs."""
     text = " ".join(scrub(str(error)).split()) or type(error).__name__
     if len(text) > MAX_ERROR_LENGTH:
@@ -43,6 +46,11 @@ def is_safe_file_name(name: str) -> bool:
     is_folder = name in ("", ".", "..")
     has_slash = "/" in name or "\\" in name
     return not is_folder and not has_slash and not has_control_characters(name)
+
+
+def is_html(head: bytes) -> bool:
+    """Whether a file that begins like this is HTML, such as a login page instead of the file."""
+    return HTML_START.match(head) is not None
 
 
 def refuse_existing(*paths: Path) -> None:
@@ -101,16 +109,16 @@ def _umask() -> int:
     return mask
 
 
-def sha256_of(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
-def cache_folder(cache_dir: str | None) -> Path:
+def choose_cache_folder(cache_dir: str | None) -> Path:
     """The folder given by --cache_dir, else `clip4idc` in the user's cache folder."""
     if cache_dir:
         return Path(cache_dir)

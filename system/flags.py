@@ -54,13 +54,13 @@ class FlagGroup:
         """What is wrong with the values, a sentence each. Groups can add checks of their own."""
         settings = getattr(self, "settings", None)
         if settings is None:
-            return range_problems(self)
+            return find_range_problems(self)
         if isinstance(settings, FlagGroup):
-            return range_problems(self) + settings.problems()
-        return range_problems(self) + range_problems(settings)
+            return find_range_problems(self) + settings.problems()
+        return find_range_problems(self) + find_range_problems(settings)
 
 
-def flags_of(group: Any, task: str | None = None) -> list[Field]:
+def list_flags(group: Any, task: str | None = None) -> list[Field]:
     """The fields of a dataclass that are flags: all, or those of one task."""
     found = [one for one in fields(group) if "help" in one.metadata]
     if task is None:
@@ -68,10 +68,10 @@ def flags_of(group: Any, task: str | None = None) -> list[Field]:
     return [one for one in found if one.metadata["task"] in (None, task)]
 
 
-def range_problems(group: Any) -> list[str]:
+def find_range_problems(group: Any) -> list[str]:
     """For each value of a dataclass of flags that is out of its bounds, a sentence that says so."""
     problems = []
-    for one in flags_of(group):
+    for one in list_flags(group):
         value = getattr(group, one.name)
         if value is not None and not _is_within_bounds(value, one.metadata):
             problems.append(f"--{one.name} is {value}, expected {_describe_bounds(one.metadata)}")
@@ -155,7 +155,7 @@ def add_entry_flags(
     try:
         entry = registry[key]
         group = parser.add_argument_group(f"settings of {registry.kind} {key}")
-        add_flags(group, settings_fields(entry))
+        add_flags(group, list_settings(entry))
     except (ValueError, argparse.ArgumentError) as error:
         parser.error(f"--{name} {key}: {error}")
     known = {action.dest for action in parser._actions}
@@ -164,7 +164,7 @@ def add_entry_flags(
     return entry
 
 
-def settings_fields(entry: Any) -> list[Field]:
+def list_settings(entry: Any) -> list[Field]:
     """The flags of an entry's `Settings`; none where it has no settings, or where it is None.
 
     Raises ValueError where `Settings` is no dataclass.
@@ -174,12 +174,12 @@ def settings_fields(entry: Any) -> list[Field]:
         return []
     if not is_dataclass(settings):
         raise ValueError(f"its Settings is {settings!r}, expected a dataclass of flags")
-    return flags_of(settings)
+    return list_flags(settings)
 
 
 def read_settings(entry: Any, values: Mapping[str, Any]) -> Any:
     """An entry's `Settings` with the parsed values; None where it has no settings."""
-    names = [one.name for one in settings_fields(entry)]
+    names = [one.name for one in list_settings(entry)]
     if not names:
         return None
     return entry.Settings(**{name: values[name] for name in names if name in values})

@@ -67,7 +67,7 @@ def _set_english_locale() -> None:
         os.environ[LOCALE_VARIABLE] = f"{given} {ENGLISH}".strip()
 
 
-def first_error_line(stderr: bytes) -> str:
+def find_error_line(stderr: bytes) -> str:
     """The first line of a Java program's stderr that names an error, else its last line."""
     lines = stderr.decode(errors="replace").strip().splitlines()
     for line in lines:

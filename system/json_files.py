@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from system.files import atomic_write, error_line
+from system.files import atomic_write, summarize_error
 
 SURROGATE_ESCAPE = re.compile(r"\\u[dD]")
 
@@ -70,7 +70,7 @@ def read_json(path: str | Path, kind: type | None = None) -> Any:
     try:
         value = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ValueError(f"{path} is not JSON in UTF-8: {error_line(error)}") from None
+        raise ValueError(f"{path} is not JSON in UTF-8: {summarize_error(error)}") from None
     if kind is not None and not isinstance(value, kind):
         names = {list: "a list", dict: "an object"}
         found = names.get(type(value), type(value).__name__)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from system.files import cache_folder
+from system.files import choose_cache_folder
 
 # The checkout, or the package `clip4idc` where pip installed it.
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,11 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PREFIX = __name__.removesuffix("system.places")
 
 
-def downloads_folder() -> Path:
+def choose_downloads_folder() -> Path:
     """The checkout, or the user's cache where pip installed the code."""
-    return cache_folder(None) if PREFIX else ROOT
+    return choose_cache_folder(None) if PREFIX else ROOT
 
 
-def ckpts_folders() -> list[Path]:
+def list_ckpts_folders() -> list[Path]:
     """The folders `ckpts` that names of weights may refer to: what ships, then downloads."""
-    return list(dict.fromkeys([ROOT / "ckpts", downloads_folder() / "ckpts"]))
+    return list(dict.fromkeys([ROOT / "ckpts", choose_downloads_folder() / "ckpts"]))

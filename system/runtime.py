@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from system.compute import (
     DTYPES,
-    choose_device,
     choose_precision,
-    deterministic_algorithms,
     keep_freed_memory,
-    matmul_precision,
+    select_device,
+    use_deterministic_algorithms,
+    use_fast_matmuls,
 )
 from system.logs import logging_to_terminal
 
@@ -63,7 +63,7 @@ class Runtime:
         is_lower = self.precision != "fp32"
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=is_lower)
 
-    def peak_memory(self) -> str:
+    def describe_peak_memory(self) -> str:
         """The most memory that this process has used so far: of its GPU, or else main memory."""
         if self.device.type == "cuda":
             size = torch.cuda.max_memory_allocated(self.device)
@@ -79,7 +79,7 @@ class Runtime:
         state = np.random.SeedSequence([*parts, self.rank]).generate_state(2, np.uint32)
         torch.manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
-    def progress(self, iterable: Any, what: str, unit: str = "batch") -> tqdm:
+    def progress_bar(self, iterable: Any, what: str, unit: str = "batch") -> tqdm:
         """A progress bar on the main process, shown only if stderr is a terminal."""
         disable = None if self.is_main else True  # None: shown on a terminal only
         return tqdm(
@@ -96,7 +96,7 @@ class Runtime:
         merged: list[Any] = [None] * sum(map(len, shares))
         return _interleave(shares, merged)
 
-    def gather_rows(self, rows: Tensor) -> Tensor:
+    def merge_rows(self, rows: Tensor) -> Tensor:
         """The same as `merge_shares` for a tensor's rows, (n, …) on each process. On the CPU."""
         shares = self.gather_objects(rows.cpu())
         merged = shares[0].new_empty(sum(map(len, shares)), *rows.shape[1:])
@@ -128,7 +128,7 @@ class Runtime:
             raise box[0]
         return box[0]
 
-    def any(self, value: bool) -> bool:
+    def any_process(self, value: bool) -> bool:
         """Whether the value is true on any process."""
         if self.world_size == 1:
             return value
@@ -136,7 +136,7 @@ class Runtime:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
-    def all_sum(self, value: Tensor) -> Tensor:
+    def sum_over_processes(self, value: Tensor) -> Tensor:
         """The sum of a detached tensor over all processes."""
         if self.world_size > 1:
             value = value.clone()
@@ -168,13 +168,13 @@ def open_runtime(
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     level = logging.WARNING if quiet else logging.INFO
     with logging_to_terminal(is_main=rank == 0, level=level):
-        device = choose_device(local_rank)
+        device = select_device(local_rank)
         precision = choose_precision(precision, device)
         cpu_group = _join_process_group(rank, world_size, device) if world_size > 1 else None
         if device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(seed)  # the same on all processes: they must initialise alike
-        with matmul_precision(device, precision), deterministic_algorithms(deterministic):
+        with use_fast_matmuls(device, precision), use_deterministic_algorithms(deterministic):
             yield Runtime(rank, world_size, device, precision, cpu_group)
         if world_size > 1:
             dist.destroy_process_group()

@@ -70,7 +70,7 @@ class StopSignals:
             raise StopRequested
 
 
-def ignore_signals_in_worker(_worker: int = 0) -> None:
+def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
     """For worker processes: leave Ctrl-C, which they get too, to the parent, which ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from system.files import error_line
-from system.urls import Address, scrub
+from system.files import summarize_error
+from system.urls import Location, scrub
 
-BLOCK = 1 << 16  # bytes read at once: what a broken connection loses at most
+NETWORK_BYTES = 1 << 16  # bytes read at once: what a broken connection loses at most
 TIMEOUT = 30  # seconds without a byte
 
 # Errors of a server that may be gone at the next attempt.
@@ -44,7 +44,7 @@ class Response:
     blocks: Iterator[bytes]
 
 
-def open_url(url: Address, start: int, version: str | None) -> AbstractContextManager[Response]:
+def open_url(url: Location, start: int, version: str | None) -> AbstractContextManager[Response]:
     """Open a remote file for reading from byte `start` on.
 
     The response may start at 0 instead, as where the file is no longer of `version`. Raises
@@ -56,7 +56,7 @@ def open_url(url: Address, start: int, version: str | None) -> AbstractContextMa
 
 
 @contextmanager
-def _open_http(url: Address, start: int, version: str | None) -> Iterator[Response]:
+def _open_http(url: Location, start: int, version: str | None) -> Iterator[Response]:
     import requests
 
     headers = {"Accept-Encoding": "identity"}
@@ -80,11 +80,11 @@ def _open_http(url: Address, start: int, version: str | None) -> Iterator[Respon
         raise _cannot_get(url, error) from None
 
 
-def _cannot_get(url: Address, error: Exception) -> OSError:
+def _cannot_get(url: Location, error: Exception) -> OSError:
     return OSError(f"cannot get {url}: {_describe_network_error(error)}")
 
 
-def _read_head(url: Address, start: int, response: Any) -> Response:
+def _read_head(url: Location, start: int, response: Any) -> Response:
     """What the head of a response of `requests` says. Raises as `open_url` does."""
     status, headers = response.status_code, response.headers
     first, size = _parse_content_range(headers.get("Content-Range", ""))
@@ -102,7 +102,7 @@ def _read_head(url: Address, start: int, response: Any) -> Response:
         # Compressed although not requested: lengths and offsets are those of other bytes.
         size = None
         version = None
-    return Response(start, size, version, response.iter_content(BLOCK))
+    return Response(start, size, version, response.iter_content(NETWORK_BYTES))
 
 
 def _parse_content_range(text: str) -> tuple[int | None, int | None]:
@@ -122,7 +122,7 @@ def _read_version(headers: Mapping[str, str]) -> str | None:
     return headers.get("Last-Modified")
 
 
-def _check_status(url: Address, status: int, reason: str) -> None:
+def _check_status(url: Location, status: int, reason: str) -> None:
     if status == 416:
         raise RestartNeeded("the file on the server has become shorter")
     if status in RETRY_STATUS:
@@ -133,7 +133,7 @@ def _check_status(url: Address, status: int, reason: str) -> None:
 
 
 @contextmanager
-def _open_s3(url: Address, start: int, version: str | None) -> Iterator[Response]:
+def _open_s3(url: Location, start: int, version: str | None) -> Iterator[Response]:
     from botocore import exceptions
 
     bucket, _, key = url.reveal()[len("s3://") :].partition("/")
@@ -150,14 +150,14 @@ def _open_s3(url: Address, start: int, version: str | None) -> Iterator[Response
             if start and not response.get("ContentRange", "").startswith(f"bytes {start}-"):
                 raise RestartNeeded("the server sends another part than requested")
             size = start + response["ContentLength"]
-            yield Response(start, size, response.get("ETag"), body.iter_chunks(BLOCK))
+            yield Response(start, size, response.get("ETag"), body.iter_chunks(NETWORK_BYTES))
     except (
         exceptions.NoCredentialsError,
         exceptions.PartialCredentialsError,
         exceptions.CredentialRetrievalError,
         exceptions.ProfileNotFound,
     ) as error:
-        reason = error_line(error).rstrip(".")
+        reason = summarize_error(error).rstrip(".")
         raise OSError(
             f"cannot get {url}: {reason}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
             "AWS_PROFILE"
@@ -169,7 +169,7 @@ def _open_s3(url: Address, start: int, version: str | None) -> Iterator[Response
         raise Interrupted(_describe_network_error(error)) from None
     # ValueError: the endpoint in the environment is not a URL.
     except (exceptions.BotoCoreError, ValueError) as error:
-        raise OSError(f"cannot get {url}: {error_line(error)}") from None
+        raise OSError(f"cannot get {url}: {summarize_error(error)}") from None
 
 
 def _s3_client() -> Any:
@@ -182,7 +182,7 @@ def _s3_client() -> Any:
     return boto3.Session().client("s3", config=config)
 
 
-def _s3_refusal(url: Address, response: Mapping[str, Any]) -> Exception:
+def _s3_refusal(url: Location, response: Mapping[str, Any]) -> Exception:
     """The error to raise for a response in which S3 refuses a request."""
     code = response["Error"]["Code"]
     status = response["ResponseMetadata"]["HTTPStatusCode"]

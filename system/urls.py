@@ -35,19 +35,13 @@ SECRET_VARIABLES = re.compile(
 URL_VARIABLES = re.compile(r"PROXY|ENDPOINT|UR[LI]|HOST|SERVER|DSN")
 
 WORD = re.compile(r"[^\s\"'“”‘’<>]+")
-HTML_START = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
-# Secrets of all Addresses that this process has made.
-KNOWN_SECRETS: set[str] = set()
-
-
-def is_html(head: bytes) -> bool:
-    """Whether a file that begins like this is HTML, such as a login page instead of the file."""
-    return HTML_START.match(head) is not None
+# Secrets of all Locations that this process has made.
+_known_secrets: set[str] = set()
 
 
 @dataclass(frozen=True, repr=False)
-class Address:
+class Location:
     """A path, name or URL that a user gave for weights, and that may contain secrets.
 
     Text made from it by str(), an f-string or a log line leaves the secrets out. `reveal` returns
@@ -60,7 +54,7 @@ class Address:
     def __post_init__(self) -> None:
         if not _exists(self._given):
             for secret in _secrets_in(self._given):
-                KNOWN_SECRETS.update(_spellings(secret))
+                _known_secrets.update(_spellings(secret))
 
     def reveal(self) -> str:
         """The whole name, secrets included."""
@@ -70,14 +64,14 @@ class Address:
         return redact(self._given)
 
     def __repr__(self) -> str:
-        return f"Address({str(self)!r})"
+        return f"Location({str(self)!r})"
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)
 
     @classmethod
-    def of(cls, name: object) -> "Address":
-        """The name as an Address, if it is not one already."""
+    def of(cls, name: object) -> "Location":
+        """The name as a Location, if it is not one already."""
         return name if isinstance(name, cls) else cls(str(name))
 
     @property
@@ -90,7 +84,7 @@ class Address:
         """Whether it is s3://bucket/key."""
         return self._given.lower().startswith("s3://")
 
-    def split(self) -> tuple["Address", str, str]:
+    def split(self) -> tuple["Location", str, str]:
         """The folder, the name in it, and what follows the name: query and fragment.
 
         In s3://, a folder's name may contain a question mark.
@@ -103,13 +97,13 @@ class Address:
         scheme, _, rest = place.partition("://")
         folder, slash, name = rest.rpartition("/")
         if not slash:
-            return Address(place), "", tail
+            return Location(place), "", tail
         plain = TAIL.split(name)[0]
-        return Address(f"{scheme}://{folder}"), AT.split(plain)[-1], name[len(plain) :] + tail
+        return Location(f"{scheme}://{folder}"), AT.split(plain)[-1], name[len(plain) :] + tail
 
-    def joined(self, name: str) -> "Address":
+    def joined(self, name: str) -> "Location":
         """The address of a file in this folder."""
-        return Address(f"{self._given}/{name}")
+        return Location(f"{self._given}/{name}")
 
 
 def redact(name: str) -> str:
@@ -218,7 +212,7 @@ def scrub(text: str) -> str:
 
     Known secrets become ***, and whatever looks like a URL is shown as by `redact`.
     """
-    secrets = sorted({*KNOWN_SECRETS, *_environment_secrets()}, key=len, reverse=True)
+    secrets = sorted({*_known_secrets, *_environment_secrets()}, key=len, reverse=True)
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return WORD.sub(lambda word: _redact_within(word.group()), text)

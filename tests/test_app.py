@@ -15,7 +15,7 @@ import app
 from modules.model.explanation import Caption, Explanation
 from modules.web import decoding
 from modules.web.uploads import UploadFolder
-from system.escaping import markdown_text
+from system.escaping import escape_markdown
 from tests.page_server import EXAMPLES, copy_example
 
 pytest.importorskip("gradio", reason="the page needs requirements-app.txt")
@@ -44,7 +44,7 @@ def sound(tmp_path: Path) -> str:
     ],
 )
 def test_sizes_are_read(text, size):
-    assert app.byte_count(text) == size
+    assert app.parse_size(text) == size
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_sizes_are_read(text, size):
 )
 def test_other_texts_are_not_sizes(text):
     with pytest.raises(argparse.ArgumentTypeError, match="is not a size, such as 500MB"):
-        app.byte_count(text)
+        app.parse_size(text)
 
 
 @pytest.mark.parametrize(
@@ -197,12 +197,12 @@ def test_model_info_is_text_in_the_page():
         "mine\n\n# Session expired\n\n[Log in](http://127.0.0.1:9/) ![](http://127.0.0.1:9/p.png) "
         "<form action=x> **b** `c` | d\x1b[31m"
     )
-    text = markdown_text(sly)
+    text = escape_markdown(sly)
     assert "\n" not in text
     assert "\x1b" not in text
     for mark in ("# S", "[L", "](", "![", "<form", "**b", "`c"):
         assert not re.search(rf"(?<!\\){re.escape(mark)}", text), mark
-    assert len(markdown_text("a" * 10**6)) == 300
+    assert len(escape_markdown("a" * 10**6)) == 300
 
 
 def test_the_components_refuse_files_that_the_guard_would_let_through(uploads):

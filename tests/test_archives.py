@@ -17,7 +17,7 @@ import pytest
 from dataloaders.picture_files import picture_endings
 from preprocess import download
 from system import archives, extraction
-from system.extraction import DamagedArchive, extracted
+from system.extraction import DamagedArchive, extract_to_temporary
 from tests.conftest import ROOT
 from tests.hostile import MIB
 
@@ -57,7 +57,7 @@ def refused(path: Path, content: bytes, message: str) -> None:
     """The archive is refused in one line that names it, and the folders made for it are deleted."""
     path.write_bytes(content)
     folder = path.parent / "made" / "for it"
-    with pytest.raises(ValueError, match=message) as error, extracted(path, folder):
+    with pytest.raises(ValueError, match=message) as error, extract_to_temporary(path, folder):
         pass
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -95,11 +95,11 @@ def test_names_that_no_dataset_needs_are_refused(make, names, message, tmp_path)
 def test_names_at_the_limits_are_extracted(make, tmp_path):
     names = ["a/" * 31 + "x", "n" * 255, "字" * 85, "b/./c//d"]
     (tmp_path / "x").write_bytes(make(*names))
-    with extracted(tmp_path / "x", tmp_path / "to") as folder:
+    with extract_to_temporary(tmp_path / "x", tmp_path / "to") as folder:
         assert files_below(folder) == sorted([*names[:3], "b/c/d"])
     assert not (tmp_path / "to").exists()
     (tmp_path / "to").mkdir()
-    with extracted(tmp_path / "x", tmp_path / "to"):
+    with extract_to_temporary(tmp_path / "x", tmp_path / "to"):
         pass
     assert (tmp_path / "to").is_dir(), "a folder that existed before stays"
 
@@ -171,11 +171,11 @@ def pax_global(number: int) -> bytes:
 EXTRACT = """
 import resource, sys
 from pathlib import Path
-from system.extraction import extracted
+from system.extraction import extract_to_temporary
 for path in map(Path, sys.argv[1:]):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        with extracted(path, path.with_name("to")):
+        with extract_to_temporary(path, path.with_name("to")):
             print(0, "extracted")
     except ValueError as error:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)
@@ -211,7 +211,7 @@ def test_an_archive_with_too_many_files_is_refused(tmp_path, monkeypatch):
     refused(tmp_path / "x.tar", tarred(*names), "more than 20 files")
     refused(tmp_path / "x.tar", zipped(*names), "more than 20 entries")
     (tmp_path / "x.tar").write_bytes(tarred(*names[:20]))
-    with extracted(tmp_path / "x.tar", tmp_path / "to") as folder:
+    with extract_to_temporary(tmp_path / "x.tar", tmp_path / "to") as folder:
         assert len(list(folder.iterdir())) == 20
 
 
@@ -236,7 +236,7 @@ def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path
     )
     with (
         pytest.raises(OSError, match="no room to extract"),
-        extracted(tmp_path / "x.zip", tmp_path / "to"),
+        extract_to_temporary(tmp_path / "x.zip", tmp_path / "to"),
     ):
         pass
 
@@ -254,13 +254,13 @@ def xz_that_asks_for_a_gibibyte(content: bytes) -> bytes:
 
 def test_an_xz_that_asks_for_too_much_memory_is_refused(tmp_path):
     (tmp_path / "sound.tar.xz").write_bytes(lzma.compress(tarred("x"), preset=6))
-    with extracted(tmp_path / "sound.tar.xz", tmp_path / "to") as folder:
+    with extract_to_temporary(tmp_path / "sound.tar.xz", tmp_path / "to") as folder:
         assert (folder / "x").read_bytes() == b"x"
     assert archives.MAX_XZ_MEMORY < 1 << 30
     (tmp_path / "x.tar.xz").write_bytes(xz_that_asks_for_a_gibibyte(tarred("x")))
     with (
         pytest.raises(DamagedArchive, match="emory"),
-        extracted(tmp_path / "x.tar.xz", tmp_path / "to"),
+        extract_to_temporary(tmp_path / "x.tar.xz", tmp_path / "to"),
     ):
         pass
 
@@ -312,7 +312,7 @@ def test_tars_are_extracted_however_they_are_compressed(compress, tmp_path):
     ]
     whole = b"".join(entries) + END
     (tmp_path / "x").write_bytes(compress(whole))
-    with extracted(tmp_path / "x", tmp_path / "to") as folder:
+    with extract_to_temporary(tmp_path / "x", tmp_path / "to") as folder:
         assert (folder / "a" / "one").read_bytes() == content
         assert (folder / "a" / "two").read_bytes() == b""
         assert (folder / "three").read_bytes() == b"3" * 511
@@ -321,7 +321,7 @@ def test_tars_are_extracted_however_they_are_compressed(compress, tmp_path):
         cut_short = [whole[:size] for size in (100, 600, len(whole) - 1500)]
     for part in cut_short:
         (tmp_path / "x").write_bytes(part)
-        with pytest.raises(DamagedArchive), extracted(tmp_path / "x", tmp_path / "to"):
+        with pytest.raises(DamagedArchive), extract_to_temporary(tmp_path / "x", tmp_path / "to"):
             pass
 
 

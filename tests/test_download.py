@@ -20,7 +20,7 @@ from modules.weights import remote
 from preprocess import download
 from system import download as system_download
 from system import extraction
-from system.extraction import DamagedArchive, extracted
+from system.extraction import DamagedArchive, extract_to_temporary
 from tests.conftest import SIZES, tiny_weights
 from tests.servers import google_drive, web_site
 
@@ -291,7 +291,7 @@ def test_archives_that_would_write_elsewhere_are_refused_and_leave_nothing(tmp_p
     (tmp_path / "x.archive").write_bytes(content)
     with (
         pytest.raises(ValueError, match="x.archive (would write outside|holds more than files)"),
-        extracted(tmp_path / "x.archive", tmp_path / "deep"),
+        extract_to_temporary(tmp_path / "x.archive", tmp_path / "deep"),
     ):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "x.archive"]
@@ -311,7 +311,7 @@ def test_archives_that_are_cut_short_or_too_large_are_refused(tmp_path, clevr, m
         (tmp_path / "x").write_bytes(content)
         with (
             pytest.raises(DamagedArchive, match="is corrupt|neither a zip nor a tar"),
-            extracted(tmp_path / "x", tmp_path / "deep"),
+            extract_to_temporary(tmp_path / "x", tmp_path / "deep"),
         ):
             pass
     (tmp_path / "x").write_bytes(packed(clevr, "x", "zip"))
@@ -322,7 +322,7 @@ def test_archives_that_are_cut_short_or_too_large_are_refused(tmp_path, clevr, m
     )
     with (
         pytest.raises(OSError, match="no room to extract"),
-        extracted(tmp_path / "x", tmp_path / "deep"),
+        extract_to_temporary(tmp_path / "x", tmp_path / "deep"),
     ):
         pass
     assert not (tmp_path / "deep").exists(), "the folder that was made for it is deleted, too"

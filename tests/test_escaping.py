@@ -20,13 +20,13 @@ from preprocess import check_dataset
 from preprocess.check_dataset import SplitReport
 from preprocess.export_model import model_page
 from system.escaping import (
+    escape_formula,
+    escape_latex,
+    escape_markdown,
+    escape_text,
     has_control_characters,
-    latex_text,
-    markdown_text,
-    one_line,
-    printable,
     show,
-    spreadsheet_text,
+    to_one_line,
 )
 
 SCORES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
@@ -47,14 +47,14 @@ FORGED = "moved\nall            0.9999\x1b[2J"
     ],
 )
 def test_control_characters_are_escaped_for_a_terminal(text, shown):
-    assert one_line(text) == shown
+    assert to_one_line(text) == shown
     without_layout = text.replace("\n", "").replace("\t", "")
-    assert printable(without_layout) == shown.replace(r"\n", "").replace(r"\t", "")
-    one_line(text).encode()
+    assert escape_text(without_layout) == shown.replace(r"\n", "").replace(r"\t", "")
+    to_one_line(text).encode()
 
 
 def test_texts_of_several_lines_keep_breaks_and_tabs():
-    assert printable("a\tb\nc\r\x1b") == "a\tb\nc\\r\\x1b"
+    assert escape_text("a\tb\nc\r\x1b") == "a\tb\nc\\r\\x1b"
 
 
 @pytest.mark.parametrize("name", ["a\x1b", "a\n", "\u2028", "\ud800", "\0"])
@@ -87,7 +87,7 @@ def test_printed_text_has_no_control_characters_and_no_secrets(capsys):
     ],
 )
 def test_latex_shows_the_text_as_it_is(text, escaped):
-    assert latex_text(text) == escaped
+    assert escape_latex(text) == escaped
 
 
 @pytest.mark.parametrize(
@@ -107,20 +107,20 @@ def test_latex_shows_the_text_as_it_is(text, escaped):
     ],
 )
 def test_spreadsheets_get_no_formula(text):
-    assert spreadsheet_text(text) == f"'{text}"
-    assert spreadsheet_text(f"a{text}") == f"a{text}"
-    assert spreadsheet_text(" a") == " a"
+    assert escape_formula(text) == f"'{text}"
+    assert escape_formula(f"a{text}") == f"a{text}"
+    assert escape_formula(" a") == " a"
 
 
 def test_markdown_has_no_element_and_no_link():
-    escaped = markdown_text(
+    escaped = escape_markdown(
         "# a\n[b](http://c) ![d](e) <f> *g* `h` | ~i~ me@example.org www.x.org &amp; 1. - +\x1b"
     )
     assert escaped == (
         r"\# a \[b\]\(http\://c\) \!\[d\]\(e\) &lt;f&gt; \*g\* \`h\` \| \~i\~ me\@example\.org "
         r"www\.x\.org \&amp; 1\. \- \+\\x1b"
     )
-    assert markdown_text("x" * 301) == "x" * 299 + "…"
+    assert escape_markdown("x" * 301) == "x" * 299 + "…"
 
 
 def report(group: str, system: str) -> ScoreReport:

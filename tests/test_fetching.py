@@ -10,8 +10,8 @@ import pytest
 from botocore.response import StreamingBody
 
 from system import download
-from system.download import MAX_ATTEMPTS, HtmlInsteadOfFile, cache_path, fetch
-from system.transports import BLOCK
+from system.download import MAX_ATTEMPTS, HtmlInsteadOfFile, fetch, locate_in_cache
+from system.transports import NETWORK_BYTES
 from tests.servers import s3, web_site
 
 BODY = bytes(range(256)) * 40_000  # 10 MB
@@ -38,7 +38,7 @@ def url(site) -> str:
 
 def break_off(site, *sizes: int) -> None:
     """Break off each next answer after so many blocks."""
-    site.broken = {"whole.bin": [size * BLOCK for size in sizes]}
+    site.broken = {"whole.bin": [size * NETWORK_BYTES for size in sizes]}
 
 
 def break_off_for_good(site) -> None:
@@ -62,7 +62,7 @@ def test_an_interrupted_download_resumes_where_it_stopped(tmp_path, site, url, h
     break_off(site, 40, 100)
     assert fetch(url, tmp_path / "c" / "whole.bin", DIGEST).read_bytes() == BODY
     ranges = [requested for _, requested in site.asked]
-    assert ranges == [None, f"bytes={40 * BLOCK}-", f"bytes={100 * BLOCK}-"]
+    assert ranges == [None, f"bytes={40 * NETWORK_BYTES}-", f"bytes={100 * NETWORK_BYTES}-"]
     assert names_in(tmp_path / "c") == ["whole.bin"]
 
 
@@ -74,7 +74,7 @@ def test_a_part_is_kept_and_the_next_call_resumes_it(tmp_path, site, url):
     assert not target.exists()
     site.asked.clear()
     assert fetch(url, target, DIGEST).read_bytes() == BODY
-    assert site.asked == [("whole.bin", f"bytes={60 * BLOCK}-")]
+    assert site.asked == [("whole.bin", f"bytes={60 * NETWORK_BYTES}-")]
     fetch(url, target, DIGEST)
     assert len(site.asked) == 1, "a file that is there is not requested again"
 
@@ -241,13 +241,16 @@ def test_the_sidecar_of_a_part_has_no_secret(tmp_path, site):
 
 
 def test_each_folder_of_a_server_has_one_in_the_cache():
-    _, first, _ = cache_path("https://host/a?key=1", None)
-    _, second, _ = cache_path("https://host/a?key=2", None)
+    _, first, _ = locate_in_cache("https://host/a?key=1", None)
+    _, second, _ = locate_in_cache("https://host/a?key=2", None)
     assert first != second
-    assert cache_path("https://host/f/a.bin", "c")[1] == cache_path("https://host/f/b.bin", "c")[1]
-    folder, _, name = cache_path("s3://bucket/run?/x.bin", None)
+    assert (
+        locate_in_cache("https://host/f/a.bin", "c")[1]
+        == locate_in_cache("https://host/f/b.bin", "c")[1]
+    )
+    folder, _, name = locate_in_cache("s3://bucket/run?/x.bin", None)
     assert (folder.reveal(), name) == ("s3://bucket/run?", "x.bin")
-    assert cache_path("https://host", None)[2] == "weights"
+    assert locate_in_cache("https://host", None)[2] == "weights"
 
 
 S3_URL = "s3://weights/run/whole.bin"
@@ -269,7 +272,7 @@ def version_in(bucket) -> str:
 def test_s3_is_downloaded_and_resumed(tmp_path, bucket, monkeypatch):
     url = S3_URL.replace("s3", "S3")
     assert fetch(url, tmp_path / "a.bin", DIGEST).read_bytes() == BODY
-    write_part(tmp_path / "b.bin", BODY[: 80 * BLOCK], S3_URL, version_in(bucket))
+    write_part(tmp_path / "b.bin", BODY[: 80 * NETWORK_BYTES], S3_URL, version_in(bucket))
     starts = []
     open_url = download.open_url
 
@@ -279,11 +282,11 @@ def test_s3_is_downloaded_and_resumed(tmp_path, bucket, monkeypatch):
 
     monkeypatch.setattr(download, "open_url", record_start)
     assert fetch(S3_URL, tmp_path / "b.bin", DIGEST).read_bytes() == BODY
-    assert starts == [80 * BLOCK]
+    assert starts == [80 * NETWORK_BYTES]
 
 
 def test_a_newer_file_in_s3_is_not_joined_to_an_older_part(tmp_path, bucket):
-    write_part(tmp_path / "c.bin", BODY[: 80 * BLOCK], S3_URL, version_in(bucket))
+    write_part(tmp_path / "c.bin", BODY[: 80 * NETWORK_BYTES], S3_URL, version_in(bucket))
     bucket.put_object(Bucket="weights", Key="run/whole.bin", Body=NEWER)
     assert fetch(S3_URL, tmp_path / "c.bin").read_bytes() == NEWER
 

@@ -22,7 +22,7 @@ from modules.training.states import named_state
 from modules.training.trainer import Trainer
 from modules.weights.tensor_files import read_weights
 from modules.weights.unpickler import RestrictedUnpickler
-from system.files import sha256_of
+from system.files import compute_sha256
 from tests.hostile import (
     FOUR_NUMBERS,
     MAX_EXTRA_BYTES,
@@ -368,7 +368,7 @@ def test_a_training_state_that_is_none_is_refused(state, tmp_path):
     path = tmp_path / "training_state.bin.0"
     path.write_bytes(state)
     sidecar = {
-        "sha256": sha256_of(path),
+        "sha256": compute_sha256(path),
         "progress": asdict(Progress(epoch=1)),
         "options": {},
         "data": "",

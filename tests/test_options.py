@@ -11,7 +11,7 @@ from modules.options.decoding import Decoding
 from modules.options.options import GROUPS
 from modules.registries import OBJECTIVES
 from modules.training.states import ResumePoint
-from system.flags import FlagGroup, flag, flags_of, range_problems
+from system.flags import FlagGroup, find_range_problems, flag, list_flags
 from system.registry import Registry
 from tests.conftest import ROOT
 
@@ -86,7 +86,7 @@ def test_flags_and_defaults(task):
 
 
 def test_every_flag_is_in_one_group_and_has_a_help_text():
-    flags = [one for group in GROUPS.values() for one in flags_of(group)]
+    flags = [one for group in GROUPS.values() for one in list_flags(group)]
     names = [one.name for one in flags]
     assert len(names) == len(set(names))
     for one in flags:
@@ -298,7 +298,7 @@ class Bounds(FlagGroup):
     ],
 )
 def test_bounds_of_flags(values, problems):
-    assert range_problems(Bounds(**values)) == problems
+    assert find_range_problems(Bounds(**values)) == problems
 
 
 def test_names_of_a_registry_are_listed_by_help_alone(monkeypatch, capsys):

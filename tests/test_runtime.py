@@ -25,9 +25,9 @@ def test_onednn_is_used_on_amd_and_only_where_it_is_exact(monkeypatch, vendor, i
     monkeypatch.setattr(compute, "_stays_float32", lambda setting: is_exact)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     before = torch.get_float32_matmul_precision()
-    with compute.matmul_precision(CPU, "fp32"):
+    with compute.use_fast_matmuls(CPU, "fp32"):
         assert torch.get_float32_matmul_precision() == expected
-        assert compute.uses_onednn() is (expected == "medium")
+        assert compute.allows_onednn() is (expected == "medium")
     assert torch.get_float32_matmul_precision() == before
 
 
@@ -36,7 +36,7 @@ def test_onednn_is_used_on_amd_and_only_where_it_is_exact(monkeypatch, vendor, i
 )
 def test_tf32_is_allowed_on_gpus_below_fp32(precision, expected):
     before = torch.get_float32_matmul_precision()
-    with compute.matmul_precision(torch.device("cuda"), precision):
+    with compute.use_fast_matmuls(torch.device("cuda"), precision):
         assert torch.get_float32_matmul_precision() == expected
     assert torch.get_float32_matmul_precision() == before
 
@@ -57,7 +57,7 @@ def test_the_trial_tells_float32_from_bfloat16(monkeypatch):
 def test_matmuls_inside_are_float32():
     """Whatever setting this machine gets."""
     left, right = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(3))
-    with compute.matmul_precision(CPU, "fp32"):
+    with compute.use_fast_matmuls(CPU, "fp32"):
         ours = left @ right
     assert (ours - left.double() @ right.double()).abs().max() < 1e-3
 
@@ -95,7 +95,7 @@ def test_rows_are_merged_into_item_order(monkeypatch, world_size):
     rows = torch.arange(10).reshape(5, 2)
     shares = shares_of(rows, world_size)
     monkeypatch.setattr(Runtime, "gather_objects", lambda self, value: shares)
-    assert torch.equal(Runtime(0, world_size).gather_rows(shares[0]), rows)
+    assert torch.equal(Runtime(0, world_size).merge_rows(shares[0]), rows)
 
 
 def test_shares_of_a_range_are_numbers():
@@ -115,8 +115,8 @@ def test_one_process_needs_no_others():
     runtime = Runtime()
     value = torch.tensor([1.0, 2.0])
     assert runtime.is_main
-    assert runtime.all_sum(value) is value
-    assert (runtime.any(True), runtime.any(False)) == (True, False)
+    assert runtime.sum_over_processes(value) is value
+    assert (runtime.any_process(True), runtime.any_process(False)) == (True, False)
     assert runtime.on_main(lambda: 7) == 7
     assert runtime.gather_objects("x") == ["x"]
 

@@ -21,7 +21,7 @@ from system import download as system_download
 from system import urls
 from system.command import run_command
 from system.escaping import SafeFormatter
-from system.urls import Address
+from system.urls import Location
 from tests.conftest import ROOT, make_spot
 from tests.runs import words
 from tests.servers import web_site
@@ -224,7 +224,7 @@ def test_no_refusal_shows_a_password(tmp_path, tiny_sizes, capsys, caplog):
             predict = ["--do_predict", *PAIR, "--init_model", url]
             commands.append((CLIP4IDCinference.main, predict))
         for command, options in commands:
-            urls.KNOWN_SECRETS.clear()
+            urls._known_secrets.clear()
             with pytest.raises(SystemExit) as stop:
                 command(options)
             assert stop.value.code == 2, options
@@ -232,7 +232,7 @@ def test_no_refusal_shows_a_password(tmp_path, tiny_sizes, capsys, caplog):
             check_clean(tmp_path / "nothing", said.out, said.err)
             assert len(said.err.strip().splitlines()[-1]) > 20
         for url in bad_urls(host):
-            urls.KNOWN_SECRETS.clear()
+            urls._known_secrets.clear()
             with pytest.raises((ValueError, OSError)) as error:
                 Predictor.load(url)
             assert MARK not in str(error.value)
@@ -251,7 +251,7 @@ def test_no_refusal_shows_a_password(tmp_path, tiny_sizes, capsys, caplog):
 )
 def test_an_endpoint_that_is_not_a_url_is_shown_without_its_password(endpoint, monkeypatch, capsys):
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    urls.KNOWN_SECRETS.clear()
+    urls._known_secrets.clear()
     with pytest.raises(SystemExit, match="2"):
         convert_weights.main(["--inspect", "s3://bucket/key.bin"])
     said = capsys.readouterr().err
@@ -282,7 +282,7 @@ def test_the_traceback_of_a_bug_has_no_secrets(monkeypatch, capsys):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # run_command replaces it
 
     def job() -> None:
-        secret = Address(f"http://user:{MARK}@host/x").reveal()
+        secret = Location(f"http://user:{MARK}@host/x").reveal()
         raise KeyError(f"{secret} {MARK}")
 
     with pytest.raises(KeyError) as error:

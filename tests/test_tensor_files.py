@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from modules.weights.tensor_files import file_format, read_weights
-from system.urls import is_html
+from system.files import is_html
 from tests.conftest import tiny_weights
 from tests.hostile import Tower, scripted
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from system.escaping import SafeFormatter
-from system.urls import Address, is_html, redact, scrub
+from system.files import is_html
+from system.urls import Location, redact, scrub
 
 SECRET = "hunter2Mark"
 
@@ -43,7 +44,7 @@ SECRET = "hunter2Mark"
 )
 def test_names_lose_their_secrets(name, redacted):
     assert redact(name) == redacted
-    assert str(Address(name)) == redacted
+    assert str(Location(name)) == redacted
 
 
 def test_names_of_files_that_exist_stay_whole(tmp_path):
@@ -65,19 +66,19 @@ def test_names_of_files_that_exist_stay_whole(tmp_path):
     ],
 )
 def test_text_made_from_an_address_has_no_secrets(write):
-    text = write(Address(f"http://user:{SECRET}@host/x.bin?sig={SECRET}"))
+    text = write(Location(f"http://user:{SECRET}@host/x.bin?sig={SECRET}"))
     assert "http://host/x.bin" in text
     assert SECRET not in text
 
 
 def test_an_address_cannot_be_written_by_mistake():
-    address = Address(f"http://user:{SECRET}@host/x.bin?sig={SECRET}")
+    address = Location(f"http://user:{SECRET}@host/x.bin?sig={SECRET}")
     with pytest.raises(TypeError):
         json.dumps(address)
     with pytest.raises(TypeError):
         "".join([address])
     assert address.reveal() == f"http://user:{SECRET}@host/x.bin?sig={SECRET}"
-    assert Address("x") == Address("x") != Address("y")
+    assert Location("x") == Location("x") != Location("y")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_an_address_cannot_be_written_by_mistake():
     ],
 )
 def test_urls_are_split_into_folder_and_name(url, folder, name, tail):
-    found, *rest = Address(url).split()
+    found, *rest = Location(url).split()
     assert (found.reveal(), *rest) == (folder, name, tail)
 
 
@@ -142,7 +143,7 @@ def test_texts_lose_the_secrets_of_the_environment(name, monkeypatch):
         ("id %s\nrow", ("a\nall 9.9\x1b[2J\u202e",), "id a\\nall 9.9\\x1b[2J\\u202e\nrow"),
         ("%d of %.2f %s", (3, 0.5, Path("a\tb")), "3 of 0.50 a\\tb"),
         ("%s", (ValueError("a\r\x9b"),), "a\\r\\x9b"),
-        ("%s", (Address(f"http://u:{SECRET}@h/x"),), "http://h/x"),
+        ("%s", (Location(f"http://u:{SECRET}@h/x"),), "http://h/x"),
         ("%s 字 é 👩‍👩‍👧", ("字 é 👩‍👩‍👧 \ud800",), "字 é 👩‍👩‍👧 \\ud800 字 é 👩‍👩‍👧"),
     ],
     ids=["lines", "numbers", "error", "address", "unicode"],

@@ -207,7 +207,7 @@ def test_the_installed_command_captions_two_images(run, start: list[str]) -> Non
 
 @pytest.mark.slow
 def test_downloads_of_the_installed_command_go_to_the_cache(run, tmp_path: Path) -> None:
-    script = "from clip4idc.system.places import downloads_folder; print(downloads_folder())"
+    script = "from clip4idc.system import places; print(places.choose_downloads_folder())"
     assert run("python", "-c", script) == f"{tmp_path / 'cache' / 'clip4idc'}\n"
 
 

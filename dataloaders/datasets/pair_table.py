@@ -11,7 +11,7 @@ from typing import Any
 
 from dataloaders.pairs import ALL_PAIRS, SPLITS, ImagePair, PairDataset
 from system.escaping import has_control_characters
-from system.files import error_line
+from system.files import summarize_error
 from system.json_files import parse_json
 
 COLUMNS = ("before", "after", "split", "caption", "id", "type")
@@ -91,7 +91,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = parse_json(content)
         except ValueError as error:
-            raise ValueError(f"{path} line {line} is not JSON: {error_line(error)}") from None
+            raise ValueError(f"{path} line {line} is not JSON: {summarize_error(error)}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path} line {line} is not a JSON object")
         yield line, row

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dataloaders.picture_files import read_image
-from system.files import cache_folder
+from system.files import choose_cache_folder
 from system.json_files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def unreadable_images(
     """
     paths = list(paths)
     name = f"{_fingerprint_files(paths)}.json"
-    known_file = cache_folder(cache_dir) / "checked-images" / name
+    known_file = choose_cache_folder(cache_dir) / "checked-images" / name
     known = _read_known(known_file)
     if known is not None:
         return known

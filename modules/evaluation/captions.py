@@ -148,7 +148,7 @@ def generate_captions(
     own: list[tuple[str, ...]] = []  # the captions of each pair: one, or two with a distractor
     own_numbers = runtime.own_share(range(len(pairs)))
     with runtime.autocast():
-        for batch in runtime.progress(loader, "captions"):
+        for batch in runtime.progress_bar(loader, "captions"):
             images = model.normalize(batch["images"].to(runtime.device))
             tokens = model.encode_against_first(images).tokens
             numbers = list(own_numbers[len(own) : len(own) + len(images)])

@@ -129,7 +129,7 @@ def _encode_all_pairs(
 ) -> Features:
     shares = [
         model.encode_pairs(model.normalize(batch["images"].to(runtime.device)))
-        for batch in runtime.progress(loader, "pairs")
+        for batch in runtime.progress_bar(loader, "pairs")
     ]
     return _gather_features(shares, with_tokens, runtime)
 
@@ -151,7 +151,7 @@ def _encode_all_texts(
             for part, mask in zip(parts, mask_parts, strict=True)
         ]
     shares = [
-        model.encode_text(part.to(runtime.device)) for part in runtime.progress(parts, "texts")
+        model.encode_text(part.to(runtime.device)) for part in runtime.progress_bar(parts, "texts")
     ]
     return _gather_features(shares, with_tokens, runtime, order=by_length.argsort())
 
@@ -163,7 +163,7 @@ def _gather_features(
     order; only the cross encoder needs tokens and mask."""
 
     def merge(rows: Sequence[Tensor]) -> Tensor:
-        return runtime.gather_rows(torch.cat(list(rows)).cpu()[order]).to(runtime.device)
+        return runtime.merge_rows(torch.cat(list(rows)).cpu()[order]).to(runtime.device)
 
     pooled = merge([share.pooled.float() for share in shares])
     if not with_tokens:
@@ -179,7 +179,7 @@ def _cross_similarity(model: CLIP4IDC, text: Features, pair: Features, runtime: 
     texts."""
     own = range(runtime.rank, len(text.tokens), runtime.world_size)
     rows = []
-    for number in runtime.progress(own, "cross encoder", unit="text"):
+    for number in runtime.progress_bar(own, "cross encoder", unit="text"):
         one_text = Features(*(part[number : number + 1] for part in text))
         rows.append(model.score_pairs(one_text, pair).cpu())
-    return runtime.gather_rows(torch.cat(rows))
+    return runtime.merge_rows(torch.cat(rows))

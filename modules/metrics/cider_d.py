@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from system.signals import ignore_signals_in_worker
+from system.signals import leave_ctrl_c_to_parent
 
 MAX_NGRAM = 4
 SIGMA = 6.0  # of the penalty for another length, in bigrams
@@ -134,7 +134,7 @@ class CiderReward:
 
 def _open_worker(references: Mapping[str, Sequence[str]]) -> None:
     global _worker_scorer  # a process has one, as long as it lives
-    ignore_signals_in_worker()
+    leave_ctrl_c_to_parent()
     _worker_scorer = CiderD(references)
 
 

@@ -22,7 +22,7 @@ from pycocoevalcap.meteor import meteor as pycocoevalcap_meteor
 from modules.metrics.metric import ScoringContext
 from modules.metrics.paraphrases import CACHE_ERRORS, ParaphraseTable, open_table, words_of
 from system import java
-from system.java import JavaError, first_error_line
+from system.java import JavaError, find_error_line
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class MeteorProcess:
         with suppress(subprocess.TimeoutExpired):
             code = self.process.wait(1)
             self._drainer.join(1)
-            return f"its Java process ended with {code}: {first_error_line(b''.join(self._stderr))}"
+            return f"its Java process ended with {code}: {find_error_line(b''.join(self._stderr))}"
         return f"its answer is malformed: {error}"
 
 

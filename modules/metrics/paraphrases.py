@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from system.files import READ_ERRORS, atomic_write, cache_folder
+from system.files import READ_ERRORS, atomic_write, choose_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def open_table(path: Path) -> ParaphraseTable | None:
 
     None where the cache folder cannot be used, or where the table is not as expected.
     """
-    folder = cache_folder(None) / "meteor"
+    folder = choose_cache_folder(None) / "meteor"
     try:
         file = folder / f"paraphrases-{FORMAT}-{_identity(path)}.npz"
         try:

@@ -9,7 +9,7 @@ from pycocoevalcap.tokenizer import ptbtokenizer as ptb
 
 from modules.metrics.metric import ScoringContext
 from system import java
-from system.java import JavaError, first_error_line
+from system.java import JavaError, find_error_line
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def tokenize_lines(lines: Sequence[str]) -> list[str]:
         raise JavaError(f"the PTB tokeniser does not run: {error}") from error
     rows = done.stdout.decode(errors="replace").split("\n")[:-1]
     if done.returncode or len(rows) != len(lines):
-        reason = first_error_line(done.stderr)
+        reason = find_error_line(done.stderr)
         raise JavaError(
             f"the PTB tokeniser ended with {done.returncode} after {len(rows)} of {len(lines)} "
             f"captions: {reason}"

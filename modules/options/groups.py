@@ -8,7 +8,7 @@ from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import PairDataset
 from modules.registries import OBJECTIVES
 from system.flags import FlagGroup, flag
-from system.urls import Address
+from system.urls import Location
 
 TASKS = ("retrieval", "caption")
 CONTEXT_LENGTH = 77  # tokens that CLIP's text encoder reads at most
@@ -131,11 +131,11 @@ class DataOptions(FlagGroup):
 class ModelOptions(FlagGroup):
     """Where the weights come from, and what their shapes do not show."""
 
-    init_model: Address | None = flag(
+    init_model: Location | None = flag(
         None,
         "weights to start from: a file or folder, also one below ckpts/; a URL "
         "(https://, s3://); or owner/name on the Hugging Face hub",
-        Address,
+        Location,
     )
     resume: str | None = flag(
         None,
@@ -143,20 +143,20 @@ class ModelOptions(FlagGroup):
         "or start it if there is none",
         choices=("auto",),
     )
-    resume_model: Address | None = flag(
+    resume_model: Location | None = flag(
         None,
         "continue from this pytorch_model.bin.<epoch> or "
         "training_state.bin.<epoch>[.<steps>]: a file in --output_dir, or a URL",
-        Address,
+        Location,
     )
     resume_force: bool = flag(
         False, "continue even where changed options will change the results", bool
     )
-    pretrained_clip_name: Address = flag(
-        Address("ViT-B/32"),
+    pretrained_clip_name: Location = flag(
+        Location("ViT-B/32"),
         "CLIP: the name of one of OpenAI's, anything that --init_model takes, or a .json "
         "of sizes for random weights",
-        Address,
+        Location,
     )
     quick_gelu: bool = flag(
         False, "assume quick GELU for CLIP weights whose config does not name the activation", bool
@@ -199,7 +199,7 @@ class ModelOptions(FlagGroup):
     def problems(self) -> list[str]:
         problems = super().problems()
         for name in ("init_model", "resume_model", "pretrained_clip_name"):
-            if getattr(self, name) == Address(""):
+            if getattr(self, name) == Location(""):
                 problems.append(f"--{name} is empty")
         if self.resume_model and self.resume:
             problems.append("give either --resume auto or --resume_model")

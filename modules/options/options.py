@@ -11,8 +11,8 @@ from modules.options.groups import (
     RunOptions,
     TrainingOptions,
 )
-from system.flags import FlagGroup, flags_of
-from system.urls import Address, redact
+from system.flags import FlagGroup, list_flags
+from system.urls import Location, redact
 
 GROUPS: dict[str, type[FlagGroup]] = {
     "run": RunOptions,
@@ -62,7 +62,7 @@ class Options:
         for part in self.parts():
             if part is self.predict and not self.run.do_predict:
                 continue
-            for one in flags_of(part, self.task):
+            for one in list_flags(part, self.task):
                 value = getattr(part, one.name)
                 if changed is None or (value != one.default) == changed:
                     found.append((one.name, _as_text(value)))
@@ -71,6 +71,6 @@ class Options:
 
 def _as_text(value: Any) -> Any:
     """The value of an option for people and files."""
-    if isinstance(value, Address):
+    if isinstance(value, Location):
         return str(value)
     return redact(value) if isinstance(value, str) else value

@@ -15,7 +15,7 @@ from modules.options.decoding import BUILT_IN_METHODS
 from modules.options.options import GROUPS, Options
 from modules.registries import DECODING_METHODS
 from system.command import OneLineParser
-from system.flags import add_entry_flags, add_flags, flags_of, read_settings
+from system.flags import add_entry_flags, add_flags, list_flags, read_settings
 from system.registry import Registry
 
 # Flags of the published code that had no effect there and have none here.
@@ -83,7 +83,7 @@ def parse_options(
 def add_all_flags(parser: argparse.ArgumentParser, task: str) -> None:
     """Put the flags of a task on a parser, group by group, and those that have no effect."""
     for group in GROUPS.values():
-        flags = flags_of(group, task)
+        flags = list_flags(group, task)
         if flags:
             title = (group.__doc__ or "").splitlines()[0].rstrip(".")
             add_flags(parser.add_argument_group(title), flags)
@@ -97,7 +97,7 @@ def add_all_entry_flags(
     """Add the settings of the entries that the command line names; returns them by group."""
     found = {}
     for name, (flag, registry, without_settings) in NAMED_ENTRIES.items():
-        if flag in [one.name for one in flags_of(GROUPS[name], task)]:
+        if flag in [one.name for one in list_flags(GROUPS[name], task)]:
             found[name] = add_entry_flags(parser, registry, flag, argv, without_settings)
             unknown = _unknown_defaults(found[name])
             if unknown:
@@ -107,7 +107,7 @@ def add_all_entry_flags(
 
 def _unknown_defaults(entry: Any) -> list[str]:
     """The defaults of an entry that are defaults of no flag, of either task."""
-    known = {one.name for group in GROUPS.values() for one in flags_of(group)}
+    known = {one.name for group in GROUPS.values() for one in list_flags(group)}
     return [name for name in getattr(entry, "defaults", {}) if name not in known]
 
 

@@ -35,7 +35,7 @@ def read_splits(options: Options, runtime: Runtime) -> dict[str, Sequence[ImageP
     read = _splits_with_images(splits, options)
     paths = list(dict.fromkeys(_image_paths(read)))
     cache_dir = options.model.cache_dir
-    bad = runtime.on_main(lambda: unreadable_images(paths, cache_dir, runtime.progress))
+    bad = runtime.on_main(lambda: unreadable_images(paths, cache_dir, runtime.progress_bar))
     if bad and not skips:
         more = f"; {len(bad) - 1} more of {len(paths)} images cannot be read either"
         raise ValueError(
@@ -106,4 +106,4 @@ def open_images(resolution: int, splits: Splits, options: Options, runtime: Runt
     if not folder:
         return ImageFiles(resolution)
     paths = _image_paths(_splits_with_images(splits, options))
-    return open_image_cache(folder, paths, resolution, runtime.progress)
+    return open_image_cache(folder, paths, resolution, runtime.progress_bar)

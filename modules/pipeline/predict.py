@@ -24,7 +24,7 @@ from modules.pipeline.start import start_runtime
 from modules.predictor import DEMO, Predictor
 from modules.report.pictures import draw_explanation
 from modules.weights.sources import find_weights
-from system.files import sha256_of
+from system.files import compute_sha256
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def caption_batches(
     """
     own_size = EXPLAIN_BATCH_SIZE if attention_folder else BATCH_SIZE
     size = own_size * runtime.world_size
-    for start in runtime.progress(range(num_done, len(pairs), size), "captions"):
+    for start in runtime.progress_bar(range(num_done, len(pairs), size), "captions"):
         numbers = range(start, min(start + size, len(pairs)))
         own = runtime.own_share(numbers)
         share = _caption(predictor, pairs, own, decoding, attention_folder)
@@ -136,7 +136,9 @@ def settings_fingerprint(options: Options) -> dict[str, Any]:
     """All that captions depend on, besides the images."""
     model = options.model
     return {
-        "checkpoint_sha256": sha256_of(find_weights(model.init_model or DEMO, model.cache_dir)),
+        "checkpoint_sha256": compute_sha256(
+            find_weights(model.init_model or DEMO, model.cache_dir)
+        ),
         "max_words": options.data.max_words,
         "decoder_model": model.decoder_model,
         "linear_patch": model.linear_patch,

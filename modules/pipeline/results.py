@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dataloaders.pairs import ImagePair
 from modules.model.explanation import Caption
-from system.escaping import one_line, printable, show, spreadsheet_text
+from system.escaping import escape_formula, escape_text, show, to_one_line
 from system.json_files import parse_json, read_json, write_json
 from system.runtime import Runtime
 
@@ -36,11 +36,11 @@ def print_captions(batches: Iterable[Sequence[CaptionedPair]], sentences_only: b
         print(_csv_lines([COLUMNS]), end="")
     for captioned in batches:
         if sentences_only:
-            sentences = [one_line(one.text) for _, captions in captioned for one in captions]
+            sentences = [to_one_line(one.text) for _, captions in captioned for one in captions]
             show("\n".join(sentences), flush=True)
         else:
             text = format_rows(captioned, ".csv")
-            print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)
+            print(escape_text(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def append_captions(
@@ -120,7 +120,7 @@ def _read_ids(lines: Sequence[bytes], is_csv: bool) -> list[str]:
 
 
 def _written_id(pair: ImagePair, is_csv: bool) -> str:
-    return spreadsheet_text(pair.id) if is_csv else pair.id
+    return escape_formula(pair.id) if is_csv else pair.id
 
 
 def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -158,10 +158,10 @@ def format_rows(captioned: Sequence[CaptionedPair], suffix: str) -> str:
 
 def _csv_row(pair: ImagePair, caption: Caption) -> tuple[str, ...]:
     """A row for a spreadsheet, which must not take other people's texts for formulas."""
-    text = one_line(caption.text)
+    text = to_one_line(caption.text)
     score = f"{caption.score:.4f}"
-    before, after = spreadsheet_text(str(pair.before)), spreadsheet_text(str(pair.after))
-    return spreadsheet_text(pair.id), spreadsheet_text(text), score, before, after
+    before, after = escape_formula(str(pair.before)), escape_formula(str(pair.after))
+    return escape_formula(pair.id), escape_formula(text), score, before, after
 
 
 def _csv_lines(rows: Sequence[Sequence[str]]) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from modules.options import Options
-from system.compute import uses_onednn
+from system.compute import allows_onednn
 from system.runtime import Runtime, open_runtime
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def _log_start(options: Options, runtime: Runtime) -> None:
     if options.ignored:
         names = ", ".join(options.ignored)
         log.warning("accepted but without effect, as in the published code: %s", names)
-    if uses_onednn():
+    if allows_onednn():
         log.info("float32 matrix products by oneDNN")
 
 

@@ -16,13 +16,13 @@ from modules.training.states import (
     WEIGHTS_FILE,
     ResumePoint,
     companion_files,
-    jsonable,
     list_states,
     saved_epochs,
     sidecar_path,
+    to_jsonable,
     weights_path,
 )
-from system.files import atomic_write, error_line, sha256_of
+from system.files import atomic_write, compute_sha256, summarize_error
 from system.json_files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Checkpoints:
         all; `options`, `data` (a fingerprint) and `info` (of the model) go into the sidecars."""
         self.folder = folder
         self.keep = keep
-        self.options = {name: jsonable(value) for name, value in options.items()}
+        self.options = {name: to_jsonable(value) for name, value in options.items()}
         self.data = data
         self.info = info
         self._earlier_run = list_states(folder) if is_new_run else []
@@ -70,7 +70,7 @@ class Checkpoints:
             name += f".{steps}"
         path = self.folder / name
         self._save(path, tensors)
-        self._write_sidecar(path, progress, sha256_of(path))
+        self._write_sidecar(path, progress, compute_sha256(path))
         self._remove((old for old in self._earlier_run if old != path), "an earlier run's")
         self._earlier_run = []
         if self.keep >= 0:
@@ -110,7 +110,7 @@ class Checkpoints:
                 torch.save(tensors, temporary)
         except (RuntimeError, OSError) as error:  # torch raises RuntimeError for a full disk
             self._check_space(path, needed)
-            reason = getattr(error, "strerror", None) or error_line(error)
+            reason = getattr(error, "strerror", None) or summarize_error(error)
             raise OSError(f"cannot write {path}: {reason}{self._recovery_hint()}") from None
 
     def _check_space(self, path: Path, needed: int) -> None:

@@ -61,7 +61,7 @@ def _train_and_save(
             "epoch %d: mean loss %.4f, at most %s of memory",
             progress.epoch,
             progress.unjudged_loss,
-            trainer.runtime.peak_memory(),
+            trainer.runtime.describe_peak_memory(),
         )
         output.epoch_trained(trainer.tensors(), progress)
 
@@ -127,7 +127,7 @@ def _accumulation_parts(trainer: Trainer, progress: Progress) -> Iterator[_Part]
     """The epoch's batches that are left, a number of which make up each step."""
     parts_per_step = trainer.options.gradient_accumulation_steps
     trainer.loader.set_epoch(progress.epoch, progress.batches)
-    batches = trainer.runtime.progress(trainer.loader, f"epoch {progress.epoch}")
+    batches = trainer.runtime.progress_bar(trainer.loader, f"epoch {progress.epoch}")
     for number, batch in enumerate(batches, progress.batches):
         steps, rest = divmod(number + 1, parts_per_step)
         yield _Part(batch, number, steps, completes_step=rest == 0)
@@ -138,7 +138,7 @@ def _save_if_due(
 ) -> None:
     """Save the state within an epoch, every --save_every_steps and when a signal asks to stop."""
     every = trainer.options.save_every_steps
-    stop = trainer.runtime.any(trainer.stop.requested)
+    stop = trainer.runtime.any_process(trainer.stop.requested)
     if stop or (every and part.steps % every == 0):
         progress.batches = part.number + 1
         progress.losses = losses.of_each_process()

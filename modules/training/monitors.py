@@ -36,7 +36,7 @@ class EpochLoss:
 
     def mean(self) -> float:
         """Over all processes. Raises ValueError if no loss was finite."""
-        total, count = self.runtime.all_sum(self._sum_and_count).tolist()
+        total, count = self.runtime.sum_over_processes(self._sum_and_count).tolist()
         if not count:
             raise ValueError(
                 f"no batch of epoch {self.epoch} had a finite loss: try a lower --lr, "
@@ -120,7 +120,7 @@ class StepLogger:
         trainer = self.trainer
         runtime = trainer.runtime
         seconds = time.perf_counter() - self._since
-        loss = runtime.all_sum(self._losses) / runtime.world_size / self._batches
+        loss = runtime.sum_over_processes(self._losses) / runtime.world_size / self._batches
         values = {
             "loss": loss.item(),
             "learning_rate": trainer.optimizer.learning_rate(),

@@ -19,10 +19,10 @@ from torch import Tensor
 from modules.training.progress import Progress
 from modules.weights.model_info import check_model_info
 from modules.weights.tensor_files import read_torch_file
-from system.download import cache_path, fetch
-from system.files import sha256_of
+from system.download import fetch, locate_in_cache
+from system.files import compute_sha256
 from system.json_files import read_json
-from system.urls import Address
+from system.urls import Location
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class ResumePoint:
         affecting: list[str] = []
         harmless: list[str] = []
         for name, value in options.items():
-            if name not in self.options or self.options[name] == jsonable(value):
+            if name not in self.options or self.options[name] == to_jsonable(value):
                 continue
             kind = harmless if name in HARMLESS_OPTIONS else affecting
             kind.append(f"--{name} is {value}, was {self.options[name]}")
@@ -139,12 +139,12 @@ def named_state(name: str) -> ResumePoint:
     raise FileNotFoundError(f"no file {state}, which --resume_model needs; {advice}")
 
 
-def state_at(url: Address, cache_dir: str | None) -> ResumePoint:
+def state_at(url: Location, cache_dir: str | None) -> ResumePoint:
     """Download a state and what its run needs to continue; the state, in the cache.
 
     Raises ValueError or OSError where it cannot be used.
     """
-    remote_folder, local_folder, name = cache_path(url, cache_dir)
+    remote_folder, local_folder, name = locate_in_cache(url, cache_dir)
     if url != remote_folder.joined(name):
         raise ValueError(
             f"--resume_model {url}: a state needs the files beside it, "
@@ -199,7 +199,7 @@ def saved_epochs(folder: Path) -> list[int]:
     return epochs
 
 
-def jsonable(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """An option's value as JSON returns it."""
     return list(value) if isinstance(value, tuple) else value
 
@@ -225,7 +225,7 @@ def _verify(path: Path) -> ResumePoint:
     has_all = all(isinstance(found.get(name), kind) for name, kind in SIDECAR_TYPES.items())
     if not has_all or not _is_progress(found["progress"]):
         raise ValueError(f"{sidecar} does not describe a training state")
-    if sha256_of(path) != found["sha256"]:
+    if compute_sha256(path) != found["sha256"]:
         raise ValueError(f"{path} is corrupt: its SHA-256 is not the one in {sidecar}")
     info = check_model_info(found["card"], str(sidecar))
     return ResumePoint(path, Progress(**found["progress"]), found["options"], found["data"], info)

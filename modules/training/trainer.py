@@ -18,7 +18,7 @@ from modules.options.groups import TrainingOptions
 from modules.training.freezing import freeze, freeze_unused
 from modules.training.objectives import Objective, Recipe
 from modules.training.states import ResumePoint
-from system.files import READ_ERRORS, error_line
+from system.files import READ_ERRORS, summarize_error
 from system.runtime import Runtime
 from system.signals import StopSignals
 
@@ -134,7 +134,7 @@ class Trainer:
             self.scaler.load_state_dict(tensors["scaler"])
         except READ_ERRORS as error:
             raise ValueError(
-                f"cannot continue from {resume.path} with these options: {error_line(error)}"
+                f"cannot continue from {resume.path} with these options: {summarize_error(error)}"
             ) from None
 
     def _log_sizes(self) -> None:

@@ -27,7 +27,7 @@ from modules.web.messages import (
     with_length,
 )
 from modules.web.uploads import UploadFolder
-from system.files import error_line
+from system.files import summarize_error
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Guard:
         except Exception as error:
             # A mistake of a visitor's that nobody foresaw is one log line, too, not a traceback.
             route = f"{scope['method']} {scope['path'][:MAX_PART_LENGTH]}"
-            log.warning("%s: %s: %s", route, type(error).__name__, error_line(error))
+            log.warning("%s: %s: %s", route, type(error).__name__, summarize_error(error))
             await answer.refuse(Refused(500, "this request cannot be answered"))
 
     def _check_host(self, scope: dict) -> None:

@@ -16,7 +16,7 @@ from modules.predictor import Predictor
 from modules.report.pictures import attention_panels, jpeg_uri
 from modules.web.decoding import MAX_MEGABYTES, MAX_MEGAPIXELS, decode_uploads
 from modules.web.uploads import UploadFolder
-from system.escaping import markdown_text
+from system.escaping import escape_markdown
 from system.places import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -84,7 +84,7 @@ def page_heading(model_name: str, max_age: float) -> str:
         "# What changed?\n"
         "Two pictures of nearly the same scene go in, a sentence that says what changed comes out. "
         f"Each may have up to {limits}; none is kept longer than {kept}.\n\n"
-        f"Model: {markdown_text(model_name)}"
+        f"Model: {escape_markdown(model_name)}"
     )
 
 

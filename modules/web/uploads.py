@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from dataloaders.picture_files import picture_endings
 from system.escaping import has_control_characters
-from system.files import BLOCK
+from system.files import READ_BYTES
 
 PREFIX = "clip4idc-page-"  # of the folder's name; its lock is beside it, with the ending LOCK
 LOCK = ".lock"
@@ -69,7 +69,7 @@ class UploadFolder:
         try:
             path = folder / safe_name(name)
             with open(path, "xb") as file:
-                shutil.copyfileobj(content, file, BLOCK)
+                shutil.copyfileobj(content, file, READ_BYTES)
             return path
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 from modules.weights.configs import HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG
 from modules.weights.model_info import MODEL_INFO_FILE
 from modules.weights.tensor_files import read_weights
-from system.download import HtmlInsteadOfFile, cache_path, fetch
-from system.files import cache_folder, error_line, sha256_of
+from system.download import HtmlInsteadOfFile, fetch, locate_in_cache
+from system.files import choose_cache_folder, compute_sha256, summarize_error
 from system.json_files import read_json
-from system.places import ckpts_folders, downloads_folder
-from system.urls import Address
+from system.places import choose_downloads_folder, list_ckpts_folders
+from system.urls import Location
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,16 @@ CLIP_SHA256 = {
 def openai_clip(name: str, cache_dir: str | None) -> Path:
     """The file of one of OpenAI's CLIPs: in modules/, in ckpts/, in the cache, else downloaded."""
     file = openai_file_name(name)
-    modules = downloads_folder() / "modules"
-    for folder in (modules, *ckpts_folders()):
+    modules = choose_downloads_folder() / "modules"
+    for folder in (modules, *list_ckpts_folders()):
         path = folder / file
         if path.is_file():
-            if sha256_of(path) != CLIP_SHA256[name]:
+            if compute_sha256(path) != CLIP_SHA256[name]:
                 log.warning(
                     "%s is not the %s that OpenAI published: its SHA-256 differs", path, name
                 )
             return path
-    return download_openai_clip(name, cache_folder(cache_dir), modules)
+    return download_openai_clip(name, choose_cache_folder(cache_dir), modules)
 
 
 def download_openai_clip(name: str, folder: Path, place: Path) -> Path:
@@ -66,7 +66,7 @@ def download_openai_clip(name: str, folder: Path, place: Path) -> Path:
         return fetch(url, folder / file, sha256)
     except OSError as error:
         raise OSError(
-            f"{name} is not here and cannot be downloaded ({error_line(error)}): "
+            f"{name} is not here and cannot be downloaded ({summarize_error(error)}): "
             f"put {url} (SHA-256 {sha256}) into {place}"
         ) from None
 
@@ -76,12 +76,12 @@ def openai_file_name(name: str) -> str:
     return name.replace("/", "-").replace("@", "-") + ".pt"
 
 
-def from_url(url: Address, cache_dir: str | None) -> Path:
+def from_url(url: Location, cache_dir: str | None) -> Path:
     """The file at a URL, downloaded into the cache together with the files that describe it.
 
     Raises OSError where it cannot be downloaded, or is no file of weights.
     """
-    _, shelf, name = cache_path(url, cache_dir)
+    _, shelf, name = locate_in_cache(url, cache_dir)
     target = shelf / name
 
     def check(part: Path) -> None:
@@ -93,9 +93,9 @@ def from_url(url: Address, cache_dir: str | None) -> Path:
     return fetch(url, target, check=check)
 
 
-def _download_sidecars(url: Address, cache_dir: str | None) -> None:
+def _download_sidecars(url: Location, cache_dir: str | None) -> None:
     """What describes the weights at a URL and stands beside them there."""
-    folder, shelf, name = cache_path(url, cache_dir)
+    folder, shelf, name = locate_in_cache(url, cache_dir)
     if url != folder.joined(name):  # a signed URL opens this one file only
         return
     for beside in (f"{name}.json", *SIDECAR_FILES):
@@ -111,7 +111,9 @@ def _check_json(path: Path) -> None:
 def may_be_on_hub(name: str) -> bool:
     """Whether it reads owner/name[@revision], and the first part is no folder here."""
     is_named_so = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
-    is_folder_here = any((place / name).parent.is_dir() for place in (Path(), *ckpts_folders()))
+    is_folder_here = any(
+        (place / name).parent.is_dir() for place in (Path(), *list_ckpts_folders())
+    )
     return is_named_so and ".bin" not in name and not is_folder_here
 
 
@@ -127,7 +129,7 @@ def from_hub(name: str, cache_dir: str | None) -> Path:
     where = {
         "repo_id": repository,
         "revision": revision or None,
-        "cache_dir": cache_dir and cache_folder(cache_dir) / "hub",
+        "cache_dir": cache_dir and choose_cache_folder(cache_dir) / "hub",
     }
     try:
         files = HfApi().list_repo_files(repository, revision=revision or None)
@@ -137,8 +139,8 @@ def from_hub(name: str, cache_dir: str | None) -> Path:
     except Exception as error:  # which errors it raises differs from version to version
         with suppress(Exception):
             return Path(snapshot_download(**where, local_files_only=True))
-        places = " and ".join(map(str, ckpts_folders()))
+        places = " and ".join(map(str, list_ckpts_folders()))
         raise OSError(
             f"{name} is no path here or in {places}, and the Hugging Face hub does not give it: "
-            f"{error_line(error)}"
+            f"{summarize_error(error)}"
         ) from None

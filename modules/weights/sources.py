@@ -32,10 +32,10 @@ from modules.weights.remote import (
     openai_clip,
 )
 from modules.weights.tensor_files import read_weights
-from system.files import error_line
+from system.files import summarize_error
 from system.json_files import read_json
-from system.places import ckpts_folders
-from system.urls import Address
+from system.places import list_ckpts_folders
+from system.urls import Location
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ class LoadedWeights(NamedTuple):
 
 
 def load_weights(
-    init_model: Address | str | None,
-    clip_name: Address | str,
+    init_model: Location | str | None,
+    clip_name: Location | str,
     cache_dir: str | None = None,
     image_resolution: int | None = None,
     quick_gelu: bool = False,
@@ -63,7 +63,7 @@ def load_weights(
     """
     tensors: dict[str, Tensor] = {}
     info: dict[str, Any] = {}
-    source = str(Address.of(clip_name))
+    source = str(Location.of(clip_name))
     if init_model:
         path = find_weights(init_model, cache_dir)
         log.info("weights from %s", path)
@@ -116,26 +116,26 @@ def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
         raise ValueError(f"{path} does not fit: {config}: {'; '.join(problems)}")
 
 
-def find_weights(source: Address | str, cache_dir: str | None = None) -> Path:
+def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
     """The file that a name means. Raises OSError where there is none.
 
     The name is a path, the same below ckpts/, or a folder in either place; a URL; one of OpenAI's
     names; or owner/name on the Hugging Face hub, where `@revision` may follow.
     """
-    source = Address.of(source)
+    source = Location.of(source)
     name = source.reveal()
     if source.is_remote:
         return from_url(source, cache_dir)
     if name in CLIP_SHA256:
         return openai_clip(name, cache_dir)
-    for path in (Path(name), *(folder / name for folder in ckpts_folders())):
+    for path in (Path(name), *(folder / name for folder in list_ckpts_folders())):
         if path.is_file():
             return path
         if path.is_dir():
             return _file_in(path)
     if may_be_on_hub(name):
         return _file_in(from_hub(name, cache_dir))
-    places = " and ".join(map(str, ckpts_folders()))
+    places = " and ".join(map(str, list_ckpts_folders()))
     raise FileNotFoundError(
         f"no weights {source}: tried {source} as it is and in {places}, "
         f"and OpenAI's names {', '.join(CLIP_SHA256)}"
@@ -151,9 +151,11 @@ def _file_in(folder: Path) -> Path:
     return found[0]
 
 
-def _load_clip(source: Address | str, cache_dir: str | None, quick_gelu: bool) -> dict[str, Tensor]:
+def _load_clip(
+    source: Location | str, cache_dir: str | None, quick_gelu: bool
+) -> dict[str, Tensor]:
     """The tensors of --pretrained_clip_name: a source of weights, or a .json of sizes."""
-    source = Address.of(source)
+    source = Location.of(source)
     name = source.reveal()
     if name.endswith(".json"):
         log.info("CLIP of random weights in the sizes of %s", name)
@@ -176,7 +178,7 @@ def read_sizes(path: str | Path) -> ClipSizes:
     try:
         return ClipSizes(**values)
     except TypeError as error:
-        reason = error_line(error).removeprefix("ClipSizes.__init__() ")
+        reason = summarize_error(error).removeprefix("ClipSizes.__init__() ")
         expected = ", ".join(ClipSizes.__dataclass_fields__)
         raise ValueError(f"{path}: {reason}; expected exactly the sizes {expected}") from None
     except ValueError as error:

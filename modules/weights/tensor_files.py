@@ -22,8 +22,7 @@ from modules.weights.unpickler import (
     Storage,
 )
 from system.archives import open_zip, read_entry
-from system.files import READ_ERRORS, error_line
-from system.urls import is_html
+from system.files import READ_ERRORS, is_html, summarize_error
 
 MAX_PICKLE_BYTES = 16 << 20  # of the pickle that says how the tensors lie, or a header
 # How much larger than its file an archive's entries may be: TorchScript's sources are compressed.
@@ -86,12 +85,12 @@ def read_torch_file(path: Path) -> Any:
         value = _read_archive(path) if is_archive else _read_legacy(path)
         return _named_tensors(value) if isinstance(value, ScriptedModule) else value
     except REFUSED as error:
-        raise ValueError(f"cannot read weights from {path}: {error_line(error)}") from None
+        raise ValueError(f"cannot read weights from {path}: {summarize_error(error)}") from None
     # OSError: an archive's directory can point to before the file's beginning.
     except (OSError, *UNREADABLE) as error:
         raise ValueError(
             f"cannot read weights from {path}: it is corrupt "
-            f"({type(error).__name__}: {error_line(error)})"
+            f"({type(error).__name__}: {summarize_error(error)})"
         ) from None
 
 
@@ -133,7 +132,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"its header has {length} bytes")
         return load_file(path)
     except (SafetensorError, *UNREADABLE) as error:
-        raise ValueError(f"cannot read weights from {path}: {error_line(error)}") from None
+        raise ValueError(f"cannot read weights from {path}: {summarize_error(error)}") from None
 
 
 def _read_archive(path: Path) -> Any:
