@@ -1,21 +1,21 @@
-"""CONTRIBUTING.md shows the examples that the tests of the seams run, word for word."""
+"""CONTRIBUTING.md shows the examples that tests/test_extend_*.py run, word for word."""
 
 import inspect
 
 import pytest
 
-from tests import test_seam_backbone, test_seam_dataset, test_seam_decoding
+from tests import test_extend_backbone, test_extend_dataset, test_extend_decoding
 from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
     "example",
     [
-        test_seam_dataset.LevirSettings,
-        test_seam_dataset.LevirCC,
-        test_seam_decoding.Settings,
-        test_seam_decoding.diverse_first_words,
-        test_seam_backbone.ConvNet,
+        test_extend_dataset.LevirSettings,
+        test_extend_dataset.LevirCC,
+        test_extend_decoding.Settings,
+        test_extend_decoding.diverse_first_words,
+        test_extend_backbone.ConvNet,
     ],
 )
 def test_the_guide_shows_what_is_tested(example):
