@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from modules.clip4idc import CLIP4IDC
+from modules.clip4idc import CLIP4IDC, load_model
 from modules.model.bert import MAX_PARAMETERS
 from modules.model.clip import CLIP, PAIR_PREFIXES
 from modules.model.clip_sizes import ClipSizes
 from modules.predictor import Predictor
-from modules.weights.sources import read_sizes
+from modules.weights.model_info import ModelSettings
+from modules.weights.sources import LoadedWeights, read_sizes
 from tests.conftest import ROOT, TINY, tiny_weights
 from tests.hostile import MAX_EXTRA_BYTES, peak_memory
 from tests.hostile_json import CONFIG, READERS
@@ -43,6 +44,8 @@ CLIP_SIZES = [("CLIP's sizes", {key: value}) for key in TINY for value in (10**1
         ("decoder config", {"hidden_size": 2**20}),
         ("cross config", {"num_hidden_layers": 2**10, "hidden_size": 2**12}),
         ("model.json", {"decoder_config": {**CONFIG, "hidden_size": 2**20}}),
+        ("model.json", {"intra_num_hidden_layers": -1}),
+        ("model.json", {"linear_patch": "5d"}),
     ],
 )
 def test_absurd_sizes_are_refused(name, absurd, tmp_path):
@@ -70,6 +73,20 @@ def test_model_json_asks_for_no_more_words_than_the_model_has(tiny_captioner, tm
         expected = rf"weights\.bin: max_words is {words}, expected 1 to 77"
         with pytest.raises(ValueError, match=expected):
             Predictor.load(tmp_path / "weights.bin", "cpu", "fp32")
+
+
+def test_model_json_opens_no_file_of_its_authors_choice(tiny_captioner):
+    weights = {key: value for key, value in tiny_captioner.state_dict().items() if "clip." in key}
+    info = {
+        "intra_num_hidden_layers": 1,
+        "sim_header": "tight",
+        "cross_config": "/dev/null",
+        "decoder_config": CONFIG,
+    }
+    loaded = LoadedWeights(weights, info, "model.json")
+    model, settings = load_model(loaded, "retrieval", ModelSettings())
+    assert not model.uses_cross_encoder
+    assert settings == ModelSettings(intra_num_hidden_layers=1, decoder_config=CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ FIELD_TYPES = {
     "decoder_config": dict,
     "trained_on": str,
 }
+PATCH_KINDS = ("2d", "3d")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def check_model_info(info: dict[str, Any], source: str) -> dict[str, Any]:
         if name in info and type(info[name]) is not kind:
             value = reprlib.repr(info[name])
             raise ValueError(f"{source}: {name} is {value}, expected {kind.__name__}")
+    if info.get("intra_num_hidden_layers", 0) < 0:
+        number = info["intra_num_hidden_layers"]
+        raise ValueError(f"{source}: intra_num_hidden_layers is {number}, expected 0 or more")
+    if info.get("linear_patch", "2d") not in PATCH_KINDS:
+        kind = reprlib.repr(info["linear_patch"])
+        raise ValueError(f"{source}: linear_patch is {kind}, expected {' or '.join(PATCH_KINDS)}")
     if info.get("head_width", HEAD_WIDTH) != HEAD_WIDTH:
         raise ValueError(
             f"{source}: head_width is {info['head_width']}, "
@@ -82,7 +89,9 @@ def apply_model_info(
     settings: ModelSettings, info: Mapping[str, Any], source: str
 ) -> ModelSettings:
     """The settings, replaced by what the info says; each difference is logged."""
-    known = {field.name: info[field.name] for field in fields(settings) if field.name in info}
+    # Only what `check_model_info` checks: a path in a downloaded file must not be opened.
+    names = [field.name for field in fields(settings) if field.name in FIELD_TYPES]
+    known = {name: info[name] for name in names if name in info}
     for name, value in known.items():
         given = getattr(settings, name)
         if given is None:
