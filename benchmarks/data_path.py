@@ -24,7 +24,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_info
-from dataloaders.batches import build_loader
+from dataloaders.batches import build_batches
 from dataloaders.datasets import open_dataset
 from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS
 from dataloaders.datasets.spot_the_diff import merge_entries, read_annotations
@@ -94,7 +94,7 @@ def private_memory(process: int) -> float:
 def caption_rate(samples: type, pairs: Sequence[ImagePair], workers: int) -> dict[str, float]:
     """All captions once, without images: samples per second, and by how many MB the memory of the
     worker grows that grows most."""
-    loader = build_loader(samples(pairs, BlankImages(), tokenize), CAPTION_BATCH, True, workers)
+    loader = build_batches(samples(pairs, BlankImages(), tokenize), CAPTION_BATCH, True, workers)
     batches = iter(loader.loader)
     next(batches)
     processes = [worker.pid for worker in batches._workers]
@@ -111,7 +111,7 @@ def caption_rate(samples: type, pairs: Sequence[ImagePair], workers: int) -> dic
 
 def pair_rate(samples: type, pairs: Sequence[ImagePair], workers: int, num_pairs: int) -> float:
     """Pairs per second that are decoded, resized, tokenised and collated."""
-    loader = build_loader(samples(pairs, ImageFiles(), tokenize), IMAGE_BATCH, True, workers)
+    loader = build_batches(samples(pairs, ImageFiles(), tokenize), IMAGE_BATCH, True, workers)
     batches = iter(loader)
     next(batches)
     num_batches = num_pairs // IMAGE_BATCH

@@ -86,7 +86,7 @@ class RepeatedBatch:
     def __len__(self) -> int:
         return self.steps
 
-    def set_epoch(self, epoch: int, done: int = 0) -> None:
+    def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
         """All epochs are the same."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
-from dataloaders.samples import Key, PairSamples
+from dataloaders.samples import PairSamples, SampleKey
 from system.signals import leave_ctrl_c_to_parent
 
 MASK_ENDING = "mask"
@@ -21,11 +21,11 @@ class ShuffledSampler(DistributedSampler):
 
     start = 0
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[SampleKey]:
         return ((self.epoch, index) for index in islice(super().__iter__(), self.start, None))
 
 
-class SequentialSampler(Sampler):
+class ShareSampler(Sampler):
     """Items rank, rank + world_size, …: nothing is left out, nothing comes twice."""
 
     def __init__(self, size: int, rank: int, world_size: int) -> None:
@@ -34,7 +34,7 @@ class SequentialSampler(Sampler):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[SampleKey]:
         return ((0, index) for index in self.items)
 
 
@@ -47,7 +47,7 @@ class ErrorsAsItems(Dataset):
     def __init__(self, dataset: PairSamples) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Key) -> dict[str, Any] | Exception:
+    def __getitem__(self, key: SampleKey) -> dict[str, Any] | Exception:
         try:
             return self.dataset[key]
         except (ValueError, OSError) as error:
@@ -92,10 +92,10 @@ class Batches:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def set_epoch(self, epoch: int, done: int = 0) -> None:
-        """Choose the epoch of the next iteration, without its first `done` batches."""
+    def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
+        """Choose the epoch of the next iteration, without its first `skip_batches` batches."""
         self.loader.sampler.set_epoch(epoch)
-        self.loader.sampler.start = done * self.loader.batch_size
+        self.loader.sampler.start = skip_batches * self.loader.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.loader:
@@ -104,7 +104,7 @@ class Batches:
             yield batch
 
 
-def build_loader(
+def build_batches(
     dataset: PairSamples,
     batch_size: int,
     training: bool,
@@ -126,7 +126,7 @@ def build_loader(
     if training:
         sampler = ShuffledSampler(dataset, world_size, rank, shuffle=True, seed=seed)
     else:
-        sampler = SequentialSampler(len(dataset), rank, world_size)
+        sampler = ShareSampler(len(dataset), rank, world_size)
     loader = DataLoader(
         ErrorsAsItems(dataset),
         batch_size,

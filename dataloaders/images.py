@@ -14,7 +14,7 @@ from dataloaders.picture_files import read_image, to_rgb
 RESOLUTION = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-Picture = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | Image.Image | np.ndarray
 
 
 def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
@@ -23,27 +23,27 @@ def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
     Resized bicubically to exactly this size, without a crop. Raises FileNotFoundError for no file
     and ValueError for one that cannot be decoded; both name it.
     """
-    return _resized(read_image(path), resolution)
+    return _resize_to_tensor(read_image(path), resolution)
 
 
-def to_tensor(picture: Picture, resolution: int = RESOLUTION) -> Tensor:
-    """A picture → (3, resolution, resolution) uint8, as `load_image`; errors as in `to_image`."""
-    return _resized(to_image(picture), resolution)
+def to_tensor(image: ImageLike, resolution: int = RESOLUTION) -> Tensor:
+    """An image → (3, resolution, resolution) uint8, as `load_image`; errors as in `to_image`."""
+    return _resize_to_tensor(to_image(image), resolution)
 
 
-def to_image(picture: Picture) -> Image.Image:
+def to_image(image: ImageLike) -> Image.Image:
     """A path, a PIL image or a uint8 array (H, W, 3) → a PIL image in RGB.
 
     It is rotated as its EXIF data say. Raises ValueError or FileNotFoundError for anything else.
     """
-    if isinstance(picture, str | Path):
-        return read_image(picture)
-    if isinstance(picture, np.ndarray):
-        picture = _array_to_image(picture)
-    if not isinstance(picture, Image.Image):
-        kind = type(picture).__name__
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, np.ndarray):
+        image = _array_to_image(image)
+    if not isinstance(image, Image.Image):
+        kind = type(image).__name__
         raise ValueError(f"a {kind}, expected a path, a PIL image or an array")
-    return to_rgb(ImageOps.exif_transpose(picture))
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _array_to_image(array: np.ndarray) -> Image.Image:
@@ -55,7 +55,7 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _resized(rgb: Image.Image, resolution: int) -> Tensor:
+def _resize_to_tensor(rgb: Image.Image, resolution: int) -> Tensor:
     return pil_to_tensor(rgb.resize((resolution, resolution), Image.Resampling.BICUBIC))
 
 

@@ -17,7 +17,7 @@ ALL_PAIRS = "all"  # the name of the scores over all pairs, so no type of change
 DISTRACTOR_ENDING = "_n"
 
 
-def distractor_id(pair_id: str) -> str:
+def distractor_id_of(pair_id: str) -> str:
     """The caption id of a pair's distractor."""
     return pair_id + DISTRACTOR_ENDING
 
@@ -55,14 +55,14 @@ class ImagePair:
     @property
     def distractor_id(self) -> str | None:
         """The caption id of the distractor, if there is one."""
-        return distractor_id(self.id) if self.distractor else None
+        return distractor_id_of(self.id) if self.distractor else None
 
     @property
     def captions_by_id(self) -> dict[str, tuple[str, ...]]:
         """Caption id → sentences, of the change and, if there is one, of the distractor."""
         captions = {self.id: self.captions}
         if self.distractor:
-            captions[distractor_id(self.id)] = self.distractor_captions
+            captions[self.distractor_id] = self.distractor_captions
         return captions
 
     @property
@@ -174,7 +174,7 @@ class PairDataset(ABC):
 
     def ground_truth(self, split: str) -> list[tuple[str, list[str]]]:
         """(caption id, sentences) in the order in which gt/eval_utils.py writes them."""
-        references = own_references(self.checked_pairs(split, need_images=False))
+        references = collect_references(self.checked_pairs(split, need_images=False))
         return list(references.items())
 
     def ground_truth_file(self) -> Path:
@@ -183,7 +183,7 @@ class PairDataset(ABC):
 
     def references(self, split: str, pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
         """Caption id → the sentences against which its caption is scored."""
-        own = own_references(pairs)
+        own = collect_references(pairs)
         if split not in self.ground_truth_splits:
             return own
         path = self.ground_truth_file()
@@ -204,7 +204,7 @@ class PairDataset(ABC):
 
     def subsets(self, pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
         """Name → caption ids of groups that are also scored alone: distractors, types of change."""
-        subsets = change_and_distractor(pairs)
+        subsets = split_change_distractor(pairs)
         for change_type in sorted({pair.change_type for pair in pairs if pair.change_type}):
             subsets[change_type] = [pair.id for pair in pairs if pair.change_type == change_type]
         return subsets
@@ -214,18 +214,19 @@ class PairDataset(ABC):
         raise ValueError(f"{self.title} cannot be downloaded from here: fetch it by hand")
 
 
-def own_references(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
+def collect_references(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
     """Caption id → the captions that the pairs hold: all changes, then all distractors."""
     changes = {pair.id: list(pair.captions) for pair in pairs}
-    distractors = {
-        distractor_id(pair.id): list(pair.distractor_captions) for pair in pairs if pair.distractor
-    }
+    distractors = {}
+    for pair in pairs:
+        if pair.distractor:
+            distractors[pair.distractor_id] = list(pair.distractor_captions)
     return changes | distractors
 
 
-def change_and_distractor(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
+def split_change_distractor(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
     """The caption ids of changes and of distractors; nothing where there are no distractors."""
-    distractors = [distractor_id(pair.id) for pair in pairs if pair.distractor]
+    distractors = [pair.distractor_id for pair in pairs if pair.distractor]
     if not distractors:
         return {}
     return {"change": [pair.id for pair in pairs], "distractor": distractors}

@@ -31,7 +31,7 @@ FORMATS = (
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class TooManyPixels(ValueError):
+class ImageTooLarge(ValueError):
     """A picture that is larger than its reader wants."""
 
 
@@ -50,29 +50,29 @@ def picture_endings() -> frozenset[str]:
 
 
 def read_image(
-    path: str | Path, most_pixels: int | None = None, longest: int | None = None
+    path: str | Path, max_pixels: int | None = None, max_side: int | None = None
 ) -> Image.Image:
     """Decode a picture file to RGB, rotated as its EXIF data say.
 
     Errors name the file. Raises FileNotFoundError for no file, ValueError for one that cannot be
-    decoded, and TooManyPixels, before decoding, for more than `most_pixels`, a side above
-    `longest`, or more pixels than Pillow accepts.
+    decoded, and ImageTooLarge, before decoding, for more than `max_pixels`, a side above
+    `max_side`, or more pixels than Pillow accepts.
     """
     try:
         with Image.open(path, formats=known_formats()) as image:
-            if most_pixels is not None and image.width * image.height > most_pixels:
-                raise TooManyPixels(_too_many(path, most_pixels))
-            if longest is not None and max(image.size) > longest:
-                raise TooManyPixels(
-                    f"cannot read the image {path}: a side of more than {longest} pixels"
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise ImageTooLarge(_too_many(path, max_pixels))
+            if max_side is not None and max(image.size) > max_side:
+                raise ImageTooLarge(
+                    f"cannot read the image {path}: a side of more than {max_side} pixels"
                 )
             return to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise FileNotFoundError(f"no image {path}") from None
-    except TooManyPixels:
+    except ImageTooLarge:
         raise
     except Image.DecompressionBombError:
-        raise TooManyPixels(_too_many(path, 2 * Image.MAX_IMAGE_PIXELS)) from None
+        raise ImageTooLarge(_too_many(path, 2 * Image.MAX_IMAGE_PIXELS)) from None
     except UnidentifiedImageError:
         formats = ", ".join(known_formats())
         raise ValueError(

@@ -18,9 +18,9 @@ from dataloaders.pairs import ImagePair
 # Paths → (n, 3, R, R) uint8: `images.ImageFiles` or `storage.image_cache.ImageCache`.
 ImageReader = Callable[[Sequence[str]], Tensor]
 # A caption → the arrays (L,) that `modules.tokenizer.tokenize_caption` names.
-Tokenize = Callable[[str], Mapping[str, np.ndarray]]
+CaptionTokenizer = Callable[[str], Mapping[str, np.ndarray]]
 # (epoch, index): all that a sample's random draws may depend on, besides the seed.
-Key = tuple[int, int]
+SampleKey = tuple[int, int]
 
 
 class PairSamples(Dataset):
@@ -30,7 +30,7 @@ class PairSamples(Dataset):
         self,
         pairs: Sequence[ImagePair],
         images: ImageReader,
-        tokenize: Tokenize | None = None,
+        tokenize: CaptionTokenizer | None = None,
         seed: int = 0,
     ) -> None:
         self.pairs = pairs
@@ -41,7 +41,7 @@ class PairSamples(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def random_source(self, key: Key) -> random.Random:
+    def make_rng(self, key: SampleKey) -> random.Random:
         """The source of a sample's random draws."""
         epoch, index = key
         return random.Random(f"{self.seed}/{epoch}/{index}")
@@ -57,27 +57,28 @@ class RetrievalSamples(PairSamples):
         self,
         pairs: Sequence[ImagePair],
         images: ImageReader,
-        tokenize: Tokenize,
+        tokenize: CaptionTokenizer,
         seed: int = 0,
     ) -> None:
         super().__init__(pairs, images, tokenize, seed)
-        places = [
-            (number, place)
-            for number, pair in enumerate(pairs)
-            for place in range(len(pair.captions))
+        rows = [
+            (pair_index, index_in_pair)
+            for pair_index, pair in enumerate(pairs)
+            for index_in_pair in range(len(pair.captions))
         ]
-        self.places = torch.tensor(places)  # of each caption: its pair, and its place there
+        # A row per caption: the index of its pair, and its own index among that pair's captions.
+        self.caption_index = torch.tensor(rows)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.caption_index)
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        number, place = self.places[key[1]].tolist()
-        pair = self.pairs[number]
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        pair_index, index_in_pair = self.caption_index[key[1]].tolist()
+        pair = self.pairs[pair_index]
         before = pair.before
-        if pair.distractor is not None and self.random_source(key).random() < 0.5:
+        if pair.distractor is not None and self.make_rng(key).random() < 0.5:
             before = pair.distractor
-        arrays = self.tokenize(pair.captions[place])
+        arrays = self.tokenize(pair.captions[index_in_pair])
         return {
             "images": self.images([before, pair.after]),
             "id": pair.id,
@@ -89,10 +90,10 @@ class RetrievalSamples(PairSamples):
 class CaptionSamples(PairSamples):
     """Finetuning: a sample for each pair, with one of its captions, and one of its distractor's."""
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         pair = self.pairs[key[1]]
-        source = self.random_source(key)
-        captions = [source.choice(texts) for texts in pair.captions_by_id.values()]
+        rng = self.make_rng(key)
+        captions = [rng.choice(texts) for texts in pair.captions_by_id.values()]
         arrays = [self.tokenize(caption) for caption in captions]
         sample = {"images": self.images(pair.image_paths), "id": pair.id, "index": key[1]}
         for name in ("caption_input_ids", "caption_mask", "caption_target_ids"):
@@ -109,7 +110,7 @@ class EvaluationPairs(PairSamples):
         super().__init__(pairs, images)
         self.distractors = distractors
 
-    def __getitem__(self, key: Key) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         pair = self.pairs[key[1]]
         paths = pair.image_paths if self.distractors else [pair.before, pair.after]
         return {"images": self.images(paths), "id": pair.id}

@@ -33,7 +33,7 @@ NO_CHANGE_PATTERN = re.compile(
     r"\b(?:no change|no difference|nothing|same as before|remains the same|identical)\b"
 )
 VALUE_OF_WORD = {word: value for value, words in SYNONYMS.items() for word in words}
-PASSIVE = "someone"  # begins the phrases that name the object after the verb
+OBJECT_FOLLOWS_VERB = "someone"  # begins the phrases that name the object after the verb
 Z_95 = 1.96  # of a 95 % interval
 
 Truth = Mapping[str, str]
@@ -71,7 +71,7 @@ def parse_caption(caption: str) -> ParsedCaption:
         says_none = NO_CHANGE_PATTERN.search(caption) is not None
         return ParsedCaption(NO_CHANGE if says_none else None, {}, None)
     before, after = caption[: match.start()], caption[match.end() :]
-    subject = after if match.group().startswith(PASSIVE) else before
+    subject = after if match.group().startswith(OBJECT_FOLLOWS_VERB) else before
     attributes = _named_values(subject.split(" that ")[0])
     if kind not in ("color", "material"):
         return ParsedCaption(kind, attributes, None)
@@ -100,7 +100,7 @@ def _named_values(text: str) -> dict[str, str]:
     return named
 
 
-def judge_captions(
+def check_captions(
     captions: Mapping[str, str], changed: Mapping[str, Truth]
 ) -> dict[str, list[bool]]:
     """Question → whether each caption that it is asked of is right.
@@ -114,7 +114,7 @@ def judge_captions(
         if is_distractor(caption_id):
             answers = {"no change recognised": said.type == NO_CHANGE}
         elif caption_id in changed:
-            answers = _judge_change(said, changed[caption_id])
+            answers = _check_change(said, changed[caption_id])
         else:
             raise ValueError(f"what changed in {caption_id} is not in the file of changes")
         for question, is_right in answers.items():
@@ -122,7 +122,7 @@ def judge_captions(
     return rows
 
 
-def _judge_change(said: ParsedCaption, truth: Truth) -> dict[str, bool]:
+def _check_change(said: ParsedCaption, truth: Truth) -> dict[str, bool]:
     kind = _type_of(truth)
     is_type = said.type == kind
     answers = {
@@ -147,17 +147,17 @@ def _type_of(truth: Truth) -> str:
     return new_values[0]
 
 
-def judge_by_attribute(
+def check_by_attribute(
     attribute: str, captions: Mapping[str, str], changed: Mapping[str, Truth]
 ) -> dict[str, list[bool]]:
-    """As `judge_captions`, for each value of an attribute of what changes: "small: type"."""
+    """As `check_captions`, for each value of an attribute of what changes: "small: type"."""
     rows = {}
     for value in ATTRIBUTE_VALUES[attribute]:
         chosen = {}
         for caption_id, caption in captions.items():
             if changed.get(pair_id_of(caption_id), {}).get(attribute) == value:
                 chosen[caption_id] = caption
-        for question, answers in judge_captions(chosen, changed).items():
+        for question, answers in check_captions(chosen, changed).items():
             rows[f"{value}: {question}"] = answers
     return rows
 
@@ -214,9 +214,9 @@ def main(argv: list[str]) -> int:
     def job() -> None:
         changed = read_changes(args.changed_object)
         captions = read_results(args.results)
-        rows = judge_captions(captions, changed)
+        rows = check_captions(captions, changed)
         if args.by:
-            rows |= judge_by_attribute(args.by, captions, changed)
+            rows |= check_by_attribute(args.by, captions, changed)
         shares = {name: accuracy(answers) for name, answers in sorted(rows.items())}
         if args.output:
             write_json(args.output, shares)

@@ -22,7 +22,7 @@ from system.flags import add_entry_flags, read_settings
 from system.json_files import write_json
 
 OUTPUT_NAME = "total_change_captions_reformat.json"
-TASKS = {"score": score_files.main, "changes": caption_accuracy.main}
+SUBCOMMANDS = {"score": score_files.main, "changes": caption_accuracy.main}
 
 
 def make_ground_truth(dataset: PairDataset, split: str, output: Path) -> None:
@@ -35,17 +35,17 @@ def make_ground_truth(dataset: PairDataset, split: str, output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
-    words = sys.argv[1:] if argv is None else argv
-    if words and words[0] in TASKS:
-        return TASKS[words[0]](words[1:])
-    if words and not words[0].startswith("-"):
-        tasks = ", ".join(TASKS)
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments and arguments[0] in SUBCOMMANDS:
+        return SUBCOMMANDS[arguments[0]](arguments[1:])
+    if arguments and not arguments[0].startswith("-"):
+        tasks = ", ".join(SUBCOMMANDS)
         OneLineParser().error(
-            f"{words[0]!r} is not a task: expected {tasks}, or options alone for ground truth"
+            f"{arguments[0]!r} is not a task: expected {tasks}, or options alone for ground truth"
         )
-    parser = _parser()
-    entry = add_entry_flags(parser, DATASETS, "datatype", words)
-    args = parser.parse_args(words)
+    parser = _build_parser()
+    entry = add_entry_flags(parser, DATASETS, "datatype", arguments)
+    args = parser.parse_args(arguments)
     settings = read_settings(entry, vars(args))
     return run_command(parser.prog, lambda: _run(args, settings))
 
@@ -56,7 +56,7 @@ def _run(args: Namespace, settings: object) -> None:
     make_ground_truth(dataset, args.split, args.output or folder / OUTPUT_NAME)
 
 
-def _parser() -> OneLineParser:
+def _build_parser() -> OneLineParser:
     parser = OneLineParser(
         description="Ground truth for caption scores, in COCO's format.",
         epilog="score --help: scores of result files; changes --help: whether captions of drawn "

@@ -29,7 +29,7 @@ MIN_DRAWS = 100
 FEW_PAIRS = 30  # below which a bootstrap's intervals say little
 WIDTH = 16  # of a column of scores
 
-REFERENCES = {
+REFERENCE_MODES = {
     "each": "every sentence of a pair is a reference",
     "joined": "the sentences of a pair are joined to one reference",
 }
@@ -90,7 +90,7 @@ def score_files(args: argparse.Namespace) -> ScoreReport:
         scored = scorer.score_tokens(tokens)
         groups[name], reports[name] = scored.groups(subsets), SystemReport(scored.scores(subsets))
     counts = {ALL_PAIRS: len(ids)} | {group: len(members) for group, members in subsets.items()}
-    report = ScoreReport(str(args.gt), REFERENCES[args.references], counts, reports)
+    report = ScoreReport(str(args.gt), REFERENCE_MODES[args.references], counts, reports)
     if args.bootstrap:
         add_confidence_intervals(report, groups, args.bootstrap, args.seed)
     return report
@@ -287,7 +287,7 @@ def _build_parser() -> OneLineParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ways = "; ".join(f"{name}: {text}" for name, text in REFERENCES.items())
+    ways = "; ".join(f"{name}: {text}" for name, text in REFERENCE_MODES.items())
     parser.add_argument(
         "--gt", type=Path, required=True, help="ground truth in COCO's format, by eval_utils.py"
     )
@@ -304,7 +304,7 @@ def _build_parser() -> OneLineParser:
         help="type_mapping.json, CLEVR-Change's or a run's own: scores by type of change",
     )
     parser.add_argument(
-        "--references", choices=REFERENCES, default="each", help=f"{ways} (default: each)"
+        "--references", choices=REFERENCE_MODES, default="each", help=f"{ways} (default: each)"
     )
     parser.add_argument(
         "--protocol",

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dataloaders.images import Picture, to_tensor
+from dataloaders.images import ImageLike, to_tensor
 from modules.clip4idc import CLIP4IDC, load_model
 from modules.generation import generate
 from modules.generation.steps import teacher_forcing
@@ -104,13 +104,13 @@ class Predictor:
         runtime = Runtime(device=device, precision=choose_precision(precision, device))
         return cls(model, settings.max_words, runtime, weights.info.get("trained_on"))
 
-    def caption(self, before: Picture, after: Picture, decoding: Decoding = Decoding()) -> str:
+    def caption(self, before: ImageLike, after: ImageLike, decoding: Decoding = Decoding()) -> str:
         """The sentence for one pair: paths, PIL images, or uint8 arrays (H, W, 3) in RGB."""
         return self.captions([(before, after)], decoding)[0][0].text
 
     def captions(
         self,
-        pairs: Sequence[tuple[Picture, Picture]],
+        pairs: Sequence[tuple[ImageLike, ImageLike]],
         decoding: Decoding = Decoding(),
         numbers: Sequence[int] | None = None,
     ) -> list[list[Caption]]:
@@ -133,14 +133,14 @@ class Predictor:
         return found
 
     def explain(
-        self, before: Picture, after: Picture, decoding: Decoding = Decoding()
+        self, before: ImageLike, after: ImageLike, decoding: Decoding = Decoding()
     ) -> Explanation:
         """The caption of one pair, the first if there are several, and its attention maps."""
         return self.explanations([(before, after)], decoding)[0][0]
 
     def explanations(
         self,
-        pairs: Sequence[tuple[Picture, Picture]],
+        pairs: Sequence[tuple[ImageLike, ImageLike]],
         decoding: Decoding = Decoding(),
         numbers: Sequence[int] | None = None,
     ) -> list[list[Explanation]]:
@@ -178,7 +178,7 @@ class Predictor:
         with precision, torch.no_grad(), self.runtime.autocast():
             yield
 
-    def _encode(self, pairs: Sequence[tuple[Picture, Picture]]) -> Tensor:
+    def _encode(self, pairs: Sequence[tuple[ImageLike, ImageLike]]) -> Tensor:
         """The tokens (B, S, E) of the pairs."""
         side = self.model.image_resolution
         images = [torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs]

@@ -30,7 +30,7 @@ METRICS = Registry(
 )
 PROTOCOLS = Registry(
     "scoring protocol",
-    {"coco": ".metrics.coco:COCO"},
+    {"coco": ".metrics.coco:COCO_PROTOCOL"},
     package=__package__,
     group="clip4idc.protocols",
     members=("tokenize", "metrics"),

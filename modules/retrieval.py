@@ -22,7 +22,7 @@ def ranks_of(scores: Tensor, target: Tensor) -> Tensor:
 def rank_metrics(ranks: Tensor, median: str) -> dict[str, float]:
     """R1, R5 and R10 in per cent, MedianR and MeanR.
 
-    median: "lower" takes the lower of two middle ranks, "usual" their mean.
+    median: "lower" takes the lower of two middle ranks, "mean_of_middle" their mean.
     """
     ranks = ranks.double()
     middle = ranks.median() if median == "lower" else ranks.quantile(0.5)
@@ -37,7 +37,7 @@ def retrieval_metrics(
     ranks = retrieval_ranks(similarity, sentences_per_pair)
     return {
         "text_to_pair": rank_metrics(ranks["text_to_pair"], median="lower"),
-        "pair_to_text": rank_metrics(ranks["pair_to_text"], median="usual"),
+        "pair_to_text": rank_metrics(ranks["pair_to_text"], median="mean_of_middle"),
     }
 
 

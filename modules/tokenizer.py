@@ -20,7 +20,7 @@ END_OF_WORD = "</w>"  # how a token that ends a word is written in the vocabular
 
 
 @cache
-def clip_tokenizer() -> "SimpleTokenizer":
+def load_clip_tokenizer() -> "SimpleTokenizer":
     """open_clip's tokenizer with CLIP's vocabulary of 49,408.
 
     Only its file is run, not the package, whose models take a second to import and are not needed.
@@ -39,7 +39,7 @@ def tokenize_caption(caption: str, max_words: int) -> dict[str, np.ndarray]:
     Retrieval text ids and mask: `[SOT, w…, EOT]`, where SOT and words are cut to max_words − 1.
     Caption input ids and mask: `[SOT, w…]`; target ids: `[w…, EOT]`; words cut to max_words − 1.
     """
-    words = clip_tokenizer().encode(caption)
+    words = load_clip_tokenizer().encode(caption)
     text = [SOT, *words][: max_words - 1] + [EOT]
     words = words[: max_words - 1]
     source = [SOT, *words]
@@ -61,7 +61,7 @@ def decode(ids: Sequence[int]) -> str:
     ids = list(ids)
     if EOT in ids:
         ids = ids[: ids.index(EOT)]
-    words = clip_tokenizer().decode([token for token in ids if token != SOT])
+    words = load_clip_tokenizer().decode([token for token in ids if token != SOT])
     return words.split("!")[0].strip()
 
 
@@ -70,7 +70,7 @@ def split_words(ids: Sequence[int]) -> list[tuple[str, list[int]]]:
 
     EOT counts as a word, `(end)`, and is the last one.
     """
-    pieces = clip_tokenizer().decoder
+    pieces = load_clip_tokenizer().decoder
     words: list[tuple[str, list[int]]] = []
     positions: list[int] = []
     for position, token in enumerate(ids):

@@ -96,10 +96,10 @@ def check_split(
 
 
 def _check_captions(pairs: Sequence[ImagePair], max_words: int) -> SplitReport:
-    from modules.tokenizer import clip_tokenizer
+    from modules.tokenizer import load_clip_tokenizer
 
     captions = [text for pair in pairs for texts in pair.captions_by_id.values() for text in texts]
-    lengths = [len(clip_tokenizer().encode(caption)) + 1 for caption in captions]
+    lengths = [len(load_clip_tokenizer().encode(caption)) + 1 for caption in captions]
     distinct = Counter(" ".join(caption.lower().split()) for caption in captions)
     return SplitReport(
         pairs=len(pairs),

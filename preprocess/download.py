@@ -26,8 +26,8 @@ from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.datasets.clevr_change import (
     CAPTION_FILES,
     FOLDERS,
-    change_types,
     read_captions,
+    read_change_types,
     read_split,
 )
 from dataloaders.datasets.spot_the_diff import read_annotations
@@ -170,7 +170,7 @@ def download_clevr(folder: Path, archive: Path | None) -> None:
     total = sum(SCENES.values())
     for file in CAPTION_FILES:
         _check_count(len(read_captions(folder / file)), total, f"scenes in {folder / file}")
-    num_typed = sum(map(len, change_types(folder).values()))
+    num_typed = sum(map(len, read_change_types(folder).values()))
     _check_count(num_typed, total, f"scenes in {folder / 'type_mapping.json'}")
     missing = _missing_clevr(folder)
     example = f" (no {missing[0]})" if missing else ""

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from modules.evaluation.judge import CaptionJudge
+from modules.evaluation.split_scorer import SplitScorer
 from modules.training.objectives.cross_entropy import CrossEntropy
 from modules.training.trainer import Trainer
 from system import runtime
@@ -88,7 +88,7 @@ def prepare(what: str, where: str, number: int) -> None:
     elif where == "rename":
         Path.replace = fail_at(number, what, Path.replace, before=do_nothing)
     elif where == "score":
-        CaptionJudge.score = fail_at(number, what, CaptionJudge.score, before=do_nothing)
+        SplitScorer.score = fail_at(number, what, SplitScorer.score, before=do_nothing)
 
 
 def main() -> int:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modules.evaluation.captions import CaptionEvaluator
-from modules.evaluation.judge import CaptionJudge
 from modules.evaluation.retrieval import RetrievalEvaluator
+from modules.evaluation.split_scorer import SplitScorer
 from modules.pipeline import task
 
 SCORES = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
@@ -21,8 +21,8 @@ def use_quick_scores(patch: Patch = setattr, cider: float | None = None) -> None
     do. `cider` sets CIDEr to a fixed number instead. Reports need the real scores: skip them, too.
     """
 
-    def score(judge: CaptionJudge, captions: Mapping[str, str]) -> dict[str, dict[str, float]]:
-        groups = {"all": list(captions), **judge.subsets}
+    def score(scorer: SplitScorer, captions: Mapping[str, str]) -> dict[str, dict[str, float]]:
+        groups = {"all": list(captions), **scorer.subsets}
         return {name: _scores_of({key: captions[key] for key in groups[name]}) for name in groups}
 
     def _scores_of(captions: Mapping[str, str]) -> dict[str, float]:
@@ -31,7 +31,7 @@ def use_quick_scores(patch: Patch = setattr, cider: float | None = None) -> None
             scores["CIDEr"] = cider
         return scores
 
-    patch(CaptionJudge, "score", score)
+    patch(SplitScorer, "score", score)
     patch(task, "prepare_scoring", lambda *_: None)
 
 

@@ -11,8 +11,8 @@ from gt import eval_utils
 from gt.caption_accuracy import (
     ParsedCaption,
     accuracy,
-    judge_by_attribute,
-    judge_captions,
+    check_by_attribute,
+    check_captions,
     parse_caption,
 )
 from preprocess.scenes.sampling import referent, sample_clevr_pair
@@ -67,7 +67,7 @@ def test_what_is_wrong_or_left_out_counts_as_wrong():
         "1.png_n": "nothing has changed",
         "2.png_n": "the red cube is gone",
     }
-    assert judge_captions(captions, changed) == {
+    assert check_captions(captions, changed) == {
         "change recognised": [True, True],
         "type": [True, False],
         "type: color": [True, False],
@@ -80,7 +80,7 @@ def test_what_is_wrong_or_left_out_counts_as_wrong():
         "no change recognised": [True, False],
     }
     with pytest.raises(ValueError, match="what changed in 3.png is not in the file"):
-        judge_captions({"3.png": "no change"}, changed)
+        check_captions({"3.png": "no change"}, changed)
 
 
 def test_pairs_are_grouped_by_an_attribute_of_what_changes():
@@ -92,9 +92,9 @@ def test_pairs_are_grouped_by_an_attribute_of_what_changes():
         "2.png": "the big ball is gone",
         "2.png_n": "no change",
     }
-    rows = judge_by_attribute("size", captions, changed)
+    rows = check_by_attribute("size", captions, changed)
     questions = {name.partition(": ")[2] for name in rows if name.startswith("small")}
-    assert questions == set(judge_captions({"0.png": ""}, changed))
+    assert questions == set(check_captions({"0.png": ""}, changed))
     assert rows["small: size"] == [True, False]
     assert rows["small: shape"] == [True, True]
     assert rows["large: type"] == [False]

@@ -5,7 +5,7 @@ import random
 import pytest
 from pycocoevalcap.cider.cider import Cider
 
-from modules.metrics.cider_d import END_MARK, CiderD, CiderReward, words_only
+from modules.metrics.cider_d import END_MARK, CiderD, CiderReward, reward_tokens
 
 WORDS = [
     "the",
@@ -52,15 +52,17 @@ def test_workers_score_alike_and_in_order(corpus):
     references, sentences = corpus
     here, there = CiderReward(references, workers=0), CiderReward(references, workers=2)
     keys = [key for key in sentences for _ in range(3)]
-    texts = [words_only(sentences[key]) for key in keys]
+    texts = [reward_tokens(sentences[key]) for key in keys]
     assert there(keys, texts) == here(keys, texts)
 
 
 def test_tokens_are_words_and_an_end():
-    assert words_only("The man's  T-shirt, (now) RED!") == f"the man 's t-shirt now red {END_MARK}"
-    assert words_only("the man", ended=False) == "the man"
+    assert (
+        reward_tokens("The man's  T-shirt, (now) RED!") == f"the man 's t-shirt now red {END_MARK}"
+    )
+    assert reward_tokens("the man", ended=False) == "the man"
     scorer = CiderReward(
         {"a": ["the cube has moved", "the cube moved"], "b": ["nothing has changed"]}, 0
     )
-    whole, broken = (words_only("the cube has moved", ended) for ended in (True, False))
+    whole, broken = (reward_tokens("the cube has moved", ended) for ended in (True, False))
     assert scorer(["a"], [whole])[0] > scorer(["a"], [broken])[0]

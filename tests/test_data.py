@@ -11,14 +11,14 @@ from PIL import Image
 
 from dataloaders.coco_files import coco_ground_truth
 from dataloaders.datasets import open_dataset
-from dataloaders.datasets.clevr_change import change_types, read_split
+from dataloaders.datasets.clevr_change import read_change_types, read_split
 from dataloaders.images import ImageFiles, load_image
 from dataloaders.pairs import (
     SPLITS,
     ImagePair,
     PairDataset,
     check_pairs,
-    distractor_id,
+    distractor_id_of,
     is_distractor,
     pair_id_of,
 )
@@ -93,7 +93,7 @@ def test_real_clevr_scenes(real_data: Path) -> None:
 def test_real_clevr_split_counts(real_data: Path) -> None:
     root = real_data / "clevr-change"
     assert [len(read_split(root, split)) for split in SPLITS] == [33830, 1988, 3985]
-    assert {name: len(ids) for name, ids in change_types(root).items()} == {
+    assert {name: len(ids) for name, ids in read_change_types(root).items()} == {
         "color": 7958,
         "material": 7963,
         "move": 7955,
@@ -103,7 +103,7 @@ def test_real_clevr_split_counts(real_data: Path) -> None:
 
 
 def test_distractors_are_named_after_their_pair() -> None:
-    assert distractor_id("7.png") == "7.png_n"
+    assert distractor_id_of("7.png") == "7.png_n"
     assert is_distractor("7.png_n")
     assert not is_distractor("7.png")
     assert pair_id_of("7.png_n") == pair_id_of("7.png") == "7.png"

@@ -9,8 +9,8 @@ import pytest
 from dataloaders.datasets import open_dataset
 from dataloaders.datasets.clevr_change import read_captions, read_type_mapping
 from dataloaders.datasets.spot_the_diff import read_annotations
-from dataloaders.find_pairs import find_pairs
 from dataloaders.pairs import ImagePair
+from dataloaders.user_pairs import find_pairs
 from gt import eval_utils
 from gt.score_files import ScoreReport, SystemReport, format_latex, format_report
 from modules.model.explanation import Caption

@@ -1,6 +1,6 @@
 """A metric of one's own is one class and one line in the registry, and so is a scoring protocol.
 
-The two metrics below take part in everything: scores of captions and subsets, intervals, the judge
+The two metrics below take part in everything: scores of captions and subsets, intervals, evaluation
 with its baselines, a whole run, files scored by gt/eval_utils.py. There is no Java in it.
 """
 
@@ -18,7 +18,7 @@ from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.datasets.spot_the_diff import SpotTheDiff
 from dataloaders.pairs import ImagePair, PairDataset
 from gt import eval_utils
-from modules.evaluation.judge import CaptionJudge
+from modules.evaluation.split_scorer import SplitScorer
 from modules.metrics.bootstrap import bootstrap
 from modules.metrics.metric import MeanMetric, ScoringContext, ScoringProtocol
 from modules.metrics.scorer import CaptionScorer
@@ -133,7 +133,7 @@ def scorer(dataset) -> CaptionScorer:
 
 
 def test_captions_and_subsets_are_scored(scorer):
-    assert scorer.scores(CAPTIONS, SUBSETS) == {
+    assert scorer.score(CAPTIONS).scores(SUBSETS) == {
         "all": {"length_ratio": 6 / 9, "no_change_accuracy": 0.75, "both": 6 / 9 + 0.75},
         "some": {"length_ratio": 0.5, "no_change_accuracy": 0.5, "both": 1.0},
         "none": {"length_ratio": 1.0, "no_change_accuracy": 1.0, "both": 2.0},
@@ -158,16 +158,16 @@ def test_draws_are_weighted_sums(scorer):
         assert drawn["both"][number] == pytest.approx(ratio + is_right[places].mean())
 
 
-def test_the_judge_scores_by_the_datasets_protocol(dataset, caplog):
+def test_the_split_scorer_scores_by_the_datasets_protocol(dataset, caplog):
     caplog.set_level("INFO")
     pairs = dataset.pairs("test")
-    judge = CaptionJudge.build(pairs, pairs, dataset, "test")
-    scores = judge.score(CAPTIONS)
+    scorer = SplitScorer.build(pairs, pairs, dataset, "test")
+    scores = scorer.score(CAPTIONS)
     assert list(scores) == ["all", "none", "some"]
     assert scores["all"]["no_change_accuracy"] == 0.75
-    assert judge.selection == "no_change_accuracy"
-    assert judge.scores_by_id() == {"1": 1.0, "2": 1.0, "3": 0.0, "4": 1.0}
-    (constant, constant_scores), (random, random_scores) = judge.baselines
+    assert scorer.selection == "no_change_accuracy"
+    assert scorer.scores_by_id() == {"1": 1.0, "2": 1.0, "3": 0.0, "4": 1.0}
+    (constant, constant_scores), (random, random_scores) = scorer.baselines
     assert constant.startswith("best constant (all: “")
     assert random == "random training caption (all)"
     assert list(constant_scores) == list(random_scores) == NAMES
@@ -178,13 +178,13 @@ def test_the_judge_scores_by_the_datasets_protocol(dataset, caplog):
 def test_several_protocols_give_their_scores_one_after_another(dataset):
     pairs = dataset.pairs("test")
     references = dataset.references("test", pairs)
-    judge = CaptionJudge(references, protocols=("rouge", "toy"))
-    scores = judge.score(CAPTIONS)["all"]
+    scorer = SplitScorer(references, protocols=("rouge", "toy"))
+    scores = scorer.score(CAPTIONS)["all"]
     assert list(scores) == ["ROUGE_L", *NAMES]
-    assert judge.selection == "ROUGE_L"
+    assert scorer.selection == "ROUGE_L"
     assert math.isnan(scores["no_change_accuracy"]), "there are no phrases in this context"
     with pytest.raises(ValueError, match="scores of the same name"):
-        CaptionJudge(references, protocols=("toy", "toy"))
+        SplitScorer(references, protocols=("toy", "toy"))
 
 
 def test_a_run_trains_chooses_and_reports_by_it(tiny_sizes, tmp_path):
@@ -261,7 +261,7 @@ def test_an_unknown_protocol_is_refused_and_the_known_ones_are_named(files, data
         eval_utils.main(["score", "--help"])
     assert "coco, toy, rouge" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(ValueError, match="unknown scoring protocol 'nope': there are coco, toy"):
-        CaptionJudge({"1": ["a"]}, protocols=("nope",))
+        SplitScorer({"1": ["a"]}, protocols=("nope",))
 
 
 def test_an_unknown_metric_is_refused_and_the_known_ones_are_named():
@@ -308,7 +308,7 @@ def test_a_metric_that_does_not_keep_to_the_interface_is_refused(target, message
     METRICS.register("new", target)
     protocol = ScoringProtocol(lower_case, ("new",))
     with pytest.raises(ValueError, match=message):
-        CaptionScorer(scorer.references, protocol).scores(CAPTIONS)
+        CaptionScorer(scorer.references, protocol).score(CAPTIONS).scores()
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_protocol_that_does_not_fit_together_is_refused(protocol, message):
 def test_a_protocol_without_a_tokeniser_is_refused():
     PROTOCOLS.register("incomplete", object())
     with pytest.raises(ValueError, match="scoring protocol 'incomplete' lacks tokenize, metrics"):
-        CaptionJudge({"1": ["a"]}, protocols=("incomplete",))
+        SplitScorer({"1": ["a"]}, protocols=("incomplete",))
 
 
 @pytest.mark.parametrize("example", [LengthRatio, NoChangeAccuracy, lower_case])

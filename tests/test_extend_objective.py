@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import CLIP4IDCinference
-from dataloaders.batches import build_loader
+from dataloaders.batches import build_batches
 from dataloaders.datasets import open_dataset
 from dataloaders.images import ImageFiles
 from modules.clip4idc import CLIP4IDC
@@ -90,7 +90,7 @@ def load_batches(pairs, objective: type[Objective]):
     """Two pairs a batch, as training reads them."""
     tokenize = partial(tokenize_caption, max_words=MAX_WORDS)
     samples = objective.samples(pairs, ImageFiles(64), tokenize)
-    return build_loader(samples, 2, training=True, num_workers=0)
+    return build_batches(samples, 2, training=True, num_workers=0)
 
 
 def tiny_model() -> CLIP4IDC:
@@ -219,7 +219,7 @@ class OneScore:
         self.labels.append(label)
         return 1 / len(self.labels), {"score": 1 / len(self.labels)}
 
-    def sample_pictures(self):
+    def draw_samples(self):
         return Image.new("RGB", (1, 1))
 
 

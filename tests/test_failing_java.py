@@ -22,10 +22,10 @@ import pytest
 import CLIP4IDCinference
 from dataloaders.coco_files import coco_ground_truth
 from gt import eval_utils
-from modules.evaluation.judge import CaptionJudge
+from modules.evaluation.split_scorer import SplitScorer
 from modules.metrics import meteor
 from modules.metrics.bootstrap import bootstrap, interval, p_value
-from modules.metrics.coco import COCO
+from modules.metrics.coco import COCO_PROTOCOL
 from modules.metrics.metric import ScoringContext
 from modules.metrics.ptb import tokenize
 from modules.metrics.scorer import CaptionScorer
@@ -148,7 +148,7 @@ def _a_deadlock_is_a_failure():
 
 
 def new_scorer() -> CaptionScorer:
-    return CaptionScorer(REFERENCES, COCO)
+    return CaptionScorer(REFERENCES, COCO_PROTOCOL)
 
 
 def process_of(scorer: CaptionScorer) -> subprocess.Popen:
@@ -177,17 +177,17 @@ def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(
 ):
     scorer = new_scorer()
     if fault != "meteor does not start":
-        assert scorer.scores(CAPTIONS)["all"]["METEOR"] == 0.5
+        assert scorer.score(CAPTIONS).scores()["all"]["METEOR"] == 0.5
     stand_in.set_fault(fault)
     monkeypatch.setattr(java, "TIMEOUT", 1 if "hangs" in fault else 60)
-    scores = scorer.scores(CAPTIONS, SUBSETS)
+    scores = scorer.score(CAPTIONS).scores(SUBSETS)
     assert [missing(group) for group in scores.values()] == [["METEOR"]] * 3
     assert stand_in.starts("meteor") <= 1, "tried once in an evaluation"
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     (message,) = [record.getMessage() for record in warnings]
     assert re.search(f"METEOR is missing: .*{reason}", message)
     stand_in.set_fault("none")
-    sound = scorer.scores(CAPTIONS, SUBSETS)
+    sound = scorer.score(CAPTIONS).scores(SUBSETS)
     for name, group in sound.items():
         assert group == {**scores[name], "METEOR": 0.5}
     assert stand_in.starts("meteor") == 1
@@ -201,7 +201,7 @@ def test_without_java_the_other_scores_of_tokenised_captions_are_there(
     monkeypatch.setenv("PATH", "/nowhere")
     assert missing(scorer.score_tokens(tokens).scores()["all"]) == ["METEOR"]
     assert "does not start" in caplog.text
-    assert missing(scorer.scores(CAPTIONS)["all"]) == NAMES
+    assert missing(scorer.score(CAPTIONS).scores()["all"]) == NAMES
 
 
 def test_scores_before_a_crash_are_kept(stand_in):
@@ -216,22 +216,22 @@ def test_scores_before_a_crash_are_kept(stand_in):
 
 def test_a_process_found_dead_is_started_again_and_nothing_is_missing(stand_in, caplog):
     scorer = new_scorer()
-    before = scorer.scores(CAPTIONS)
+    before = scorer.score(CAPTIONS).scores()
     process_of(scorer).kill()
     process_of(scorer).wait()
-    assert scorer.scores(CAPTIONS) == before
+    assert scorer.score(CAPTIONS).scores() == before
     assert "has ended and is started again" in caplog.text
 
 
 def test_messages_do_not_fill_the_pipe(stand_in, monkeypatch):
     monkeypatch.setattr(java, "TIMEOUT", 20)
     stand_in.set_fault("meteor chatters")
-    assert new_scorer().scores(CAPTIONS)["all"]["METEOR"] == 0.5
+    assert new_scorer().score(CAPTIONS).scores()["all"]["METEOR"] == 0.5
 
 
 def test_meteors_process_ends_with_its_scorer(stand_in):
     scorer = new_scorer()
-    scorer.scores(CAPTIONS)
+    scorer.score(CAPTIONS).scores()
     process = process_of(scorer)
     assert process.poll() is None
     del scorer
@@ -241,7 +241,7 @@ def test_meteors_process_ends_with_its_scorer(stand_in):
 def test_after_a_failure_the_end_waits_for_nothing(stand_in):
     scorer = new_scorer()
     stand_in.set_fault("meteor crashes")
-    scorer.scores(CAPTIONS)
+    scorer.score(CAPTIONS).scores()
     end = threading.Thread(target=scorer.metrics[1].process.__del__, daemon=True)
     end.start()
     end.join(10)
@@ -252,11 +252,11 @@ def test_another_collector_is_not_asked_for_where_the_user_chose_one(stand_in, m
     """Java refuses to start with two of them."""
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:+UseG1GC")
     chosen = new_scorer()
-    chosen.scores(CAPTIONS)
+    chosen.score(CAPTIONS).scores()
     assert meteor.COLLECTOR not in process_of(chosen).args
     monkeypatch.delenv("JAVA_TOOL_OPTIONS")
     free = new_scorer()
-    free.scores(CAPTIONS)
+    free.score(CAPTIONS).scores()
     assert meteor.COLLECTOR in process_of(free).args
 
 
@@ -290,23 +290,25 @@ def test_without_tokens_all_scores_are_missing(fault, reason, stand_in, caplog, 
     assert "all caption scores are missing: the PTB tokeniser" in caplog.text
     assert all(map(math.isnan, scored.whole.scores_by_id("CIDEr").values()))
     stand_in.set_fault("none")
-    assert not missing(scorer.scores(CAPTIONS)["all"]), "references are tokenised when possible"
+    assert not missing(scorer.score(CAPTIONS).scores()["all"]), (
+        "references are tokenised when possible"
+    )
 
 
 def test_missing_baselines_are_scored_again(stand_in, caplog):
     context = ScoringContext(train_captions=["a red cube", "nothing has changed"])
-    judge = CaptionJudge(REFERENCES, context)
+    scorer = SplitScorer(REFERENCES, context)
     stand_in.set_fault("tokenizer crashes")
-    judge.score(CAPTIONS)
-    assert judge.baselines == []
+    scorer.score(CAPTIONS)
+    assert scorer.baselines == []
     assert "the baselines are missing" in caplog.text
     stand_in.set_fault("meteor crashes")
-    judge.score(CAPTIONS)
-    assert [missing(scores) for _, scores in judge.baselines] == [["METEOR"]] * 2
+    scorer.score(CAPTIONS)
+    assert [missing(scores) for _, scores in scorer.baselines] == [["METEOR"]] * 2
     assert stand_in.starts("meteor") == 1, "for captions and baselines together"
     stand_in.set_fault("none")
-    judge.score(CAPTIONS)
-    assert [missing(scores) for _, scores in judge.baselines] == [[]] * 2
+    scorer.score(CAPTIONS)
+    assert [missing(scores) for _, scores in scorer.baselines] == [[]] * 2
     assert stand_in.starts("meteor") == stand_in.starts("tokenizer") == 1
 
 
@@ -332,16 +334,16 @@ def train(
     Returns the run's folder and its log.
     """
     spot = make_spot(folder / "spot", {"train": 8, "val": 1, "test": 5})
-    run, judge_score, calls = folder / "run", CaptionJudge.score, []
+    run, original_score, calls = folder / "run", SplitScorer.score, []
 
-    def score(judge, captions):
+    def score(scorer, captions):
         calls.append(captions)
         before_scoring(len(calls) - 1, run)
-        return judge_score(judge, captions)
+        return original_score(scorer, captions)
 
     options = words(spot, run, sizes, "caption", "--do_train", "--epochs", str(epochs))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CaptionJudge, "score", score)
+        patch.setattr(SplitScorer, "score", score)
         assert CLIP4IDCinference.main(options) == 0
     return run, (run / "log.txt").read_text()
 

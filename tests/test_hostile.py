@@ -11,9 +11,9 @@ from PIL import Image
 
 from dataloaders.datasets import open_dataset
 from dataloaders.datasets.clevr_change import read_type_mapping
-from dataloaders.find_pairs import find_pairs
 from dataloaders.pairs import ImagePair
 from dataloaders.storage.image_cache import open_image_cache
+from dataloaders.user_pairs import find_pairs
 from modules.pipeline.predict import picture_name
 from modules.pipeline.results import read_finished
 from modules.training.checkpoints import Checkpoints

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dataloaders.datasets import open_dataset
 from dataloaders.datasets.pair_table import COLUMNS
-from dataloaders.find_pairs import find_pairs
+from dataloaders.user_pairs import find_pairs
 from tests.hostile import (
     mutated,
     only_our_error,

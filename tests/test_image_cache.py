@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataloaders.batches import build_loader
+from dataloaders.batches import build_batches
 from dataloaders.datasets import open_dataset
 from dataloaders.images import ImageFiles
 from dataloaders.samples import EvaluationPairs
@@ -145,7 +145,7 @@ def test_workers_read_it(tmp_path: Path) -> None:
 
     def batches(images: ImageCache | ImageFiles, workers: int) -> list[torch.Tensor]:
         samples = EvaluationPairs(pairs, images, distractors=True)
-        return [batch["images"] for batch in build_loader(samples, 2, False, workers)]
+        return [batch["images"] for batch in build_batches(samples, 2, False, workers)]
 
     for cached, decoded in zip(batches(cache, 2), batches(read_small, 0), strict=True):
         assert torch.equal(cached, decoded)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dataloaders.batches import build_loader
+from dataloaders.batches import build_batches
 from dataloaders.datasets import open_dataset
 from dataloaders.images import load_image
 from modules.clip4idc import CLIP4IDC
@@ -101,7 +101,7 @@ def train(model: CLIP4IDC, pairs, images, task: str) -> float:
     trainer = Trainer.build(
         model,
         objective_class(model, TrainingData(pairs, MAX_WORDS)),
-        build_loader(samples, NUM_PAIRS, training=True, num_workers=0),
+        build_batches(samples, NUM_PAIRS, training=True, num_workers=0),
         OPTIONS[task],
         seed=42,
         runtime=Runtime(),

@@ -13,7 +13,7 @@ import pytest
 from modules.metrics import paraphrases
 from modules.metrics.meteor import Meteor
 from modules.metrics.metric import ScoringContext
-from modules.metrics.paraphrases import open_table, words_of
+from modules.metrics.paraphrases import open_table, possible_words
 from system.java import JavaError, ensure_java
 
 PAIRS = [
@@ -70,7 +70,7 @@ def make_table(path: Path, pairs: list[tuple[str, str]]) -> Path:
 
 def chosen_pairs(table: paraphrases.ParaphraseTable, texts: list[str], path: Path) -> list[tuple]:
     """The pairs that `write` keeps for texts."""
-    count = table.write(words_of(texts), path)
+    count = table.write(possible_words(texts), path)
     with gzip.open(path, "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[:-1]
     assert len(lines) == 3 * count
@@ -90,12 +90,12 @@ def chosen_pairs(table: paraphrases.ParaphraseTable, texts: list[str], path: Pat
     ],
 )
 def test_words_are_all_that_normalisation_can_make(text, words):
-    assert words_of([text]) == words
+    assert possible_words([text]) == words
 
 
 @pytest.mark.parametrize("text", ["aDOTMULTIb", "\u0130stanbul", "5 \u212a"])
 def test_texts_that_become_other_letters_may_hold_any_word(text):
-    assert words_of(["the car", text]) is None
+    assert possible_words(["the car", text]) is None
 
 
 def test_pairs_stay_in_order_and_only_those_with_unknown_words_go(cache, tmp_path):

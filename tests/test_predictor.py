@@ -9,14 +9,14 @@ from PIL import Image
 
 from dataloaders.datasets import open_dataset
 from dataloaders.images import load_image, to_tensor
-from gt.caption_accuracy import accuracy, judge_captions
+from gt.caption_accuracy import accuracy, check_captions
 from modules import predictor as predictor_module
 from modules.clip4idc import CLIP4IDC
 from modules.model.explanation import attention_of_words, rollout
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
 from modules.report.pictures import draw_explanation
-from modules.tokenizer import EOT, clip_tokenizer, decode, split_words
+from modules.tokenizer import EOT, decode, load_clip_tokenizer, split_words
 from modules.weights.sources import LoadedWeights
 from tests.conftest import COLORS, ROOT, draw_pair, tiny_weights
 
@@ -173,7 +173,7 @@ def test_without_joint_blocks_a_class_token_sees_nothing_but_words_see_patches(t
 
 
 def test_tokens_of_one_word_are_one_word():
-    ids = [*clip_tokenizer().encode("the cyan zebra-like thing"), EOT]
+    ids = [*load_clip_tokenizer().encode("the cyan zebra-like thing"), EOT]
     words = split_words(ids)
     assert [word for word, _ in words] == ["the", "cyan", "zebra", "-", "like", "thing", "(end)"]
     assert [place for _, places in words for place in places] == list(range(len(ids)))
@@ -245,7 +245,7 @@ def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_
     changed = json.loads((root / "changed_object.json").read_text())
     shares = {
         name: accuracy(answers)["share"]
-        for name, answers in judge_captions(captions, changed).items()
+        for name, answers in check_captions(captions, changed).items()
     }
     floors = {
         "change recognised": 0.9,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataloaders.batches import build_loader, trim_padding
+from dataloaders.batches import build_batches, trim_padding
 from dataloaders.datasets import open_dataset
 from dataloaders.images import ImageFiles, load_image
 from dataloaders.pairs import ImagePair
@@ -89,7 +89,7 @@ def test_order_and_draws_do_not_depend_on_workers_or_processes(
 ) -> None:
     samples = CaptionSamples(clevr_train, read_small, tokenize, seed=1)
     loaders = [
-        build_loader(samples, 1, True, workers, rank, world, seed=7) for rank in range(world)
+        build_batches(samples, 1, True, workers, rank, world, seed=7) for rank in range(world)
     ]
     orders = []
     for epoch in (0, 1):
@@ -120,7 +120,7 @@ def test_evaluation_is_in_file_order_with_nothing_left_out_or_twice(
     samples = EvaluationPairs(pairs, read_small, distractors=False)
     merged = [None] * 3
     for rank in range(world):
-        batches = build_loader(samples, 2, False, 0, rank, world)
+        batches = build_batches(samples, 2, False, 0, rank, world)
         merged[rank::world] = [pair_id for batch in batches for pair_id in batch["id"]]
     assert merged == ["000008.png", "000009.png", "000010.png"]
 
@@ -128,7 +128,7 @@ def test_evaluation_is_in_file_order_with_nothing_left_out_or_twice(
 def test_a_split_smaller_than_a_batch_names_both_numbers(clevr_train: list[ImagePair]) -> None:
     samples = CaptionSamples(clevr_train, read_small, tokenize)
     with pytest.raises(ValueError, match=r"6 samples.*batch of 8"):
-        build_loader(samples, 4, True, 0, 0, 2)
+        build_batches(samples, 4, True, 0, 0, 2)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -137,7 +137,7 @@ def test_an_unreadable_image_is_one_clear_error(spot_test: list[ImagePair], work
     with open(path, "r+b") as file:
         file.truncate(os.path.getsize(path) // 2)
     samples = EvaluationPairs(spot_test, read_small, distractors=False)
-    loader = build_loader(samples, 2, False, workers)
+    loader = build_batches(samples, 2, False, workers)
     with pytest.raises(ValueError, match=rf"cannot read the image {path}") as error:
         list(loader)
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from dataloaders.coco_files import coco_ground_truth
 from gt import eval_utils, score_files
 from gt.score_files import read_subsets
 from modules.metrics.bootstrap import bootstrap, interval, p_value
-from modules.metrics.coco import COCO
+from modules.metrics.coco import COCO_PROTOCOL
 from modules.metrics.metric import ScoringProtocol
 from modules.metrics.scorer import CaptionScorer, ScoredCaptions
 from modules.registries import PROTOCOLS
@@ -31,7 +31,7 @@ def systems() -> list[ScoredCaptions]:
     captions = []
     for share in (0.6, 0.2):
         captions.append(partly_copied(references, share, source))
-    scorer = CaptionScorer(references, COCO)
+    scorer = CaptionScorer(references, COCO_PROTOCOL)
     return [scorer.score_tokens(tokens) for tokens in scorer.tokenize(*captions)]
 
 

@@ -18,8 +18,8 @@ from dataloaders.pairs import (
     SPLITS,
     ImagePair,
     PairDataset,
-    change_and_distractor,
-    distractor_id,
+    distractor_id_of,
+    split_change_distractor,
 )
 from system.escaping import has_control_characters
 from system.files import is_safe_file_name
@@ -74,12 +74,12 @@ class ClevrChange(PairDataset):
     def ground_truth(self, split: str) -> list[tuple[str, list[str]]]:
         """The captions of all splits: change captions first, then no-change captions."""
         change, no_change = (read_captions(self.source.data_path / file) for file in CAPTION_FILES)
-        distractors = [(distractor_id(name), texts) for name, texts in no_change.items()]
+        distractors = [(distractor_id_of(name), texts) for name, texts in no_change.items()]
         return [*change.items(), *distractors]
 
     def subsets(self, pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
-        subsets = change_and_distractor(pairs)
-        for change_type, names in change_types(self.source.data_path).items():
+        subsets = split_change_distractor(pairs)
+        for change_type, names in read_change_types(self.source.data_path).items():
             wanted = set(names)
             subsets[change_type] = [pair.id for pair in pairs if pair.id in wanted]
         return subsets
@@ -130,7 +130,7 @@ def read_split(data_path: str | Path, split: str) -> list[str]:
     return [f"{number:06d}.png" for number in numbers]
 
 
-def change_types(data_path: str | Path) -> dict[str, list[str]]:
+def read_change_types(data_path: str | Path) -> dict[str, list[str]]:
     """Change type → image names, where the data has a type_mapping.json; else nothing."""
     path = Path(data_path) / "type_mapping.json"
     return read_type_mapping(path) if path.is_file() else {}

@@ -15,7 +15,7 @@ from system.files import summarize_error
 from system.json_files import parse_json
 
 COLUMNS = ("before", "after", "split", "caption", "id", "type")
-ImageFiles = tuple[Path, Path]  # before, after
+BeforeAfter = tuple[Path, Path]  # before, after
 
 
 class PairTable(PairDataset):
@@ -37,13 +37,13 @@ class PairTable(PairDataset):
         path = self.source.data_path
         rows = []
         for line, row in read_rows(path):
-            if row_split(path, line, row) != split:
+            if read_split(path, line, row) != split:
                 continue
             parsed = parse_row(path, line, row)
             if need_images:
                 _check_images(path, parsed)
             rows.append(parsed)
-        return to_pairs(path, split, merge(path, rows))
+        return make_pairs(path, split, merge_rows(path, rows))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TableRow:
     """A row of the table, checked."""
 
     line: int
-    images: ImageFiles
+    images: BeforeAfter
     captions: list[str]
     id: str | None
     type: str | None
@@ -125,7 +125,7 @@ def _check_header(path: Path, names: list[str]) -> None:
         raise ValueError(f"{path} has two columns {repeated[0]}")
 
 
-def row_split(path: Path, line: int, row: dict[str, Any]) -> str:
+def read_split(path: Path, line: int, row: dict[str, Any]) -> str:
     """The split of a row. Raises ValueError for none, or an unknown one."""
     split = row.get("split")
     if split not in SPLITS:
@@ -134,7 +134,7 @@ def row_split(path: Path, line: int, row: dict[str, Any]) -> str:
     return split
 
 
-def row_images(path: Path, line: int, row: dict[str, Any]) -> ImageFiles:
+def read_images(path: Path, line: int, row: dict[str, Any]) -> BeforeAfter:
     """The two files of a row, relative to the table's folder. Raises ValueError for none."""
     for name in ("before", "after"):
         value = row.get(name)
@@ -147,7 +147,7 @@ def row_images(path: Path, line: int, row: dict[str, Any]) -> ImageFiles:
     return path.parent / row["before"].strip(), path.parent / row["after"].strip()
 
 
-def row_id(path: Path, line: int, row: dict[str, Any]) -> str | None:
+def read_id(path: Path, line: int, row: dict[str, Any]) -> str | None:
     """The id of a row, if it has one. Raises ValueError for one that cannot be printed."""
     value = row.get("id")
     if value in (None, ""):
@@ -160,7 +160,7 @@ def row_id(path: Path, line: int, row: dict[str, Any]) -> str | None:
     return str(value)
 
 
-def _row_type(path: Path, line: int, row: dict[str, Any]) -> str | None:
+def _read_type(path: Path, line: int, row: dict[str, Any]) -> str | None:
     value = row.get("type") or None
     if value is None:
         return None
@@ -172,7 +172,7 @@ def _row_type(path: Path, line: int, row: dict[str, Any]) -> str | None:
     return value
 
 
-def _row_captions(path: Path, line: int, row: dict[str, Any]) -> list[str]:
+def _read_captions(path: Path, line: int, row: dict[str, Any]) -> list[str]:
     caption = row.get("caption")
     captions = row.get("captions") if caption in (None, "") else [caption]
     is_list = isinstance(captions, list) and captions
@@ -188,10 +188,10 @@ def parse_row(path: Path, line: int, row: dict[str, Any]) -> TableRow:
     """Check a row. Raises ValueError that names its line and what is wrong."""
     return TableRow(
         line,
-        row_images(path, line, row),
-        _row_captions(path, line, row),
-        row_id(path, line, row),
-        _row_type(path, line, row),
+        read_images(path, line, row),
+        _read_captions(path, line, row),
+        read_id(path, line, row),
+        _read_type(path, line, row),
     )
 
 
@@ -201,12 +201,12 @@ def _check_images(path: Path, row: TableRow) -> None:
             raise FileNotFoundError(f"no image {image} ({path} line {row.line})")
 
 
-def merge(path: Path, rows: Iterable[TableRow]) -> dict[ImageFiles, Entry]:
+def merge_rows(path: Path, rows: Iterable[TableRow]) -> dict[BeforeAfter, Entry]:
     """The rows of each two images as one entry, in order of first appearance.
 
     Raises ValueError where they contradict each other.
     """
-    entries: dict[ImageFiles, Entry] = {}
+    entries: dict[BeforeAfter, Entry] = {}
     for row in rows:
         entry = entries.setdefault(row.images, Entry(row.line))
         entry.captions += row.captions
@@ -223,7 +223,7 @@ def merge(path: Path, rows: Iterable[TableRow]) -> dict[ImageFiles, Entry]:
     return entries
 
 
-def to_pairs(path: Path, split: str, entries: dict[ImageFiles, Entry]) -> list[ImagePair]:
+def make_pairs(path: Path, split: str, entries: dict[BeforeAfter, Entry]) -> list[ImagePair]:
     """The entries as pairs; one without an id gets the split and its number as an id."""
     pairs: dict[str, ImagePair] = {}
     for number, ((before, after), entry) in enumerate(entries.items()):

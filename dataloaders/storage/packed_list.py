@@ -17,11 +17,11 @@ class PackedList(Sequence):
     def __init__(self, items: Iterable[Any]) -> None:
         parts = [pickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL) for item in items]
         content = bytearray(b"".join(parts)) or bytearray(1)  # torch refuses an empty buffer
-        self._ends = torch.tensor([0, *map(len, parts)]).cumsum(0)
+        self._offsets = torch.tensor([0, *map(len, parts)]).cumsum(0)
         self._bytes = torch.frombuffer(content, dtype=torch.uint8)
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self._offsets) - 1
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
@@ -29,5 +29,5 @@ class PackedList(Sequence):
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
         place = index % len(self)
-        start, end = self._ends[place : place + 2].tolist()
+        start, end = self._offsets[place : place + 2].tolist()
         return pickle.loads(self._bytes[start:end].numpy().tobytes())

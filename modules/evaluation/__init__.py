@@ -13,7 +13,7 @@ REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True)
-class EvaluatedRun:
+class RunDescription:
     """Where an evaluation's files go, and what they say about the run."""
 
     folder: Path

@@ -11,8 +11,8 @@ from dataloaders.batches import Batches
 from dataloaders.coco_files import write_references, write_results
 from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
-from modules.evaluation import NUM_SAMPLES, EvaluatedRun
-from modules.evaluation.judge import CaptionJudge
+from modules.evaluation import NUM_SAMPLES, RunDescription
+from modules.evaluation.split_scorer import SplitScorer
 from modules.generation import generate
 from modules.model.explanation import Explanation
 from modules.options.decoding import Decoding
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 class CaptionEvaluator:
     """Captions every pair, writes the captions, scores them on the main process.
 
-    The judge's `selection`, which is CIDEr for published datasets, chooses the best epoch.
+    The scorer's `selection`, which is CIDEr for published datasets, chooses the best epoch.
     """
 
     pairs: Sequence[ImagePair]
     loader: Batches  # this process's share of the pairs' images, in file order
-    judge: CaptionJudge
+    scorer: SplitScorer
     max_words: int
     decoding: Decoding
-    run: EvaluatedRun
+    run: RunDescription
     runtime: Runtime
     keeps_references: bool = False  # whether the report brings a copy of the references with it
     # Of the latest evaluation: by caption id, and by group.
@@ -53,17 +53,17 @@ class CaptionEvaluator:
         )
         if self.runtime.is_main:
             log.info("captions in %s", write_results(self.run.folder, label, self.captions))
-        self.scores = self.runtime.on_main(lambda: self.judge.score(self.captions))
-        return self.scores["all"][self.judge.selection], self.scores["all"]
+        self.scores = self.runtime.on_main(lambda: self.scorer.score(self.captions))
+        return self.scores["all"][self.scorer.selection], self.scores["all"]
 
-    def sample_pictures(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Some pairs of the latest evaluation, with the caption and a reference of each."""
         caption_ids = list(self.captions)
         images = self._images()
         samples = []
         for number in evenly_spaced(len(caption_ids), NUM_SAMPLES):
             caption_id = caption_ids[number]
-            wanted = self.judge.references[caption_id][0]
+            wanted = self.scorer.references[caption_id][0]
             lines = [self.captions[caption_id], f"wanted: {wanted}"]
             samples.append((*images[caption_id], lines))
         return draw_pairs(samples)
@@ -71,40 +71,40 @@ class CaptionEvaluator:
     def write_report(self, model: CLIP4IDC, checkpoint: str) -> None:
         """report.html of the latest evaluation."""
         if self.keeps_references:
-            write_references(self.run.folder, self.judge.references, self.judge.subsets)
-        counts = (
+            write_references(self.run.folder, self.scorer.references, self.scorer.subsets)
+        summary = (
             f"{len(self.pairs)} pairs of the {self.run.split} split, {len(self.captions)} "
-            f"captions. Best and worst go by {self.judge.selection}."
+            f"captions. Best and worst go by {self.scorer.selection}."
         )
         page = Page(
             f"Captions: {self.run.data}",
-            counts,
+            summary,
             self.scores,
-            self.judge.baselines,
+            self.scorer.baselines,
             self.run.folder / HISTORY_FILE,
             self.run.facts(checkpoint),
             self.run.defaults,
         )
         groups = self._reported_groups()
         explanations = self._explain(model, groups)
-        name = self.judge.selection
+        name = self.scorer.selection
         write_caption_page(self.run.report_path, page, groups, explanations, name)
         log.info("report in %s", self.run.report_path)
 
     def _reported_groups(self) -> dict[str, list[ReportedPair]]:
         images = self._images()
-        scores = self.judge.scores_by_id()
+        scores = self.scorer.scores_by_id()
         reported = {
             caption_id: ReportedPair(
                 caption_id,
                 *images[caption_id],
                 caption,
-                self.judge.references[caption_id],
+                self.scorer.references[caption_id],
                 scores[caption_id],
             )
             for caption_id, caption in self.captions.items()
         }
-        subsets = self.judge.subsets or {"all": list(reported)}
+        subsets = self.scorer.subsets or {"all": list(reported)}
         return {name: [reported[one] for one in ids] for name, ids in subsets.items() if ids}
 
     def _explain(

@@ -12,7 +12,7 @@ from torch import Tensor
 from dataloaders.batches import Batches, trim_padding
 from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
-from modules.evaluation import NUM_SAMPLES, EvaluatedRun
+from modules.evaluation import NUM_SAMPLES, RunDescription
 from modules.model.backbone import Features
 from modules.report.page import Page
 from modules.report.pictures import draw_pairs, evenly_spaced
@@ -35,7 +35,7 @@ class RetrievalEvaluator:
     pairs: Sequence[ImagePair]
     loader: Batches  # this process's share of the pairs' images, in file order
     max_words: int
-    run: EvaluatedRun
+    run: RunDescription
     runtime: Runtime
     # Of the latest evaluation: (N_text, N_pair), and scores by direction.
     similarity: Tensor | None = None
@@ -50,12 +50,12 @@ class RetrievalEvaluator:
 
     def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
         """text→pair R@1 and all scores; writes no file, so that `label` is not used."""
-        self.similarity = split_similarity(
+        self.similarity = compute_similarity(
             model, self.pairs, self.loader, self.max_words, self.runtime
         )
         sentences_per_pair = [len(pair.captions) for pair in self.pairs]
         self.metrics = retrieval_metrics(self.similarity, sentences_per_pair)
-        table = format_table(list(self._rows().items()), digits=1)
+        table = format_table(list(self._scores_by_direction().items()), digits=1)
         log.info("retrieval among %d pairs\n%s", len(self.pairs), table)
         scores = {
             f"{direction}_{name}": value
@@ -64,7 +64,7 @@ class RetrievalEvaluator:
         }
         return self.metrics["text_to_pair"]["R1"], scores
 
-    def sample_pictures(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Some sentences of the latest evaluation, each with the pair found nearest to it."""
         texts = [caption for pair in self.pairs for caption in pair.captions]
         chosen = evenly_spaced(len(texts), NUM_SAMPLES)
@@ -78,15 +78,15 @@ class RetrievalEvaluator:
 
     def write_report(self, model: CLIP4IDC, checkpoint: str) -> None:
         """report.html of the latest evaluation."""
-        counts = (
+        summary = (
             f"{len(self.similarity)} sentences and {len(self.pairs)} pairs of the "
             f"{self.run.split} split. R1, R5, R10: per cent of the queries whose own is among the "
             "first 1, 5, 10 found."
         )
         page = Page(
             f"Retrieval: {self.run.data}",
-            counts,
-            self._rows(),
+            summary,
+            self._scores_by_direction(),
             [("chance", chance_level(len(self.pairs)))],
             self.run.folder / HISTORY_FILE,
             self.run.facts(checkpoint),
@@ -95,7 +95,7 @@ class RetrievalEvaluator:
         write_retrieval_page(self.run.report_path, page, self.pairs, self.similarity)
         log.info("report in %s", self.run.report_path)
 
-    def _rows(self) -> dict[str, dict[str, float]]:
+    def _scores_by_direction(self) -> dict[str, dict[str, float]]:
         return {
             "text → pair": self.metrics["text_to_pair"],
             "pair → text": self.metrics["pair_to_text"],
@@ -104,7 +104,7 @@ class RetrievalEvaluator:
 
 # Not in inference mode: there autocast would convert each weight again every time it is used.
 @torch.no_grad()
-def split_similarity(
+def compute_similarity(
     model: CLIP4IDC, pairs: Sequence[ImagePair], loader: Batches, max_words: int, runtime: Runtime
 ) -> Tensor:
     """The similarity (N_text, N_pair) of a split, on the CPU; the processes share the work.

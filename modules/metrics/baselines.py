@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from modules.metrics.cider_d import MAX_NGRAM, SCALE, SIGMA, DocumentFrequencies, Sentence
+from modules.metrics.cider_d import MAX_NGRAM, SCALE, SIGMA, IdfWeights, Sentence
 
 Caption = TypeVar("Caption")
 Ngram = tuple[str, ...]
@@ -39,30 +39,30 @@ def constant_cider(
     count of an n-gram in the candidate and r in the reference. So for each n-gram and each h, all
     references add up to one vector over their lengths, and a score is a sum of such vectors.
     """
-    frequencies = DocumentFrequencies(references)
-    weighted = _weigh(references, frequencies)
+    idf = IdfWeights(references)
+    weighted = _weigh(references, idf)
     max_length = max([1, *(sentence.length for sentence, _ in weighted)])
-    sentences = [frequencies.sentence(candidate) for candidate in candidates]
+    sentences = [idf.weigh_sentence(candidate) for candidate in candidates]
     wanted: dict[int, set[Ngram]] = {}
     for sentence in sentences:
         for ngram, count in sentence.counts.items():
-            if ngram in frequencies.weights:
+            if ngram in idf.weights:
                 wanted.setdefault(count, set()).add(ngram)
     tables = {}
     for count, chosen in wanted.items():
-        tables[count] = _sum_references(weighted, chosen, count, frequencies, max_length)
+        tables[count] = _sum_references(weighted, chosen, count, idf, max_length)
     lengths = np.arange(max_length + 1)
     return np.array([_constant_score(sentence, tables, lengths) for sentence in sentences])
 
 
 def _weigh(
-    references: Mapping[str, Sequence[str]], frequencies: DocumentFrequencies
+    references: Mapping[str, Sequence[str]], idf: IdfWeights
 ) -> list[tuple[Sentence, float]]:
     """Each reference, and its share in the mean over an id's references and over all ids."""
     weighted = []
     for texts in references.values():
         share = 1 / (len(texts) * len(references))
-        weighted += [(frequencies.sentence(text), share) for text in texts]
+        weighted += [(idf.weigh_sentence(text), share) for text in texts]
     return weighted
 
 
@@ -70,7 +70,7 @@ def _sum_references(
     weighted: Sequence[tuple[Sentence, float]],
     chosen: set[Ngram],
     count: int,
-    frequencies: DocumentFrequencies,
+    idf: IdfWeights,
     max_length: int,
 ) -> dict[Ngram, np.ndarray]:
     """n-gram → (max_length + 1,): by length, the sum of share · min(count, r) · r · idf² / |r|."""
@@ -79,7 +79,7 @@ def _sum_references(
         for ngram, times in sentence.counts.items():
             norm = sentence.norms[len(ngram) - 1]
             if ngram in table and norm > 0:
-                weight = frequencies.weight(ngram) ** 2
+                weight = idf.weight(ngram) ** 2
                 value = share * min(count, times) * times * weight / norm
                 table[ngram][sentence.length] += value
     return table

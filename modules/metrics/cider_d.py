@@ -20,7 +20,7 @@ WORD = re.compile(r"'?\w+(?:-\w+)*")
 END_MARK = "(end)"  # WORD never matches it
 
 
-def ngrams(sentence: str) -> Counter:
+def count_ngrams(sentence: str) -> Counter:
     """Counts of a tokenised sentence's 1- to MAX_NGRAM-grams."""
     words = sentence.split()
     counts: Counter = Counter()
@@ -40,13 +40,13 @@ class Sentence(NamedTuple):
     """The number of bigrams, which CIDEr-D takes for the length."""
 
 
-class DocumentFrequencies:
+class IdfWeights:
     """The weight of an n-gram: log(number of ids / ids that have it in a reference)."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
         documents: Counter = Counter()
         for texts in references.values():
-            documents.update(set().union(*map(ngrams, texts)))
+            documents.update(set().union(*map(count_ngrams, texts)))
         self.unseen = math.log(len(references))
         self.weights = {ngram: self.unseen - math.log(count) for ngram, count in documents.items()}
 
@@ -54,9 +54,9 @@ class DocumentFrequencies:
         """The weight, that of a single id for an n-gram that no reference has."""
         return self.weights.get(ngram, self.unseen)
 
-    def sentence(self, text: str) -> Sentence:
+    def weigh_sentence(self, text: str) -> Sentence:
         """A tokenised sentence, counted and weighted."""
-        counts = ngrams(text)
+        counts = count_ngrams(text)
         squares = [0.0] * MAX_NGRAM
         for ngram, count in counts.items():
             squares[len(ngram) - 1] += (count * self.weight(ngram)) ** 2
@@ -69,16 +69,16 @@ class CiderD:
     """Scores sentences against the tokenised references of their ids."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        self.frequencies = DocumentFrequencies(references)
+        self.idf = IdfWeights(references)
         distinct = {text for texts in references.values() for text in texts}
-        prepared = {text: self.frequencies.sentence(text) for text in distinct}
+        prepared = {text: self.idf.weigh_sentence(text) for text in distinct}
         self.references: dict[str, list[Sentence]] = {}
         for key, texts in references.items():
             self.references[key] = [prepared[text] for text in texts]
 
     def score(self, key: str, text: str) -> float:
         """From 0, no n-gram in common, to SCALE, equal to all references of that id."""
-        sentence, references = self.frequencies.sentence(text), self.references[key]
+        sentence, references = self.idf.weigh_sentence(text), self.references[key]
         total = sum(self._similarity(sentence, reference) for reference in references)
         return total * SCALE / (MAX_NGRAM * len(references))
 
@@ -88,7 +88,7 @@ class CiderD:
         for ngram, count in sentence.counts.items():
             times = reference.counts.get(ngram)
             if times:
-                weight = self.frequencies.weight(ngram) ** 2
+                weight = self.idf.weight(ngram) ** 2
                 products[len(ngram) - 1] += min(count, times) * times * weight
         cosines = 0.0
         for n, product in enumerate(products):
@@ -97,7 +97,7 @@ class CiderD:
         return cosines * math.exp(-((sentence.length - reference.length) ** 2) / (2 * SIGMA**2))
 
 
-def words_only(sentence: str, ended: bool = True) -> str:
+def reward_tokens(sentence: str, ended: bool = True) -> str:
     """Lower-case words without punctuation, and END_MARK where the sentence ends.
 
     With the mark, a caption does not score more by breaking off.
@@ -115,7 +115,9 @@ class CiderReward:
     """
 
     def __init__(self, captions: Mapping[str, Sequence[str]], workers: int) -> None:
-        references = {key: [words_only(text) for text in texts] for key, texts in captions.items()}
+        references = {
+            key: [reward_tokens(text) for text in texts] for key, texts in captions.items()
+        }
         self.workers = workers
         if workers:
             context = multiprocessing.get_context("spawn")
@@ -124,7 +126,7 @@ class CiderReward:
             self._scorer = CiderD(references)
 
     def __call__(self, keys: Sequence[str], sentences: Sequence[str]) -> list[float]:
-        """The score of each sentence, made by `words_only`, against the captions of its key."""
+        """The score of each sentence, made by `reward_tokens`, against the captions of its key."""
         if not self.workers:
             pairs = zip(keys, sentences, strict=True)
             return [self._scorer.score(key, sentence) for key, sentence in pairs]

@@ -84,7 +84,7 @@ class Cider(MeanMetric):
         return values[:, None]
 
 
-COCO = ScoringProtocol(
+COCO_PROTOCOL = ScoringProtocol(
     tokenize=tokenize,
     metrics=("bleu", "meteor", "rouge_l", "cider"),
     selection="CIDEr",

@@ -20,7 +20,7 @@ import numpy as np
 from pycocoevalcap.meteor import meteor as pycocoevalcap_meteor
 
 from modules.metrics.metric import ScoringContext
-from modules.metrics.paraphrases import CACHE_ERRORS, ParaphraseTable, open_table, words_of
+from modules.metrics.paraphrases import CACHE_ERRORS, ParaphraseTable, open_table, possible_words
 from system import java
 from system.java import JavaError, find_error_line
 
@@ -155,7 +155,7 @@ class MeteorProcess:
             reason = self._failure_reason(None)
             log.warning("METEOR's Java process has ended and is started again: %s", reason)
             self.close()
-        words = words_of(questions)
+        words = possible_words(questions)
         if self.process is not None and self._knows(words):
             return
         self.close()
@@ -190,7 +190,7 @@ class MeteorProcess:
         self._table = self._table or open_table(PARAPHRASES)
         if self._table is None:
             return False
-        known = known | words | (words_of(self._expected_texts) or set())
+        known = known | words | (possible_words(self._expected_texts) or set())
         try:
             handle, name = tempfile.mkstemp(prefix="meteor-", suffix=".gz")
             os.close(handle)

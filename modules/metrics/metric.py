@@ -71,7 +71,7 @@ class MeanMetric:
 
 
 Texts = Mapping[Hashable, Sequence[str]]
-Tokenizer = Callable[[Texts, ScoringContext], dict[Hashable, list[str]]]
+MetricTokenizer = Callable[[Texts, ScoringContext], dict[Hashable, list[str]]]
 
 
 def _nothing_to_prepare() -> None:
@@ -81,7 +81,7 @@ def _nothing_to_prepare() -> None:
 class ScoringProtocol(NamedTuple):
     """How captions are tokenised, and which metrics score them."""
 
-    tokenize: Tokenizer
+    tokenize: MetricTokenizer
     """(texts by key, context) → their tokens, joined by spaces, in the same order."""
     metrics: tuple[str, ...]
     """Names in `modules.registries.METRICS`; their order is that of the scores."""

@@ -26,10 +26,10 @@ from system.files import READ_ERRORS, atomic_write, choose_cache_folder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the cached file; a change of what is in it needs another number
+FORMAT_VERSION = 1  # of the cached file; a change of what is in it needs another number
 MAX_KEPT = 2  # cached files, for installations with different tables
 BLOCK = 1 << 24  # bytes
-LINES_A_PAIR = 3  # a probability, which METEOR skips, and two phrases
+LINES_PER_PAIR = 3  # a probability, which METEOR skips, and two phrases
 LONGEST_WORD = 100  # letters; the longest in METEOR's table has 22
 JAVA_WORD = re.compile(r"[^ \t\n\r\f]+")  # as Java's StringTokenizer splits
 CACHE_ERRORS = (OSError, zipfile.BadZipFile, *READ_ERRORS)  # of a cached file; it is dispensable
@@ -38,7 +38,7 @@ LETTERS = re.compile("[0-9a-z]+")
 UNPREDICTABLE = re.compile("DOTMULTI|[\u0130\u212a]")
 
 
-def words_of(texts: Iterable[str]) -> set[str] | None:
+def possible_words(texts: Iterable[str]) -> set[str] | None:
     """Every word that METEOR can make of the texts, and more; None: any word at all.
 
     METEOR's normalisation puts spaces beside characters that are neither letters nor digits, and
@@ -55,11 +55,11 @@ def words_of(texts: Iterable[str]) -> set[str] | None:
     for word in between_spaces:
         runs = LETTERS.findall(word.lower())
         for first in range(len(runs)):
-            found.update(_joined(runs[first:]))
+            found.update(_joined_prefixes(runs[first:]))
     return found
 
 
-def _joined(runs: Sequence[str]) -> Iterator[str]:
+def _joined_prefixes(runs: Sequence[str]) -> Iterator[str]:
     """The first run, the first two as one word, and so on up to LONGEST_WORD."""
     word = ""
     for run in runs:
@@ -70,7 +70,7 @@ def _joined(runs: Sequence[str]) -> Iterator[str]:
 
 
 def _bare(word: bytes) -> str:
-    """A word of the table as `words_of` has it; "", which every text has, where that is unsure."""
+    """A word of the table as `possible_words` has it; "", which every text has, if unsure."""
     letters = "".join(LETTERS.findall(word.decode(errors="replace").lower()))
     return letters if len(letters) <= LONGEST_WORD else ""
 
@@ -125,7 +125,7 @@ def open_table(path: Path) -> ParaphraseTable | None:
     """
     folder = choose_cache_folder(None) / "meteor"
     try:
-        file = folder / f"paraphrases-{FORMAT}-{_identity(path)}.npz"
+        file = folder / f"paraphrases-{FORMAT_VERSION}-{_identity(path)}.npz"
         try:
             return ParaphraseTable(file)
         except CACHE_ERRORS:
@@ -153,7 +153,7 @@ def _remove_old(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _counter() -> defaultdict:
+def _index_assigner() -> defaultdict:
     """A dictionary that gives each new key the next number, from 0."""
     numbers: defaultdict = defaultdict()
     numbers.default_factory = numbers.__len__
@@ -162,14 +162,14 @@ def _counter() -> defaultdict:
 
 def _write_numbers(path: Path, stream: BinaryIO) -> None:
     """METEOR's table as arrays. Raises ValueError for a table of another form."""
-    phrases, words = _counter(), _counter()
+    phrases, words = _index_assigner(), _index_assigner()
     left, right = [], []
     for lines in _blocks_of_pairs(path):
-        left.append(_numbers(phrases.__getitem__, lines[1::LINES_A_PAIR]))
-        right.append(_numbers(phrases.__getitem__, lines[2::LINES_A_PAIR]))
-    lengths = _numbers(lambda phrase: phrase.count(b" ") + 1, phrases, np.uint16)
+        left.append(_to_array(phrases.__getitem__, lines[1::LINES_PER_PAIR]))
+        right.append(_to_array(phrases.__getitem__, lines[2::LINES_PER_PAIR]))
+    lengths = _to_array(lambda phrase: phrase.count(b" ") + 1, phrases, np.uint16)
     in_a_row = chain.from_iterable(phrase.split(b" ") for phrase in phrases)
-    word_ids = _numbers(words.__getitem__, in_a_row)
+    word_ids = _to_array(words.__getitem__, in_a_row)
     np.savez(
         stream,
         words=np.frombuffer(b"\n".join(words), np.uint8),
@@ -180,7 +180,7 @@ def _write_numbers(path: Path, stream: BinaryIO) -> None:
     )
 
 
-def _numbers(number_of: Callable[[bytes], int], keys: Iterable[bytes], kind=np.uint32):
+def _to_array(number_of: Callable[[bytes], int], keys: Iterable[bytes], kind=np.uint32):
     return np.fromiter(map(number_of, keys), kind)
 
 
@@ -192,7 +192,7 @@ def _blocks_of_pairs(path: Path) -> Iterator[list[bytes]]:
             if any(mark in block for mark in (b"\r", b"\t", b"\f")):
                 raise ValueError(f"{path} has other separators than spaces and line feeds")
             lines = (rest + block).split(b"\n")
-            count = (len(lines) - 1) // LINES_A_PAIR * LINES_A_PAIR
+            count = (len(lines) - 1) // LINES_PER_PAIR * LINES_PER_PAIR
             rest = b"\n".join(lines[count:])
             yield lines[:count]
     if rest:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-class Attempts:
+class FailureTracker:
     """Asks metrics during one evaluation. One whose Java fails is missing from there on.
 
     So a program that hangs is waited for once, and what was computed before a failure is kept.
@@ -48,7 +48,7 @@ class MetricRows(NamedTuple):
     rows: np.ndarray | None
     """(N, W); None where they are missing."""
 
-    def of(self, places: Sequence[int]) -> "MetricRows":
+    def select(self, places: Sequence[int]) -> "MetricRows":
         """The rows of some captions."""
         return self if self.rows is None else MetricRows(self.metric, self.rows[places])
 
@@ -60,7 +60,7 @@ class GroupRows:
     ids: Sequence[str]
     parts: Sequence[MetricRows]
     protocol: ScoringProtocol
-    attempts: Attempts
+    failures: FailureTracker
 
     def scores(self, weights: np.ndarray | None = None) -> dict[str, float]:
         """Score name → value. weights (N,): how often each caption counts; None: once."""
@@ -82,7 +82,7 @@ class GroupRows:
             total, count = np.ascontiguousarray(rows.T).sum(axis=1), float(len(rows))
         else:
             total, count = weights @ rows, float(weights.sum())
-        values = self.attempts.ask(metric, lambda: metric.scores(total, count))
+        values = self.failures.ask(metric, lambda: metric.scores(total, count))
         if values is not None and len(values) != len(metric.names):
             raise ValueError(
                 f"metric {', '.join(metric.names)}: {len(values)} scores, expected "
@@ -98,7 +98,7 @@ class GroupRows:
                 group = replace(self, parts=[part], protocol=self.protocol._replace(derived={}))
         found = {}
         for place, key in enumerate(self.ids):
-            one = replace(group, ids=[key], parts=[part.of([place]) for part in group.parts])
+            one = replace(group, ids=[key], parts=[part.select([place]) for part in group.parts])
             found[key] = one.scores()[name]
         return found
 
@@ -131,9 +131,9 @@ class ScoredCaptions:
         for part in self.whole.parts:
             if part.rows is not None and getattr(part.metric, "depends_on_group", True):
                 tokens = {key: self.tokens[key] for key in ids}
-                parts.append(self.scorer.rows_of(part.metric, tokens, self.whole.attempts))
+                parts.append(self.scorer.rows_of(part.metric, tokens, self.whole.failures))
             else:
-                parts.append(part.of(places))
+                parts.append(part.select(places))
         return replace(self.whole, ids=ids, parts=parts)
 
     @cached_property
@@ -195,28 +195,24 @@ class CaptionScorer:
         except JavaError as error:
             log.warning("all caption scores are missing: %s", error)
             parts = [MetricRows(metric, None) for metric in self.metrics]
-            rows = GroupRows(list(captions), parts, self.protocol, Attempts())
+            rows = GroupRows(list(captions), parts, self.protocol, FailureTracker())
             return ScoredCaptions(self, {}, rows)
         return self.score_tokens(tokens)
 
     def score_tokens(
-        self, tokens: Mapping[str, str], attempts: Attempts | None = None
+        self, tokens: Mapping[str, str], failures: FailureTracker | None = None
     ) -> ScoredCaptions:
         """The same for captions that are tokenised, after `tokenize` was called."""
-        attempts = attempts or Attempts()
-        parts = [self.rows_of(metric, tokens, attempts) for metric in self.metrics]
-        return ScoredCaptions(self, tokens, GroupRows(list(tokens), parts, self.protocol, attempts))
+        failures = failures or FailureTracker()
+        parts = [self.rows_of(metric, tokens, failures) for metric in self.metrics]
+        return ScoredCaptions(self, tokens, GroupRows(list(tokens), parts, self.protocol, failures))
 
-    def scores(
-        self, captions: Mapping[str, str], subsets: Subsets | None = None
-    ) -> dict[str, dict[str, float]]:
-        """Group → score name → value, of all captions and of each subset that has any of them."""
-        return self.score(captions).scores(subsets)
-
-    def rows_of(self, metric: Metric, tokens: Mapping[str, str], attempts: Attempts) -> MetricRows:
+    def rows_of(
+        self, metric: Metric, tokens: Mapping[str, str], failures: FailureTracker
+    ) -> MetricRows:
         """A metric's rows of tokenised captions. Raises ValueError for rows of another shape."""
         references = {key: self.reference_tokens[key] for key in tokens}
-        rows = attempts.ask(metric, lambda: metric.rows(references, tokens))
+        rows = failures.ask(metric, lambda: metric.rows(references, tokens))
         if rows is not None:
             rows = np.asarray(rows, dtype=float)
             if rows.ndim != 2 or len(rows) != len(tokens):

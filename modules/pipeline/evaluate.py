@@ -4,14 +4,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataloaders.batches import build_loader
+from dataloaders.batches import build_batches
 from dataloaders.pairs import ImagePair
 from dataloaders.samples import EvaluationPairs, ImageReader
 from modules.clip4idc import CLIP4IDC
-from modules.evaluation import EvaluatedRun
+from modules.evaluation import RunDescription
 from modules.evaluation.captions import CaptionEvaluator
-from modules.evaluation.judge import CaptionJudge
 from modules.evaluation.retrieval import RetrievalEvaluator
+from modules.evaluation.split_scorer import SplitScorer
 from modules.options import Options
 from modules.training.progress import Progress
 from modules.training.states import weights_path
@@ -38,7 +38,7 @@ def build_evaluator(
     pairs = splits[split]
     data = options.data
     samples = EvaluationPairs(pairs, images, distractors=options.task == "caption")
-    loader = build_loader(
+    loader = build_batches(
         samples,
         data.batch_size_val,
         False,
@@ -53,7 +53,7 @@ def build_evaluator(
     return CaptionEvaluator(
         pairs,
         loader,
-        CaptionJudge.build(pairs, splits["train"], dataset, split),
+        SplitScorer.build(pairs, splits["train"], dataset, split),
         data.max_words,
         options.decoding,
         run,
@@ -62,8 +62,8 @@ def build_evaluator(
     )
 
 
-def _describe_run(split: str, options: Options) -> EvaluatedRun:
-    return EvaluatedRun(
+def _describe_run(split: str, options: Options) -> RunDescription:
+    return RunDescription(
         Path(options.run.output_dir),
         options.data.data_path,
         split,

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataloaders.find_pairs import find_pairs
 from dataloaders.pairs import ImagePair
+from dataloaders.user_pairs import find_pairs
 from modules.model.bert import load_decoder_config
 from modules.model.explanation import Caption
 from modules.options import Options

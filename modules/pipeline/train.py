@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from dataloaders.batches import Batches, build_loader
+from dataloaders.batches import Batches, build_batches
 from dataloaders.pairs import ImagePair
 from dataloaders.samples import ImageReader
 from modules.clip4idc import CLIP4IDC
@@ -101,7 +101,7 @@ def _build_loader(
     tokenize = partial(tokenize_caption, max_words=data.max_words)
     samples = objective_class.samples(pairs, images, tokenize, options.run.seed)
     parts = options.training.gradient_accumulation_steps * runtime.world_size
-    return build_loader(
+    return build_batches(
         samples,
         data.batch_size // parts,
         True,

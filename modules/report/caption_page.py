@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.model.explanation import Explanation
-from modules.report.page import Page, image_sources
+from modules.report.page import Page, template_values
 from modules.report.pictures import NO_MAPS, attention_panels, jpeg_uri
 
 NUM_EXAMPLES = 2  # of the best pairs in each group, and of the worst
@@ -59,17 +59,21 @@ def write_caption_page(
     for name, pairs in groups.items():
         for kind, chosen in best_and_worst(pairs):
             if chosen:
-                sources = [_pair_sources(pair, explanations[pair.id]) for pair in chosen]
+                sources = [_template_values(pair, explanations[pair.id]) for pair in chosen]
                 sections.append({"title": f"{name}: the {kind}", "pairs": sources})
     curves = ("loss", score_name)
     more = {"sections": sections, "score_name": score_name, "no_maps": NO_MAPS}
     page.write(path, "captioning.html", 4, curves, **more)
 
 
-def _pair_sources(pair: ReportedPair, explanation: Explanation) -> dict[str, Any]:
+def _template_values(pair: ReportedPair, explanation: Explanation) -> dict[str, Any]:
     panels = attention_panels(pair.before, pair.after, explanation)
     attention = [
         {"label": label, "before": jpeg_uri(before), "after": jpeg_uri(after)}
         for label, (before, after) in panels[1:]  # the first is the pair itself
     ]
-    return {**vars(pair), **image_sources(pair.id, pair.before, pair.after), "attention": attention}
+    return {
+        **vars(pair),
+        **template_values(pair.id, pair.before, pair.after),
+        "attention": attention,
+    }

@@ -23,7 +23,7 @@ class Page:
     """What the pages of both tasks have in common."""
 
     title: str
-    counts: str  # what was evaluated
+    summary: str  # what was evaluated
     scores: Mapping[str, Mapping[str, float]]  # by label
     baselines: Sequence[tuple[str, Mapping[str, float]]]  # what the scores have to beat
     history: Path  # history.csv, which need not exist
@@ -44,7 +44,7 @@ class Page:
         text = environment.get_template(template).render(
             title=self.title,
             digits=digits,
-            counts=self.counts,
+            summary=self.summary,
             metrics=list(next(iter(self.scores.values()))),
             rows=self._rows(),
             curves=_curves(self.history, curves),
@@ -65,7 +65,7 @@ class Page:
         return rows
 
 
-def image_sources(pair_id: str, before: str, after: str) -> dict[str, str]:
+def template_values(pair_id: str, before: str, after: str) -> dict[str, str]:
     """A pair's id, and its two images as data URIs that fit into the page's box."""
     return {
         "id": pair_id,

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataloaders.images import Picture, to_image
+from dataloaders.images import ImageLike, to_image
 from modules.model.explanation import Explanation
 from system.files import atomic_write
 
@@ -17,7 +17,7 @@ from system.files import atomic_write
 BOX = (336, 224)
 SMALL_BOX = (210, 140)
 MARGIN = 8  # pixels between images
-LABEL = 22  # pixels: the height of a line of text
+LINE_HEIGHT = 22  # pixels: the height of a line of text
 LINE_LENGTH = 72  # letters of a line below a pair
 COLUMNS = 3  # pairs of images side by side
 TEXT_COLORS = ("dimgrey", "black")  # of the two lines below a pair
@@ -43,7 +43,7 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
     return [round(n * (count - 1) / (wanted - 1)) for n in range(wanted)]
 
 
-def fit_to_box(picture: Picture, box: tuple[int, int] = BOX) -> np.ndarray:
+def fit_to_box(picture: ImageLike, box: tuple[int, int] = BOX) -> np.ndarray:
     """A picture as large as fits into the box, in its proportions → (h, w, 3) uint8 RGB."""
     image = to_image(picture)
     scale = min(box[0] / image.width, box[1] / image.height)
@@ -52,11 +52,11 @@ def fit_to_box(picture: Picture, box: tuple[int, int] = BOX) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def draw_pairs(pairs: Sequence[tuple[Picture, Picture, Sequence[str]]]) -> Image.Image:
+def draw_pairs(pairs: Sequence[tuple[ImageLike, ImageLike, Sequence[str]]]) -> Image.Image:
     """A sheet of pairs, before and after side by side, with two lines of text below each pair."""
     box_width, box_height = SMALL_BOX
     width = 2 * box_width + 3 * MARGIN
-    height = box_height + 2 * LABEL + MARGIN
+    height = box_height + 2 * LINE_HEIGHT + MARGIN
     columns = min(COLUMNS, len(pairs))
     rows = -(-len(pairs) // columns)
     sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
@@ -70,7 +70,7 @@ def draw_pairs(pairs: Sequence[tuple[Picture, Picture, Sequence[str]]]) -> Image
             image = Image.fromarray(fit_to_box(picture, SMALL_BOX))
             sheet.paste(image, (x + side * (box_width + MARGIN // 2), y))
         for number, (line, color) in enumerate(zip(lines, TEXT_COLORS, strict=True)):
-            text_y = y + box_height + 2 + number * (LABEL - 5)
+            text_y = y + box_height + 2 + number * (LINE_HEIGHT - 5)
             draw.text((x, text_y), line[:LINE_LENGTH], color, font)
     return sheet
 
@@ -88,7 +88,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, maximum: float) -> np.ndarray:
     return (grey * (1 - 0.7 * smooth) + colored * 0.7 * smooth).astype(np.uint8)
 
 
-def attention_panels(before: Picture, after: Picture, explanation: Explanation) -> list[Panel]:
+def attention_panels(before: ImageLike, after: ImageLike, explanation: Explanation) -> list[Panel]:
     """The pair itself, then each class token's attention map over it, then each word's.
 
     Each map is scaled by its own maximum over both images together. Without maps, the label of the
@@ -111,15 +111,17 @@ def attention_panels(before: Picture, after: Picture, explanation: Explanation) 
     return panels
 
 
-def draw_explanation(path: Path, before: Picture, after: Picture, explanation: Explanation) -> None:
+def draw_explanation(
+    path: Path, before: ImageLike, after: ImageLike, explanation: Explanation
+) -> None:
     """All of `attention_panels` in one PNG, below the caption."""
     panels = attention_panels(before, after, explanation)
     _, pair = panels[0]
     before_width = pair[0].shape[1]
     width = sum(image.shape[1] for image in pair) + 3 * MARGIN
-    height = max(image.shape[0] for image in pair) + LABEL + MARGIN
+    height = max(image.shape[0] for image in pair) + LINE_HEIGHT + MARGIN
     rows = -(-len(panels) // COLUMNS)
-    size = COLUMNS * width + MARGIN, rows * height + LABEL + 2 * MARGIN
+    size = COLUMNS * width + MARGIN, rows * height + LINE_HEIGHT + 2 * MARGIN
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
@@ -129,10 +131,10 @@ def draw_explanation(path: Path, before: Picture, after: Picture, explanation: E
     for place, (label, images) in enumerate(panels):
         row, column = divmod(place, COLUMNS)
         x = MARGIN + column * width
-        y = LABEL + 2 * MARGIN + row * height
+        y = LINE_HEIGHT + 2 * MARGIN + row * height
         draw.text((x, y), label, "black", font)
         for side, image in enumerate(images):
-            position = x + side * (before_width + MARGIN // 2), y + LABEL
+            position = x + side * (before_width + MARGIN // 2), y + LINE_HEIGHT
             sheet.paste(Image.fromarray(image), position)
     with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG")

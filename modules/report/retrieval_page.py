@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dataloaders.pairs import ImagePair
-from modules.report.page import Page, image_sources
+from modules.report.page import Page, template_values
 from modules.report.pictures import evenly_spaced
 from modules.retrieval import retrieval_ranks
 
@@ -81,4 +81,4 @@ def _evenly_over_ranks(ranks: Tensor) -> list[int]:
 
 
 def _images_of(pair: ImagePair) -> dict[str, str]:
-    return image_sources(pair.id, pair.before, pair.after)
+    return template_values(pair.id, pair.before, pair.after)

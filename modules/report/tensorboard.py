@@ -21,14 +21,14 @@ class TensorBoardWriter:
 
         self._writer = SummaryWriter(str(folder / FOLDER), purge_step=done_steps + 1)
 
-    def scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
+    def add_scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Each value as `group/name`."""
         for name, value in values.items():
             self._writer.add_scalar(f"{group}/{name}", value, step)
 
-    def epoch(self, values: Mapping[str, float], samples: Image.Image, step: int) -> None:
+    def add_epoch(self, values: Mapping[str, float], samples: Image.Image, step: int) -> None:
         """An epoch's values without missing ones (NaN) and its picture, written at once."""
         known = {name: value for name, value in values.items() if not math.isnan(value)}
-        self.scalars("epoch", known, step)
+        self.add_scalars("epoch", known, step)
         self._writer.add_image("samples", np.asarray(samples), step, dataformats="HWC")
         self._writer.flush()

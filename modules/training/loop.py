@@ -23,7 +23,7 @@ class Evaluator(Protocol):
     def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
         """The score that chooses epochs, and all scores; `label` names the epoch in files."""
 
-    def sample_pictures(self) -> Image.Image:
+    def draw_samples(self) -> Image.Image:
         """Some pairs of the latest evaluation, the same in every epoch, and the model's answers.
 
         For the main process only.
@@ -76,7 +76,7 @@ def _evaluate_and_judge(
         values = {"loss": progress.unjudged_loss, **scores}
         is_best = progress.record_score(score)
         result = EpochResult(epoch, values, (epoch + 1) * trainer.steps_per_epoch)
-        output.epoch_judged(result, progress, evaluator.sample_pictures)
+        output.epoch_judged(result, progress, evaluator.draw_samples)
         log.info("epoch %d: %s", epoch, _verdict(score, is_best, progress))
 
 

@@ -67,7 +67,7 @@ class RunFiles:
         self.board = board
 
     def step(self, number: int, values: Mapping[str, float]) -> None:
-        self.board.scalars("step", values, number)
+        self.board.add_scalars("step", values, number)
 
     def state_within_epoch(self, tensors: Tensors, progress: Progress, steps: int) -> None:
         log.info("saved %s", self.checkpoints.save_state(tensors, progress, steps))
@@ -85,7 +85,7 @@ class RunFiles:
         # Drawn before, because a run killed between the next two lines loses TensorBoard's epoch.
         samples = draw_samples()
         self.checkpoints.save_progress(progress)
-        self.board.epoch(result.values, samples, result.last_step)
+        self.board.add_epoch(result.values, samples, result.last_step)
 
 
 def append_history(path: Path, row: Mapping[str, float]) -> None:

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 
 from PIL import Image
 
-from dataloaders.picture_files import TooManyPixels, known_formats, read_image
+from dataloaders.picture_files import ImageTooLarge, known_formats, read_image
 from modules.web.uploads import UploadFolder
 
 try:
@@ -129,7 +129,7 @@ def _decode_into(
     for path in paths:
         try:
             image = read_image(path, max_pixels, max_side)
-        except TooManyPixels:
+        except ImageTooLarge:
             connection.send((TOO_LARGE, None))
             return
         except (ValueError, OSError):

@@ -7,7 +7,7 @@ from dataloaders.samples import CaptionSamples
 from modules.clip4idc import CLIP4IDC
 from modules.generation.sampling import sample
 from modules.generation.steps import teacher_forcing
-from modules.metrics.cider_d import CiderReward, words_only
+from modules.metrics.cider_d import CiderReward, reward_tokens
 from modules.tokenizer import decode
 from modules.training.objectives import Objective, TrainingData
 from modules.training.objectives.cross_entropy import CrossEntropy
@@ -68,7 +68,7 @@ class SelfCritical(Objective):
         keys = [self.caption_ids[number][kind] for kind in range(kinds) for number in numbers]
         keys = [key for key in keys for _ in range(SAMPLES_PER_PAIR)]
         eot = self.model.eot
-        sentences = [words_only(decode(ids), ended=eot in ids) for ids in rows.tolist()]
+        sentences = [reward_tokens(decode(ids), ended=eot in ids) for ids in rows.tolist()]
         rewards = torch.tensor(self.reward(keys, sentences), device=rows.device)
         return rewards.view(-1, SAMPLES_PER_PAIR)
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from dataloaders.datasets.pair_table import read_rows, row_id, row_images
+from dataloaders.datasets.pair_table import read_id, read_images, read_rows
 from dataloaders.pairs import ImagePair
 from dataloaders.picture_files import picture_endings
 from system.escaping import has_control_characters
@@ -49,8 +49,8 @@ def _check_pair(pair: ImagePair, source: str) -> None:
 def _from_table(path: Path) -> list[ImagePair]:
     pairs = []
     for line, row in read_rows(path):
-        before, after = row_images(path, line, row)
-        pair_id = row_id(path, line, row) or str(len(pairs))
+        before, after = read_images(path, line, row)
+        pair_id = read_id(path, line, row) or str(len(pairs))
         pairs.append(ImagePair(pair_id, str(before), str(after)))
     return pairs
 

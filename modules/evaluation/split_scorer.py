@@ -19,7 +19,7 @@ BASELINE_GROUPS = ("change", "distractor")  # subsets that have baselines of the
 
 
 @dataclass
-class CaptionJudge:
+class SplitScorer:
     """Scores a split's captions, epoch after epoch, beside two baselines that are scored once.
 
     References are tokenised once. What is missing, of references or baselines, is tried again in
@@ -51,7 +51,7 @@ class CaptionJudge:
         training_pairs: Sequence[ImagePair],
         dataset: PairDataset,
         split: str,
-    ) -> "CaptionJudge":
+    ) -> "SplitScorer":
         """For a split of a dataset, with its references, subsets and protocols."""
         captions = [
             caption
@@ -119,7 +119,7 @@ class CaptionJudge:
         found = []
         for scorer, scored in zip(self.scorers, self._scored, strict=True):
             tokens = {key: scorer.train_tokens[place] for key, place in places.items()}
-            found.append(scorer.score_tokens(tokens, scored.whole.attempts).scores(subsets))
+            found.append(scorer.score_tokens(tokens, scored.whole.failures).scores(subsets))
         return _merge(found)
 
 
