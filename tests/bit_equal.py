@@ -67,7 +67,7 @@ TRAININGS = (
 )
 
 
-class Workshop:
+class CheckoutRunner:
     """A repository to try, and a folder for what its runs read and write."""
 
     def __init__(self, repo: Path, folder: Path) -> None:
@@ -98,7 +98,7 @@ class Workshop:
         if training.init_from:
             first = self.folder / training.init_from / "pytorch_model.bin.0"
             words += ["--init_model", str(first)]
-        self._python(SCRIPTS[training.task], *words, processes=training.processes)
+        self._run_script(SCRIPTS[training.task], *words, processes=training.processes)
         return _describe_run(run)
 
     def predict(self, words: tuple[str, ...]) -> list[str]:
@@ -106,9 +106,9 @@ class Workshop:
         examples = self.repo / "docs" / "examples"
         pair = [str(examples / f"removed_{side}.png") for side in ("before", "after")]
         words = ("--do_predict", "--before", pair[0], "--after", pair[1], *words)
-        return self._python(SCRIPTS["caption"], *words).splitlines()
+        return self._run_script(SCRIPTS["caption"], *words).splitlines()
 
-    def _python(self, script: str, *words: str, processes: int = 1) -> str:
+    def _run_script(self, script: str, *words: str, processes: int = 1) -> str:
         """What a script of the repository prints; ends this program where it fails."""
         launcher = []
         if processes > 1:
@@ -151,13 +151,13 @@ def _hash_weights(path: Path) -> str:
 
 def collect(repo: Path, folder: Path) -> Iterator[tuple[str, Any]]:
     """(name, result) of each run, as it ends."""
-    workshop = Workshop(repo, folder)
-    workshop.prepare()
+    runner = CheckoutRunner(repo, folder)
+    runner.prepare()
     jobs: list[tuple[str, Callable[[], Any]]] = []
     for training in TRAININGS:
-        jobs.append((training.name, lambda training=training: workshop.train(training)))
+        jobs.append((training.name, lambda training=training: runner.train(training)))
     for name, words in PREDICTIONS.items():
-        jobs.append((f"predict {name}", lambda words=words: workshop.predict(words)))
+        jobs.append((f"predict {name}", lambda words=words: runner.predict(words)))
     for name, job in jobs:
         print(name, file=sys.stderr, flush=True)
         yield name, job()

@@ -46,7 +46,7 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def _leave_allocator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in the tests' own process leaves the memory allocator as it is: the setting would
     outlast the run, and the tests would grow by gigabytes."""
     monkeypatch.setattr("system.runtime.keep_freed_memory", lambda: None)

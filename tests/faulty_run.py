@@ -79,7 +79,7 @@ def do_nothing(*_: Any) -> None:
     """The fault comes before anything else."""
 
 
-def prepare(what: str, where: str, number: int) -> None:
+def install_fault(what: str, where: str, number: int) -> None:
     """Make it fail there."""
     if where == "step":
         Trainer.step = fail_at(number, what, Trainer.step)
@@ -105,7 +105,7 @@ def main() -> int:
     if place and not is_restart:
         where, number, *process = place
         if process in ([], [os.environ.get("RANK")]):
-            prepare(what, where, int(number))
+            install_fault(what, where, int(number))
     return SCRIPTS[task].main(options)
 
 

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 # Examples of each property, and mutated files of each kind, in the default and the slow tier.
 QUICK = 20
 THOROUGH = 2000
-tiers = pytest.mark.parametrize(
+at_both_sizes = pytest.mark.parametrize(
     "count",
     [
         pytest.param(QUICK, id="quick"),
@@ -100,7 +100,7 @@ def only_our_error(path: Path) -> Iterator[None]:
     assert stays_inside(events, path.parent)
 
 
-def mutated(content: bytes, draw: random.Random) -> bytes:
+def mutate(content: bytes, draw: random.Random) -> bytes:
     """One to eight changes: bits flipped, ends cut off, bytes inserted, repeated, overwritten."""
     changed = bytearray(content)
     for _ in range(draw.choice((1, 1, 2, 8))):
@@ -147,14 +147,14 @@ class Tower(torch.nn.Module):
         return self.inner(x.half()).float() * self.scale
 
 
-def saved(value: Any, **options: Any) -> bytes:
+def torch_save_bytes(value: Any, **options: Any) -> bytes:
     """The bytes that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(value, buffer, **options)
     return buffer.getvalue()
 
 
-def scripted() -> bytes:
+def make_script_archive() -> bytes:
     """A TorchScript archive."""
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.trace(Tower(), torch.randn(1, 3)), buffer)
@@ -173,7 +173,7 @@ def with_entries(
     return buffer.getvalue()
 
 
-def rebuilt(numbers: tuple, storage: int = 4) -> bytes:
+def pickle_of_tensor(numbers: tuple, storage: int = 4) -> bytes:
     """The pickle {"a": a tensor of (offset, size, stride)} on a storage of so many float32."""
     arguments = b"".join(pickle.dumps(value, 2)[2:-1] for value in numbers)
     head = b"\x80\x02}X\1\0\0\0actorch._utils\n_rebuild_tensor_v2\n(("
@@ -188,4 +188,4 @@ def pickles(*values: Any) -> bytes:
 
 
 OLDER_HEAD = pickles(MAGIC, PROTOCOL, {})
-FOUR_NUMBERS = rebuilt((0, (4,), (1,)))
+FOUR_NUMBERS = pickle_of_tensor((0, (4,), (1,)))

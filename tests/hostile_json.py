@@ -1,4 +1,4 @@
-"""For tests of hostile JSON: any values, spoilt valid ones, and the readers of all JSON files."""
+"""For tests of hostile JSON: any values, corrupted valid ones, and the readers of all JSON files."""
 
 import copy
 import json
@@ -19,7 +19,7 @@ from modules.pipeline.results import read_finished
 from modules.weights.model_info import read_model_info
 from modules.weights.sources import read_sizes
 from tests.conftest import TINY
-from tests.hostile import QUICK, mutated
+from tests.hostile import QUICK, mutate
 
 
 def as_json(value: Any) -> bytes:
@@ -51,7 +51,7 @@ VALUES = st.recursive(
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, valid: Any) -> Any:
+def corrupted(draw: st.DrawFn, valid: Any) -> Any:
     """A valid value in which one thing somewhere is replaced, missing or renamed."""
     if not (isinstance(valid, list | dict) and valid):
         return draw(VALUES)
@@ -74,18 +74,18 @@ def spoilt(draw: st.DrawFn, valid: Any) -> Any:
 
 
 def contents(valid: Any) -> st.SearchStrategy[bytes]:
-    """Bytes of JSON files: any value, a spoilt valid one, its text mutated, or no text at all."""
+    """Bytes of JSON files: any value, a corrupted valid one, its text mutated, or no text at all."""
     seeds = st.integers(0, 2**32)
     return st.one_of(
         VALUES.map(as_json),
-        spoilt(valid).map(as_json),
-        spoilt(valid).map(as_json),
-        seeds.map(lambda seed: mutated(as_json(valid), random.Random(seed))),
+        corrupted(valid).map(as_json),
+        corrupted(valid).map(as_json),
+        seeds.map(lambda seed: mutate(as_json(valid), random.Random(seed))),
         st.binary(max_size=20),
     )
 
 
-def holds(check: Callable[[Any], None], strategy: st.SearchStrategy, count: int) -> None:
+def check_property(check: Callable[[Any], None], strategy: st.SearchStrategy, count: int) -> None:
     """Try a property on `count` examples; in the default tier these are always the same."""
     chosen = settings(
         max_examples=count,

@@ -32,7 +32,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(
+def running_server(
     files: Path, *options: str, interrupt: bool = False
 ) -> Iterator[tuple[subprocess.Popen, str]]:
     """A server's process and its URL; visitors' uploads are in `files`.
@@ -76,9 +76,9 @@ def wait_for_page(url: str, server: subprocess.Popen, log: Path) -> None:
 
 
 @contextmanager
-def served(files: Path) -> Iterator[str]:
+def running_page(files: Path) -> Iterator[str]:
     """The URL of a server that must still run at the end of the block."""
-    with started(files) as (server, url):
+    with running_server(files) as (server, url):
         yield url
         assert server.poll() is None, "the server has ended"
 

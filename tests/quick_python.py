@@ -48,13 +48,13 @@ CLIENT = f"""#!{sys.executable} -ISE
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import quick_python
-quick_python.be_a_client({{address!r}})
+quick_python.run_as_client({{address!r}})
 """
 
 
 @cache
 def executable() -> str:
-    """The program to start in the place of sys.executable; the server ends with this process."""
+    """The program to start instead of sys.executable; the server ends with this process."""
     folder = Path(tempfile.mkdtemp(prefix="quick-python-"))
     address = str(folder / "socket")
     program = folder / "python"
@@ -71,7 +71,7 @@ def executable() -> str:
 # ---- the client: small, it imports nothing but what Python itself has loaded ----
 
 
-def be_a_client(address: str) -> None:
+def run_as_client(address: str) -> None:
     """Hand everything over, pass signals on, and end as the fork ends."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)

@@ -31,7 +31,7 @@ NO_FAULT = "none"
 TORCHRUN = ("-m", "torch.distributed.run")
 
 
-def words(data: Path, output: Path, sizes: Path, task: str, *more: str) -> list[str]:
+def arguments(data: Path, output: Path, sizes: Path, task: str, *more: str) -> list[str]:
     """The command line of a run on data as `make_spot` or `make_clevr` draws it.
 
     `sizes` is the file of `tiny_sizes`. What `more` repeats takes precedence.
@@ -49,7 +49,7 @@ def words(data: Path, output: Path, sizes: Path, task: str, *more: str) -> list[
     return [*found, *more]
 
 
-def refused(task: str, options: list[str], capsys: pytest.CaptureFixture) -> str:
+def run_refused(task: str, options: list[str], capsys: pytest.CaptureFixture) -> str:
     """The last line on stderr of a run that ends with 2."""
     with pytest.raises(SystemExit) as stop:
         SCRIPTS[task].main(options)
@@ -108,10 +108,10 @@ def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, str]:
 
 def kill_all_of(run: Path) -> None:
     """SIGKILL all processes whose command lines name a run's folder: launcher and workers."""
-    for words_of_one in Path("/proc").glob("[0-9]*/cmdline"):
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if str(run) in words_of_one.read_text():
-                os.kill(int(words_of_one.parent.name), signal.SIGKILL)
+            if str(run) in cmdline.read_text():
+                os.kill(int(cmdline.parent.name), signal.SIGKILL)
 
 
 def succeed(program: list[str], processes: int = 1) -> None:
@@ -154,7 +154,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
-def check_board(run: Path, epochs: int, score: str) -> None:
+def check_tensorboard(run: Path, epochs: int, score: str) -> None:
     """TensorBoard reads what history.csv says, a picture for each epoch, and each step once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

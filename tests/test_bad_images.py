@@ -8,7 +8,7 @@ from PIL import Image
 
 import main_task_retrieval
 from tests.quick_scores import skip_reports
-from tests.runs import refused, words
+from tests.runs import arguments, run_refused
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +39,10 @@ def test_images_that_cannot_be_read_end_the_run_before_it_begins_or_are_left_out
     more = ["--do_train", "--epochs", "1", "--batch_size", "2"]
     if cached:
         more += ["--image_cache", str(tmp_path / "cache")]
-    options = words(data, run, tiny_sizes, "retrieval", *more)
-    assert "no image" in refused("retrieval", options, capsys)
+    options = arguments(data, run, tiny_sizes, "retrieval", *more)
+    assert "no image" in run_refused("retrieval", options, capsys)
     shutil.copy2(images / "4.png", images / "4_2.png")
-    line = refused("retrieval", options, capsys)
+    line = run_refused("retrieval", options, capsys)
     assert "0_2.png" in line
     if not cached:
         assert "3 more of 26 images cannot be read either (--on_bad_image skip" in line
@@ -58,7 +58,9 @@ def test_images_are_checked_once_and_again_where_one_has_changed(
     spot, tiny_sizes, tmp_path, caplog
 ):
     data = shutil.copytree(spot, tmp_path / "data")
-    options = words(data, tmp_path / "run", tiny_sizes, "retrieval", "--do_train", "--epochs", "1")
+    options = arguments(
+        data, tmp_path / "run", tiny_sizes, "retrieval", "--do_train", "--epochs", "1"
+    )
     image = data / "images_test" / "1.png"
 
     def checks_of(runs: int) -> int:

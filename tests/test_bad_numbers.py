@@ -15,7 +15,7 @@ from modules.training.objectives.cross_entropy import CrossEntropy
 from modules.training.states import newest_state
 from modules.training.trainer import Trainer
 from tests.quick_scores import skip_reports, use_quick_scores
-from tests.runs import SCRIPTS, STEPS, Killed, die_at, refused, same_weights, words
+from tests.runs import SCRIPTS, STEPS, Killed, arguments, die_at, run_refused, same_weights
 
 OBJECTIVES = {"retrieval": Contrastive, "caption": CrossEntropy}
 NAN = float("nan")
@@ -61,7 +61,7 @@ def test_bad_numbers_are_skipped_counted_and_their_pairs_named(
 ):
     multiply_losses(monkeypatch, task, lambda number: NAN if number == 2 else 1)
     run = tmp_path / "run"
-    assert SCRIPTS[task].main(words(clevr, run, tiny_sizes, task, "--do_train")) == 0
+    assert SCRIPTS[task].main(arguments(clevr, run, tiny_sizes, task, "--do_train")) == 0
     messages = [record.getMessage() for record in caplog.records]
     [line] = [message for message in messages if "skipped a step" in message]
     said = r"with non-finite gradients \(loss nan, 1 in a row, 1 in total\)"
@@ -79,7 +79,9 @@ def test_nothing_but_bad_numbers_ends_the_run_with_the_last_good_state(
     multiply_losses(monkeypatch, "retrieval", lambda number: NAN if number > good_steps else 1)
     monkeypatch.setattr(monitors, "MAX_NONFINITE_STEPS", 3)
     run = tmp_path / "run"
-    line = refused("retrieval", words(clevr, run, tiny_sizes, "retrieval", "--do_train"), capsys)
+    line = run_refused(
+        "retrieval", arguments(clevr, run, tiny_sizes, "retrieval", "--do_train"), capsys
+    )
     assert "3 steps in a row had non-finite gradients" in line
     kept = newest_state(run)
     assert kept.path.name == "training_state.bin.0"
@@ -90,15 +92,15 @@ def test_an_epoch_without_any_finite_loss_ends_the_run(
     clevr, tiny_sizes, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(contrastive, "contrastive_loss", lambda similarity: similarity.sum() * NAN)
-    options = words(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
-    assert "no batch of epoch 0 had a finite loss" in refused("retrieval", options, capsys)
+    options = arguments(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
+    assert "no batch of epoch 0 had a finite loss" in run_refused("retrieval", options, capsys)
 
 
 def test_fp16_scaling_continues_after_a_resume(clevr, tiny_sizes, tmp_path, monkeypatch):
     """On the CPU too: each step that overflows halves the scale, which is part of the state."""
     run = tmp_path / "run"
     more = ("--do_train", "--precision", "fp16")
-    options = words(clevr, run, tiny_sizes, "retrieval", *more)
+    options = arguments(clevr, run, tiny_sizes, "retrieval", *more)
     with monkeypatch.context() as patch:
         multiply_losses(patch, "retrieval", lambda number: float("inf") if number == 2 else 1)
         die_at(patch, output, "append_history")
@@ -128,7 +130,7 @@ def test_deterministic_runs_give_the_same_weights(clevr, tiny_sizes, tmp_path, m
     monkeypatch.setattr(Trainer, "step", observed)
     for name in ("one", "two"):
         more = ("--do_train", "--epochs", "1", "--deterministic")
-        options = words(clevr, tmp_path / name, tiny_sizes, "retrieval", *more)
+        options = arguments(clevr, tmp_path / name, tiny_sizes, "retrieval", *more)
         assert main_task_retrieval.main(options) == 0
     assert are_deterministic == [True] * (2 * STEPS["retrieval"])
     assert not torch.are_deterministic_algorithms_enabled()
@@ -164,7 +166,7 @@ def test_want_of_memory_is_one_line(
         raise error
 
     monkeypatch.setattr(Contrastive, "forward", fail)
-    options = words(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
+    options = arguments(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
     with pytest.raises(SystemExit) as stop:
         main_task_retrieval.main(options)
     assert stop.value.code == code

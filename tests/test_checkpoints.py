@@ -15,7 +15,7 @@ from modules.training.checkpoints import Checkpoints
 from modules.training.progress import Progress
 from modules.training.states import list_states, newest_state
 from modules.training.trainer import Trainer
-from tests.runs import SAVED_OFTEN, Killed, die_at, refused, words
+from tests.runs import SAVED_OFTEN, Killed, arguments, die_at, run_refused
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def broken_off(spot, tiny_sizes, tmp_path_factory) -> Path:
 
 
 def options_of(data: Path, run: Path, sizes: Path, *more: str) -> list[str]:
-    return words(data, run, sizes, "retrieval", "--do_train", *more)
+    return arguments(data, run, sizes, "retrieval", "--do_train", *more)
 
 
 def break_off(options: list[str]) -> None:
@@ -88,7 +88,7 @@ def test_what_cannot_be_continued_is_refused_before_anything_is_written(
         ([*resumed, "--resume", "auto"], "give either"),
         (["--resume_force"], "belongs to --resume auto"),
     ):
-        assert message in refused("retrieval", [*options, *more], capsys)
+        assert message in run_refused("retrieval", [*options, *more], capsys)
     assert contents(run) == before
     assert not other.exists()
 
@@ -110,7 +110,7 @@ def test_other_data_are_refused_and_harmless_changes_are_logged(
     entries = json.loads((moved / "reformat_train.json").read_text())
     entries[3]["sentences"][0] += " now"
     (moved / "reformat_train.json").write_text(json.dumps(entries))
-    line = refused("retrieval", options, capsys)
+    line = run_refused("retrieval", options, capsys)
     assert "the pairs to train on, or those that choose the epoch, have changed" in line
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(
         return usage._replace(free=1_000_000 if len(calls) == 4 else usage.free)
 
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", nearly_full)
-    line = refused("retrieval", options_of(spot, run, tiny_sizes, *SAVED_OFTEN), capsys)
+    line = run_refused("retrieval", options_of(spot, run, tiny_sizes, *SAVED_OFTEN), capsys)
     # Three states within the epoch were saved; the fourth save is that of its weights.
     sizes = r"it takes 0\.\d+ GB, 0\.001 GB are free, 0\.\d+ GB are missing; make room, and"
     assert re.search(rf"cannot write {run}/pytorch_model\.bin\.0: {sizes}", line)

@@ -18,7 +18,7 @@ from modules.model.clip_sizes import ClipSizes
 from modules.weights.sources import random_clip
 from scripts.compare import read_scores
 from tests.conftest import ROOT, make_spot, tiny_weights
-from tests.runs import FILES, SCORE, SCRIPTS, check_board, refused, succeed, words
+from tests.runs import FILES, SCORE, SCRIPTS, arguments, check_tensorboard, run_refused, succeed
 
 TASKS = ["retrieval", "caption"]
 IN_REPORT = {
@@ -44,11 +44,11 @@ IN_LOG = (
 
 
 def train(task: str, data: Path, run: Path, sizes: Path, *more: str) -> None:
-    assert SCRIPTS[task].main(words(data, run, sizes, task, "--do_train", *more)) == 0
+    assert SCRIPTS[task].main(arguments(data, run, sizes, task, "--do_train", *more)) == 0
 
 
 def evaluate(task: str, data: Path, run: Path, sizes: Path, weights: Path, *more: str) -> None:
-    command = words(data, run, sizes, task, "--do_eval", "--init_model", str(weights), *more)
+    command = arguments(data, run, sizes, task, "--do_eval", "--init_model", str(weights), *more)
     assert SCRIPTS[task].main(command) == 0
 
 
@@ -89,7 +89,7 @@ def test_train_then_evaluate(task, dataset, tiny_sizes, tmp_path, request):
         assert read_captions(again) == read_captions(run)
     check_report(run / "report.html", IN_REPORT[task], CURVES[task])
     check_report(again / "report.html", IN_REPORT[task], curves=0)
-    check_board(run, epochs=2, score=SCORE[task])
+    check_tensorboard(run, epochs=2, score=SCORE[task])
 
 
 def check_captions(run: Path, dataset: str, log: str) -> None:
@@ -132,8 +132,8 @@ def test_compiled_training_has_the_losses_of_plain_training(task, clevr, tiny_si
 def test_compiling_without_a_compiler_is_refused(clevr, tiny_sizes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("shutil.which", lambda name: None)
     run = tmp_path / "run"
-    command = words(clevr, run, tiny_sizes, "retrieval", "--do_train", "--compile")
-    assert "--compile needs a C++ compiler" in refused("retrieval", command, capsys)
+    command = arguments(clevr, run, tiny_sizes, "retrieval", "--do_train", "--compile")
+    assert "--compile needs a C++ compiler" in run_refused("retrieval", command, capsys)
     assert not run.exists()
 
 
@@ -182,8 +182,8 @@ def test_choosing_on_val_reports_on_test(spot, tiny_sizes, tmp_path):
 def test_evaluation_and_self_critical_training_need_a_captioner(
     action, spot, tiny_sizes, tmp_path, capsys
 ):
-    command = words(spot, tmp_path / "run", tiny_sizes, "caption", *action)
-    assert "needs the weights of a captioner" in refused("caption", command, capsys)
+    command = arguments(spot, tmp_path / "run", tiny_sizes, "caption", *action)
+    assert "needs the weights of a captioner" in run_refused("caption", command, capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -219,15 +219,15 @@ def test_an_epoch_that_cannot_fill_one_accumulated_batch_is_refused(
 ):
     """Eight pairs, two at a time, are four parts of a batch of five."""
     more = ("--batch_size", "10", "--gradient_accumulation_steps", "5")
-    command = words(spot, tmp_path / "run", tiny_sizes, "caption", "--do_train", *more)
-    assert "an epoch has 4 batches, fewer than" in refused("caption", command, capsys)
+    command = arguments(spot, tmp_path / "run", tiny_sizes, "caption", "--do_train", *more)
+    assert "an epoch has 4 batches, fewer than" in run_refused("caption", command, capsys)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_two_processes_under_torchrun(task, clevr, tiny_sizes, tmp_path):
     """Both want to build one image cache. One process then evaluates what they trained."""
     two, one, cache = tmp_path / "two", tmp_path / "one", tmp_path / "cache"
-    command = words(clevr, two, tiny_sizes, task, "--do_train", "--image_cache", str(cache))
+    command = arguments(clevr, two, tiny_sizes, task, "--do_train", "--image_cache", str(cache))
     succeed([FILES[task], *command], processes=2)
     assert len(json.loads((cache / "images-64.json").read_text())["images"]) == 3 * (8 + 5)
     evaluate(task, clevr, one, tiny_sizes, two / "pytorch_model.bin.best")
@@ -285,7 +285,9 @@ def test_what_a_user_can_correct_is_one_line_and_nothing_is_written(
     more, message, spot, tiny_sizes, tmp_path, capsys
 ):
     run = tmp_path / "run"
-    line = refused("caption", words(spot, run, tiny_sizes, "caption", "--do_train", *more), capsys)
+    line = run_refused(
+        "caption", arguments(spot, run, tiny_sizes, "caption", "--do_train", *more), capsys
+    )
     assert message in line
     assert line.startswith("CLIP4IDCinference.py: ")
     assert not run.exists()
@@ -296,8 +298,8 @@ def test_ground_truth_without_the_ids_is_found_before_training(spot, tiny_sizes,
     truth.parent.mkdir()
     truth.write_text('{"annotations": []}')
     more = ("--do_train", "--gt_dir", str(truth.parent))
-    command = words(spot, tmp_path / "run", tiny_sizes, "caption", *more)
-    line = refused("caption", command, capsys)
+    command = arguments(spot, tmp_path / "run", tiny_sizes, "caption", *more)
+    line = run_refused("caption", command, capsys)
     assert str(truth) in line
     assert "11.png" in line
     assert not (tmp_path / "run").exists()
@@ -310,8 +312,8 @@ def test_ground_truth_without_the_ids_is_found_before_training(spot, tiny_sizes,
 def test_weights_of_another_size_are_refused(changes, message, spot, tiny_sizes, tmp_path, capsys):
     torch.save(tiny_weights() | changes, tmp_path / "other.bin")
     more = ("--do_eval", "--init_model", str(tmp_path / "other.bin"))
-    command = words(spot, tmp_path / "run", tiny_sizes, "retrieval", *more)
-    assert message in refused("retrieval", command, capsys)
+    command = arguments(spot, tmp_path / "run", tiny_sizes, "retrieval", *more)
+    assert message in run_refused("retrieval", command, capsys)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from modules.training.objectives.contrastive import Contrastive
 from modules.training.objectives.cross_entropy import CrossEntropy
 from modules.weights.sources import random_clip
 from tests.conftest import TINY
-from tests.runs import words
+from tests.runs import arguments
 
 SMALL = {
     "B/16": {"vision_patch_size": 16, "vision_width": 128},
@@ -83,8 +83,8 @@ def test_openais_other_clips_run_both_tasks(name, clevr, tmp_path):
     sizes.write_text(json.dumps({**TINY, **WHOLE[name]}))
     more = ("--do_train", "--epochs", "1", "--precision", "bf16", "--keep_checkpoints", "1")
     first = tmp_path / "first"
-    assert main_task_retrieval.main(words(clevr, first, sizes, "retrieval", *more)) == 0
+    assert main_task_retrieval.main(arguments(clevr, first, sizes, "retrieval", *more)) == 0
     more = (*more, "--init_model", str(first))
     second = tmp_path / "second"
-    assert CLIP4IDCinference.main(words(clevr, second, sizes, "caption", *more)) == 0
+    assert CLIP4IDCinference.main(arguments(clevr, second, sizes, "caption", *more)) == 0
     assert (second / "report.html").is_file()

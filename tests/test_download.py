@@ -300,14 +300,14 @@ def test_archives_that_would_write_elsewhere_are_refused_and_leave_nothing(tmp_p
 
 def test_archives_that_are_cut_short_or_too_large_are_refused(tmp_path, clevr, monkeypatch):
     noise = random.Random(0).randbytes(200_000)
-    spoilt = []
+    corrupted = []
     for kind in ("zip", "tar.gz"):
         whole = packed(clevr, "x", kind, noise)
-        spoilt += [whole[: len(whole) // 2], whole[:-20_000] + bytes(10_000) + whole[-10_000:]]
+        corrupted += [whole[: len(whole) // 2], whole[:-20_000] + bytes(10_000) + whole[-10_000:]]
     plain = gzip.decompress(packed(clevr, "x", "tar.gz"))
     second = plain.index(b"x/images")  # a header that is not the first
-    spoilt += [plain[:second], plain[:second] + b"y" * 100 + plain[second + 100 :]]
-    for content in spoilt:
+    corrupted += [plain[:second], plain[:second] + b"y" * 100 + plain[second + 100 :]]
+    for content in corrupted:
         (tmp_path / "x").write_bytes(content)
         with (
             pytest.raises(DamagedArchive, match="is corrupt|neither a zip nor a tar"),

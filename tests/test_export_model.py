@@ -8,7 +8,7 @@ import main_task_retrieval
 from modules.predictor import Predictor
 from preprocess import export_model
 from tests.conftest import TINY
-from tests.runs import words
+from tests.runs import arguments
 from tests.test_sources import DEMO, caption
 
 
@@ -18,7 +18,7 @@ def adapted(clevr, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adaptation")
     sizes = folder / "tiny.json"
     sizes.write_text(json.dumps(TINY))
-    options = words(clevr, folder / "run", sizes, "retrieval", "--do_train", "--epochs", "1")
+    options = arguments(clevr, folder / "run", sizes, "retrieval", "--do_train", "--epochs", "1")
     assert main_task_retrieval.main(options) == 0
     return folder / "run"
 
@@ -65,7 +65,7 @@ def test_an_exported_adaptation_is_evaluated(adapted, clevr, tiny_sizes, tmp_pat
     folder = tmp_path / "exported"
     assert export_model.main([str(adapted), str(folder), "--trained_on", "squares"]) == 0
     more = ("--do_eval", "--init_model", str(folder))
-    options = words(clevr, tmp_path / "again", tiny_sizes, "retrieval", *more)
+    options = arguments(clevr, tmp_path / "again", tiny_sizes, "retrieval", *more)
     assert main_task_retrieval.main(options) == 0
 
 

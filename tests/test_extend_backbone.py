@@ -23,7 +23,7 @@ from modules.training.freezing import freeze, freeze_unused
 from modules.weights.sources import load_weights
 from modules.weights.tensor_files import read_weights
 from preprocess import convert_weights, export_model
-from tests.runs import refused, words
+from tests.runs import arguments, run_refused
 
 WIDTH = 32
 
@@ -100,7 +100,7 @@ def net_weights() -> dict[str, Tensor]:
     return {f"net.{name}": value for name, value in state.items() if name != "side"}
 
 
-def split_words(texts, context) -> dict:
+def lower_case(texts, context) -> dict:
     return {key: [text.lower() for text in group] for key, group in texts.items()}
 
 
@@ -110,7 +110,7 @@ def _registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BACKBONES, "targets", dict(BACKBONES.targets))
         BACKBONES.register("convnet", ConvNet)
-        patch.setattr(PROTOCOLS, "targets", {"coco": ScoringProtocol(split_words, ("cider",))})
+        patch.setattr(PROTOCOLS, "targets", {"coco": ScoringProtocol(lower_case, ("cider",))})
         yield
 
 
@@ -120,12 +120,12 @@ def runs(spot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     torch.save(net_weights(), root / "net.bin")
     start = ["--do_train", "--epochs", "1", "--init_model", str(root / "net.bin")]
-    options = words(spot, root / "adapted", root / "none.json", "retrieval", *start)
+    options = arguments(spot, root / "adapted", root / "none.json", "retrieval", *start)
     assert main_task_retrieval.main(options) == 0
     more = ["--epochs", "2", "--resume", "auto", "--resume_force"]
     assert main_task_retrieval.main([*options, *more]) == 0
     start = ["--do_train", "--epochs", "1", "--init_model", str(root / "adapted")]
-    options = words(spot, root / "captioner", root / "none.json", "caption", *start)
+    options = arguments(spot, root / "captioner", root / "none.json", "caption", *start)
     assert CLIP4IDCinference.main(options) == 0
     return root
 
@@ -143,7 +143,7 @@ def test_adaptation_trains_and_resumes(runs):
 
 def test_evaluation_of_retrieval_repeats_the_scores_of_the_training(runs, spot):
     start = ["--do_eval", "--init_model", str(runs / "adapted")]
-    options = words(spot, runs / "again", runs / "none.json", "retrieval", *start)
+    options = arguments(spot, runs / "again", runs / "none.json", "retrieval", *start)
     assert main_task_retrieval.main(options) == 0
     trained = json.loads((runs / "adapted" / "metrics.json").read_text())
     assert json.loads((runs / "again" / "metrics.json").read_text()) == trained
@@ -162,7 +162,7 @@ def test_finetuning_starts_from_the_adapted_weights(runs):
 
 def test_evaluation_of_captions_repeats_the_captions_and_reports_without_maps(runs, spot):
     start = ["--do_eval", "--init_model", str(runs / "captioner")]
-    options = words(spot, runs / "scored", runs / "none.json", "caption", *start)
+    options = arguments(spot, runs / "scored", runs / "none.json", "caption", *start)
     assert CLIP4IDCinference.main(options) == 0
     captions = (runs / "scored" / "hyp_ep_eval.json").read_text()
     assert captions == (runs / "captioner" / "hyp_ep_eval.json").read_text()
@@ -204,9 +204,9 @@ def test_freezing_goes_by_parts():
     model = CLIP4IDC.from_weights(net_weights(), "caption")
     freeze(model, 1)
     freeze_unused(model)
-    assert trained(model) == {"net.side"}
+    assert learning_parameters(model) == {"net.side"}
     freeze(model, 0, train_token_embedding=True)
-    assert trained(model) == {
+    assert learning_parameters(model) == {
         "net.side",
         "net.words.weight",
         "net.layer.weight",
@@ -219,7 +219,7 @@ def test_freezing_goes_by_parts():
         freeze(model, 2)
 
 
-def trained(model: CLIP4IDC) -> set[str]:
+def learning_parameters(model: CLIP4IDC) -> set[str]:
     """The backbone's parameters that learn."""
     return {
         name
@@ -271,16 +271,16 @@ def test_weights_that_no_backbone_takes_are_refused_by_name(tmp_path, spot, caps
         CLIP4IDC.from_weights({"net.head.weight": torch.ones(2)}, "retrieval")
     torch.save({"resnet.conv.weight": torch.ones(2)}, tmp_path / "other.bin")
     start = ["--do_train", "--init_model", str(tmp_path / "other.bin")]
-    options = words(spot, tmp_path / "run", tmp_path / "none.json", "retrieval", *start)
-    line = refused("retrieval", options, capsys)
+    options = arguments(spot, tmp_path / "run", tmp_path / "none.json", "retrieval", *start)
+    line = run_refused("retrieval", options, capsys)
     assert "other.bin: no registered backbone (clip, convnet) takes these weights" in line
     assert "resnet.conv.weight" in line
 
 
 def test_an_option_that_the_backbone_does_not_have_is_refused(runs, spot, capsys):
     start = ["--do_train", "--init_model", str(runs / "net.bin"), "--image_resolution", "64"]
-    options = words(spot, runs / "never", runs / "none.json", "retrieval", *start)
-    assert "ConvNet reads images of one size only" in refused("retrieval", options, capsys)
+    options = arguments(spot, runs / "never", runs / "none.json", "retrieval", *start)
+    assert "ConvNet reads images of one size only" in run_refused("retrieval", options, capsys)
 
 
 def test_a_backbone_that_lacks_a_member_is_refused_by_name(monkeypatch):

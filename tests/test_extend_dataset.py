@@ -18,7 +18,7 @@ from preprocess import check_dataset
 from system.flags import flag
 from system.json_files import read_json, write_json
 from tests.conftest import COLORS, SIZES, draw_pair
-from tests.runs import SCRIPTS, refused
+from tests.runs import SCRIPTS, run_refused
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def test_adaptation_resumes_and_refuses_other_settings(
     assert len((run / "history.csv").read_text().splitlines()) == 3
     assert json.loads((run / "model.json").read_text())["max_words"] == 14
     words.remove("--changed_only")
-    error = refused("retrieval", [*words, "--epochs", "2"], capsys)
+    error = run_refused("retrieval", [*words, "--epochs", "2"], capsys)
     assert "--changed_only is False, was True" in error
 
 
@@ -213,7 +213,7 @@ def test_flags_and_defaults_of_its_own(
         assert "spot, clevr, pairs, levir-cc" in out
         assert ("(default: 14)" in out) == (main is not eval_utils.main)
     words[words.index("levir-cc")] = "pairs"
-    error = refused("caption", [*words, "--changed_only"], capsys)
+    error = run_refused("caption", [*words, "--changed_only"], capsys)
     assert "unrecognized arguments: --changed_only" in error
 
 
@@ -236,7 +236,7 @@ def test_a_missing_image_is_one_line(
     content = (levir / "LevirCCcaptions.json").read_text()
     (tmp_path / "LevirCCcaptions.json").write_text(content)
     words = command(tmp_path, tmp_path / "run", tiny_sizes, "--do_train")
-    assert "no image" in refused("retrieval", words, capsys)
+    assert "no image" in run_refused("retrieval", words, capsys)
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ from modules.tokenizer import EOT
 from system.flags import FlagGroup, flag
 from system.runtime import Runtime
 from tests.conftest import draw_pair
-from tests.runs import words
+from tests.runs import arguments
 
 EVALUATE = ["--do_eval", "--output_dir", "o", "--datatype", "clevr", "--data_path", "d"]
 
@@ -134,7 +134,7 @@ def read_captions(path: Path) -> list[tuple[str, str]]:
 def test_an_evaluation_uses_it(captioner_folder, spot, tiny_sizes, tmp_path):
     more = ["--do_eval", "--init_model", str(captioner_folder), "--precision", "fp32"]
     more += ["--decoding", "diverse", "--first_rank", "4", "--max_words", "8"]
-    command = words(spot, tmp_path / "run", tiny_sizes, "caption", *more)
+    command = arguments(spot, tmp_path / "run", tiny_sizes, "caption", *more)
     assert CLIP4IDCinference.main(command) == 0
     written = json.loads((tmp_path / "run" / "hyp_ep_eval.json").read_text())
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["split"] == "test"

@@ -24,7 +24,7 @@ from modules.metrics.metric import MeanMetric, ScoringContext, ScoringProtocol
 from modules.metrics.scorer import CaptionScorer
 from modules.registries import METRICS, PROTOCOLS
 from tests.conftest import ROOT, make_spot
-from tests.runs import words
+from tests.runs import arguments
 
 
 class LengthRatio:
@@ -191,7 +191,7 @@ def test_a_run_trains_chooses_and_reports_by_it(tiny_sizes, tmp_path):
     spot = make_spot(tmp_path / "spot", {"train": 4, "val": 1, "test": 3})
     run = tmp_path / "run"
     options = ["--do_train", "--epochs", "1", "--datatype", "toyspot"]
-    assert CLIP4IDCinference.main(words(spot, run, tiny_sizes, "caption", *options)) == 0
+    assert CLIP4IDCinference.main(arguments(spot, run, tiny_sizes, "caption", *options)) == 0
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics)[-4:] == [*NAMES, "ROUGE_L"]
     assert metrics["length_ratio"] > 0

@@ -32,7 +32,7 @@ from system.runtime import Runtime
 from system.signals import StopSignals
 from tests.conftest import ROOT, tiny_weights
 from tests.quick_scores import skip_reports, use_quick_scores
-from tests.runs import SAVED_OFTEN, Killed, die_at, log_of, refused, same_weights, words
+from tests.runs import SAVED_OFTEN, Killed, arguments, die_at, log_of, run_refused, same_weights
 
 MAX_WORDS = 12
 
@@ -68,7 +68,7 @@ def _registered():
 def options_of(data: Path, run: Path, sizes: Path, *more: str) -> list[str]:
     """Two steps of two parts in each of two epochs, each step saved."""
     parts = ("--gradient_accumulation_steps", "2", *SAVED_OFTEN)
-    return words(
+    return arguments(
         data, run, sizes, "caption", "--do_train", "--objective", "no_distractor", *parts, *more
     )
 
@@ -151,7 +151,7 @@ def test_a_run_that_broke_off_resumes_to_the_same_weights(
 def test_another_objective_does_not_continue_it(whole, clevr, tiny_sizes, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run", symlinks=True)
     more = ("--objective", "cross_entropy", "--resume", "auto")
-    line = refused("caption", options_of(clevr, run, tiny_sizes, *more), capsys)
+    line = run_refused("caption", options_of(clevr, run, tiny_sizes, *more), capsys)
     assert "--objective is cross_entropy, was no_distractor" in line
 
 
@@ -169,8 +169,8 @@ def test_what_cannot_be_an_objective_is_refused_in_one_line(
     task, name, said, clevr, tiny_sizes, tmp_path, capsys
 ):
     run = tmp_path / "run"
-    options = words(clevr, run, tiny_sizes, task, "--do_train", "--objective", name)
-    assert said in refused(task, options, capsys)
+    options = arguments(clevr, run, tiny_sizes, task, "--do_train", "--objective", name)
+    assert said in run_refused(task, options, capsys)
     assert not run.exists()
 
 

@@ -33,7 +33,7 @@ from modules.training.progress import Progress
 from system import java
 from system.java import JavaError
 from tests.conftest import make_spot
-from tests.runs import words
+from tests.runs import arguments
 from tests.test_scoring import NAMES
 
 # Both programs with their protocols. The file `fault` says what goes wrong at the next question,
@@ -341,7 +341,7 @@ def train(
         before_scoring(len(calls) - 1, run)
         return original_score(scorer, captions)
 
-    options = words(spot, run, sizes, "caption", "--do_train", "--epochs", str(epochs))
+    options = arguments(spot, run, sizes, "caption", "--do_train", "--epochs", str(epochs))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SplitScorer, "score", score)
         assert CLIP4IDCinference.main(options) == 0

@@ -22,15 +22,15 @@ from modules.training.states import named_state
 from system.json_files import parse_json, read_json
 from tests.conftest import make_clevr, make_spot
 from tests.hostile import (
+    at_both_sizes,
     audited,
     only_our_error,
     stays_inside,
-    tiers,
 )
-from tests.hostile_json import NAMES, READERS, as_json, contents, holds
+from tests.hostile_json import NAMES, READERS, as_json, check_property, contents
 
 
-@tiers
+@at_both_sizes
 @pytest.mark.parametrize("name", READERS)
 def test_any_json_is_read_or_refused_by_its_name(name, count, tmp_path):
     valid, file, read = READERS[name]
@@ -44,10 +44,10 @@ def test_any_json_is_read_or_refused_by_its_name(name, count, tmp_path):
     if name != "results to continue":  # the valid ones are of pairs that are not given here
         path.write_bytes(b"\xef\xbb\xbf" + as_json(valid))
         read(path)
-    holds(check, contents(valid), count)
+    check_property(check, contents(valid), count)
 
 
-@tiers
+@at_both_sizes
 def test_any_sidecar_of_a_training_state_is_used_or_refused(count, tmp_path):
     files = Checkpoints(tmp_path, 2, {"lr": 0.1, "epochs": 3}, "data", {"max_words": 12})
     progress = Progress(epoch=2, losses=[[1.5, 2.0]], batches=2)
@@ -64,10 +64,10 @@ def test_any_sidecar_of_a_training_state_is_used_or_refused(count, tmp_path):
             assert len(resume.progress.losses_for_rank(0, 1)) == 2
 
     assert named_state(str(path)).progress == progress
-    holds(check, contents(valid), count)
+    check_property(check, contents(valid), count)
 
 
-@tiers
+@at_both_sizes
 def test_any_index_of_an_image_cache_is_read_or_refused(count, tmp_path):
     picture = tmp_path / "a.png"
     Image.new("RGB", (8, 8), "red").save(picture)
@@ -84,7 +84,7 @@ def test_any_index_of_an_image_cache_is_read_or_refused(count, tmp_path):
         with only_our_error(index):
             open_cache()
 
-    holds(check, contents(valid), count)
+    check_property(check, contents(valid), count)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 from tests.hostile import (
     Source,
     audited,
-    mutated,
+    mutate,
     stays_inside,
 )
 
@@ -76,7 +76,7 @@ def image_sources() -> dict[str, Source]:
     """Mutated pictures of each format; of PNGs also such as have sound checksums."""
     sources = {}
     for name, content in image_files().items():
-        sources[name] = partial(mutated, content)
+        sources[name] = partial(mutate, content)
         if name in ("PNG", "16 bits", "palette"):
             sources[f"{name}, sound checksums"] = partial(mutated_png, content)
     return sources
@@ -84,7 +84,7 @@ def image_sources() -> dict[str, Source]:
 
 def mutated_png(content: bytes, draw: random.Random) -> bytes:
     """A mutated PNG whose checksums are right again."""
-    return with_checksums(mutated(content, draw))
+    return with_checksums(mutate(content, draw))
 
 
 def read_picture(path: Path) -> None:

@@ -10,11 +10,11 @@ from dataloaders.datasets import open_dataset
 from dataloaders.datasets.pair_table import COLUMNS
 from dataloaders.user_pairs import find_pairs
 from tests.hostile import (
-    mutated,
+    at_both_sizes,
+    mutate,
     only_our_error,
-    tiers,
 )
-from tests.hostile_json import NAMES, VALUES, holds, spoilt
+from tests.hostile_json import NAMES, VALUES, check_property, corrupted
 
 ROWS = [
     {
@@ -47,7 +47,7 @@ def as_lines(rows: list) -> bytes:
 
 
 def _json_lines() -> st.SearchStrategy[bytes]:
-    rows = spoilt(ROWS[0]) | spoilt(ROWS[1]) | VALUES
+    rows = corrupted(ROWS[0]) | corrupted(ROWS[1]) | VALUES
     return st.lists(rows, max_size=3).map(as_lines)
 
 
@@ -66,10 +66,10 @@ def _sheets() -> st.SearchStrategy[bytes]:
 
 def _mutations(content: bytes) -> st.SearchStrategy[bytes]:
     seeds = st.integers(0, 2**32)
-    return seeds.map(lambda seed: mutated(content, random.Random(seed)))
+    return seeds.map(lambda seed: mutate(content, random.Random(seed)))
 
 
-@tiers
+@at_both_sizes
 @pytest.mark.parametrize(
     "read",
     [
@@ -95,7 +95,7 @@ def test_any_table_of_pairs_is_read_or_refused_by_its_name(read, count, tmp_path
         path = tmp_path / f"sound{ending}"
         path.write_bytes(b"\xef\xbb\xbf" + content)
         assert read(path)[0].id == "1"
-    holds(check, tables(), count)
+    check_property(check, tables(), count)
 
 
 def test_columns_and_paths_that_cannot_be_are_refused_in_one_line(tmp_path):

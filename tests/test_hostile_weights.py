@@ -31,13 +31,13 @@ from tests.hostile import (
     WEIGHTS,
     Source,
     audited,
-    mutated,
+    make_script_archive,
+    mutate,
     peak_memory,
+    pickle_of_tensor,
     pickles,
-    rebuilt,
-    saved,
-    scripted,
     stays_inside,
+    torch_save_bytes,
     with_entries,
 )
 from tests.hostile_json import as_json
@@ -45,14 +45,14 @@ from tests.hostile_json import as_json
 
 def weight_sources() -> dict[str, Source]:
     """Mutated files of weights of each format; of archives also ones with only the pickle wrong."""
-    archives = {"zip": saved(WEIGHTS), "TorchScript": scripted()}
+    archives = {"zip": torch_save_bytes(WEIGHTS), "TorchScript": make_script_archive()}
     others = {
-        "older": saved(WEIGHTS, _use_new_zipfile_serialization=False),
+        "older": torch_save_bytes(WEIGHTS, _use_new_zipfile_serialization=False),
         "safetensors": safetensors_of(WEIGHTS),
     }
     sources: dict[str, Source] = {}
     for name, content in {**archives, **others}.items():
-        sources[name] = partial(mutated, content)
+        sources[name] = partial(mutate, content)
     for name, content in archives.items():
         sources[f"{name}, sound but for its pickle"] = partial(mutated_pickle, content)
     return sources
@@ -60,7 +60,7 @@ def weight_sources() -> dict[str, Source]:
 
 def mutated_pickle(archive: bytes, draw: random.Random) -> bytes:
     """The archive with its pickle mutated."""
-    return with_entries(archive, lambda content: mutated(content, draw))
+    return with_entries(archive, lambda content: mutate(content, draw))
 
 
 def read_all_weights(path: Path) -> None:
@@ -107,7 +107,7 @@ def hostile_pickles(trap: Path) -> dict[str, bytes]:
 def test_no_pickle_runs_code(kind, tmp_path):
     trap = tmp_path / "ran"
     path = tmp_path / "weights.bin"
-    archives = {"zip": saved(WEIGHTS), "TorchScript": scripted()}
+    archives = {"zip": torch_save_bytes(WEIGHTS), "TorchScript": make_script_archive()}
     for name, hostile in hostile_pickles(trap).items():
         if kind == "plain":
             content = hostile
@@ -153,11 +153,13 @@ def test_no_tensor_reaches_beyond_its_storage_or_takes_more_memory_than_the_file
         if kind == "older":
             path.write_bytes(OLDER_HEAD + content + pickles(["0"]) + struct.pack("<q", 4) + storage)
         else:
-            path.write_bytes(with_entries(saved({"a": torch.arange(4.0)}), lambda _: content))
+            path.write_bytes(
+                with_entries(torch_save_bytes({"a": torch.arange(4.0)}), lambda _: content)
+            )
 
-    write(rebuilt((1, (3,), (1,))))
+    write(pickle_of_tensor((1, (3,), (1,))))
     assert read_weights(path)["a"].tolist() == [1, 2, 3]
-    write(rebuilt(numbers))
+    write(pickle_of_tensor(numbers))
     before = peak_memory()
     with pytest.raises(ValueError, match=rf"weights\.bin.*{message}"):
         read_weights(path)
@@ -167,7 +169,10 @@ def test_no_tensor_reaches_beyond_its_storage_or_takes_more_memory_than_the_file
 @pytest.mark.parametrize(
     ("rest", "message"),
     [
-        (rebuilt((0, (4,), (1,)), storage=10**11) + pickles(["0"]), "more bytes than the file"),
+        (
+            pickle_of_tensor((0, (4,), (1,)), storage=10**11) + pickles(["0"]),
+            "more bytes than the file",
+        ),
         (FOUR_NUMBERS + pickles([]) + bytes(24), "lacks the bytes"),
         (FOUR_NUMBERS + pickles(["0"]) + struct.pack("<q", 4) + bytes(15), "cut short"),
         (FOUR_NUMBERS + pickles(["0"]) + struct.pack("<q", 3) + bytes(16), "cut short"),
@@ -221,7 +226,7 @@ SET_DEFAULTS = b"N}X\x0c\0\0\0__defaults__)s\x86b."
 def test_no_pickle_takes_the_memory_or_changes_the_program(content, message, tmp_path):
     path = tmp_path / "weights.bin"
     before = peak_memory()
-    path.write_bytes(with_entries(scripted(), lambda _: content))
+    path.write_bytes(with_entries(make_script_archive(), lambda _: content))
     with pytest.raises(ValueError, match=rf"weights\.bin.*({message})"):
         read_weights(path)
     assert peak_memory() - before < MAX_EXTRA_BYTES
@@ -259,14 +264,14 @@ def test_archives_that_torch_does_not_write_are_refused(compression, name, messa
 
 def test_archives_of_another_byte_order_are_refused(tmp_path):
     path = tmp_path / "weights.bin"
-    path.write_bytes(with_entries(saved(WEIGHTS), lambda _: b"big", "/byteorder"))
+    path.write_bytes(with_entries(torch_save_bytes(WEIGHTS), lambda _: b"big", "/byteorder"))
     with pytest.raises(ValueError, match="little-endian"):
         read_weights(path)
 
 
 def test_a_directory_that_points_before_the_files_beginning_is_refused(tmp_path):
     path = tmp_path / "weights.bin"
-    content = bytearray(with_entries(saved(WEIGHTS), bytes))
+    content = bytearray(with_entries(torch_save_bytes(WEIGHTS), bytes))
     offset = int.from_bytes(content[-6:-2], "little") + 10**6
     content[-6:-2] = offset.to_bytes(4, "little")
     path.write_bytes(content)
@@ -324,7 +329,7 @@ def values_to_save() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize("value", values_to_save(), ids=["tied", "ordered", "inside"])
 def test_what_is_read_is_what_was_saved(value, is_zip, tmp_path):
-    (tmp_path / "a.bin").write_bytes(saved(value, _use_new_zipfile_serialization=is_zip))
+    (tmp_path / "a.bin").write_bytes(torch_save_bytes(value, _use_new_zipfile_serialization=is_zip))
     read = read_weights(tmp_path / "a.bin")
     expected = value.get("state_dict", value)
     assert read.keys() == expected.keys()
@@ -334,7 +339,7 @@ def test_what_is_read_is_what_was_saved(value, is_zip, tmp_path):
 
 
 def test_tensors_under_numbers_are_no_state_dict(tmp_path):
-    (tmp_path / "a.bin").write_bytes(saved({1: torch.ones(2)}))
+    (tmp_path / "a.bin").write_bytes(torch_save_bytes({1: torch.ones(2)}))
     with pytest.raises(ValueError, match=r"a\.bin holds no state dict"):
         read_weights(tmp_path / "a.bin")
 
@@ -348,13 +353,13 @@ OTHER_LINEAR = torch.nn.Linear(3, 2).state_dict()
     [
         b"",
         b"garbage",
-        saved([1]),
-        saved({"model": None}),
-        saved({"model": {1: 2}}),
-        saved({"model": {}}),
-        saved({"model": LINEAR}),
-        saved({"model": OTHER_LINEAR, "optimizer": [], "scaler": {}}),
-        saved({"model": LINEAR, "optimizer": [], "scaler": {}}),
+        torch_save_bytes([1]),
+        torch_save_bytes({"model": None}),
+        torch_save_bytes({"model": {1: 2}}),
+        torch_save_bytes({"model": {}}),
+        torch_save_bytes({"model": LINEAR}),
+        torch_save_bytes({"model": OTHER_LINEAR, "optimizer": [], "scaler": {}}),
+        torch_save_bytes({"model": LINEAR, "optimizer": [], "scaler": {}}),
         b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.hostile import MAX_EXTRA_BYTES, MIB, only_our_error, peak_memory, tiers
+from tests.hostile import MAX_EXTRA_BYTES, MIB, at_both_sizes, only_our_error, peak_memory
 from tests.test_hostile_images import image_sources, read_picture
 from tests.test_hostile_weights import read_all_weights, weight_sources
 
@@ -63,7 +63,7 @@ def resident_memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-@tiers
+@at_both_sizes
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_files_crash_nothing_and_leave_no_memory_behind(kind, count, tmp_path):
     code = f"from tests.test_mutated_files import fuzz; fuzz({kind!r}, {str(tmp_path)!r}, {count})"

@@ -23,7 +23,7 @@ import torch
 
 from modules.weights.tensor_files import read_torch_file, read_weights
 from tests.conftest import ROOT
-from tests.hostile import MIB, only_our_error, saved, scripted, with_entries
+from tests.hostile import MIB, make_script_archive, only_our_error, torch_save_bytes, with_entries
 
 MAX_SECONDS = 10  # of the processor's time, for one program
 MAX_MEMORY = 1024 * MIB
@@ -109,7 +109,11 @@ def sound_programs() -> list[tuple[bytes, bytes]]:
         "epoch": 3,
         "scheduler": {"steps": [1, 2.5, None, True]},
     }
-    archives = [saved(model.state_dict()), saved(state), scripted()]
+    archives = [
+        torch_save_bytes(model.state_dict()),
+        torch_save_bytes(state),
+        make_script_archive(),
+    ]
     return [(archive, data_pickle(archive)) for archive in archives]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modules.web.decoding import MAX_MEGABYTES
-from tests.page_server import CAPTIONS, EXAMPLES, SECONDS, served
+from tests.page_server import CAPTIONS, EXAMPLES, SECONDS, running_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHROMIUM_OPTIONS = [
@@ -27,7 +27,7 @@ SENTENCE = "document.querySelector('#sentence textarea').value"
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("uploads")) as url:
+    with running_page(tmp_path_factory.mktemp("uploads")) as url:
         yield url
 
 

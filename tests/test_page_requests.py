@@ -19,8 +19,8 @@ from tests.page_server import (
     form,
     host_and_port,
     request,
+    running_page,
     send_lines,
-    served,
     upload,
     upload_examples,
 )
@@ -49,7 +49,7 @@ NOT_JSON = (
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("uploads")) as url:
+    with running_page(tmp_path_factory.mktemp("uploads")) as url:
         yield url
 
 

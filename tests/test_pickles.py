@@ -8,7 +8,7 @@ import torch
 
 from modules.weights.tensor_files import read_torch_file, read_weights
 from modules.weights.unpickler import MAX_DEPTH
-from tests.hostile import FOUR_NUMBERS, OLDER_HEAD, rebuilt, saved, with_entries
+from tests.hostile import FOUR_NUMBERS, OLDER_HEAD, pickle_of_tensor, torch_save_bytes, with_entries
 
 MAX_INSTRUCTIONS = 30_000  # instead of a million, so that a test is quick
 
@@ -24,14 +24,14 @@ def program(*parts: bytes) -> bytes:
 
 def storage(count: int = 4) -> bytes:
     """Instructions that leave a storage of the archive on the stack."""
-    _, _, after = rebuilt((0, (4,), (1,)), count).partition(b"_rebuild_tensor_v2\n(")
+    _, _, after = pickle_of_tensor((0, (4,), (1,)), count).partition(b"_rebuild_tensor_v2\n(")
     described, call, _ = after.partition(b"Q")
     return described + call
 
 
 def tensor() -> bytes:
     """Instructions that leave a tensor on the stack."""
-    return rebuilt((0, (4,), (1,)))[9:-2]
+    return pickle_of_tensor((0, (4,), (1,)))[9:-2]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def tensor() -> bytes:
             ),
             "more than 1000 tensors",
         ),
-        (rebuilt((0, (1,) * 1000, (1,) * 1000)), "no known way|instructions"),
-        (rebuilt((0, (2**2000,) * 9, (2**2000,) * 9)), "ends at element"),
+        (pickle_of_tensor((0, (1,) * 1000, (1,) * 1000)), "no known way|instructions"),
+        (pickle_of_tensor((0, (2**2000,) * 9, (2**2000,) * 9)), "ends at element"),
     ],
 )
 def test_programs_that_would_crash_or_take_hours_are_refused(
@@ -99,7 +99,7 @@ def test_programs_that_would_crash_or_take_hours_are_refused(
     monkeypatch.setattr("modules.weights.unpickler.MAX_TENSORS", 1000)
     monkeypatch.setattr("modules.weights.unpickler.MAX_ATTRIBUTES", 10_000)
     path = tmp_path / "weights.bin"
-    path.write_bytes(with_entries(saved({"a": torch.arange(4.0)}), lambda _: content))
+    path.write_bytes(with_entries(torch_save_bytes({"a": torch.arange(4.0)}), lambda _: content))
     with pytest.raises(ValueError, match=rf"weights\.bin.*({message})"):
         read_weights(path)
 
@@ -110,12 +110,12 @@ def test_what_is_deep_or_shared_within_bounds_is_read(tmp_path):
         deep = [deep]
     shared = ({"x": [1]},) * 3
     value = {"deep": deep, "shared": [shared, shared], "model": {1: torch.ones(2), -7: None}}
-    (tmp_path / "a").write_bytes(saved(value))
+    (tmp_path / "a").write_bytes(torch_save_bytes(value))
     found = read_torch_file(tmp_path / "a")
     assert found["deep"] == deep
     assert found["shared"] == [shared, shared]
     assert torch.equal(found["model"][1], torch.ones(2))
-    (tmp_path / "a").write_bytes(saved({"deeper": [deep]}))
+    (tmp_path / "a").write_bytes(torch_save_bytes({"deeper": [deep]}))
     with pytest.raises(ValueError, match="deep"):
         read_torch_file(tmp_path / "a")
 
@@ -130,7 +130,7 @@ def test_storages_of_an_older_file_are_named_by_texts(tmp_path):
 def test_long_names_of_scripted_modules_are_refused(tmp_path):
     name = b"X" + struct.pack("<I", 2**20) + b"n" * 2**20
     one = b"c__torch__\nM\n)\x81}" + name + tensor() + b"sb"
-    archive = saved({"a": torch.arange(4.0)})
+    archive = torch_save_bytes({"a": torch.arange(4.0)})
     (tmp_path / "a").write_bytes(with_entries(archive, lambda _: program(one)))
     with pytest.raises(ValueError, match="nested too deeply"):
         read_weights(tmp_path / "a")

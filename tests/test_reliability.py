@@ -27,19 +27,19 @@ from tests.runs import (
     STEPS,
     TORCHRUN,
     Killed,
-    check_board,
+    arguments,
+    check_tensorboard,
     die_at,
     finish,
     free_port,
     is_listening,
     kill_all_of,
     log_of,
-    refused,
+    run_refused,
     same_weights,
     start,
     succeed,
     wait_for,
-    words,
 )
 
 EPOCHS = 3
@@ -64,7 +64,7 @@ def whole(clevr, tiny_sizes, tmp_path_factory):
 
 
 def options_of(data: Path, run: Path, sizes: Path, task: str, *more: str) -> list[str]:
-    return words(data, run, sizes, task, "--do_train", "--epochs", str(EPOCHS), *more)
+    return arguments(data, run, sizes, task, "--do_train", "--epochs", str(EPOCHS), *more)
 
 
 def resumable(data: Path, run: Path, sizes: Path, task: str) -> list[str]:
@@ -76,7 +76,7 @@ def assert_same(one: Path, other: Path, task: str) -> None:
     """The same results, and TensorBoard shows them."""
     assert_same_results(one, other)
     for run in (one, other):
-        check_board(run, epochs=EPOCHS, score=SCORE[task])
+        check_tensorboard(run, epochs=EPOCHS, score=SCORE[task])
 
 
 def assert_same_results(one: Path, other: Path) -> None:
@@ -268,10 +268,10 @@ def test_inside_of_a_step_only_the_second_signal_ends_the_process():
 
 def test_two_runs_in_one_folder_are_refused(spot, tiny_sizes, tmp_path, capsys):
     run = tmp_path / "run"
-    options = words(spot, run, tiny_sizes, "retrieval", "--do_train", "--epochs", "1")
+    options = arguments(spot, run, tiny_sizes, "retrieval", "--do_train", "--epochs", "1")
     process = start([FAULTY, "hang:step:1", "retrieval", *options])
     wait_for(lambda: (run / "log.txt").is_file())
-    assert f"{run} is in use by another run" in refused("retrieval", options, capsys)
+    assert f"{run} is in use by another run" in run_refused("retrieval", options, capsys)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert SCRIPTS["retrieval"].main(options) == 0

@@ -66,7 +66,7 @@ def test_openais_clips_are_downloaded_once_and_checked(name, tmp_path, cache, mo
         assert find_weights(name, str(cache)) == cached
         assert len(site.asked) == 1
         cached.unlink()
-        site.files[place] = b"spoilt"
+        site.files[place] = b"corrupted"
         expected = rf"SHA-256 mismatch .*put {site.address}/{place}"
         with pytest.raises(OSError, match=expected):
             find_weights(name, str(cache))

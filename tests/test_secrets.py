@@ -23,7 +23,7 @@ from system.command import run_command
 from system.escaping import SafeFormatter
 from system.urls import Location
 from tests.conftest import ROOT, make_spot
-from tests.runs import words
+from tests.runs import arguments
 from tests.servers import web_site
 
 # In URLs that are given, and in the environment: one must not hide the other.
@@ -82,25 +82,25 @@ def test_no_command_that_succeeds_shows_or_keeps_a_password(tmp_path, tiny_sizes
         secret_url = f"http://user:{MARK}@{host}"
 
         clip = ["--pretrained_clip_name", f"{secret_url}/clip.bin?sig={MARK}"]
-        options = words(data, work / "adapted", tiny_sizes, "retrieval", *one_epoch, *clip)
+        options = arguments(data, work / "adapted", tiny_sizes, "retrieval", *one_epoch, *clip)
         assert main_task_retrieval.main(options) == 0
         for path in (work / "adapted").iterdir():
             if path.is_file():
                 site.files[f"adapted/{path.name}"] = path.read_bytes()
 
         state = ["--resume_model", f"{secret_url}/adapted/training_state.bin.0"]
-        options = words(data, work / "resumed", tiny_sizes, "retrieval", *one_epoch, *state)
+        options = arguments(data, work / "resumed", tiny_sizes, "retrieval", *one_epoch, *state)
         assert main_task_retrieval.main(options) == 0
 
         weights = ["--init_model", f"{secret_url}/adapted/pytorch_model.bin.best"]
-        options = words(data, work / "captioner", tiny_sizes, "caption", *one_epoch, *weights)
+        options = arguments(data, work / "captioner", tiny_sizes, "caption", *one_epoch, *weights)
         assert CLIP4IDCinference.main(options) == 0
         for name in ("pytorch_model.bin.best", "model.json"):
             site.files[f"captioner/{name}"] = (work / "captioner" / name).read_bytes()
 
         model = f"{secret_url}/captioner/pytorch_model.bin.best"
         evaluation = ["--do_eval", "--init_model", model]
-        options = words(data, work / "evaluated", tiny_sizes, "caption", *evaluation)
+        options = arguments(data, work / "evaluated", tiny_sizes, "caption", *evaluation)
         assert CLIP4IDCinference.main(options) == 0
         prediction = ["--do_predict", *PAIR, "--init_model", model]
         assert CLIP4IDCinference.main(prediction) == 0
@@ -213,7 +213,7 @@ def test_no_refusal_shows_a_password(tmp_path, tiny_sizes, capsys, caplog):
         "page.bin": b"<html>",
         "noise.bin": b"no weights",
     }
-    train = words(data, tmp_path / "run", tiny_sizes, "retrieval")
+    train = arguments(data, tmp_path / "run", tiny_sizes, "retrieval")
     train.insert(0, "--do_train")
     with web_site(files) as site:
         host = site.address.removeprefix("http://")

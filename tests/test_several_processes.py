@@ -8,7 +8,7 @@ import pytest
 
 from system import runtime
 from tests.conftest import make_clevr
-from tests.runs import FAULTY, NO_FAULT, finish, log_of, start, succeed, words
+from tests.runs import FAULTY, NO_FAULT, arguments, finish, log_of, start, succeed
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from tests.runs import FAULTY, NO_FAULT, finish, log_of, start, succeed, words
     ],
 )
 def test_one_process_that_fails_or_hangs_ends_the_job(fault, shown, clevr, tiny_sizes, tmp_path):
-    options = words(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
+    options = arguments(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
     program = [FAULTY, fault, "retrieval", *options]
     code, errors = finish(start(program, processes=2, STEP_TIMEOUT="15"), seconds=150)
     assert code not in (0, -signal.SIGKILL), "it had to be killed"
@@ -29,7 +29,7 @@ def test_one_process_that_fails_or_hangs_ends_the_job(fault, shown, clevr, tiny_
 
 def test_scoring_may_take_longer_than_processes_wait_for_a_step(clevr, tiny_sizes, tmp_path):
     more = ("--do_train", "--epochs", "1")
-    options = words(clevr, tmp_path / "run", tiny_sizes, "caption", *more)
+    options = arguments(clevr, tmp_path / "run", tiny_sizes, "caption", *more)
     program = [FAULTY, "slow:score:1:0", "caption", *options]
     code, errors = finish(start(program, processes=2, STEP_TIMEOUT="10", SLOW="12"))
     assert code == 0, errors[-3000:]
@@ -38,7 +38,7 @@ def test_scoring_may_take_longer_than_processes_wait_for_a_step(clevr, tiny_size
 
 def test_early_stop_reaches_all_processes(clevr, tiny_sizes, tmp_path):
     run = tmp_path / "run"
-    options = words(clevr, run, tiny_sizes, "caption", "--do_train", "--epochs", "9")
+    options = arguments(clevr, run, tiny_sizes, "caption", "--do_train", "--epochs", "9")
     succeed([FAULTY, "impatient", "caption", *options], processes=2)
     assert "early stopping: no improvement for 2 epochs" in log_of(run)
     assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [0, 1]
@@ -48,7 +48,7 @@ def test_more_pairs_than_fill_the_batches_of_two_processes(tiny_sizes, tmp_path)
     """7 pairs in batches of 2·2: training drops the last incomplete batch, evaluation nothing."""
     data = make_clevr(tmp_path / "data", {"train": 7, "val": 3, "test": 5})
     run = tmp_path / "run"
-    options = words(data, run, tiny_sizes, "caption", "--do_train", "--epochs", "1")
+    options = arguments(data, run, tiny_sizes, "caption", "--do_train", "--epochs", "1")
     succeed([FAULTY, NO_FAULT, "caption", *options], processes=2)
     rows = json.loads((run / "hyp_ep_eval.json").read_text())
     numbers = range(10, 15)

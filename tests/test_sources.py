@@ -19,7 +19,7 @@ from modules.weights.sources import read_released
 from preprocess import convert_weights
 from system import download
 from tests.conftest import ROOT
-from tests.runs import SCRIPTS, refused, same_weights, words
+from tests.runs import SCRIPTS, arguments, run_refused, same_weights
 from tests.servers import s3, web_site
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -141,7 +141,7 @@ def test_weights_that_cannot_be_used_end_in_one_line(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / name)
     options = predict_options("added", "--init_model", name, "--cache_dir", "cache")
-    assert reason in refused("caption", options, capsys)
+    assert reason in run_refused("caption", options, capsys)
 
 
 def test_a_page_instead_of_weights_does_not_stay_in_the_cache(tmp_path, capsys):
@@ -149,7 +149,7 @@ def test_a_page_instead_of_weights_does_not_stay_in_the_cache(tmp_path, capsys):
     write_page(tmp_path / "page")
     with web_site({"quota.bin": (tmp_path / "page").read_bytes()}) as site:
         more = ("--init_model", f"{site.address}/quota.bin", "--cache_dir", str(cache))
-        line = refused("caption", predict_options("added", *more), capsys)
+        line = run_refused("caption", predict_options("added", *more), capsys)
     assert "answers with a web page instead of the file" in line
     assert not [path for path in cache.rglob("*.bin") if path.is_file()]
 
@@ -158,8 +158,8 @@ def test_a_clip_that_cannot_be_downloaded_leaves_no_run_folder(clevr, tiny_sizes
     run = tmp_path / "run"
     with web_site({}) as site:
         more = ("--do_train", "--pretrained_clip_name", f"{site.address}/gone.pt")
-        options = words(clevr, run, tiny_sizes, "retrieval", *more)
-        line = refused("retrieval", options, capsys)
+        options = arguments(clevr, run, tiny_sizes, "retrieval", *more)
+        line = run_refused("retrieval", options, capsys)
     assert "gone.pt: the server answers 404" in line
     assert not run.exists()
 
@@ -169,7 +169,7 @@ def test_model_json_takes_precedence_over_the_options_and_the_log_says_so(
 ):
     first = tmp_path / "first"
     second = tmp_path / "second"
-    options = words(clevr, first, tiny_sizes, "retrieval", *ONE_EPOCH)
+    options = arguments(clevr, first, tiny_sizes, "retrieval", *ONE_EPOCH)
     changed = ["--intra_num_hidden_layers", "2", "--linear_patch", "3d"]
     assert main_task_retrieval.main([*options, *changed]) == 0
     info = json.loads((first / "model.json").read_text())
@@ -178,7 +178,7 @@ def test_model_json_takes_precedence_over_the_options_and_the_log_says_so(
     assert info["head_width"] == 64
     # A run's folder stands for its best weights. These options say 1 and 2d.
     more = (*ONE_EPOCH, "--init_model", str(first))
-    options = words(clevr, second, tiny_sizes, "retrieval", *more)
+    options = arguments(clevr, second, tiny_sizes, "retrieval", *more)
     assert main_task_retrieval.main(options) == 0
     log = (second / "log.txt").read_text()
     best = first / "pytorch_model.bin.best"
@@ -192,7 +192,7 @@ def test_model_json_takes_precedence_over_the_options_and_the_log_says_so(
 def test_a_captioners_config_comes_from_model_json(twins, clevr, tiny_sizes, tmp_path, caplog):
     caplog.set_level("INFO")
     more = ("--do_eval", "--init_model", str(twins / "hf"))
-    options = words(clevr, tmp_path, tiny_sizes, "caption", *more)
+    options = arguments(clevr, tmp_path, tiny_sizes, "caption", *more)
     model = build_model(parse_options(options, "caption", ""))
     info = json.loads((twins / "hf" / "model.json").read_text())
     assert model.decoder.config == load_decoder_config(info["decoder_config"])
@@ -207,10 +207,10 @@ def test_a_captioners_config_comes_from_model_json(twins, clevr, tiny_sizes, tmp
 def test_another_resolution_trains_and_resumes(clevr, tiny_sizes, tmp_path):
     first = tmp_path / "first"
     second = tmp_path / "second"
-    options = words(clevr, first, tiny_sizes, "retrieval", *ONE_EPOCH)
+    options = arguments(clevr, first, tiny_sizes, "retrieval", *ONE_EPOCH)
     assert main_task_retrieval.main(options) == 0
     more = (*ONE_EPOCH, "--init_model", str(first), "--image_resolution", "128")
-    options = words(clevr, second, tiny_sizes, "retrieval", *more)
+    options = arguments(clevr, second, tiny_sizes, "retrieval", *more)
     assert main_task_retrieval.main(options) == 0
     weights = torch.load(second / "pytorch_model.bin.0", weights_only=True)
     assert weights["clip.visual.positional_embedding"].shape == (17, 64)
@@ -222,8 +222,8 @@ def test_another_resolution_trains_and_resumes(clevr, tiny_sizes, tmp_path):
 
 def test_a_resolution_that_patches_do_not_fill_is_refused(clevr, tiny_sizes, tmp_path, capsys):
     more = ("--do_train", "--image_resolution", "100")
-    options = words(clevr, tmp_path / "run", tiny_sizes, "retrieval", *more)
-    line = refused("retrieval", options, capsys)
+    options = arguments(clevr, tmp_path / "run", tiny_sizes, "retrieval", *more)
+    line = run_refused("retrieval", options, capsys)
     assert "image_resolution 100 is not a multiple of vision_patch_size 32" in line
     assert not (tmp_path / "run").exists()
 
@@ -240,7 +240,7 @@ def test_a_run_is_continued_from_a_url_as_from_its_folder(
 ):
     def options(run: str, *more: str) -> list[str]:
         common = ("--do_train", "--cache_dir", str(tmp_path / "cache"))
-        return words(clevr, tmp_path / run, tiny_sizes, task, *common, *more)
+        return arguments(clevr, tmp_path / run, tiny_sizes, task, *common, *more)
 
     whole = tmp_path / "whole"
     assert SCRIPTS[task].main(options("whole")) == 0
@@ -254,7 +254,7 @@ def test_a_run_is_continued_from_a_url_as_from_its_folder(
         histories = [pd.read_csv(run / "history.csv") for run in (whole, new)]
         pd.testing.assert_frame_equal(*histories, rtol=1e-6)
         again = options("new", "--resume_model", f"{url}/pytorch_model.bin.0")
-        line = refused(task, again, capsys)
+        line = run_refused(task, again, capsys)
         assert "holds states of a run already: --resume auto continues it" in line
         site.files["run/training_state.bin.0"] = files["run/training_state.bin.0"][::-1]
         (tmp_path / "cache").rename(tmp_path / "elsewhere")
@@ -264,5 +264,5 @@ def test_a_run_is_continued_from_a_url_as_from_its_folder(
             ("x.bin", "expected a file pytorch_model.bin.<epoch>"),
         ):
             wrong = options("other", "--resume_model", f"{url}/{name}")
-            assert reason in refused(task, wrong, capsys)
+            assert reason in run_refused(task, wrong, capsys)
     assert not (tmp_path / "other").exists()

@@ -12,7 +12,7 @@ from safetensors.torch import save, save_file
 from modules.weights.tensor_files import file_format, read_weights
 from system.files import is_html
 from tests.conftest import tiny_weights
-from tests.hostile import Tower, scripted
+from tests.hostile import Tower, make_script_archive
 
 
 def same(ours: dict, theirs: dict) -> bool:
@@ -42,7 +42,7 @@ def test_a_torchscript_archive_is_read_without_running_it(tmp_path):
 def test_formats_have_names(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "zip")
     torch.save({"a": torch.ones(1)}, tmp_path / "old", _use_new_zipfile_serialization=False)
-    (tmp_path / "scripted").write_bytes(scripted())
+    (tmp_path / "scripted").write_bytes(make_script_archive())
     save_file({"a": torch.ones(1)}, tmp_path / "named so or not")
     assert file_format(tmp_path / "zip") == "saved by torch"
     assert file_format(tmp_path / "old") == "saved by torch, older format"

@@ -23,7 +23,7 @@ from tests.page_server import (
     caption_events,
     form,
     host_and_port,
-    started,
+    running_server,
     upload,
 )
 
@@ -203,7 +203,7 @@ def test_nothing_that_a_visitor_sent_is_kept(tmp_path):
         except FileNotFoundError:  # deleted while this looks
             return False
 
-    with started(files, "--upload_age", "3") as (server, url):
+    with running_server(files, "--upload_age", "3") as (server, url):
         sent = upload(url, picture)
         assert files in Path(sent).parents
         caption_events(url, sent, sent)
@@ -226,5 +226,5 @@ def test_nothing_that_a_visitor_sent_is_kept(tmp_path):
 
 
 def test_ctrl_c_ends_the_server_and_deletes_uploads(tmp_path):
-    with started(tmp_path / "files", interrupt=True) as (_, url):
+    with running_server(tmp_path / "files", interrupt=True) as (_, url):
         upload(url, EXAMPLES / "moved_before.png")
