@@ -13,13 +13,14 @@ from typing import IO
 
 from system.files import READ_BYTES
 
-# Of a zip's central directory, of which each entry takes some 600 bytes in memory.
+# Limit for a zip's central directory; each entry takes about 600 bytes in memory.
 MAX_DIRECTORY_BYTES = 24 << 20
 
-# Of headers and names in a tar between the content of one file and that of the next.
+# Limit for the headers and names between two files of a tar.
 MAX_HEADER_BYTES = 1 << 20
+TOO_LONG_HEADER = f"a header or a name in it has more than {MAX_HEADER_BYTES} bytes"
 
-# Of memory that decompressing xz may take; `xz -9` needs 65 MiB.
+# Memory limit for decompressing xz; `xz -9` needs 65 MiB.
 MAX_XZ_MEMORY = 256 << 20
 
 # For other methods, zipfile decompresses more at a time than it is asked for.
@@ -42,7 +43,7 @@ class BoundedReader:
         self._max_bytes = max_bytes
 
     def read(self, size: int = -1) -> bytes:
-        """As a file does it. Raises ValueError for too much."""
+        """Like `file.read`. Raises ValueError for too much."""
         self._check(size)
         content = self._file.read(self._max_bytes + 1 if size < 0 else size)
         self._check(len(content))
@@ -55,15 +56,15 @@ class BoundedReader:
             )
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As a file does it."""
+        """Like `file.seek`."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """As a file does it."""
+        """Like `file.tell`."""
         return self._file.tell()
 
     def seekable(self) -> bool:
-        """As a file does it."""
+        """Like `file.seekable`."""
         return True
 
     def close(self) -> None:
@@ -91,7 +92,7 @@ def open_zip(path: Path, max_entries: int) -> Iterator[zipfile.ZipFile]:
 def read_entry(archive: zipfile.ZipFile, name: str) -> bytearray:
     """The whole content of a zip's entry.
 
-    Raises KeyError where there is none, ValueError for another size than its header says.
+    Raises KeyError if there is none, ValueError if its size is not what its header says.
     """
     entry = archive.getinfo(name)
     content = bytearray(entry.file_size)
@@ -111,15 +112,17 @@ class MeteredReader:
         self._stream = stream
         self._offset = 0
         self._allowed = 0
+        self._refusal = ""
 
-    def allow(self, size: int) -> None:
-        """Set how many bytes may be read or skipped from here on."""
+    def allow(self, size: int, refusal: str = TOO_LONG_HEADER) -> None:
+        """Set how many bytes may be read or skipped from here on, and the message for more."""
         self._allowed = size
+        self._refusal = refusal
 
     def read(self, size: int = -1) -> bytes:
-        """As a file does it. Raises ValueError for more than is allowed."""
+        """Like `file.read`. Raises ValueError for more than is allowed."""
         if size < 0 or size > self._allowed:
-            raise ValueError(f"a header or a name in it has more than {MAX_HEADER_BYTES} bytes")
+            raise ValueError(self._refusal)
         content = self._stream.read(size)
         self._offset += len(content)
         self._allowed -= len(content)
@@ -129,13 +132,13 @@ class MeteredReader:
         """Skip forward to an offset. Raises ValueError for going back, or for skipping too much."""
         distance = offset - self._offset
         if whence != io.SEEK_SET or distance < 0 or distance > self._allowed:
-            raise ValueError("its parts do not lie one after another")
+            raise ValueError("its entries do not follow one another")
         while distance and (block := self.read(min(distance, READ_BYTES))):
             distance -= len(block)
         return self._offset
 
     def tell(self) -> int:
-        """How many bytes have been read."""
+        """How many bytes have been read or skipped."""
         return self._offset
 
     def seekable(self) -> bool:
@@ -173,7 +176,7 @@ def open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, MeteredReader]]:
     Also yields the stream that it is read from, in which MAX_HEADER_BYTES are allowed at first.
     Raises what `tarfile` and the decompressors raise, and ValueError for headers that are too long.
     """
-    with open(path, "rb") as file, _decompress(file) as stream:
+    with open(path, "rb") as file, _open_decompressed(file) as stream:
         metered = MeteredReader(stream)
         metered.allow(MAX_HEADER_BYTES)
         try:
@@ -184,18 +187,25 @@ def open_tar(path: Path) -> Iterator[tuple[tarfile.TarFile, MeteredReader]]:
             yield archive, metered
 
 
-def _decompress(file: IO[bytes]) -> IO[bytes]:
+def _open_decompressed(file: IO[bytes]) -> IO[bytes]:
     """A stream of the file's decompressed content, or the file if it is not compressed."""
     head = file.read(MAGIC_BYTES)
     file.seek(0)
-    kinds = [kind for magic, kind in COMPRESSIONS.items() if head.startswith(magic)]
-    if kinds == ["gzip"]:
+    compression = _find_compression(head)
+    if compression == "gzip":
         return gzip.GzipFile(fileobj=file)
-    if kinds == ["bzip2"]:
+    if compression == "bzip2":
         return bz2.BZ2File(file)
-    if kinds == ["xz"]:
+    if compression == "xz":
         return io.BufferedReader(_XzStream(file), READ_BYTES)
     return file
+
+
+def _find_compression(head: bytes) -> str | None:
+    for magic, compression in COMPRESSIONS.items():
+        if head.startswith(magic):
+            return compression
+    return None
 
 
 def iter_entries(archive: tarfile.TarFile, stream: MeteredReader) -> Iterator[tarfile.TarInfo]:

@@ -8,7 +8,6 @@ checksum, where one is known.
 import hashlib
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from system.escaping import to_one_line
-from system.files import choose_cache_folder, compute_sha256, is_html
+from system.files import check_free_space, choose_cache_folder, compute_sha256, is_html
 from system.json_files import read_json, write_json
 from system.transports import Interrupted, Response, RestartNeeded, open_url
 from system.urls import Location
@@ -137,7 +136,9 @@ def _resume(url: Location, part: Path, sidecar: Path, has_checksum: bool) -> Non
     if start and version is None and not has_checksum:
         start = 0
     with open_url(url, start, version) as response:
-        _check_room(url, part.parent, response)
+        if response.size is not None:
+            needed = response.size - response.start
+            check_free_space(part.parent, needed, f"no room for {url} in {part.parent}")
         # "address" is how files of earlier versions of this program name it.
         write_json(sidecar, {"address": _hash_text(url.reveal()), "version": response.version})
         _write_blocks(url, part, response)
@@ -146,14 +147,6 @@ def _resume(url: Location, part: Path, sidecar: Path, has_checksum: bool) -> Non
     if expected is not None and size != expected:
         kind = Interrupted if size < expected else RestartNeeded
         raise kind(f"{size} of {expected} bytes were received")
-
-
-def _check_room(url: Location, folder: Path, response: Response) -> None:
-    if response.size is None:
-        return
-    needed = response.size - response.start
-    if shutil.disk_usage(folder).free < needed:
-        raise OSError(f"no room for {url} in {folder}: it takes {needed / 1e9:.3f} GB more")
 
 
 def _write_blocks(url: Location, part: Path, response: Response) -> None:

@@ -1,6 +1,5 @@
-"""Extracts zip and tar archives, compressed ones too, so that nothing is written elsewhere."""
+"""Extracts zip and tar archives without ever writing outside the target folder."""
 
-import errno
 import lzma
 import os
 import shutil
@@ -17,11 +16,17 @@ from tqdm import tqdm
 
 from system.archives import MeteredReader, NotAnArchive, iter_entries, open_tar, open_zip
 from system.escaping import has_control_characters, to_one_line
-from system.files import READ_BYTES, READ_ERRORS, summarize_error
+from system.files import (
+    READ_BYTES,
+    READ_ERRORS,
+    DiskFull,
+    check_free_space,
+    summarize_error,
+)
 
 MIN_FREE_BYTES = 1 << 28  # left free on the disk
 MAX_FILES = 500_000  # in an archive, folders included
-MAX_DEPTH = 32  # folders within each other, the file included
+MAX_DEPTH = 32  # folders within each other
 MAX_PATH_BYTES = 1024  # of a file's path in the archive
 MAX_NAME_BYTES = 255  # of one part of it, as in most file systems
 MAX_END_BYTES = 16 << 20  # zeros after a tar's last file
@@ -31,7 +36,7 @@ ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
     tarfile.TarError,
     lzma.LZMAError,
-    *(kind for kind in READ_ERRORS if kind is not ValueError),
+    *(error_class for error_class in READ_ERRORS if error_class is not ValueError),
 )
 
 
@@ -48,16 +53,16 @@ class _File(NamedTuple):
 
 
 @contextmanager
-def extract_to_temporary(archive: Path, beside: Path) -> Iterator[Path]:
-    """The archive's files in a temporary folder below `beside`, which is deleted after the block.
+def extract_to_temporary(archive: Path, parent: Path) -> Iterator[Path]:
+    """Extract the archive into a temporary folder in `parent`, which is deleted after the block.
 
     Parent folders that were made for it are deleted too if they are empty. Raises DamagedArchive
-    for a corrupt archive or another file; ValueError for one that would write elsewhere, holds more
-    than files and folders, or exceeds a limit; and OSError for a full disk.
+    for a corrupt archive or a file that is no archive; ValueError for one that would write outside
+    the folder, contains links or devices, or exceeds a limit; and DiskFull.
     """
-    made = [folder for folder in (beside, *beside.parents) if not folder.exists()]
-    beside.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=beside))
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=parent))
     try:
         _extract(archive, temporary)
         yield temporary
@@ -76,6 +81,8 @@ def _extract(archive: Path, folder: Path) -> None:
     except FileExistsError as error:
         name = Path(error.filename).relative_to(folder)
         raise DamagedArchive(f"{archive} holds {name} twice") from None
+    except DiskFull:
+        raise
     except OSError as error:
         if error.errno is None:  # raised by a decompressor, not by the system
             raise DamagedArchive(f"{archive} is corrupt: {summarize_error(error)}") from None
@@ -83,13 +90,9 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _write_files(archive: Path, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free - MIN_FREE_BYTES
-    full = OSError(errno.ENOSPC, f"no room to extract {archive} in {folder.parent}")
-    for file in _iter_files(archive, free, full):
-        free -= file.size
-        if free < 0:
-            raise full
-        target = folder / _safe_name(file.name, archive)
+    for file in _iter_files(archive, folder):
+        _check_room(file.size, archive, folder)
+        target = folder / _to_safe_path(file.name, archive)
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "xb") as copy:
             shutil.copyfileobj(file.content, copy, READ_BYTES)
@@ -100,23 +103,27 @@ def _write_files(archive: Path, folder: Path) -> None:
             )
 
 
-def _iter_files(archive: Path, free: int, full: OSError) -> Iterator[_File]:
-    """The files of an archive, one after another. Raises `full` if a zip's would not fit."""
+def _check_room(size: int, archive: Path, folder: Path) -> None:
+    refusal = f"no room to extract {archive} in {folder.parent}"
+    check_free_space(folder, size + MIN_FREE_BYTES, refusal)
+
+
+def _iter_files(archive: Path, folder: Path) -> Iterator[_File]:
+    """The files of an archive, one after another. Raises DiskFull if a zip does not fit."""
     if zipfile.is_zipfile(archive):
-        yield from _iter_zip(archive, free, full)
+        yield from _iter_zip(archive, folder)
     else:
         yield from _iter_tar(archive)
 
 
-def _iter_zip(archive: Path, free: int, full: OSError) -> Iterator[_File]:
+def _iter_zip(archive: Path, folder: Path) -> Iterator[_File]:
     with _named_in_errors(archive), open_zip(archive, MAX_FILES) as opened:
         entries = [entry for entry in opened.infolist() if not entry.is_dir()]
-        if sum(entry.file_size for entry in entries) > free:
-            raise full
+        _check_room(sum(entry.file_size for entry in entries), archive, folder)
         for entry in tqdm(entries, to_one_line(archive.name), unit=" files", disable=None):
-            kind = stat.S_IFMT(entry.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG):
-                raise ValueError(f"{archive} holds more than files: {_shortened(entry.filename)}")
+            file_type = stat.S_IFMT(entry.external_attr >> 16)
+            if file_type not in (0, stat.S_IFREG):
+                raise ValueError(f"{archive} holds more than files: {_shorten(entry.filename)}")
             with opened.open(entry) as content:
                 yield _File(entry.filename, entry.file_size, content)
 
@@ -131,10 +138,10 @@ def _iter_tar(archive: Path) -> Iterator[_File]:
             if entry.isdir():
                 continue
             if not entry.isreg() or entry.issparse():
-                raise ValueError(f"{archive} holds more than files: {_shortened(entry.name)}")
+                raise ValueError(f"{archive} holds more than files: {_shorten(entry.name)}")
             with opened.extractfile(entry) as content:
                 yield _File(entry.name, entry.size, content)
-        stream.allow(MAX_END_BYTES)
+        stream.allow(MAX_END_BYTES, f"more than {MAX_END_BYTES} bytes follow its last file")
         _check_tar_end(stream, archive)
 
 
@@ -165,26 +172,29 @@ def _check_tar_end(rest: MeteredReader, archive: Path) -> None:
         raise DamagedArchive(f"{archive} is corrupt: it is cut short")
 
 
-def _safe_name(name: str, archive: Path) -> str:
+def _to_safe_path(name: str, archive: Path) -> str:
     """The name as a path that stays in its folder. Raises ValueError for one that does not."""
+    shown = _shorten(name)
     parts = name.replace("\\", "/").split("/")
-    is_absolute = name.startswith(("/", "\\")) or ":" in parts[0]
-    if is_absolute or ".." in parts or "\0" in name or not parts[-1]:
-        raise ValueError(f"{archive} would write outside its folder: {_shortened(name)}")
     if has_control_characters(name):
-        raise ValueError(f"{archive} holds a name with control characters: {_shortened(name)}")
+        raise ValueError(f"{archive} holds a name with control characters: {shown}")
+    if parts[0] == "" or ".." in parts:
+        raise ValueError(f"{archive} would write outside its folder: {shown}")
+    if ":" in parts[0]:
+        raise ValueError(f"{archive} holds a name that Windows takes for a drive: {shown}")
+    if parts[-1] in ("", "."):
+        raise ValueError(f"{archive} holds a file without a name: {shown}")
     parts = [part for part in parts if part not in ("", ".")]
-    if not parts:
-        raise ValueError(f"{archive} holds a file without a name: {_shortened(name)}")
     longest = max(len(os.fsencode(part)) for part in parts)
     if len(os.fsencode(name)) > MAX_PATH_BYTES or longest > MAX_NAME_BYTES:
-        raise ValueError(f"{archive} holds a name that is too long: {_shortened(name)}")
-    if len(parts) > MAX_DEPTH:
-        raise ValueError(f"{archive} holds folders more than {MAX_DEPTH} deep: {_shortened(name)}")
+        raise ValueError(f"{archive} holds a name that is too long: {shown}")
+    *folders, _ = parts
+    if len(folders) > MAX_DEPTH:
+        raise ValueError(f"{archive} holds folders more than {MAX_DEPTH} deep: {shown}")
     return "/".join(parts)
 
 
-def _shortened(name: str) -> str:
+def _shorten(name: str) -> str:
     """A name in an archive, for a message."""
     line = to_one_line(name)
     return line if len(line) <= MAX_SHOWN_NAME else f"{line[: MAX_SHOWN_NAME - 1]}…"
@@ -203,8 +213,8 @@ def move_into(source: Path, target: Path, endings: Collection[str]) -> int:
         place = target / path
         if place.exists() and not _is_same_size(source / path, place):
             raise ValueError(
-                f"{place} exists already and differs from the archive's: move it away, or give "
-                "--to another folder"
+                f"{place} exists already and differs from the archive's: move it away, or choose "
+                "another folder"
             )
     for path in wanted:
         place = target / path

@@ -1,8 +1,9 @@
-"""Files: atomic writes, checksums, names that are safe to use, and the user's cache."""
+"""Files: atomic writes, free space, checksums, safe names, and the user's cache folder."""
 
 import hashlib
 import os
 import re
+import shutil
 import struct
 import tempfile
 import zlib
@@ -14,7 +15,7 @@ from system.escaping import has_control_characters
 from system.urls import scrub
 
 READ_BYTES = 1 << 20  # bytes read at once
-MAX_ERROR_LENGTH = 160
+MAX_ERROR_LENGTH = 160  # characters
 
 HTML_START = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
@@ -34,7 +35,7 @@ READ_ERRORS = (
 
 
 def summarize_error(error: Exception) -> str:
-    """An error's message as one line of at most 160 characters, without secrets of URLs."""
+    """An error's message as one short line (MAX_ERROR_LENGTH), without secrets of URLs."""
     text = " ".join(scrub(str(error)).split()) or type(error).__name__
     if len(text) > MAX_ERROR_LENGTH:
         return text[: MAX_ERROR_LENGTH - 3] + "..."
@@ -51,6 +52,20 @@ def is_safe_file_name(name: str) -> bool:
 def is_html(head: bytes) -> bool:
     """Whether a file that begins like this is HTML, such as a login page instead of the file."""
     return HTML_START.match(head) is not None
+
+
+class DiskFull(OSError):
+    """A disk has too little free space."""
+
+
+def check_free_space(folder: Path, needed: int, refusal: str) -> None:
+    """Raise DiskFull, with `refusal` first, if the folder's disk has fewer bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(
+            f"{refusal}: it takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free, "
+            f"{(needed - free) / 1e9:.3f} GB are missing"
+        )
 
 
 def refuse_existing(*paths: Path) -> None:
@@ -73,7 +88,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_read_umask())
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -82,9 +97,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 def _make_temporary(path: Path) -> Path:
     """An empty, hidden file in the folder of `path`, which is made if need be."""
+    if path.is_dir():
+        raise OSError(f"cannot write {path}: it is a folder")
     try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
@@ -103,7 +118,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _umask() -> int:
+def _read_umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -119,7 +134,7 @@ def compute_sha256(path: Path) -> str:
 
 
 def choose_cache_folder(cache_dir: str | None) -> Path:
-    """The folder given by --cache_dir, else `clip4idc` in the user's cache folder."""
+    """The given folder, else `clip4idc` in the user's cache folder."""
     if cache_dir:
         return Path(cache_dir)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip4idc"

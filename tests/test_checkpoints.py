@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import main_task_retrieval
-from modules.training import checkpoints, output
+from modules.training import output
 from modules.training.checkpoints import Checkpoints
 from modules.training.progress import Progress
 from modules.training.states import list_states, newest_state
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_the_last_state_and_says_what_is_missing(
         calls.append(folder)
         return usage._replace(free=1_000_000 if len(calls) == 4 else usage.free)
 
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", nearly_full)
+    monkeypatch.setattr(shutil, "disk_usage", nearly_full)
     line = run_refused("retrieval", options_of(spot, run, tiny_sizes, *SAVED_OFTEN), capsys)
     # Three states within the epoch were saved; the fourth save is that of its weights.
     sizes = r"it takes 0\.\d+ GB, 0\.001 GB are free, 0\.\d+ GB are missing; make room, and"

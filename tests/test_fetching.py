@@ -168,8 +168,8 @@ def test_a_full_disk_is_noticed_beforehand(tmp_path, url, monkeypatch):
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: Usage)
-    with pytest.raises(OSError, match="no room for .* 0.010 GB more"):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    with pytest.raises(OSError, match="no room for .* it takes 0.010 GB"):
         fetch(url, tmp_path / "whole.bin")
     assert names_in(tmp_path) == []
 

@@ -22,7 +22,7 @@ from modules.training.states import (
     to_jsonable,
     weights_path,
 )
-from system.files import atomic_write, compute_sha256, summarize_error
+from system.files import DiskFull, atomic_write, check_free_space, compute_sha256, summarize_error
 from system.json_files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -114,12 +114,10 @@ class Checkpoints:
             raise OSError(f"cannot write {path}: {reason}{self._recovery_hint()}") from None
 
     def _check_space(self, path: Path, needed: int) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise OSError(
-                f"cannot write {path}: it takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are "
-                f"free, {(needed - free) / 1e9:.3f} GB are missing{self._recovery_hint()}"
-            )
+        try:
+            check_free_space(self.folder, needed, f"cannot write {path}")
+        except DiskFull as error:
+            raise DiskFull(f"{error}{self._recovery_hint()}") from None
 
     def _recovery_hint(self) -> str:
         if list_states(self.folder):
