@@ -147,7 +147,7 @@ class PairDataset(ABC):
         if self.settings is None and self.Settings is not None:
             self.settings = self.Settings()
 
-    def problems(self) -> list[str]:
+    def find_problems(self) -> list[str]:
         """What the options alone show to be wrong, such as a flag that is missing."""
         return []
 
@@ -165,7 +165,7 @@ class PairDataset(ABC):
 
     def checked_pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
         """`pairs`, after `problems` and `check_pairs` have found nothing wrong."""
-        problems = self.problems()
+        problems = self.find_problems()
         if problems:
             raise ValueError("; ".join(problems))
         pairs = self.pairs(split, need_images)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-NUMBERS = ("lr", "warmup", "t_total", "eps", "weight_decay", "max_grad_norm")  # of a group
+NUMERIC_SETTINGS = ("lr", "warmup", "t_total", "eps", "weight_decay", "max_grad_norm")  # of a group
 
 
 def warmup_cosine(x: float, warmup: float) -> float:
@@ -187,7 +187,7 @@ class BertAdam(torch.optim.Optimizer):
             return group["lr"]
         return group["lr"] * SCHEDULES[group["schedule"]](step / group["t_total"], group["warmup"])
 
-    def learning_rate(self) -> float:
+    def first_learning_rate(self) -> float:
         """The rate of the first group's next step, for the log."""
         group = self.param_groups[0]
         steps = [self.state[p]["step"] for p in group["params"] if p in self.state]
@@ -196,7 +196,7 @@ class BertAdam(torch.optim.Optimizer):
 
 def _are_settings(group: dict) -> bool:
     """Whether a group's numbers are finite, and its schedule is one of ours."""
-    numbers = [group.get(name) for name in NUMBERS]
+    numbers = [group.get(name) for name in NUMERIC_SETTINGS]
     numbers += group.get("betas", (None,))
     are_finite = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
     return are_finite and group["schedule"] in SCHEDULES

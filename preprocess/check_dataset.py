@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def job() -> None:
         dataset = open_dataset(args.datatype, args.data_path, args.features_path, settings=settings)
-        problems = dataset.problems()
+        problems = dataset.find_problems()
         if problems:
             raise ValueError(f"--datatype {args.datatype}: {'; '.join(problems)}")
         results.append(check(dataset, args))

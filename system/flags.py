@@ -50,13 +50,13 @@ class FlagGroup:
     A group that names a registered entry can hold that entry's `Settings` in a field `settings`.
     """
 
-    def problems(self) -> list[str]:
+    def find_problems(self) -> list[str]:
         """What is wrong with the values, a sentence each. Groups can add checks of their own."""
         settings = getattr(self, "settings", None)
         if settings is None:
             return find_range_problems(self)
         if isinstance(settings, FlagGroup):
-            return find_range_problems(self) + settings.problems()
+            return find_range_problems(self) + settings.find_problems()
         return find_range_problems(self) + find_range_problems(settings)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from modules.evaluation.captions import CaptionEvaluator
 from modules.evaluation.retrieval import RetrievalEvaluator
 from modules.evaluation.split_scorer import SplitScorer
-from modules.pipeline import task
+from modules.pipeline import train_or_evaluate
 
 SCORES = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 
@@ -32,7 +32,7 @@ def use_quick_scores(patch: Patch = setattr, cider: float | None = None) -> None
         return scores
 
     patch(SplitScorer, "score", score)
-    patch(task, "prepare_scoring", lambda *_: None)
+    patch(train_or_evaluate, "prepare_scoring", lambda *_: None)
 
 
 def skip_reports(patch: Patch = setattr) -> None:

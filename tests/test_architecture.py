@@ -45,16 +45,22 @@ def tree_of(file: str) -> ast.Module:
 
 @cache
 def layers() -> dict[str, int]:
-    """Room → layer, from the guide's table. A room is a folder, or a file that stands alone."""
+    """Package → layer, from the guide's table. A module that stands alone counts as one too."""
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
-    return {room: int(layer) for layer, rooms in rows for room in re.findall(r"`([^`]+)`", rooms)}
+    return {
+        package: int(layer)
+        for layer, packages in rows
+        for package in re.findall(r"`([^`]+)`", packages)
+    }
 
 
-def room_of(file: str) -> str:
-    """The room that a file belongs to: the longest name in the table that its path begins with."""
-    rooms = [room for room in layers() if file == room or file.startswith(f"{room}/")]
-    assert rooms, f"{file} is in no room of docs/architecture.md"
-    return max(rooms, key=len)
+def package_of(file: str) -> str:
+    """The package of a file: the longest name in the table that its path begins with."""
+    packages = [
+        package for package in layers() if file == package or file.startswith(f"{package}/")
+    ]
+    assert packages, f"{file} is in no package of docs/architecture.md"
+    return max(packages, key=len)
 
 
 def file_of(module: str) -> str | None:
@@ -91,11 +97,11 @@ def targets_of(file: str, top_level_only: bool = False) -> set[str]:
 
 @pytest.mark.parametrize("file", source_files())
 def test_imports_go_to_lower_layers(file: str) -> None:
-    room = room_of(file)
+    package = package_of(file)
     for target in targets_of(file):
-        other = room_of(target)
-        is_lower = layers()[other] < layers()[room]
-        assert other == room or is_lower, f"{file} ({room}) imports {target} ({other})"
+        other = package_of(target)
+        is_lower = layers()[other] < layers()[package]
+        assert other == package or is_lower, f"{file} ({package}) imports {target} ({other})"
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -176,8 +182,8 @@ def test_short_files_have_a_reason() -> None:
     assert short == set(reasons)
 
 
-def test_every_room_of_the_table_exists() -> None:
-    missing = [room for room in layers() if not (ROOT / room).exists()]
+def test_every_package_of_the_table_exists() -> None:
+    missing = [package for package in layers() if not (ROOT / package).exists()]
     assert missing == []
 
 

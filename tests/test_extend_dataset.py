@@ -266,7 +266,7 @@ class SetsRefusedValue(LevirCC):
 class NeedsGpsFile(LevirCC):
     name = "bad"
 
-    def problems(self) -> list[str]:
+    def find_problems(self) -> list[str]:
         return ["--gps is required: the file of the images' places"]
 
 

@@ -210,7 +210,7 @@ def test_help_lists_the_method_and_its_settings_once_it_is_named(capsys):
 def test_settings_reach_the_options_and_their_list():
     options = parse_options([*EVALUATE, "--decoding=diverse", "--first_rank", "2"], "caption", "")
     assert options.decoding.settings == Settings(first_rank=2)
-    assert options.decoding.method() == "diverse"
+    assert options.decoding.method_name() == "diverse"
     assert dict(options.items())["first_rank"] == 2
     assert ("first_rank", 2) in options.items(changed=True)
 
@@ -262,7 +262,7 @@ def test_built_in_methods_are_not_loaded_to_read_the_options(monkeypatch):
     monkeypatch.setattr(DECODING_METHODS, "targets", targets)
     for name in BUILT_IN_METHODS:
         options = parse_options([*EVALUATE, "--decoding", name], "caption", "")
-        assert options.decoding.method() == name
+        assert options.decoding.method_name() == name
 
 
 @pytest.mark.parametrize(

@@ -192,18 +192,18 @@ class InMemory:
         self.events = []
         self.losses = []
 
-    def step(self, number, values):
+    def record_step(self, number, values):
         self.events.append(f"step {number}")
         self.losses.append(values["loss"])
 
-    def state_within_epoch(self, tensors, progress, steps):
+    def save_within_epoch(self, tensors, progress, steps):
         assert tensors.keys() == {"model", "optimizer", "scaler"}
         self.events.append(f"state {progress.epoch}.{steps}")
 
-    def epoch_trained(self, tensors, progress):
+    def save_trained_epoch(self, tensors, progress):
         self.events.append(f"trained {progress.epoch}")
 
-    def epoch_judged(self, result, progress, draw_samples):
+    def record_epoch(self, result, progress, draw_samples):
         assert draw_samples().size == (1, 1)
         self.events.append(f"judged {result.epoch} at step {result.last_step}")
 

@@ -203,7 +203,7 @@ def test_any_decoding_of_one_caption_can_be_evaluated(action):
     words = ["--temperature", ".7", "--top_p", ".9", "--seed", "3"]
     decoding = parse_options([*action, *words], "caption", "").decoding
     assert decoding == Decoding(temperature=0.7, top_p=0.9, seed=3)
-    assert decoding.method() == "sampling"
+    assert decoding.method_name() == "sampling"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_any_decoding_of_one_caption_can_be_evaluated(action):
     ],
 )
 def test_settings_imply_the_decoding_method(values, method):
-    assert Decoding(**values).method() == method
+    assert Decoding(**values).method_name() == method
 
 
 @pytest.mark.parametrize(
@@ -236,13 +236,13 @@ def test_settings_imply_the_decoding_method(values, method):
 )
 def test_wrong_decoding_is_a_value_error(values, message):
     with pytest.raises(ValueError, match=message):
-        Decoding(**values).method()
+        Decoding(**values).method_name()
 
 
 def test_values_of_a_decoding_keep_their_form_in_files():
     shared = ["beam_size", "length_penalty", "num_captions", "temperature", "top_p", "seed"]
-    assert list(Decoding().values()) == shared
-    assert Decoding(decoding="beam").values()["decoding"] == "beam"
+    assert list(Decoding().settings_by_name()) == shared
+    assert Decoding(decoding="beam").settings_by_name()["decoding"] == "beam"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ DATASETS = Registry(
         "defaults",
         "no_change_phrases",
         "vocabulary",
-        "problems",
+        "find_problems",
         "splits",
         "pairs",
         "annotation_file",

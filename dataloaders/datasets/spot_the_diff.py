@@ -27,7 +27,7 @@ class SpotTheDiff(PairDataset):
     title = "Spot-the-Diff"
     ground_truth_splits = ("test",)
 
-    def problems(self) -> list[str]:
+    def find_problems(self) -> list[str]:
         if self.source.image_path:
             return []
         return ["--features_path is required: the folder of Spot-the-Diff's images"]

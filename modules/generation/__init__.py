@@ -30,7 +30,7 @@ def generate(
     it does not depend on the batch. `numbers` are by default 0, 1, … Raises ValueError for settings
     that contradict each other, and for a method that returns anything else.
     """
-    name = decoding.method()
+    name = decoding.method_name()
     method = DECODING_METHODS[name]
     if numbers is None:
         numbers = range(len(pair_tokens))

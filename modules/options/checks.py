@@ -6,18 +6,18 @@ from modules.options.groups import DataOptions
 from modules.options.options import Options
 
 
-def cross_checks(options: Options, num_processes: int) -> list[str]:
+def find_conflicts(options: Options, num_processes: int) -> list[str]:
     """What is wrong with the options together, a sentence each, each naming its flags."""
-    problems = _check_action(options)
+    problems = _find_action_problems(options)
     if options.run.do_predict:
-        return problems + _check_prediction(options, num_processes)
-    problems += _check_predict_flags(options)
-    problems += _check_run(options)
-    problems += _check_resuming(options)
-    return problems + _check_batch(options, num_processes)
+        return problems + _find_prediction_problems(options, num_processes)
+    problems += _find_prediction_flag_problems(options)
+    problems += _find_run_problems(options)
+    problems += _find_resume_problems(options)
+    return problems + _find_batch_size_problems(options, num_processes)
 
 
-def _check_action(options: Options) -> list[str]:
+def _find_action_problems(options: Options) -> list[str]:
     run = options.run
     if run.do_train + run.do_eval + run.do_predict == 1:
         return []
@@ -26,7 +26,7 @@ def _check_action(options: Options) -> list[str]:
     return ["give exactly one of --do_train and --do_eval"]
 
 
-def _check_prediction(options: Options, num_processes: int) -> list[str]:
+def _find_prediction_problems(options: Options, num_processes: int) -> list[str]:
     problems = []
     predict = options.predict
     if bool(predict.pairs) == bool(predict.before):
@@ -41,7 +41,7 @@ def _check_prediction(options: Options, num_processes: int) -> list[str]:
     return problems
 
 
-def _check_predict_flags(options: Options) -> list[str]:
+def _find_prediction_flag_problems(options: Options) -> list[str]:
     """Of a training or an evaluation."""
     given = [name for name, value in vars(options.predict).items() if value is not None]
     problems = [f"--{name} belongs to --do_predict" for name in given]
@@ -53,7 +53,7 @@ def _check_predict_flags(options: Options) -> list[str]:
     return problems
 
 
-def _check_run(options: Options) -> list[str]:
+def _find_run_problems(options: Options) -> list[str]:
     """Of a training or an evaluation: what it needs, and its task."""
     run = options.run
     data = options.data
@@ -64,7 +64,7 @@ def _check_run(options: Options) -> list[str]:
     }
     problems = [f"--{name} is required" for name, value in required.items() if not value]
     if data.datatype:
-        problems += _check_dataset(data)
+        problems += _find_dataset_problems(data)
     if run.task_type not in (None, options.task):
         problems.append(f"--task_type is {run.task_type}, but this script's task is {options.task}")
     if run.output_dir and Path(run.output_dir).is_file():
@@ -72,14 +72,14 @@ def _check_run(options: Options) -> list[str]:
     return problems
 
 
-def _check_dataset(data: DataOptions) -> list[str]:
+def _find_dataset_problems(data: DataOptions) -> list[str]:
     try:
-        return data.open_dataset().problems()
+        return data.open_dataset().find_problems()
     except ValueError as error:
         return [f"--datatype {data.datatype}: {error}"]
 
 
-def _check_resuming(options: Options) -> list[str]:
+def _find_resume_problems(options: Options) -> list[str]:
     run = options.run
     model = options.model
     if run.do_eval and (model.resume_model or model.resume):
@@ -99,7 +99,7 @@ def _check_resuming(options: Options) -> list[str]:
     return []
 
 
-def _check_batch(options: Options, num_processes: int) -> list[str]:
+def _find_batch_size_problems(options: Options, num_processes: int) -> list[str]:
     batch_size = options.data.batch_size
     steps = options.training.gradient_accumulation_steps
     if batch_size < 1 or steps < 1 or batch_size % (steps * num_processes) == 0:

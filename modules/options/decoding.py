@@ -72,13 +72,13 @@ class Decoding(FlagGroup):
             settings = _make_settings(self.decoding, self.settings or {})
             object.__setattr__(self, "settings", settings)
 
-    def problems(self) -> list[str]:
-        problems = super().problems()
+    def find_problems(self) -> list[str]:
+        problems = super().find_problems()
         if self.seed < 0:
             problems.append(f"--seed is {self.seed}, expected at least 0")
         if self.decoding is not None and self.decoding not in BUILT_IN_METHODS:
             return problems
-        asked_for = self._methods_asked_for()
+        asked_for = self._implied_methods()
         if len(asked_for) > 1:
             problems.append(f"{BEAM_SEARCH} cannot be combined with {SAMPLING}")
         elif self.decoding is not None and asked_for not in ([], [self.decoding]):
@@ -86,20 +86,20 @@ class Decoding(FlagGroup):
             problems.append(f"--decoding {self.decoding} cannot be combined with {other}")
         return problems
 
-    def method(self) -> str:
+    def method_name(self) -> str:
         """The name of the method: the one given, or what the settings ask for.
 
         Raises ValueError for settings that are out of range or contradict each other.
         """
-        problems = self.problems()
+        problems = self.find_problems()
         if problems:
             raise ValueError("; ".join(problems))
         if self.decoding is not None:
             return self.decoding
-        asked_for = self._methods_asked_for()
+        asked_for = self._implied_methods()
         return asked_for[0] if asked_for else "greedy"
 
-    def values(self) -> dict[str, Any]:
+    def settings_by_name(self) -> dict[str, Any]:
         """All that decides the words, by name, for files. Only a method that was given is in it."""
         shared = [one.name for one in fields(self) if one.name not in ("decoding", "settings")]
         found = {name: getattr(self, name) for name in shared}
@@ -109,7 +109,7 @@ class Decoding(FlagGroup):
             found.update(asdict(self.settings))
         return found
 
-    def _methods_asked_for(self) -> list[str]:
+    def _implied_methods(self) -> list[str]:
         """The built-in methods that settings other than `decoding` ask for."""
         found = []
         if self.beam_size > 1:

@@ -43,8 +43,8 @@ class RunOptions(FlagGroup):
         False, "use deterministic algorithms only, and fail where there is none", bool
     )
 
-    def problems(self) -> list[str]:
-        problems = super().problems()
+    def find_problems(self) -> list[str]:
+        problems = super().find_problems()
         if self.fp16 and self.precision not in ("auto", "fp16"):
             problems.append(f"--fp16 contradicts --precision {self.precision}")
         return problems
@@ -120,8 +120,8 @@ class DataOptions(FlagGroup):
             self.settings,
         )
 
-    def problems(self) -> list[str]:
-        problems = super().problems()
+    def find_problems(self) -> list[str]:
+        problems = super().find_problems()
         if self.image_cache and Path(self.image_cache).is_file():
             problems.append(f"--image_cache {self.image_cache} is a file, expected a folder")
         return problems
@@ -196,8 +196,8 @@ class ModelOptions(FlagGroup):
         choices=("loose", "tight"),
     )
 
-    def problems(self) -> list[str]:
-        problems = super().problems()
+    def find_problems(self) -> list[str]:
+        problems = super().find_problems()
         for name in ("init_model", "resume_model", "pretrained_clip_name"):
             if getattr(self, name) == Location(""):
                 problems.append(f"--{name} is empty")
@@ -262,8 +262,8 @@ class TrainingOptions(FlagGroup):
         bool,
     )
 
-    def problems(self) -> list[str]:
-        problems = super().problems()
+    def find_problems(self) -> list[str]:
+        problems = super().find_problems()
         if self.warmup_proportion != -1 and not 0 <= self.warmup_proportion < 1:
             problems.append(
                 f"--warmup_proportion is {self.warmup_proportion}, expected a share in [0, 1), "
@@ -302,8 +302,8 @@ class PredictOptions(FlagGroup):
         None, "folder for pictures of where the model looked", task="caption"
     )
 
-    def problems(self) -> list[str]:
-        problems = super().problems()
+    def find_problems(self) -> list[str]:
+        problems = super().find_problems()
         if self.pairs and self.after:
             problems.append("--after goes with --before, not with --pairs")
         if self.predictions and Path(self.predictions).suffix not in (".csv", ".jsonl"):

@@ -46,7 +46,7 @@ class Options:
             return "contrastive"
         return "self_critical" if self.training.scst else "cross_entropy"
 
-    def parts(self) -> list[FlagGroup]:
+    def groups_and_settings(self) -> list[FlagGroup]:
         """The groups, and after each the settings of a plug-in that it holds."""
         groups = [getattr(self, name) for name in GROUPS]
         held = [(group, getattr(group, "settings", None)) for group in groups]
@@ -59,17 +59,17 @@ class Options:
         They are for people and files: secrets in URLs are left out.
         """
         found = []
-        for part in self.parts():
+        for part in self.groups_and_settings():
             if part is self.predict and not self.run.do_predict:
                 continue
             for one in list_flags(part, self.task):
                 value = getattr(part, one.name)
                 if changed is None or (value != one.default) == changed:
-                    found.append((one.name, _as_text(value)))
+                    found.append((one.name, _without_secrets(value)))
         return found
 
 
-def _as_text(value: Any) -> Any:
+def _without_secrets(value: Any) -> Any:
     """The value of an option for people and files."""
     if isinstance(value, Location):
         return str(value)

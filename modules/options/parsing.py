@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any, NamedTuple
 
 from dataloaders.datasets import DATASETS
-from modules.options.checks import cross_checks
+from modules.options.checks import find_conflicts
 from modules.options.decoding import BUILT_IN_METHODS
 from modules.options.options import GROUPS, Options
 from modules.registries import DECODING_METHODS
@@ -39,7 +39,7 @@ IGNORED_FLAGS = (
 )
 
 
-class NamedEntry(NamedTuple):
+class EntryFlag(NamedTuple):
     """A flag that names a registered entry, whose settings become flags too."""
 
     flag: str
@@ -48,9 +48,9 @@ class NamedEntry(NamedTuple):
 
 
 # Group → the flag in it whose entry can have settings; they go into the group's field `settings`.
-NAMED_ENTRIES = {
-    "data": NamedEntry("datatype", DATASETS),
-    "decoding": NamedEntry("decoding", DECODING_METHODS, BUILT_IN_METHODS),
+ENTRY_FLAGS = {
+    "data": EntryFlag("datatype", DATASETS),
+    "decoding": EntryFlag("decoding", DECODING_METHODS, BUILT_IN_METHODS),
 }
 
 
@@ -73,8 +73,8 @@ def parse_options(
     if num_processes is None:
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     groups = [getattr(options, name) for name in GROUPS]
-    problems = [problem for group in groups for problem in group.problems()]
-    problems += cross_checks(options, num_processes)
+    problems = [problem for group in groups for problem in group.find_problems()]
+    problems += find_conflicts(options, num_processes)
     if problems:
         parser.error("; ".join(dict.fromkeys(problems)))
     return options
@@ -96,7 +96,7 @@ def add_all_entry_flags(
 ) -> dict[str, Any]:
     """Add the settings of the entries that the command line names; returns them by group."""
     found = {}
-    for name, (flag, registry, without_settings) in NAMED_ENTRIES.items():
+    for name, (flag, registry, without_settings) in ENTRY_FLAGS.items():
         if flag in [one.name for one in list_flags(GROUPS[name], task)]:
             found[name] = add_entry_flags(parser, registry, flag, argv, without_settings)
             unknown = _unknown_defaults(found[name])

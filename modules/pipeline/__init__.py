@@ -1,4 +1,4 @@
-"""A run of either entry script, from its options to its results: the only room that knows them all.
+"""A run of either entry script, from options to results: the only package that sees all options.
 
 Imports here are late: predictions need no training, and wrong options are refused without torch.
 """
@@ -7,13 +7,16 @@ from modules.options import Options
 
 
 def run(options: Options) -> None:
-    """Predict, or train and evaluate. What the user can correct is a ValueError or an OSError,
-    nearly always raised before anything is written."""
+    """Predict, or train and evaluate.
+
+    Raises ValueError or OSError for what the user can correct, nearly always before anything is
+    written.
+    """
     if options.run.do_predict:
         from modules.pipeline.predict import predict
 
         predict(options)
     else:
-        from modules.pipeline.task import train_or_evaluate
+        from modules.pipeline.train_or_evaluate import train_or_evaluate
 
         train_or_evaluate(options)

@@ -27,7 +27,7 @@ def build_model(options: Options, resumed: LoadedWeights | None = None) -> CLIP4
     else:
         weights = resumed
     _require_captioner(options, weights)
-    model, _ = load_model(weights, options.task, _settings(options))
+    model, _ = load_model(weights, options.task, _read_settings(options))
     _check_words(model, options.data.max_words)
     return model
 
@@ -48,7 +48,7 @@ def _require_captioner(options: Options, weights: LoadedWeights) -> None:
         )
 
 
-def _settings(options: Options) -> ModelSettings:
+def _read_settings(options: Options) -> ModelSettings:
     source = options.model
     decoder_config = None
     if options.task == "caption":

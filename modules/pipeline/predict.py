@@ -14,7 +14,7 @@ from modules.options import Options
 from modules.options.decoding import Decoding
 from modules.pipeline.results import (
     CaptionedPair,
-    Finished,
+    FinishedPairs,
     append_captions,
     check_settings,
     print_captions,
@@ -43,13 +43,13 @@ def predict(options: Options) -> None:
     path = Path(predict.predictions) if predict.predictions else None
     with start_runtime(options) as runtime:
         pairs = find_pairs(predict.before, predict.after, predict.pairs)
-        finished = read_finished(path, pairs, decoding.num_captions) if path else Finished()
+        finished = read_finished(path, pairs, decoding.num_captions) if path else FinishedPairs()
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         predictor = _load_predictor(options, runtime)
         batches = caption_batches(predictor, pairs, finished.num_done, decoding, folder, runtime)
         if path:
-            settings = settings_fingerprint(options)
+            settings = caption_settings(options)
             if finished.num_done:
                 check_settings(path, settings)
             append_captions(batches, path, finished, settings, runtime)
@@ -112,7 +112,7 @@ def _caption(
     images = [(pairs[number].before, pairs[number].after) for number in numbers]
     if attention_folder is None:
         return predictor.captions(images, decoding, numbers)
-    has_several = decoding.num_captions > 1 or decoding.method() == "sampling"
+    has_several = decoding.num_captions > 1 or decoding.method_name() == "sampling"
     explained = predictor.explanations(images, decoding, numbers)
     for number, explanations in zip(numbers, explained, strict=True):
         pair = pairs[number]
@@ -132,7 +132,7 @@ def picture_name(number: int, pair_id: str, place: int | None = None) -> str:
     return "-".join(parts) + ".png"
 
 
-def settings_fingerprint(options: Options) -> dict[str, Any]:
+def caption_settings(options: Options) -> dict[str, Any]:
     """All that captions depend on, besides the images."""
     model = options.model
     return {
@@ -144,5 +144,5 @@ def settings_fingerprint(options: Options) -> dict[str, Any]:
         "linear_patch": model.linear_patch,
         "intra_num_hidden_layers": model.intra_num_hidden_layers,
         "image_resolution": model.image_resolution,
-        **options.decoding.values(),
+        **options.decoding.settings_by_name(),
     }

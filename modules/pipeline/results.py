@@ -23,7 +23,7 @@ COLUMNS = ("id", "caption", "score", "before", "after")
 CaptionedPair = tuple[ImagePair, Sequence[Caption]]
 
 
-class Finished(NamedTuple):
+class FinishedPairs(NamedTuple):
     """What a file of an earlier run holds: whole pairs, and the bytes of these and the header."""
 
     num_done: int = 0
@@ -46,7 +46,7 @@ def print_captions(batches: Iterable[Sequence[CaptionedPair]], sentences_only: b
 def append_captions(
     batches: Iterable[Sequence[CaptionedPair]],
     path: Path,
-    finished: Finished,
+    finished: FinishedPairs,
     settings: Mapping[str, Any],
     runtime: Runtime,
 ) -> None:
@@ -67,7 +67,7 @@ def append_captions(
         _append(path, format_rows(captioned, path.suffix))
 
 
-def _prepare_file(path: Path, finished: Finished, settings: Mapping[str, Any]) -> None:
+def _prepare_file(path: Path, finished: FinishedPairs, settings: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not finished.num_done:
         write_json(origin_path(path), settings)
@@ -84,10 +84,10 @@ def _append(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> Finished:
+def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> FinishedPairs:
     """What the file holds of these pairs. ValueError where it holds anything else."""
     if not path.is_file():
-        return Finished()
+        return FinishedPairs()
     is_csv = path.suffix == ".csv"
     header = [_csv_lines([COLUMNS]).encode()] if is_csv else []
     lines_per_pair = num_captions if is_csv else 1
@@ -106,9 +106,9 @@ def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> 
         )
     num_done = len(found) // lines_per_pair
     if num_done == 0:
-        return Finished()
+        return FinishedPairs()
     kept = lines[: len(header) + num_done * lines_per_pair]
-    return Finished(num_done, sum(len(line) for line in kept))
+    return FinishedPairs(num_done, sum(len(line) for line in kept))
 
 
 def _read_ids(lines: Sequence[bytes], is_csv: bool) -> list[str]:

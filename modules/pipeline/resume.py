@@ -25,7 +25,7 @@ def find_resume_point(
     folder = Path(options.run.output_dir)
     if not (source.resume_model or source.resume):
         return None
-    resume = runtime.on_main(lambda: open_resume_point(source, folder))
+    resume = runtime.on_main(lambda: _find_on_main(source, folder))
     if resume is None:
         log.info("--resume auto: no state in %s, a new run begins", folder)
         return None
@@ -33,14 +33,14 @@ def find_resume_point(
         raise FileNotFoundError(
             f"process {runtime.rank} does not see {resume.path}: all machines must share its folder"
         )
-    _compare_options(resume, options, fingerprint(options, splits))
+    _refuse_changed_options(resume, options, fingerprint(options, splits))
     log.info(
         "continuing from %s; --init_model and --pretrained_clip_name are not read", resume.path
     )
     return resume
 
 
-def open_resume_point(source: ModelOptions, folder: Path) -> ResumePoint | None:
+def _find_on_main(source: ModelOptions, folder: Path) -> ResumePoint | None:
     """The newest state in the run's folder, the one in a file, or the one at a URL."""
     if source.resume:
         return newest_state(folder)
@@ -54,7 +54,7 @@ def open_resume_point(source: ModelOptions, folder: Path) -> ResumePoint | None:
     return state_at(source.resume_model, source.cache_dir)
 
 
-def _compare_options(resume: ResumePoint, options: Options, data: str) -> None:
+def _refuse_changed_options(resume: ResumePoint, options: Options, data: str) -> None:
     """Refuse options that would change the result, unless --resume_force allows it; log them."""
     affecting, harmless = resume.changed_options(dict(options.items()), data)
     if affecting and not options.model.resume_force:

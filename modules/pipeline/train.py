@@ -100,10 +100,10 @@ def _build_loader(
     data = options.data
     tokenize = partial(tokenize_caption, max_words=data.max_words)
     samples = objective_class.samples(pairs, images, tokenize, options.run.seed)
-    parts = options.training.gradient_accumulation_steps * runtime.world_size
+    micro_batches = options.training.gradient_accumulation_steps * runtime.world_size
     return build_batches(
         samples,
-        data.batch_size // parts,
+        data.batch_size // micro_batches,
         True,
         data.num_thread_reader,
         runtime.rank,

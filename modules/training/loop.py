@@ -63,7 +63,7 @@ def _train_and_save(
             progress.unjudged_loss,
             trainer.runtime.describe_peak_memory(),
         )
-        output.epoch_trained(trainer.tensors(), progress)
+        output.save_trained_epoch(trainer.tensors(), progress)
 
 
 def _evaluate_and_judge(
@@ -76,7 +76,7 @@ def _evaluate_and_judge(
         values = {"loss": progress.unjudged_loss, **scores}
         is_best = progress.record_score(score)
         result = EpochResult(epoch, values, (epoch + 1) * trainer.steps_per_epoch)
-        output.epoch_judged(result, progress, evaluator.draw_samples)
+        output.record_epoch(result, progress, evaluator.draw_samples)
         log.info("epoch %d: %s", epoch, _verdict(score, is_best, progress))
 
 
@@ -97,24 +97,24 @@ def train_epoch(
     losses = EpochLoss(progress, runtime)
     guard = NonFiniteGuard(progress, runtime)
     logger = StepLogger(trainer, output, progress.epoch, log_every)
-    for part in _accumulation_parts(trainer, progress):
+    for micro_batch in _micro_batches(trainer, progress):
         # Dropout depends on the place in the run alone, so that a resumed run draws the same.
-        runtime.seed(trainer.seed, progress.epoch, part.number)
-        guard.add_ids(part.batch["id"])
-        loss = trainer.backward(part.batch, part.completes_step)
+        runtime.seed(trainer.seed, progress.epoch, micro_batch.number)
+        guard.add_ids(micro_batch.batch["id"])
+        loss = trainer.backward(micro_batch.batch, micro_batch.completes_step)
         losses.add(loss)
-        logger.add(loss, len(part.batch["images"]))
-        if not part.completes_step:
+        logger.add(loss, len(micro_batch.batch["images"]))
+        if not micro_batch.completes_step:
             continue
         guard.check(trainer.step(), loss)
-        logger.step(part.steps)
-        if part.steps < trainer.steps_per_epoch:
-            _save_if_due(trainer, output, progress, losses, part)
+        logger.log_if_due(micro_batch.steps)
+        if micro_batch.steps < trainer.steps_per_epoch:
+            _save_or_stop(trainer, output, progress, losses, micro_batch)
     trainer.discard_gradients()
     return losses.mean()
 
 
-class _Part(NamedTuple):
+class _MicroBatch(NamedTuple):
     """A batch, its number in the epoch, and the steps taken once it has been trained on."""
 
     batch: dict[str, Any]
@@ -123,25 +123,29 @@ class _Part(NamedTuple):
     completes_step: bool
 
 
-def _accumulation_parts(trainer: Trainer, progress: Progress) -> Iterator[_Part]:
+def _micro_batches(trainer: Trainer, progress: Progress) -> Iterator[_MicroBatch]:
     """The epoch's batches that are left, a number of which make up each step."""
-    parts_per_step = trainer.options.gradient_accumulation_steps
+    micro_batches_per_step = trainer.options.gradient_accumulation_steps
     trainer.loader.set_epoch(progress.epoch, progress.batches)
     batches = trainer.runtime.progress_bar(trainer.loader, f"epoch {progress.epoch}")
     for number, batch in enumerate(batches, progress.batches):
-        steps, rest = divmod(number + 1, parts_per_step)
-        yield _Part(batch, number, steps, completes_step=rest == 0)
+        steps, rest = divmod(number + 1, micro_batches_per_step)
+        yield _MicroBatch(batch, number, steps, completes_step=rest == 0)
 
 
-def _save_if_due(
-    trainer: Trainer, output: RunOutput, progress: Progress, losses: EpochLoss, part: _Part
+def _save_or_stop(
+    trainer: Trainer,
+    output: RunOutput,
+    progress: Progress,
+    losses: EpochLoss,
+    micro_batch: _MicroBatch,
 ) -> None:
     """Save the state within an epoch, every --save_every_steps and when a signal asks to stop."""
     every = trainer.options.save_every_steps
     stop = trainer.runtime.any_process(trainer.stop.requested)
-    if stop or (every and part.steps % every == 0):
-        progress.batches = part.number + 1
+    if stop or (every and micro_batch.steps % every == 0):
+        progress.batches = micro_batch.number + 1
         progress.losses = losses.of_each_process()
-        output.state_within_epoch(trainer.tensors(), progress, part.steps)
+        output.save_within_epoch(trainer.tensors(), progress, micro_batch.steps)
     if stop:
         raise StopRequested

@@ -113,7 +113,7 @@ class StepLogger:
         self._pairs += num_pairs
         self._losses = self._losses + loss
 
-    def step(self, number: int) -> None:
+    def log_if_due(self, number: int) -> None:
         """After the step of that number in the epoch, from 1."""
         if number % self.log_every:
             return
@@ -123,7 +123,7 @@ class StepLogger:
         loss = runtime.sum_over_processes(self._losses) / runtime.world_size / self._batches
         values = {
             "loss": loss.item(),
-            "learning_rate": trainer.optimizer.learning_rate(),
+            "learning_rate": trainer.optimizer.first_learning_rate(),
             "pairs_per_second": self._pairs * runtime.world_size / seconds,
         }
         log.info(
@@ -136,5 +136,5 @@ class StepLogger:
             seconds * trainer.options.gradient_accumulation_steps / self._batches,
             values["pairs_per_second"],
         )
-        self.output.step(self.epoch * trainer.steps_per_epoch + number, values)
+        self.output.record_step(self.epoch * trainer.steps_per_epoch + number, values)
         self._restart()

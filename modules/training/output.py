@@ -30,16 +30,16 @@ class EpochResult(NamedTuple):
 class RunOutput(Protocol):
     """Takes what a training produces. The main process keeps it, the others do not."""
 
-    def step(self, number: int, values: Mapping[str, float]) -> None:
+    def record_step(self, number: int, values: Mapping[str, float]) -> None:
         """Loss and speed at a step that was logged; steps count from 1 over the whole training."""
 
-    def state_within_epoch(self, tensors: Tensors, progress: Progress, steps: int) -> None:
+    def save_within_epoch(self, tensors: Tensors, progress: Progress, steps: int) -> None:
         """The state after so many steps of an epoch."""
 
-    def epoch_trained(self, tensors: Tensors, progress: Progress) -> None:
+    def save_trained_epoch(self, tensors: Tensors, progress: Progress) -> None:
         """The state after all steps of an epoch, which has not been evaluated yet."""
 
-    def epoch_judged(
+    def record_epoch(
         self, result: EpochResult, progress: Progress, draw_samples: Callable[[], Image.Image]
     ) -> None:
         """An epoch's scores; `draw_samples` draws a picture of some pairs."""
@@ -48,13 +48,13 @@ class RunOutput(Protocol):
 class NoOutput:
     """Keeps nothing: for all processes but the main one."""
 
-    def step(self, number: int, values: Mapping[str, float]) -> None: ...
+    def record_step(self, number: int, values: Mapping[str, float]) -> None: ...
 
-    def state_within_epoch(self, tensors: Tensors, progress: Progress, steps: int) -> None: ...
+    def save_within_epoch(self, tensors: Tensors, progress: Progress, steps: int) -> None: ...
 
-    def epoch_trained(self, tensors: Tensors, progress: Progress) -> None: ...
+    def save_trained_epoch(self, tensors: Tensors, progress: Progress) -> None: ...
 
-    def epoch_judged(
+    def record_epoch(
         self, result: EpochResult, progress: Progress, draw_samples: Callable[[], Image.Image]
     ) -> None: ...
 
@@ -66,18 +66,18 @@ class RunFiles:
         self.checkpoints = checkpoints
         self.board = board
 
-    def step(self, number: int, values: Mapping[str, float]) -> None:
+    def record_step(self, number: int, values: Mapping[str, float]) -> None:
         self.board.add_scalars("step", values, number)
 
-    def state_within_epoch(self, tensors: Tensors, progress: Progress, steps: int) -> None:
+    def save_within_epoch(self, tensors: Tensors, progress: Progress, steps: int) -> None:
         log.info("saved %s", self.checkpoints.save_state(tensors, progress, steps))
 
-    def epoch_trained(self, tensors: Tensors, progress: Progress) -> None:
+    def save_trained_epoch(self, tensors: Tensors, progress: Progress) -> None:
         path = self.checkpoints.save_weights(tensors["model"], progress.epoch)
         self.checkpoints.save_state(tensors, progress)
         log.info("saved %s", path)
 
-    def epoch_judged(
+    def record_epoch(
         self, result: EpochResult, progress: Progress, draw_samples: Callable[[], Image.Image]
     ) -> None:
         history = self.checkpoints.folder / HISTORY_FILE

@@ -83,22 +83,22 @@ class Trainer:
         """Optimizer steps; an incomplete accumulation at the end of an epoch is none."""
         return len(self.loader) // self.options.gradient_accumulation_steps
 
-    def backward(self, batch: dict[str, Any], is_last_part: bool) -> Tensor:
+    def backward(self, batch: dict[str, Any], is_last_micro_batch: bool) -> Tensor:
         """Add a batch's gradients to those of the step; returns its loss (), detached.
 
-        Until the last part of an accumulation, processes do not exchange gradients.
+        Until the last micro-batch of an accumulation, processes do not exchange gradients.
         """
         tensors = {
             name: value.to(self.runtime.device, non_blocking=True)
             for name, value in batch.items()
             if isinstance(value, Tensor)
         }
-        exchange_later = self.runtime.world_size > 1 and not is_last_part
+        exchange_later = self.runtime.world_size > 1 and not is_last_micro_batch
         with self.objective.no_sync() if exchange_later else contextlib.nullcontext():
             with self.runtime.autocast():
                 loss = self.objective(tensors)
-            part = loss / self.options.gradient_accumulation_steps
-            self.scaler.scale(part).backward()
+            scaled_loss = loss / self.options.gradient_accumulation_steps
+            self.scaler.scale(scaled_loss).backward()
         return loss.detach()
 
     def step(self) -> bool:

@@ -189,7 +189,7 @@ class PageCaptioner:
         sentences = "\n".join(row["caption"] for row in rows)
         table = [[row["caption"], row["score"]] for row in rows]
         attention = attention_html(before, after, explanations)
-        result = json.dumps({"captions": rows, "decoding": decoding.values()}, indent=2)
+        result = json.dumps({"captions": rows, "decoding": decoding.settings_by_name()}, indent=2)
         return sentences, table, attention, result, gr.Column(visible=True)
 
 
@@ -212,7 +212,7 @@ def choose_decoding(
         top_p=top_p if has_several else None,
         seed=int(seed or 0),
     )
-    decoding.method()  # refuses settings that contradict each other
+    decoding.method_name()  # refuses settings that contradict each other
     return decoding
 
 

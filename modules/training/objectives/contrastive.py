@@ -10,7 +10,7 @@ from modules.model.backbone import Features
 from modules.training.objectives import Objective, Recipe
 
 
-class _GatherRows(torch.autograd.Function):
+class _ConcatenateOverProcesses(torch.autograd.Function):
     """Rows of all processes in rank order; backward gives each process the gradients of its own.
 
     Every process computes the same loss from the gathered rows, so backward sums the gradients over
@@ -33,9 +33,9 @@ class _GatherRows(torch.autograd.Function):
         return gradient[first : first + ctx.num_rows]
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def concatenate_over_processes(rows: Tensor) -> Tensor:
     """(n, …) rows of each process → (n·processes, …), with gradients."""
-    return _GatherRows.apply(rows) if dist.is_initialized() else rows
+    return _ConcatenateOverProcesses.apply(rows) if dist.is_initialized() else rows
 
 
 class Contrastive(Objective):
@@ -50,7 +50,7 @@ class Contrastive(Objective):
         text = self.model.encode_text(batch["text_ids"])
         tokens = pair.tokens
         if self.model.uses_cross_encoder:  # the cosine needs no tokens
-            tokens = gather_rows(tokens)
-        all_pairs = Features(tokens, gather_rows(pair.pooled))
-        similarity = gather_rows(self.model.score_pairs(text, all_pairs))
+            tokens = concatenate_over_processes(tokens)
+        all_pairs = Features(tokens, concatenate_over_processes(pair.pooled))
+        similarity = concatenate_over_processes(self.model.score_pairs(text, all_pairs))
         return contrastive_loss(similarity)

@@ -21,9 +21,9 @@ class CrossEntropy(Objective):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         pairs = self.model.encode_against_first(self.model.normalize(batch["images"]))
-        ids = _by_kind(batch["caption_input_ids"])
-        mask = _by_kind(batch["caption_mask"])
-        target = _by_kind(batch["caption_target_ids"])
+        ids = _changes_first(batch["caption_input_ids"])
+        mask = _changes_first(batch["caption_mask"])
+        target = _changes_first(batch["caption_target_ids"])
         weights = _token_weights(target)
         return self.model.caption_loss(
             pairs.tokens,
@@ -34,7 +34,7 @@ class CrossEntropy(Objective):
         )
 
 
-def _by_kind(captions: Tensor) -> Tensor:
+def _changes_first(captions: Tensor) -> Tensor:
     """(B, K, L) → (K, B, L): all change captions, then all distractors'."""
     return captions.transpose(0, 1)
 
