@@ -23,7 +23,7 @@ def serve(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise OSError("the page needs Gradio: pip install -r requirements-app.txt")
     from modules.predictor import Predictor
-    from modules.web.decoding import MAX_MEGABYTES, start_decoding
+    from modules.web.image_decoding import MAX_MEGABYTES, start_fork_server
     from modules.web.server import (
         build_application,
         open_socket,
@@ -43,7 +43,7 @@ def serve(args: argparse.Namespace) -> None:
         name = str(args.init_model) if args.init_model else "the small one that ships"
         if predictor.trained_on:
             name += f", trained on {predictor.trained_on}"
-        start_decoding()
+        start_fork_server()
         with open_upload_folder(args.upload_age, args.upload_space) as uploads:
             # Gradio reads this when it is imported. The folder is deleted with the server.
             os.environ["GRADIO_TEMP_DIR"] = str(uploads.root)
@@ -52,7 +52,7 @@ def serve(args: argparse.Namespace) -> None:
             page = build_page(predictor, name, uploads)
             file_bytes = MAX_MEGABYTES * 2**20
             application = build_application(page, STYLE, uploads, hosts, proxy_hosts, file_bytes)
-            uploads.keep_present()
+            uploads.exempt_current_files()
             show(f"The page: {url_of(args.host, args.port)}  (Ctrl-C ends it)", flush=True)
             run_server(application, listening)
 

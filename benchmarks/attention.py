@@ -1,4 +1,4 @@
-"""Attention by plain products against SDPA on the CPU, by length: it sets SDPA_MIN_KEYS.
+"""Attention by plain products against SDPA on the CPU, by length: it sets MAX_PRODUCT_KEYS.
 
     python benchmarks/attention.py --precision bf16
 
@@ -15,7 +15,7 @@ import torch
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.machine import machine_info, time_steps
+from benchmarks.machine import machine_info, time_runs
 from modules.model import layers
 from system.command import OneLineParser
 from system.compute import DTYPES, use_fast_matmuls
@@ -27,10 +27,10 @@ HEAD_WIDTH = 64
 
 
 def milliseconds(
-    length: int, dtype: torch.dtype, sdpa_min_keys: int, backward: bool, repeats: int
+    length: int, dtype: torch.dtype, max_product_keys: int, backward: bool, repeats: int
 ) -> float:
-    """The fastest run of `attend` with SDPA_MIN_KEYS set to this value."""
-    layers.SDPA_MIN_KEYS = sdpa_min_keys
+    """The fastest run of `attend` with MAX_PRODUCT_KEYS set to this value."""
+    layers.MAX_PRODUCT_KEYS = max_product_keys
     shape = (BATCH_SIZE, HEADS, length, HEAD_WIDTH)
     q, k, v = (torch.randn(shape, dtype=dtype, requires_grad=backward) for _ in range(3))
 
@@ -39,7 +39,7 @@ def milliseconds(
         if backward:
             out.backward(torch.ones_like(out))
 
-    return round(1000 * min(time_steps(work, q.device, repeats)), 2)
+    return round(1000 * min(time_runs(work, q.device, repeats)), 2)
 
 
 def measure(precision: str, repeats: int) -> dict[str, list[float]]:

@@ -91,10 +91,12 @@ def private_memory(process: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def caption_rate(samples: type, pairs: Sequence[ImagePair], workers: int) -> dict[str, float]:
+def caption_rate(samples_class: type, pairs: Sequence[ImagePair], workers: int) -> dict[str, float]:
     """All captions once, without images: samples per second, and by how many MB the memory of the
     worker grows that grows most."""
-    loader = build_batches(samples(pairs, BlankImages(), tokenize), CAPTION_BATCH, True, workers)
+    loader = build_batches(
+        samples_class(pairs, BlankImages(), tokenize), CAPTION_BATCH, True, workers
+    )
     batches = iter(loader.loader)
     next(batches)
     processes = [worker.pid for worker in batches._workers]
@@ -109,9 +111,11 @@ def caption_rate(samples: type, pairs: Sequence[ImagePair], workers: int) -> dic
     return {"captions_only_per_second": round(rate), "worker_grows_mb": round(grown, 1)}
 
 
-def pair_rate(samples: type, pairs: Sequence[ImagePair], workers: int, num_pairs: int) -> float:
+def pair_rate(
+    samples_class: type, pairs: Sequence[ImagePair], workers: int, num_pairs: int
+) -> float:
     """Pairs per second that are decoded, resized, tokenised and collated."""
-    loader = build_batches(samples(pairs, ImageFiles(), tokenize), IMAGE_BATCH, True, workers)
+    loader = build_batches(samples_class(pairs, ImageFiles(), tokenize), IMAGE_BATCH, True, workers)
     batches = iter(loader)
     next(batches)
     num_batches = num_pairs // IMAGE_BATCH
@@ -132,12 +136,12 @@ def measure_dataset(
     results: dict[str, object] = {"scenes": len(pairs), "startup_seconds": round(startup, 2)}
     objects = list(pairs)  # Python objects in the place of shared tensors
     most_workers = max(workers)
-    for training, samples in SAMPLES.items():
-        row: dict[str, object] = dict(caption_rate(samples, pairs, most_workers))
-        by_objects = caption_rate(samples, objects, most_workers)
+    for training, samples_class in SAMPLES.items():
+        row: dict[str, object] = dict(caption_rate(samples_class, pairs, most_workers))
+        by_objects = caption_rate(samples_class, objects, most_workers)
         row["worker_grows_mb_by_objects"] = by_objects["worker_grows_mb"]
         row["pairs_per_second"] = {
-            str(count): pair_rate(samples, pairs, count, num_read) for count in workers
+            str(count): pair_rate(samples_class, pairs, count, num_read) for count in workers
         }
         results[training] = row
     return results

@@ -18,7 +18,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_steps(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+def time_runs(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
     """Seconds of each of `repeats` runs, after one that warms up."""
     times = []
     for _ in range(repeats + 1):
@@ -35,7 +35,7 @@ def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
     left = torch.randn(GEMM_SIZE, GEMM_SIZE, device=device, dtype=dtype)
     right = torch.randn(GEMM_SIZE, GEMM_SIZE, device=device, dtype=dtype)
     repeats = 6 if device.type == "cpu" else 50
-    seconds = min(time_steps(lambda: left @ right, device, repeats))
+    seconds = min(time_runs(lambda: left @ right, device, repeats))
     return 2e-9 * GEMM_SIZE**3 / seconds
 
 

@@ -22,8 +22,8 @@ from modules.model.bert import load_cross_config, load_decoder_config
 from modules.model.decoder import CaptionDecoder, DecoderState
 from modules.model.layers import Attention
 from modules.options.groups import TASKS
-from modules.weights.fitting import complete, drop_unused, list_keys, missing_groups
-from modules.weights.key_names import released_names
+from modules.weights.fitting import abbreviate_keys, drop_unused, fill_in_optional, missing_groups
+from modules.weights.key_names import to_released_float32
 from modules.weights.model_info import ModelSettings, apply_model_info
 from modules.weights.sources import LoadedWeights
 
@@ -78,7 +78,7 @@ class CLIP4IDC(nn.Module):
         ValueError naming any other tensor that is missing, unexpected or misshapen.
         """
         _check_task(task, sim_header)
-        weights = drop_unused(released_names(weights), task, sim_header)
+        weights = drop_unused(to_released_float32(weights), task, sim_header)
 
         def build() -> "CLIP4IDC":
             backbone = build_backbone(weights, intra_layers, linear_patch)
@@ -92,7 +92,7 @@ class CLIP4IDC(nn.Module):
         weights |= model._derived_tensors(weights)
         absent = missing_groups(weights, model.optional_groups())
         for group in absent:
-            log.info("not in the weights, initialised at random: %s", list_keys(group))
+            log.info("not in the weights, initialised at random: %s", abbreviate_keys(group))
         if absent:
             model._complete(weights)  # refuses wrong shapes before memory is taken for them
             model = build()
@@ -266,7 +266,7 @@ class CLIP4IDC(nn.Module):
         return {f"{self.key_prefix}.{name}": value for name, value in derived.items()}
 
     def _complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return complete(weights, self.state_dict(), self.tied_keys, self.optional_groups())
+        return fill_in_optional(weights, self.state_dict(), self.tied_keys, self.optional_groups())
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         """Take copies of the tensors as parameters, and tie the captioner's embeddings again."""
@@ -289,7 +289,7 @@ def load_model(
     What model.json beside the weights says takes precedence over `settings`. Raises ValueError as
     `CLIP4IDC.from_weights` does.
     """
-    settings = apply_model_info(settings, weights.info, weights.source)
+    settings = apply_model_info(settings, weights.info, weights.named_source)
     model = CLIP4IDC.from_weights(
         weights.tensors,
         task,

@@ -31,6 +31,7 @@ from modules.model.explanation import (
 from modules.model.layers import record_attention
 from modules.options.decoding import Decoding
 from modules.tokenizer import decode
+from modules.weights.key_names import has_captioner
 from modules.weights.model_info import ModelSettings
 from modules.weights.sources import load_weights
 from system.compute import choose_precision, select_device, use_fast_matmuls
@@ -90,15 +91,16 @@ class Predictor:
                 folder,
                 weights.info["trained_on"],
             )
-        if not any(key.startswith("decoder.") for key in weights.tensors):
+        if not has_captioner(weights.tensors):
             raise ValueError(
-                f"{weights.source} has no captioner (decoder.*): give the result of finetuning"
+                f"{weights.named_source} has no captioner (decoder.*): "
+                "give the result of finetuning"
             )
         settings = ModelSettings(intra_layers, linear_patch, decoder_config, max_words)
         model, settings = load_model(weights, "caption", settings)
         if not 1 <= settings.max_words <= model.context_length:
             raise ValueError(
-                f"{weights.source}: max_words is {settings.max_words}, "
+                f"{weights.named_source}: max_words is {settings.max_words}, "
                 f"expected 1 to {model.context_length}, the model's context length"
             )
         runtime = Runtime(device=device, precision=choose_precision(precision, device))

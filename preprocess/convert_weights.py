@@ -98,7 +98,7 @@ def _write_safetensors(path: Path, weights: Mapping[str, Any]) -> None:
         save_file(tensors, temporary, {"format": "pt"})
 
 
-def inspect(source: Location) -> None:
+def print_facts(source: Location) -> None:
     """Print what a file of weights is. ValueError or OSError where it is none."""
     from modules.weights.sources import find_weights
     from preprocess.weights_facts import WeightsFacts, format_facts
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     if bool(args.inspect) == bool(args.source) or not (args.inspect or has_target):
         parser.error("give either IN and OUT, or --inspect FILE")
     if args.inspect:
-        return run_command(parser.prog, lambda: inspect(args.inspect))
+        return run_command(parser.prog, lambda: print_facts(args.inspect))
     return run_command(parser.prog, lambda: convert(args.source, args.target, args.quick_gelu))
 
 

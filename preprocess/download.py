@@ -125,9 +125,9 @@ def download_spot(folder: Path, archive: Path | None) -> None:
         for image_id, _ in pairs:
             names += [f"{image_id}.png", f"{image_id}_2.png"]
     images = folder / "images_test"
-    if _missing(images, names):
+    if _missing_files(images, names):
         _download_archive(SPOT_IMAGES, folder, archive, _has_second_images, images)
-    num_found = len(names) - len(_missing(images, names))
+    num_found = len(names) - len(_missing_files(images, names))
     _check_count(num_found, len(names), f"images of {images}")
     show(f"Spot-the-Diff in {folder}: {sum(PAIRS.values())} pairs, all images there")
 
@@ -160,7 +160,7 @@ def _has_second_images(names: set[str]) -> bool:
 
 def download_clevr(folder: Path, archive: Path | None) -> None:
     """CLEVR-Change: its archive, extracted."""
-    if _missing_clevr(folder):
+    if _missing_clevr_files(folder):
         files = {file for file in CLEVR_FILES if not (folder / file).is_file()}
         _download_archive(CLEVR, folder, archive, {*FOLDERS, *files}.issubset, folder)
     for split, expected in SCENES.items():
@@ -172,25 +172,25 @@ def download_clevr(folder: Path, archive: Path | None) -> None:
         _check_count(len(read_captions(folder / file)), total, f"scenes in {folder / file}")
     num_typed = sum(map(len, read_change_types(folder).values()))
     _check_count(num_typed, total, f"scenes in {folder / 'type_mapping.json'}")
-    missing = _missing_clevr(folder)
+    missing = _missing_clevr_files(folder)
     example = f" (no {missing[0]})" if missing else ""
     num_images = len(FOLDERS) * total
     _check_count(num_images - len(missing), num_images, f"images below {folder}{example}")
     show(f"CLEVR-Change in {folder}: {total} scenes, all images there")
 
 
-def _missing_clevr(folder: Path) -> list[str]:
+def _missing_clevr_files(folder: Path) -> list[str]:
     """The files and the images of CLEVR-Change that are not there."""
     missing = [str(folder / file) for file in CLEVR_FILES if not (folder / file).is_file()]
     if not (folder / "splits.json").is_file():
         return missing
     names = [name for split in SPLITS for name in read_split(folder, split)]
     for place, prefix in FOLDERS.items():
-        missing += _missing(folder / place, [prefix + name for name in names])
+        missing += _missing_files(folder / place, [prefix + name for name in names])
     return missing
 
 
-def download_clip(folder: Path, name: str) -> None:
+def download_clip(name: str, folder: Path) -> None:
     """One of OpenAI's CLIPs, under the name that the scripts look for."""
     from modules.weights.remote import download_openai_clip
 
@@ -200,6 +200,7 @@ def download_clip(folder: Path, name: str) -> None:
 def download_weights(item: DriveItem, folder: Path) -> None:
     """The files of a folder of weights. Each is read, and what it holds is printed."""
     from modules.model.backbone import holds_backbone, tensors_below
+    from modules.weights.key_names import has_captioner
     from modules.weights.sources import read_released
 
     download_from_drive(item, folder, f"save its files in {folder}")
@@ -208,11 +209,10 @@ def download_weights(item: DriveItem, folder: Path) -> None:
         raise ValueError(f"no weights arrived in {folder}: look at {item.url}")
     for path in files:
         weights = read_released(path)
-        has_captioner = any(key.startswith("decoder.") for key in weights)
-        kind = "captioner" if has_captioner else "adapted CLIP"
-        limit = "" if holds_backbone(weights) else ", without all of CLIP"
+        kind = "captioner" if has_captioner(weights) else "adapted CLIP"
+        note = "" if holds_backbone(weights) else ", without all of CLIP"
         count = len(tensors_below(weights, "clip"))
-        show(f"{path}: {kind} of {count} CLIP tensors{limit}")
+        show(f"{path}: {kind} of {count} CLIP tensors{note}")
 
 
 def _download_archive(
@@ -266,7 +266,7 @@ def _extract_content(
         move_into(Path(content), target, picture_endings() | TABLE_ENDINGS)
 
 
-def _missing(folder: Path, names: list[str]) -> list[str]:
+def _missing_files(folder: Path, names: list[str]) -> list[str]:
     """Which of the files a folder lacks."""
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     return [str(folder / name) for name in names if name not in present]
@@ -288,7 +288,7 @@ class Download(NamedTuple):
 DOWNLOADS = {
     "spot": Download("images", lambda folder, args: download_spot(folder, args.archive)),
     "clevr": Download("data", lambda folder, args: download_clevr(folder, args.archive)),
-    "clip": Download("modules", lambda folder, args: download_clip(folder, args.name)),
+    "clip": Download("modules", lambda folder, args: download_clip(args.name, folder)),
     "pretrained": Download("ckpts/pretrained", lambda folder, _: download_weights(ADAPTED, folder)),
     "trained": Download("ckpts/trained", lambda folder, _: download_weights(CAPTIONERS, folder)),
 }

@@ -25,7 +25,7 @@ from system.urls import Location
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_SCORE = 1e6  # a number from here on is no score
-MAX_SOURCE_LENGTH = 5000  # letters of what a model was trained on
+MAX_TRAINED_ON_LENGTH = 5000  # letters of what a model was trained on
 README_SCORES = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")
 
 
@@ -38,6 +38,7 @@ def export(
     Raises ValueError or OSError for weights that cannot be used, or a folder that exists.
     """
     from modules.clip4idc import load_model
+    from modules.weights.key_names import task_of
     from modules.weights.model_info import ModelSettings
     from modules.weights.sources import find_weights, load_weights
     from system.files import refuse_existing
@@ -48,12 +49,11 @@ def export(
     path = find_weights(checkpoint)
     loaded = load_weights(str(path), "ViT-B/32")
     if not loaded.info:
-        raise ValueError(_lacks_info(path))
-    has_captioner = any(key.startswith("decoder.") for key in loaded.tensors)
-    task = "caption" if has_captioner else "retrieval"
+        raise ValueError(_missing_info_message(path))
+    task = task_of(loaded.tensors)
     model, settings = load_model(loaded, task, ModelSettings())
     if not model.backbone.info().keys() & vars(settings).keys() <= loaded.info.keys():
-        raise ValueError(_lacks_info(path))
+        raise ValueError(_missing_info_message(path))
     weights = pack_weights(model, path)
     parameters = sum(weight.numel() for weight in weights.values())
     scores = find_scores(path, metrics)
@@ -78,7 +78,7 @@ def _write_folder(
         temporary.write_text(page, encoding="utf-8")
 
 
-def _lacks_info(path: Path) -> str:
+def _missing_info_message(path: Path) -> str:
     return (
         f"no model.json beside {path} that says how it was trained: export from the folder of a run"
     )
@@ -131,7 +131,7 @@ def model_page(
         name=name,
         task=task,
         trained_on=trained_on,
-        max_source_length=MAX_SOURCE_LENGTH,
+        max_source_length=MAX_TRAINED_ON_LENGTH,
         millions=parameters / 1e6,
         quoted_name=json.dumps(name),
         shell_name=shlex.quote(to_one_line(name)),

@@ -47,7 +47,7 @@ from preprocess.scenes.sentences import change_sentences, no_change_sentences
 from system.command import OneLineParser, run_command
 from system.escaping import show
 
-CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json", "changed_object.json")
+DRAWN_CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json", "changed_object.json")
 SPOT_FOLDER = "images_test"
 
 DEFAULT_COUNTS = {"train": 1000, "val": 100, "test": 200}
@@ -339,7 +339,7 @@ def _write_spot(job: DrawingJob, splits: dict[str, list[int]], records: list[Rec
 
 
 LAYOUTS = {
-    "clevr": Layout(tuple(FOLDERS), CLEVR_FILES, _draw_clevr, _write_clevr),
+    "clevr": Layout(tuple(FOLDERS), DRAWN_CLEVR_FILES, _draw_clevr, _write_clevr),
     "spot": Layout(
         (SPOT_FOLDER,), tuple(f"{split}.json" for split in SPLITS), _draw_spot, _write_spot
     ),

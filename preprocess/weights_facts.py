@@ -14,12 +14,19 @@ from modules.model.backbone import PairBackbone, build_backbone
 from modules.model.bert import BertConfig, load_decoder_config
 from modules.model.clip import CLIP
 from modules.weights.fitting import WeightMismatch
-from modules.weights.key_names import ARCHIVE_EXTRAS, layout_of, patch_kind, strip_wrappers
+from modules.weights.key_names import (
+    ARCHIVE_EXTRAS,
+    has_captioner,
+    layout_of,
+    patch_kind,
+    strip_wrappers,
+    task_of,
+)
 from modules.weights.model_info import ModelSettings, find_model_info, read_model_info
 from modules.weights.sources import LoadedWeights, read_released
 from modules.weights.tensor_files import file_format, read_weights
 
-OWNERS = {
+NAMING_STYLES = {
     "released": "CLIP4IDC's",
     "huggingface": "Hugging Face's",
     "openai": "OpenAI's or open_clip's",
@@ -63,20 +70,20 @@ class WeightsFacts:
             path=path,
             size_bytes=path.stat().st_size,
             file_format=file_format(path),
-            owner=_owner_of(raw),
+            owner=_naming_style(raw),
             num_tensors=len(raw),
             num_elements=sum(value.numel() for value in raw.values()),
             types=Counter(str(value.dtype).removeprefix("torch.") for value in raw.values()),
             activation_problem=_activation_problem(path),
             backbone=backbone.key_prefix if backbone else "",
             is_adapted=backbone is not None and _is_adapted(weights, backbone),
-            has_captioner=_has(weights, "decoder."),
+            has_captioner=has_captioner(weights),
             has_cross_encoder=_has(weights, "cross."),
             linear_patch=patch_kind(weights),
             info_path=find_model_info(path),
             info=info,
             sizes=backbone.size_facts() if backbone else {},
-            problems=_fitting_problems(LoadedWeights(weights, info, str(path))),
+            problems=_try_to_build(LoadedWeights(weights, info, str(path))),
         )
 
     @property
@@ -116,10 +123,10 @@ def format_facts(facts: WeightsFacts) -> list[str]:
     return [*lines, "fits       no:", *(f"           {problem}" for problem in facts.problems)]
 
 
-def _owner_of(raw: Mapping[str, Tensor]) -> str:
+def _naming_style(raw: Mapping[str, Tensor]) -> str:
     if all(name in raw for name in ARCHIVE_EXTRAS):
         return "OpenAI's"
-    return OWNERS.get(layout_of(raw), "unknown")
+    return NAMING_STYLES.get(layout_of(raw), "unknown")
 
 
 def _activation_problem(path: Path) -> str:
@@ -149,9 +156,9 @@ def _is_adapted(weights: Mapping[str, Tensor], backbone: PairBackbone) -> bool:
     return any(f"{backbone.key_prefix}.{name}" in weights for name in names)
 
 
-def _fitting_problems(weights: LoadedWeights) -> list[str]:
+def _try_to_build(weights: LoadedWeights) -> list[str]:
     """Why no model can be built of the weights; [] where one can."""
-    task = "caption" if _has(weights.tensors, "decoder.") else "retrieval"
+    task = task_of(weights.tensors)
     is_tight = task == "retrieval" and _has(weights.tensors, "cross.")
     settings = ModelSettings(
         intra_num_hidden_layers=0,

@@ -35,7 +35,7 @@ ADAPT = "main_task_retrieval.py --do_train --batch_size 64 --lr 7e-4 --epochs 1"
 CAPTION = "CLIP4IDCinference.py --decoder_model decoder-demo"
 FINETUNE = f"{CAPTION} --do_train --batch_size 32 --lr 1e-3 --coef_lr 2"
 # The run whose epochs are chosen in two ways.
-CHOICE = "--epochs 6 --freeze_vision --keep_checkpoints -1"
+CHOOSE_EPOCH = "--epochs 6 --freeze_vision --keep_checkpoints -1"
 GROUND_TRUTH = "clevr_total_change_captions_reformat.json"
 
 
@@ -127,7 +127,7 @@ class Comparison:
         path = self.ground_truth / GROUND_TRUTH
         if not path.is_file():
             options = ["--datatype", "clevr", "--data_path", str(self.data), "--output", str(path)]
-            call(["gt/eval_utils.py", *options], path.parent)
+            run_script(["gt/eval_utils.py", *options], path.parent)
 
     def run_row(self, row: Row, seed: int) -> dict[str, float]:
         """Run the stages that have no results yet; column → score, accuracies in per cent."""
@@ -153,7 +153,7 @@ class Comparison:
             words += ["--gt_dir", str(self.ground_truth)]
         if weights:
             words += ["--init_model", str(weights)]
-        call([*words, "--output_dir", str(stage.folder)], stage.folder)
+        run_script([*words, "--output_dir", str(stage.folder)], stage.folder)
 
     def _accuracies(self, folder: Path) -> dict[str, float]:
         """Question → right answers of a run's last captions, in per cent."""
@@ -163,13 +163,13 @@ class Comparison:
             captions = max(by_epoch, key=number_in, default=folder / "hyp_ep_eval.json")
             truth = ["--changed_object", str(self.data / "changed_object.json")]
             files = ["--results", str(captions), "--output", str(path)]
-            call(["gt/eval_utils.py", "changes", *truth, *files], folder)
+            run_script(["gt/eval_utils.py", "changes", *truth, *files], folder)
         shares = json.loads(path.read_text())
         return {name: 100 * row["share"] for name, row in shares.items()}
 
     def judge_epochs(self, seed: int) -> list[dict[str, float]]:
         """CIDEr of each epoch of one run, on val and on the test scenes."""
-        row = Row(finetune=CHOICE)
+        row = Row(finetune=CHOOSE_EPOCH)
         self.run_row(row, seed)
         folder = stages_of(row, self.runs / str(seed))[-1].folder
         history = pd.read_csv(folder / "history.csv")
@@ -184,7 +184,7 @@ class Comparison:
         return judged
 
 
-def call(command: list[str], folder: Path) -> None:
+def run_script(command: list[str], folder: Path) -> None:
     """Run a script of ours; its output goes into terminal.log. SystemExit where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "terminal.log"
@@ -214,7 +214,7 @@ def number_in(path: Path) -> int:
     return int(re.findall(r"\d+", path.name)[-1])
 
 
-def choice_table(judged: pd.DataFrame) -> str:
+def format_epoch_choice(judged: pd.DataFrame) -> str:
     """Markdown: the test scores of the epochs that val and test choose, and of the last epoch."""
     lines = [
         "| seed | epoch by val, its test | epoch by test, its test | the last's test "
@@ -229,10 +229,10 @@ def choice_table(judged: pd.DataFrame) -> str:
         cells = [f"{row['epoch']:.0f}, {row['test']:.3f}" for row in (by_val, by_test)]
         last = epochs["test"].iloc[-1]
         lines.append(f"| {seed:.0f} | {' | '.join(cells)} | {last:.3f} | {gap:.3f} |")
-    return "\n".join([*lines, f"| mean | | | | {spread(pd.Series(gaps))} |"])
+    return "\n".join([*lines, f"| mean | | | | {format_mean_and_deviation(pd.Series(gaps))} |"])
 
 
-def table(results: pd.DataFrame) -> str:
+def format_results(results: pd.DataFrame) -> str:
     """Markdown: mean ± standard deviation over the seeds, and the same of CIDEr minus base's.
 
     The difference is to base with the same seed.
@@ -247,13 +247,13 @@ def table(results: pd.DataFrame) -> str:
         found = results[results["row"] == name].sort_values("seed")
         gains = (found.set_index("seed")["CIDEr"] - base).dropna()
         cells = [name, ", ".join(map(str, found["seed"]))]
-        cells += [spread(found[column].dropna()) for column in COLUMNS.values()]
-        cells.append("" if name == "base" else spread(gains))
+        cells += [format_mean_and_deviation(found[column].dropna()) for column in COLUMNS.values()]
+        cells.append("" if name == "base" else format_mean_and_deviation(gains))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def spread(values: pd.Series) -> str:
+def format_mean_and_deviation(values: pd.Series) -> str:
     """Mean ± standard deviation; – where there is no value."""
     if values.empty:
         return "–"
@@ -306,9 +306,9 @@ def main(argv: list[str] | None = None) -> None:
             choose_epochs(comparison, args.seeds, chosen)
         else:
             run_rows(comparison, args.seeds, args.only, args.results)
-    print(table(read_results(args.results)))
+    print(format_results(read_results(args.results)))
     if chosen.is_file():
-        print(choice_table(pd.read_csv(chosen)))
+        print(format_epoch_choice(pd.read_csv(chosen)))
 
 
 def _build_parser() -> argparse.ArgumentParser:

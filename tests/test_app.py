@@ -13,7 +13,7 @@ from PIL import Image
 
 import app
 from modules.model.explanation import Caption, Explanation
-from modules.web import decoding
+from modules.web import image_decoding
 from modules.web.uploads import UploadFolder
 from system.escaping import escape_markdown
 from tests.page_server import EXAMPLES, copy_example
@@ -86,7 +86,7 @@ def test_names_separated_by_commas_and_blanks_are_allowed():
 
 
 def test_uploads_are_decoded(uploads, sound):
-    images = decoding.decode_uploads([sound, sound], uploads)
+    images = image_decoding.decode_uploads([sound, sound], uploads)
     assert [(image.mode, image.size) for image in images] == [("RGB", (480, 320))] * 2
 
 
@@ -108,10 +108,10 @@ def test_each_side_is_refused_by_its_name(name, content, message, tmp_path):
     path = None if name is None else str(folder / name)
     if content is not None:
         Path(path).write_bytes(content)
-    with pytest.raises(decoding.PictureError, match=f"The before .*{message}"):
-        decoding.decode_uploads([path, sound], uploads)
-    with pytest.raises(decoding.PictureError, match=f"The after .*{message}"):
-        decoding.decode_uploads([sound, path], uploads)
+    with pytest.raises(image_decoding.PictureError, match=f"The before .*{message}"):
+        image_decoding.decode_uploads([path, sound], uploads)
+    with pytest.raises(image_decoding.PictureError, match=f"The after .*{message}"):
+        image_decoding.decode_uploads([sound, path], uploads)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_each_side_is_refused_by_its_name(name, content, message, tmp_path):
     ],
 )
 def test_pictures_over_a_limit_are_refused(limit, value, message, uploads, sound, monkeypatch):
-    monkeypatch.setattr(decoding, limit, value)
-    with pytest.raises(decoding.PictureError, match=message):
-        decoding.decode_uploads([sound, sound], uploads)
+    monkeypatch.setattr(image_decoding, limit, value)
+    with pytest.raises(image_decoding.PictureError, match=message):
+        image_decoding.decode_uploads([sound, sound], uploads)
 
 
 def slow_picture() -> bytes:
@@ -138,12 +138,12 @@ def slow_picture() -> bytes:
 
 
 def test_decoding_that_takes_too_long_is_ended(uploads, monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_SECONDS", 1)
+    monkeypatch.setattr(image_decoding, "MAX_SECONDS", 1)
     content = (EXAMPLES / "removed_before.png").read_bytes()
     sound = str(uploads.store("a.png", io.BytesIO(content)))
     slow = str(uploads.store("b.jpg", io.BytesIO(slow_picture())))
-    with pytest.raises(decoding.PictureError, match="The before image takes too long"):
-        decoding.decode_uploads([slow, sound], uploads)
+    with pytest.raises(image_decoding.PictureError, match="The before image takes too long"):
+        image_decoding.decode_uploads([slow, sound], uploads)
     assert multiprocessing.active_children() == []
 
 

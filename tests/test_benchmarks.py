@@ -53,7 +53,7 @@ def test_steps_and_their_table(what, monkeypatch, capsys):
     monkeypatch.setattr(steps, "VIT_B_32", ClipSizes(64, 64, 10, 64, 32, 77, 49408, 64, 1))
     rates = {torch.float32: 100.0, torch.bfloat16: 200.0}
     monkeypatch.setattr(steps, "gemm_rate", lambda dtype, device: rates[dtype])
-    with steps.quiet():
+    with steps.silence_logs():
         row = steps.measure(what, Runtime(precision="bf16"), pairs=2, repeats=2)
     assert row["cost_per_pair"] == pytest.approx(row["seconds"] * 100 / 2, abs=0.1)
     assert row["pairs_per_second"] == pytest.approx(2 / row["seconds"], rel=0.05, abs=0.06)

@@ -49,7 +49,7 @@ def test_the_choice_of_epochs_is_judged_by_the_test_scenes():
             "test": [0.4, 0.7, 0.8, 0.6, 0.5],
         }
     )
-    assert compare.choice_table(judged).splitlines()[2:] == [
+    assert compare.format_epoch_choice(judged).splitlines()[2:] == [
         "| 1 | 1, 0.700 | 2, 0.800 | 0.800 | 0.100 |",
         "| 2 | 0, 0.600 | 0, 0.600 | 0.500 | 0.000 |",
         "| mean | | | | 0.050 ± 0.071 |",
@@ -72,7 +72,7 @@ def test_rows_are_run_once_and_start_from_the_weights_before(tmp_path, monkeypat
             output.write_text(json.dumps({"type": {"share": 0.25}}))
         (folder / "metrics.json").write_text(json.dumps(scores))
 
-    monkeypatch.setattr(compare, "call", pretend)
+    monkeypatch.setattr(compare, "run_script", pretend)
     options = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs")]
     options += ["--results", str(tmp_path / "found.csv"), "--seeds", "7"]
     compare.main([*options, "--only", "base", "base, 5 beams"])

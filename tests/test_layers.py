@@ -18,7 +18,7 @@ def test_plain_products_equal_sdpa(monkeypatch, causal, masked):
         mask = torch.where(torch.rand(2, 1, 7, 7) < 0.3, layers.MASK_VALUE, 0.0)
     outcomes = []
     for min_keys in (200, 0):
-        monkeypatch.setattr(layers, "SDPA_MIN_KEYS", min_keys)
+        monkeypatch.setattr(layers, "MAX_PRODUCT_KEYS", min_keys)
         out = attend(q, k, v, mask, causal)
         outcomes.append((out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))))
     torch.testing.assert_close(outcomes[0], outcomes[1], atol=1e-5, rtol=1e-5)
@@ -30,7 +30,7 @@ def test_dropout_of_attention_keeps_the_mean(monkeypatch):
     k = torch.randn(1, 1, 50, 8).expand(1, 2000, 50, 8)
     v = torch.ones(1, 2000, 50, 8)
     for min_keys in (200, 0):
-        monkeypatch.setattr(layers, "SDPA_MIN_KEYS", min_keys)
+        monkeypatch.setattr(layers, "MAX_PRODUCT_KEYS", min_keys)
         sums = attend(q, k, v, dropout=0.1)[..., ::8]
         assert sums.std() > 0.01, "nothing was dropped"
         assert sums.mean().item() == pytest.approx(1.0, abs=0.02)

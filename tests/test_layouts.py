@@ -13,7 +13,7 @@ from modules.model.backbone import tensors_below
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.configs import huggingface_config, huggingface_problems, open_clip_problems
 from modules.weights.huggingface_names import from_huggingface, to_huggingface
-from modules.weights.key_names import layout_of, released_names, to_released
+from modules.weights.key_names import layout_of, to_released, to_released_float32
 from modules.weights.sources import load_weights, read_released
 from tests.conftest import TINY, tiny_weights
 
@@ -280,4 +280,4 @@ def test_layouts_are_recognised_by_names():
     assert layout_of(openai) == "openai"
     assert layout_of({"decoder.x": 0}) == "released"
     assert layout_of({"x": 0}) == "other"
-    assert to_released(openai, "openai").keys() == released_names(released).keys()
+    assert to_released(openai, "openai").keys() == to_released_float32(released).keys()

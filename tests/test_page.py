@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modules.web.decoding import MAX_MEGABYTES
+from modules.web.image_decoding import MAX_MEGABYTES
 from tests.page_server import CAPTIONS, EXAMPLES, SECONDS, running_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

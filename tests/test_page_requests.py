@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modules.web.decoding import MAX_MEGABYTES
+from modules.web.image_decoding import MAX_MEGABYTES
 from tests.page_server import (
     CAPTIONS,
     EXAMPLES,

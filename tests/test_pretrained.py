@@ -8,7 +8,7 @@ import torch
 from modules.clip4idc import CLIP4IDC
 from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
-from modules.weights.fitting import resize_positions
+from modules.weights.fitting import resize_to_resolution
 from modules.weights.remote import WEIGHT_FILES
 from modules.weights.sources import find_weights, load_weights, random_clip, read_sizes
 from tests.conftest import ROOT, TINY, tiny_weights
@@ -99,7 +99,7 @@ def test_positions_are_resized_over_the_grid_of_each_image(resolution):
     row = torch.linspace(0, 1, 2)[:, None].expand(2, 64)
     rising = torch.stack([row, row + 2]).flatten(0, 1)  # along both axes; its mean is 1.5
     weights["clip.visual.positional_embedding"][1:] = rising
-    resized = resize_positions(weights, resolution)
+    resized = resize_to_resolution(weights, resolution)
     side = resolution // 32
     single = resized["clip.visual.positional_embedding"]
     assert single.shape == (1 + side**2, 64)
@@ -113,7 +113,7 @@ def test_positions_are_resized_over_the_grid_of_each_image(resolution):
 @pytest.mark.parametrize("resolution", [32, 96])
 def test_both_halves_of_a_pairs_positions_are_resized(resolution):
     weights = tiny_weights(image_resolution=64)
-    resized = resize_positions(weights, resolution)
+    resized = resize_to_resolution(weights, resolution)
     num_tokens = 1 + (resolution // 32) ** 2
     name = "clip.visual.joint_positional_embedding"
     assert resized[name].shape == (2 * num_tokens, 64)
@@ -126,14 +126,14 @@ def test_both_halves_of_a_pairs_positions_are_resized(resolution):
 
 def test_their_own_resolution_leaves_weights_as_they_are():
     weights = tiny_weights(image_resolution=64)
-    resized = resize_positions(weights, 64)
+    resized = resize_to_resolution(weights, 64)
     assert all(torch.equal(resized[key], value) for key, value in weights.items())
 
 
 def test_a_resolution_that_patches_do_not_fill_is_refused():
     expected = "image_resolution 80 is not a multiple of vision_patch_size 32"
     with pytest.raises(ValueError, match=expected):
-        resize_positions(tiny_weights(), 80)
+        resize_to_resolution(tiny_weights(), 80)
 
 
 def test_a_published_checkpoint_loads(tmp_path, tiny_captioner):

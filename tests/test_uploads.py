@@ -57,8 +57,8 @@ def test_an_upload_that_the_disk_does_not_take_leaves_nothing(tmp_path, monkeypa
 
 def store_aged(uploads: UploadFolder, size: int, seconds: int) -> Path:
     """An upload that arrived and was stored so many seconds ago."""
-    with uploads.arriving() as arrived:
-        arrived(size)
+    with uploads.count_arriving_bytes() as add_bytes:
+        add_bytes(size)
         uploads.sweep()
         path = uploads.store("a.png", io.BytesIO(bytes(size)))
     changed = time.time() - seconds
@@ -74,7 +74,7 @@ def exist(paths: Iterable[Path]) -> list[bool]:
 def test_the_oldest_uploads_make_room_for_new_ones(tmp_path):
     uploads = UploadFolder(tmp_path, max_age=1000, max_bytes=300_000)
     example = uploads.store("example.png", io.BytesIO(bytes(200_000)))
-    uploads.keep_present()
+    uploads.exempt_current_files()
     paths = [store_aged(uploads, 100_000, seconds) for seconds in (103, 102, 101, 100)]
     uploads.sweep()
     assert exist(paths) == [False, False, True, True]
@@ -91,16 +91,19 @@ def test_uploads_older_than_the_limit_are_deleted(tmp_path):
 def test_arriving_uploads_take_room_as_their_bytes_arrive(tmp_path):
     uploads = UploadFolder(tmp_path, max_age=1000, max_bytes=300_000)
     paths = [store_aged(uploads, 100_000, seconds) for seconds in (101, 100)]
-    with uploads.arriving() as arrived, uploads.arriving() as other:
+    with (
+        uploads.count_arriving_bytes() as add_bytes,
+        uploads.count_arriving_bytes() as add_other_bytes,
+    ):
         uploads.sweep()
         assert exist(paths) == [True, True], "what is only announced takes no room"
-        arrived(250_000)
+        add_bytes(250_000)
         uploads.sweep()
         assert exist(paths) == [False, False]
         with pytest.raises(NoRoom):
-            other(100_000)
-    with uploads.arriving() as arrived:
-        arrived(290_000)
+            add_other_bytes(100_000)
+    with uploads.count_arriving_bytes() as add_bytes:
+        add_bytes(290_000)
 
 
 def test_empty_files_and_folders_take_room_too(tmp_path):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # On CPUs, two plain matrix products train faster than SDPA up to here (benchmarks/attention.py).
-SDPA_MIN_KEYS = 200
+MAX_PRODUCT_KEYS = 200
 QUICK_GELU_SCALE = 1.702
 # BERT's mask, which is added to scores. It is finite, so that a row in which everything is masked
 # still has numbers.
@@ -40,7 +40,7 @@ def attend(
     """
     if mask is not None:
         mask = mask.to(q.dtype)
-    is_small = q.device.type == "cpu" and k.shape[2] <= SDPA_MIN_KEYS
+    is_small = q.device.type == "cpu" and k.shape[2] <= MAX_PRODUCT_KEYS
     if recorded is not None or is_small:
         mixed = _attend_by_products(q, k, v, mask, causal, dropout, recorded)
     else:

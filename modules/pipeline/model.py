@@ -5,6 +5,7 @@ from modules.model.bert import load_cross_config, load_decoder_config
 from modules.options import Options
 from modules.registries import OBJECTIVES
 from modules.tokenizer import EOT, SOT, VOCAB_SIZE
+from modules.weights.key_names import has_captioner
 from modules.weights.model_info import ModelSettings
 from modules.weights.sources import LoadedWeights, load_weights
 
@@ -40,8 +41,7 @@ def _require_captioner(options: Options, weights: LoadedWeights) -> None:
         flag = "--scst" if options.training.scst else f"--objective {options.objective}"
     else:
         return
-    has_captioner = any(key.startswith("decoder.") for key in weights.tensors)
-    if options.task == "caption" and not has_captioner:
+    if options.task == "caption" and not has_captioner(weights.tensors):
         raise ValueError(
             f"{flag} needs the weights of a captioner (decoder.*): "
             f"--init_model is {options.model.init_model}"

@@ -16,12 +16,12 @@ from modules.web.calls import PageFunction, parse_call
 from modules.web.hosts import host_name
 from modules.web.messages import (
     MAX_CALL_BYTES,
-    Answer,
-    Body,
+    AnswerSender,
+    BoundedBody,
     Receive,
     Refused,
     Send,
-    header,
+    header_values,
     read_body,
     replay,
     with_length,
@@ -60,7 +60,7 @@ TRUSTED_HEADERS = (b"x-forwarded-", b"x-gradio", b"x-direct")
 NOTHING_HERE = "nothing is here"
 
 
-class Streams(Protocol):
+class PendingAnswers(Protocol):
     """Which answers are still to come."""
 
     def has_session(self, name: str) -> bool:
@@ -83,13 +83,13 @@ class Guard:
         proxy_hosts: frozenset[str],
         uploads: UploadFolder,
         functions: Sequence[PageFunction],
-        streams: Streams,
+        pending: PendingAnswers,
     ) -> None:
         self.app = app
         self.hosts = hosts | proxy_hosts
         self.proxy_hosts = proxy_hosts
         self.uploads = uploads
-        self.streams = streams
+        self.pending = pending
         self.by_number = {function.number: function for function in functions}
         self.by_name = {function.name: function for function in functions if function.name}
 
@@ -97,12 +97,12 @@ class Guard:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        answer = Answer(send)
+        answer = AnswerSender(send)
         try:
             if scope["type"] != "http":
                 raise Refused(404, NOTHING_HERE)
             self._check_host(scope)
-            scope, receive = await self._check_request(self._without_trust(scope), receive)
+            scope, receive = await self._check_request(self._drop_trusted_headers(scope), receive)
             await self.app(scope, receive, answer)
         except Refused as refusal:
             await answer.refuse(refusal)
@@ -116,13 +116,13 @@ class Guard:
 
     def _check_host(self, scope: dict) -> None:
         """Refuse other names than the page's in Host, and data that another site's page sends."""
-        given = header(scope, b"host")
+        given = header_values(scope, b"host")
         if not given or not all(host_name(value) in self.hosts for value in given):
             reason = "this page is not served under that name (--allowed_hosts adds names)"
             raise Refused(421, reason)
         if scope["method"] in READ_METHODS:
             return
-        if not all(self._is_own_origin(one, given[0]) for one in header(scope, b"origin")):
+        if not all(self._is_own_origin(one, given[0]) for one in header_values(scope, b"origin")):
             raise Refused(403, "another site's page sends this (--allowed_hosts adds names)")
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
@@ -133,7 +133,7 @@ class Guard:
             return False
         return place == host.strip().lower() or host_name(place) in self.proxy_hosts
 
-    def _without_trust(self, scope: dict) -> dict:
+    def _drop_trusted_headers(self, scope: dict) -> dict:
         """The scope without what Gradio trusts although a visitor may have made it up."""
         headers = [pair for pair in scope["headers"] if self._is_safe_header(*pair)]
         query = b"" if scope["path"] in PAGE_PATHS else scope["query_string"]
@@ -168,7 +168,7 @@ class Guard:
     async def _check_post(self, scope: dict, receive: Receive) -> tuple[dict, Receive]:
         path = scope["path"]
         call = CALL_PATHS.fullmatch(path)
-        received = Body(receive, MAX_CALL_BYTES)
+        received = BoundedBody(receive, MAX_CALL_BYTES)
         try:
             if not call and not POST_PATHS.fullmatch(path):
                 raise Refused(404, NOTHING_HERE)
@@ -178,7 +178,7 @@ class Guard:
             raise
         if call:
             join, way, name = call.groups()
-            body = self.rebuild_call(body, join or way, name)
+            body = self._rebuild_call(body, join or way, name)
         content = json.dumps(body).encode()
         return with_length(scope, len(content)), replay(content, receive)
 
@@ -187,12 +187,12 @@ class Guard:
         if READ_PATHS.fullmatch(path):
             return
         event = EVENT_PATHS.fullmatch(path)
-        if event and event.group(1) in self.by_name and self.streams.has_event(event.group(2)):
+        if event and event.group(1) in self.by_name and self.pending.has_event(event.group(2)):
             return
         if SESSION_PATH.fullmatch(path):
             query = parse_qs(scope["query_string"].decode("latin-1"))
             sessions = query.get("session_hash", [])
-            if len(sessions) == 1 and self.streams.has_session(sessions[0]):
+            if len(sessions) == 1 and self.pending.has_session(sessions[0]):
                 return
             raise Refused(404, "no session of that name waits for answers")
         raise Refused(404, NOTHING_HERE)
@@ -208,7 +208,7 @@ class Guard:
         real = f"{API}/file={path}"
         return {**scope, "path": real, "raw_path": quote(real).encode()}
 
-    def rebuild_call(self, body: Mapping[str, Any], way: str, name: str | None) -> dict[str, Any]:
+    def _rebuild_call(self, body: Mapping[str, Any], way: str, name: str | None) -> dict[str, Any]:
         """A call rebuilt from the values that its function takes.
 
         `way` is queue/join, call, run or api. Raises Refused for a call that the page does not

@@ -26,19 +26,19 @@ class Refused(Exception):
         self.status = status
 
 
-class Body:
+class BoundedBody:
     """A `receive` that counts a body's bytes and knows whether all of them have arrived.
 
-    `arrived`, if given, is called with the size of each part. Raises TooLarge for more than
+    `count_bytes`, if given, is called with the size of each part. Raises TooLarge for more than
     `max_bytes`.
     """
 
     def __init__(
-        self, receive: Receive, max_bytes: int, arrived: Callable[[int], None] | None = None
+        self, receive: Receive, max_bytes: int, count_bytes: Callable[[int], None] | None = None
     ) -> None:
         self._receive = receive
         self._left = max_bytes
-        self._arrived = arrived
+        self._count_bytes = count_bytes
         self.is_complete = False
 
     async def __call__(self) -> dict:
@@ -48,8 +48,8 @@ class Body:
         self._left -= size
         if self._left < 0:
             raise TooLarge
-        if self._arrived:
-            self._arrived(size)
+        if self._count_bytes:
+            self._count_bytes(size)
         return message
 
     async def drain(self) -> None:
@@ -58,7 +58,7 @@ class Body:
         To a client that is still sending, an early answer looks like a broken connection.
         """
         self._left = MAX_DRAINED_BYTES
-        self._arrived = None
+        self._count_bytes = None
         # Before Python 3.11 the two timeouts are two classes.
         with suppress(TimeoutError, asyncio.TimeoutError, TooLarge):
             await asyncio.wait_for(self._read_rest(), DRAIN_SECONDS)
@@ -68,7 +68,7 @@ class Body:
             await self()
 
 
-async def read_body(scope: dict, body: Body) -> bytes:
+async def read_body(scope: dict, body: BoundedBody) -> bytes:
     """All of a request's body. Raises Refused if it is too large or breaks off."""
     length = dict(scope["headers"]).get(b"content-length", b"0")
     if length.isdigit() and int(length) > MAX_CALL_BYTES:
@@ -99,7 +99,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-def header(scope: dict, name: bytes) -> list[str]:
+def header_values(scope: dict, name: bytes) -> list[str]:
     """All values of a request's header; `name` is in small letters."""
     return [value.decode("latin-1") for other, value in scope["headers"] if other == name]
 
@@ -111,7 +111,7 @@ def with_length(scope: dict, length: int) -> dict:
     return {**scope, "headers": [*kept, (b"content-length", str(length).encode())]}
 
 
-class Answer:
+class AnswerSender:
     """A `send` whose answer no other site can read, and that knows how far the answer has got."""
 
     def __init__(self, send: Send) -> None:

@@ -14,7 +14,7 @@ from modules.model.explanation import Explanation
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
 from modules.report.pictures import attention_panels, jpeg_uri
-from modules.web.decoding import MAX_MEGABYTES, MAX_MEGAPIXELS, decode_uploads
+from modules.web.image_decoding import MAX_MEGABYTES, MAX_MEGAPIXELS, decode_uploads
 from modules.web.uploads import UploadFolder
 from system.escaping import escape_markdown
 from system.places import ROOT
@@ -24,7 +24,7 @@ ERROR_SECONDS = 8  # that a message stays on the page
 MAX_BEAMS = 10
 MAX_CAPTIONS = 10
 MAX_QUEUE = 32  # requests that may wait; others are asked to come back later
-MAX_DECODING = 4  # requests whose pictures are decoded while another is captioned
+MAX_CONCURRENT_CALLS = 4  # requests whose pictures are decoded while another is captioned
 
 STYLE = """
 .words { display: flex; flex-wrap: wrap; gap: 10px; }
@@ -33,7 +33,7 @@ STYLE = """
 """
 
 # The browser saves the result in a file of the visitor's; the server writes none.
-DOWNLOAD = """(text) => {
+SAVE_RESULT_SCRIPT = """(text) => {
   if (!text) { return; }
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
@@ -65,10 +65,10 @@ def build_page(predictor: Predictor, model_name: str, uploads: UploadFolder) -> 
             queue=False,
         )
         cleared.then(
-            captioner.caption,
+            captioner.caption_uploads,
             [*pictures, *settings],
             [sentence, *results],
-            concurrency_limit=MAX_DECODING,
+            concurrency_limit=MAX_CONCURRENT_CALLS,
             api_name="caption",
         )
         swap.click(lambda one, other: (other, one), pictures, pictures, api_name=False)
@@ -151,7 +151,7 @@ def add_results() -> tuple[gr.Component, ...]:
         attention = gr.HTML(elem_id="attention")
         download = gr.Button("Download the result", elem_id="download")
     result = gr.Textbox(visible=False)
-    download.click(None, result, js=DOWNLOAD)
+    download.click(None, result, js=SAVE_RESULT_SCRIPT)
     return scores, attention, result, column
 
 
@@ -164,7 +164,7 @@ class PageCaptioner:
         self._lock = threading.Lock()
 
     # Gradio reads the names in its API from these parameters.
-    def caption(
+    def caption_uploads(
         self,
         before_path: str | None,
         after_path: str | None,

@@ -13,7 +13,7 @@ from typing import Any
 
 from modules.web.calls import Number, PageFunction, Picture
 from modules.web.guard import UPLOAD, Guard
-from modules.web.messages import Body, Refused, TooLarge
+from modules.web.messages import BoundedBody, Refused, TooLarge
 from modules.web.uploads import NoRoom, UploadFolder
 
 MAX_FILES = 2  # in one upload
@@ -81,10 +81,10 @@ def build_application(
     # Its warnings say only that a visitor's form is malformed.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     page.has_launched = True  # otherwise Gradio does not check files itself
-    return Guard(inner, hosts, proxy_hosts, uploads, functions_of(page), QueueStreams(page._queue))
+    return Guard(inner, hosts, proxy_hosts, uploads, functions_of(page), QueuedAnswers(page._queue))
 
 
-class QueueStreams:
+class QueuedAnswers:
     """Which answers are still to come, as Gradio's queue knows it.
 
     The queue itself fails when it is asked for sessions and calls that it does not have.
@@ -139,8 +139,8 @@ async def receive_upload(request: Any, uploads: UploadFolder, file_bytes: int) -
     """
     from starlette.responses import JSONResponse, PlainTextResponse
 
-    with uploads.arriving() as arrived:
-        body = Body(request.receive, max_form_bytes(file_bytes), arrived)
+    with uploads.count_arriving_bytes() as add_bytes:
+        body = BoundedBody(request.receive, max_form_bytes(file_bytes), add_bytes)
         try:
             storing = _store(request, body, uploads, file_bytes)
             paths = await asyncio.wait_for(storing, UPLOAD_SECONDS)
@@ -174,7 +174,9 @@ def with_plain_form(scope: dict) -> dict:
     return {**scope, "headers": [*others, (b"content-type", plain_type)]}
 
 
-async def _store(request: Any, body: Body, uploads: UploadFolder, file_bytes: int) -> list[Path]:
+async def _store(
+    request: Any, body: BoundedBody, uploads: UploadFolder, file_bytes: int
+) -> list[Path]:
     """Write a form's files and return their paths. Raises Refused for what cannot be stored."""
     from starlette.exceptions import HTTPException
     from starlette.formparsers import MultiPartException

@@ -76,7 +76,7 @@ class UploadFolder:
             raise
 
     @contextmanager
-    def arriving(self) -> Iterator[Callable[[int], None]]:
+    def count_arriving_bytes(self) -> Iterator[Callable[[int], None]]:
         """Count an upload while it arrives. Call the yielded function with the size of each part.
 
         The function raises NoRoom when all uploads under way exceed `max_bytes` together. Bytes
@@ -84,7 +84,7 @@ class UploadFolder:
         """
         own = 0
 
-        def arrived(size: int) -> None:
+        def add_bytes(size: int) -> None:
             nonlocal own
             own += size
             with self._lock:
@@ -93,12 +93,12 @@ class UploadFolder:
                     raise NoRoom("too many uploads at once")
 
         try:
-            yield arrived
+            yield add_bytes
         finally:
             with self._lock:
                 self._arriving -= own
 
-    def keep_present(self) -> None:
+    def exempt_current_files(self) -> None:
         """Never delete what is there now: the page's own examples."""
         self._kept = frozenset(self.root.iterdir())
 

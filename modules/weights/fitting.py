@@ -22,7 +22,7 @@ class WeightMismatch(ValueError):
         super().__init__(f"the weights do not fit this model: {problems[0]}{more}")
 
 
-def complete(
+def fill_in_optional(
     weights: Mapping[str, Tensor],
     model_state: Mapping[str, Tensor],
     tied: Mapping[str, str],
@@ -89,7 +89,7 @@ def drop_unused(weights: Mapping[str, Tensor], task: str, sim_header: str) -> di
     return {key: value for key, value in weights.items() if not key.startswith(unused)}
 
 
-def resize_positions(weights: Mapping[str, Tensor], image_resolution: int) -> dict[str, Tensor]:
+def resize_to_resolution(weights: Mapping[str, Tensor], image_resolution: int) -> dict[str, Tensor]:
     """Released-name weights for images of another side, as their backbone resizes them.
 
     Raises ValueError where that cannot be done.
@@ -104,7 +104,7 @@ def resize_positions(weights: Mapping[str, Tensor], image_resolution: int) -> di
     return {**{f"{prefix}.{key}": value for key, value in resized.items()}, **others}
 
 
-def list_keys(keys: Sequence[str]) -> str:
+def abbreviate_keys(keys: Sequence[str]) -> str:
     """A few names in full; of many the first, the last and their number."""
     if len(keys) <= MAX_LISTED:
         return ", ".join(keys)

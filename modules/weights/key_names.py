@@ -44,6 +44,16 @@ LAYOUTS = {
 }
 
 
+def has_captioner(keys: Iterable[str]) -> bool:
+    """Whether some of the released names are a captioner's."""
+    return any(key.startswith("decoder.") for key in keys)
+
+
+def task_of(keys: Iterable[str]) -> str:
+    """The task of a model of the weights with these released names."""
+    return "caption" if has_captioner(keys) else "retrieval"
+
+
 def layout_of(keys: Iterable[str]) -> str:
     """The first layout that matches the names, else "other"."""
     names = set(keys)
@@ -55,7 +65,7 @@ def to_released(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]
     return LAYOUTS[layout].to_released(weights)
 
 
-def released_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_released_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under released or OpenAI's names → released names, float32."""
     renamed = from_openai(weights) if layout_of(weights) == "openai" else weights
     extras = {f"clip.{name}" for name in ARCHIVE_EXTRAS}

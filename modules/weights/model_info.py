@@ -16,7 +16,7 @@ from system.json_files import read_json
 log = logging.getLogger(__name__)
 
 MODEL_INFO_FILE = "model.json"  # of a folder; a single file `x` may have its own, `x.json`
-FIELD_TYPES = {
+MODEL_INFO_TYPES = {
     "intra_num_hidden_layers": int,
     "linear_patch": str,
     "head_width": int,
@@ -62,7 +62,7 @@ def read_model_info(weights: Path) -> dict[str, Any]:
 
 def check_model_info(info: dict[str, Any], source: str) -> dict[str, Any]:
     """The info; ValueError naming its source for values of a wrong type or out of range."""
-    for name, kind in FIELD_TYPES.items():
+    for name, kind in MODEL_INFO_TYPES.items():
         if name in info and type(info[name]) is not kind:
             value = reprlib.repr(info[name])
             raise ValueError(f"{source}: {name} is {value}, expected {kind.__name__}")
@@ -90,7 +90,7 @@ def apply_model_info(
 ) -> ModelSettings:
     """The settings, replaced by what the info says; each difference is logged."""
     # Only what `check_model_info` checks: a path in a downloaded file must not be opened.
-    names = [field.name for field in fields(settings) if field.name in FIELD_TYPES]
+    names = [field.name for field in fields(settings) if field.name in MODEL_INFO_TYPES]
     known = {name: info[name] for name in names if name in info}
     for name, value in known.items():
         given = getattr(settings, name)

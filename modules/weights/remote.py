@@ -36,7 +36,7 @@ CLIP_SHA256 = {
 }
 
 
-def openai_clip(name: str, cache_dir: str | None) -> Path:
+def find_openai_clip(name: str, cache_dir: str | None) -> Path:
     """The file of one of OpenAI's CLIPs: in modules/, in ckpts/, in the cache, else downloaded."""
     file = openai_file_name(name)
     modules = choose_downloads_folder() / "modules"
@@ -51,11 +51,11 @@ def openai_clip(name: str, cache_dir: str | None) -> Path:
     return download_openai_clip(name, choose_cache_folder(cache_dir), modules)
 
 
-def download_openai_clip(name: str, folder: Path, place: Path) -> Path:
+def download_openai_clip(name: str, folder: Path, manual_folder: Path) -> Path:
     """Download one of OpenAI's CLIPs into a folder.
 
     Raises ValueError for a name that OpenAI does not have, and OSError where the download fails;
-    its message says to put the file into `place` by hand.
+    its message says to put the file into `manual_folder` by hand.
     """
     if name not in CLIP_SHA256:
         raise ValueError(f"OpenAI has no CLIP called {name}: it has {', '.join(CLIP_SHA256)}")
@@ -67,7 +67,7 @@ def download_openai_clip(name: str, folder: Path, place: Path) -> Path:
     except OSError as error:
         raise OSError(
             f"{name} is not here and cannot be downloaded ({summarize_error(error)}): "
-            f"put {url} (SHA-256 {sha256}) into {place}"
+            f"put {url} (SHA-256 {sha256}) into {manual_folder}"
         ) from None
 
 
@@ -76,13 +76,13 @@ def openai_file_name(name: str) -> str:
     return name.replace("/", "-").replace("@", "-") + ".pt"
 
 
-def from_url(url: Location, cache_dir: str | None) -> Path:
+def fetch_from_url(url: Location, cache_dir: str | None) -> Path:
     """The file at a URL, downloaded into the cache together with the files that describe it.
 
     Raises OSError where it cannot be downloaded, or is no file of weights.
     """
-    _, shelf, name = locate_in_cache(url, cache_dir)
-    target = shelf / name
+    _, cached_folder, name = locate_in_cache(url, cache_dir)
+    target = cached_folder / name
 
     def check(part: Path) -> None:
         read_weights(part)
@@ -95,13 +95,13 @@ def from_url(url: Location, cache_dir: str | None) -> Path:
 
 def _download_sidecars(url: Location, cache_dir: str | None) -> None:
     """What describes the weights at a URL and stands beside them there."""
-    folder, shelf, name = locate_in_cache(url, cache_dir)
+    folder, cached_folder, name = locate_in_cache(url, cache_dir)
     if url != folder.joined(name):  # a signed URL opens this one file only
         return
     for beside in (f"{name}.json", *SIDECAR_FILES):
         # These three errors mean that there is no such file.
         with suppress(FileNotFoundError, PermissionError, HtmlInsteadOfFile):
-            fetch(folder.joined(beside), shelf / beside, check=_check_json)
+            fetch(folder.joined(beside), cached_folder / beside, check=_check_json)
 
 
 def _check_json(path: Path) -> None:
@@ -110,14 +110,14 @@ def _check_json(path: Path) -> None:
 
 def may_be_on_hub(name: str) -> bool:
     """Whether it reads owner/name[@revision], and the first part is no folder here."""
-    is_named_so = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
+    looks_like_repository = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
     is_folder_here = any(
         (place / name).parent.is_dir() for place in (Path(), *list_ckpts_folders())
     )
-    return is_named_so and ".bin" not in name and not is_folder_here
+    return looks_like_repository and ".bin" not in name and not is_folder_here
 
 
-def from_hub(name: str, cache_dir: str | None) -> Path:
+def fetch_from_hub(name: str, cache_dir: str | None) -> Path:
     """The folder of a model on the Hugging Face hub: its weights and what describes them.
 
     Without a connection the hub's own cache is used. Raises OSError where there is nothing.

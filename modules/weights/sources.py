@@ -14,22 +14,22 @@ from modules.model.backbone import holds_backbone, nothing_takes, tensors_below
 from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.configs import CONFIG_CHECKS
-from modules.weights.fitting import resize_positions
+from modules.weights.fitting import resize_to_resolution
 from modules.weights.key_names import (
     ARCHIVE_EXTRAS,
     layout_of,
-    released_names,
     strip_wrappers,
     to_released,
+    to_released_float32,
 )
 from modules.weights.model_info import read_model_info
 from modules.weights.remote import (
     CLIP_SHA256,
     WEIGHT_FILES,
-    from_hub,
-    from_url,
+    fetch_from_hub,
+    fetch_from_url,
+    find_openai_clip,
     may_be_on_hub,
-    openai_clip,
 )
 from modules.weights.tensor_files import read_weights
 from system.files import summarize_error
@@ -41,11 +41,14 @@ log = logging.getLogger(__name__)
 
 
 class LoadedWeights(NamedTuple):
-    """Tensors under the released names, float32; model.json ({}: none) and where both are from."""
+    """Tensors under the released names in float32, and what model.json says ({}: there is none).
+
+    `named_source` is the weights' path, or what named a CLIP, for messages.
+    """
 
     tensors: dict[str, Tensor]
     info: dict[str, Any]
-    source: str
+    named_source: str
 
 
 def load_weights(
@@ -63,18 +66,18 @@ def load_weights(
     """
     tensors: dict[str, Tensor] = {}
     info: dict[str, Any] = {}
-    source = str(Location.of(clip_name))
+    named_source = str(Location.of(clip_name))
     if init_model:
         path = find_weights(init_model, cache_dir)
         log.info("weights from %s", path)
-        tensors = released_names(read_released(path, quick_gelu))
+        tensors = to_released_float32(read_released(path, quick_gelu))
         info = read_model_info(path)
-        source = str(path)
+        named_source = str(path)
     if not holds_backbone(tensors):
         tensors = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
     if image_resolution is not None:
-        tensors = resize_positions(tensors, image_resolution)
-    return LoadedWeights(tensors, info, source)
+        tensors = resize_to_resolution(tensors, image_resolution)
+    return LoadedWeights(tensors, info, named_source)
 
 
 def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
@@ -103,7 +106,7 @@ def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
         sizes = ClipSizes.from_weights(tensors_below(weights, CLIP.key_prefix))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    name, problems_of = CONFIG_CHECKS[layout]
+    name, find_problems = CONFIG_CHECKS[layout]
     config = path.parent / name
     if not config.is_file():
         raise ValueError(
@@ -111,7 +114,7 @@ def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
             "it, and with the wrong one a CLIP sees badly: give --quick_gelu if it is OpenAI's or "
             "another of the quick GELU"
         )
-    problems = problems_of(read_json(config, dict), sizes)
+    problems = find_problems(read_json(config, dict), sizes)
     if problems:
         raise ValueError(f"{path} does not fit: {config}: {'; '.join(problems)}")
 
@@ -125,16 +128,16 @@ def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
     source = Location.of(source)
     name = source.reveal()
     if source.is_remote:
-        return from_url(source, cache_dir)
+        return fetch_from_url(source, cache_dir)
     if name in CLIP_SHA256:
-        return openai_clip(name, cache_dir)
+        return find_openai_clip(name, cache_dir)
     for path in (Path(name), *(folder / name for folder in list_ckpts_folders())):
         if path.is_file():
             return path
         if path.is_dir():
             return _file_in(path)
     if may_be_on_hub(name):
-        return _file_in(from_hub(name, cache_dir))
+        return _file_in(fetch_from_hub(name, cache_dir))
     places = " and ".join(map(str, list_ckpts_folders()))
     raise FileNotFoundError(
         f"no weights {source}: tried {source} as it is and in {places}, "
@@ -159,10 +162,10 @@ def _load_clip(
     name = source.reveal()
     if name.endswith(".json"):
         log.info("CLIP of random weights in the sizes of %s", name)
-        return released_names(random_clip(read_sizes(name)))
+        return to_released_float32(random_clip(read_sizes(name)))
     path = find_weights(source, cache_dir)
     log.info("CLIP from %s", path)
-    return released_names(read_released(path, quick_gelu or name in CLIP_SHA256))
+    return to_released_float32(read_released(path, quick_gelu or name in CLIP_SHA256))
 
 
 def random_clip(sizes: ClipSizes) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ MAX_PICKLE_BYTES = 16 << 20  # of the pickle that says how the tensors lie, or a
 # How much larger than its file an archive's entries may be: TorchScript's sources are compressed.
 MAX_INFLATED_BYTES = 64 << 20
 MAX_ENTRIES = 100_000  # of an archive
-MAX_ATTRIBUTES = 100_000  # of a TorchScript archive's modules
+MAX_MODULE_ATTRIBUTES = 100_000  # of a TorchScript archive's modules
 MAX_NAME_LENGTH = 1000  # letters of a tensor's name
 MAX_SHOWN_LENGTH = 100  # letters of a tensor's name in a message
 HEAD_BYTES = 64  # at a file's beginning, which tell its format
@@ -224,7 +224,7 @@ def _named_tensors(root: ScriptedModule) -> dict[str, Tensor]:
     too_deep = ValueError("its modules are nested too deeply")
     tensors: dict[str, Tensor] = {}
     modules = [("", root)]
-    budget = MAX_ATTRIBUTES
+    budget = MAX_MODULE_ATTRIBUTES
     for prefix, module in modules:  # the list grows meanwhile
         budget -= len(vars(module))
         if budget < 0:

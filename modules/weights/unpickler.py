@@ -138,7 +138,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         self.num_attributes = 0
         self.storages: dict[str, Storage] = {}
         # A bound method is a new object each time: keep one, to recognise it when it is called.
-        self._rebuild_tensor = self._rebuild
+        self._rebuild_tensor_method = self._rebuild_tensor
 
     def load(self) -> Any:
         """The next pickle's value. UnpicklingError where it is nested deeper than MAX_DEPTH."""
@@ -153,7 +153,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
         if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            return self._rebuild_tensor
+            return self._rebuild_tensor_method
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return _first_argument
         if module == "torch.jit._pickle" and name.startswith("build_"):
@@ -199,7 +199,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         arguments = self.stack.pop()
         function = self.stack[-1]
         is_ours = any(
-            function is one for one in (self._rebuild_tensor, _first_argument, _empty_dict)
+            function is one for one in (self._rebuild_tensor_method, _first_argument, _empty_dict)
         )
         _refuse_unless(
             is_ours, f"a call of a {type(function).__name__} is not allowed in a weights file"
@@ -225,8 +225,10 @@ class RestrictedUnpickler(pickle._Unpickler):
         if isinstance(target, ScriptedModule):
             _refuse_unless(type(state) is dict, "a module's attributes are no dictionary")
             self.num_attributes += len(state)
-            most = self.num_attributes <= MAX_ATTRIBUTES
-            _refuse_unless(most, f"its modules have more than {MAX_ATTRIBUTES} attributes")
+            is_within_limit = self.num_attributes <= MAX_ATTRIBUTES
+            _refuse_unless(
+                is_within_limit, f"its modules have more than {MAX_ATTRIBUTES} attributes"
+            )
             target.__dict__.update(state)
             return
         name = type(target).__name__
@@ -263,7 +265,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         )
         target.extend(values)
 
-    def _rebuild(
+    def _rebuild_tensor(
         self, storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any
     ) -> Tensor:
         is_known = isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple

@@ -126,8 +126,8 @@ def _num_objects(types: tuple[str, ...], rng: Random) -> int:
     return rng.randint(NUM_OBJECTS[0] + ("drop" in types), NUM_OBJECTS[1] - ("add" in types))
 
 
-def _jitter(position: Point, most: float, rng: Random) -> Point:
-    return tuple(value + rng.uniform(-most, most) for value in position)
+def _jitter(position: Point, max_shift: float, rng: Random) -> Point:
+    return tuple(value + rng.uniform(-max_shift, max_shift) for value in position)
 
 
 def _jitter_lamps(jitter: float, rng: Random) -> tuple[Point, ...]:

@@ -49,7 +49,7 @@ def is_describable(scene: Scene, scene_object: SceneObject) -> bool:
     """Whether some sentence can refer to this object and to no other of the scene."""
     if _is_unique(scene, scene_object, ATTRIBUTES):
         return True
-    return bool(_relations(scene, scene_object, ATTRIBUTES))
+    return bool(_distinguishing_relations(scene, scene_object, ATTRIBUTES))
 
 
 def change_sentences(
@@ -99,7 +99,7 @@ def _reference(scene: Scene, scene_object: SceneObject, rng: Random) -> str:
         head = rng.choice(_RELATIONAL_HEADS)
         reference = _relational_reference(scene, scene_object, head, rng)
     elif kind == "same":
-        reference = _same_attribute(scene, scene_object, rng)
+        reference = _same_attribute_reference(scene, scene_object, rng)
     if reference is None and _is_unique(scene, scene_object, ATTRIBUTES):
         reference = _noun_phrase(scene_object, ATTRIBUTES, rng)
     if reference is None:
@@ -138,7 +138,7 @@ def _relational_reference(
     scene: Scene, scene_object: SceneObject, head: Attributes, rng: Random
 ) -> str | None:
     """A reference such as "the cube that is left of the ball"; None where no relation is clear."""
-    possible = _relations(scene, scene_object, head)
+    possible = _distinguishing_relations(scene, scene_object, head)
     if not possible:
         return None
     relation, anchor = rng.choice(possible)
@@ -147,7 +147,7 @@ def _relational_reference(
     return f"{noun} that is {words} {_anchor_phrase(scene, anchor, rng)}"
 
 
-def _same_attribute(scene: Scene, scene_object: SceneObject, rng: Random) -> str | None:
+def _same_attribute_reference(scene: Scene, scene_object: SceneObject, rng: Random) -> str | None:
     """A reference such as "the cube that is the same size as the ball"; None where none fits."""
     attribute = rng.choice(tuple(SAME))
     head = rng.choice([head for head in _SAME_HEADS if attribute not in head])
@@ -187,7 +187,7 @@ def _is_unique(scene: Scene, scene_object: SceneObject, attributes: Attributes) 
     return not _lookalikes(scene, scene_object, attributes)
 
 
-def _relations(
+def _distinguishing_relations(
     scene: Scene, scene_object: SceneObject, head: Attributes
 ) -> list[tuple[str, SceneObject]]:
     """All (relation, anchor) that are clearly true of this object and false of its lookalikes."""

@@ -37,7 +37,7 @@ class PictureError(ValueError):
     """What is wrong with a visitor's picture, in words for the visitor, without a server path."""
 
 
-def start_decoding() -> None:
+def start_fork_server() -> None:
     """Start the fork server in advance, so that the first visitor does not wait for it."""
     context = multiprocessing.get_context(START_METHOD)
     if START_METHOD == "forkserver":
@@ -59,7 +59,7 @@ def decode_uploads(paths: Sequence[str | None], uploads: UploadFolder) -> list[I
     """
     sides = ("before", "after")
     found = [check_upload(path, side, uploads) for path, side in zip(paths, sides, strict=True)]
-    return decode(found, sides, int(MAX_MEGAPIXELS * 1e6), MAX_SIDE, MAX_SECONDS)
+    return decode_images(found, sides, int(MAX_MEGAPIXELS * 1e6), MAX_SIDE, MAX_SECONDS)
 
 
 def check_upload(path: str | None, side: str, uploads: UploadFolder) -> str:
@@ -77,7 +77,7 @@ def check_upload(path: str | None, side: str, uploads: UploadFolder) -> str:
     return str(real)
 
 
-def decode(
+def decode_images(
     paths: Sequence[str], names: Sequence[str], max_pixels: int, max_side: int, seconds: float
 ) -> list[Image.Image]:
     """The pictures in RGB. `names` ("before", "after") are what messages call them.
