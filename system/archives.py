@@ -23,6 +23,9 @@ TOO_LONG_HEADER = f"a header or a name in it has more than {MAX_HEADER_BYTES} by
 # Memory limit for decompressing xz; `xz -9` needs 65 MiB.
 MAX_XZ_MEMORY = 256 << 20
 
+# The decoder copies what is left of a read at the end of each xz stream, and streams can be tiny.
+XZ_READ_BYTES = 1 << 14
+
 # For other methods, zipfile decompresses more at a time than it is asked for.
 BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -147,26 +150,52 @@ class MeteredReader:
 
 
 class _XzStream(io.RawIOBase):
-    """The content of an xz file. `lzma.open` would use as much memory as the file asks for."""
+    """The content of an xz file. `lzma.open` would use as much memory as the file asks for.
+
+    The file may hold several xz streams, one after another, with zeros between them.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._decoder = lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
+        self._decoder = _make_xz_decoder()
+        self._packed = b""  # read from the file, not decompressed yet
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         content = b""
-        while not content and not self._decoder.eof:
-            packed = b""
-            if self._decoder.needs_input:
-                packed = self._file.read(READ_BYTES)
-                if not packed:
-                    raise EOFError("it is cut short")
-            content = self._decoder.decompress(packed, len(buffer))
+        while not content:
+            if self._decoder.eof and not self._start_next_stream():
+                return 0
+            content = self._decoder.decompress(self._next_packed(), len(buffer))
         buffer[: len(content)] = content
         return len(content)
+
+    def _next_packed(self) -> bytes:
+        """What to give to the decoder: nothing while it still has input."""
+        if not self._decoder.needs_input:
+            return b""
+        packed = self._packed or self._file.read(XZ_READ_BYTES)
+        self._packed = b""
+        if not packed:
+            raise EOFError("it is cut short")
+        return packed
+
+    def _start_next_stream(self) -> bool:
+        """Go on to the next stream in the file; returns whether there is one."""
+        packed = self._decoder.unused_data.lstrip(b"\0")
+        while not packed and (block := self._file.read(XZ_READ_BYTES)):
+            packed = block.lstrip(b"\0")
+        if not packed:
+            return False
+        self._decoder = _make_xz_decoder()
+        self._packed = packed
+        return True
+
+
+def _make_xz_decoder() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY)
 
 
 @contextmanager

@@ -267,6 +267,20 @@ def test_an_xz_that_asks_for_too_much_memory_is_refused(tmp_path):
         pass
 
 
+def test_an_xz_of_several_streams_is_read_whole(tmp_path):
+    content = tarred("x", "y")
+    streams = [lzma.compress(content[:700]), bytes(8), lzma.compress(content[700:])]
+    (tmp_path / "x.tar.xz").write_bytes(b"".join(streams))
+    with extract_to_temporary(tmp_path / "x.tar.xz", tmp_path / "to") as folder:
+        assert files_below(folder) == ["x", "y"]
+    (tmp_path / "x.tar.xz").write_bytes(lzma.compress(content) + b"no xz")
+    with (
+        pytest.raises(DamagedArchive, match="is corrupt"),
+        extract_to_temporary(tmp_path / "x.tar.xz", tmp_path / "to"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_zip_with_unbounded_decompression_is_refused(method, tmp_path):
     """For these methods, Python's zipfile decompresses more than it is asked for."""
