@@ -188,7 +188,9 @@ def _time_captioning(beams: int, num_pairs: int, runtime: Runtime, repeats: int)
     @torch.no_grad()
     def work() -> None:
         with runtime.autocast():
-            tokens = model.encode_against_first(model.normalize(images.to(runtime.device))).tokens
+            tokens = model.encode_against_first(
+                model.normalize_images(images.to(runtime.device))
+            ).tokens
             num_words = generate(model, tokens, MAX_WORDS, decoding).shape[-1]
         if num_words != MAX_WORDS:
             raise RuntimeError(

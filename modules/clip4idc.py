@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dataloaders.images import normalize
 from modules.cross import CrossEncoder
 from modules.losses import IGNORED_ID
-from modules.model.backbone import Features, PairBackbone, Part, build_backbone, tensors_below
+from modules.model.backbone import Features, PairBackbone, Part, build_backbone, strip_prefix
 from modules.model.bert import load_cross_config, load_decoder_config
 from modules.model.decoder import CaptionDecoder, DecoderState
 from modules.model.layers import Attention
@@ -134,7 +134,7 @@ class CLIP4IDC(nn.Module):
         """The word id that ends a sentence."""
         return self.backbone.eot
 
-    def normalize(self, images: Tensor) -> Tensor:
+    def normalize_images(self, images: Tensor) -> Tensor:
         """(..., 3, R, R) uint8 → float32 as the backbone was trained on."""
         return normalize(images, self.backbone.pixel_mean, self.backbone.pixel_std)
 
@@ -177,7 +177,7 @@ class CLIP4IDC(nn.Module):
         """Teacher forcing: (B, 2T, E), ids and mask (B, L), 1 = word → logits (B, L, V)."""
         return self.decoder.predictions(self.decoder(pair_tokens, ids, mask))
 
-    def caption_loss(
+    def weighted_caption_loss(
         self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, target_ids: Tensor, weights: Tensor
     ) -> Tensor:
         """Teacher forcing → Σ weights · cross-entropy; all of ids … weights are (B, L).
@@ -194,7 +194,7 @@ class CLIP4IDC(nn.Module):
         """Encode B pairs' tokens (B, 2T, E) for `per_pair` captions of each, up to max_words."""
         return self.decoder.start(pair_tokens, max_words, per_pair)
 
-    def next_word_logits(self, ids: Tensor, state: DecoderState) -> Tensor:
+    def next_token_logits(self, ids: Tensor, state: DecoderState) -> Tensor:
         """The last words (B, per_pair) → float32 logits (B, per_pair, V) of the next ones.
 
         The state grows by one word.
@@ -210,7 +210,7 @@ class CLIP4IDC(nn.Module):
             cross=[layer.enc_attn for layer in self.decoder.decoder.layer],
         )
 
-    def blocks(self) -> list[nn.Module]:
+    def compilable_blocks(self) -> list[nn.Module]:
         """What --compile compiles: not the decoder's layers.
 
         Those are small, and captioning calls them with another length for each word.
@@ -262,7 +262,7 @@ class CLIP4IDC(nn.Module):
         ]
 
     def _derived_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        derived = self.backbone.derived_tensors(tensors_below(weights, self.key_prefix))
+        derived = self.backbone.derived_tensors(strip_prefix(weights, self.key_prefix))
         return {f"{self.key_prefix}.{name}": value for name, value in derived.items()}
 
     def _complete(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

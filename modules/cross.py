@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from modules.model.backbone import Features
 from modules.model.bert import (
-    AddNorm,
     BertConfig,
+    DenseAddNorm,
     Intermediate,
     PostNormAttention,
     initialize_bert,
@@ -54,7 +54,7 @@ class CrossLayer(nn.Module):
         width = config.hidden_size
         self.attention = PostNormAttention(config, projections="self")
         self.intermediate = Intermediate(width, config.intermediate_size)
-        self.output = AddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
+        self.output = DenseAddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, L+S, E) → (B, L+S, E)."""

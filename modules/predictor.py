@@ -20,11 +20,11 @@ from torch import Tensor
 from dataloaders.images import ImageLike, to_tensor
 from modules.clip4idc import CLIP4IDC, load_model
 from modules.generation import generate
-from modules.generation.steps import teacher_forcing
+from modules.generation.steps import shift_for_teacher_forcing
 from modules.model.explanation import (
     Caption,
     Explanation,
-    attention_of_words,
+    compute_token_attention,
     explain_caption,
     rollout,
 )
@@ -168,7 +168,9 @@ class Predictor:
                     scores = self._scores(tokens, caption_ids)
                 seen_by_encoder = recorded[: len(encoder)]
                 seen_by_words = recorded[len(encoder) :]
-                word_attention = attention_of_words(seen_by_encoder, seen_by_words, joint_rollout)
+                word_attention = compute_token_attention(
+                    seen_by_encoder, seen_by_words, joint_rollout
+                )
                 parts = (caption_ids, scores, class_attention, word_attention)
                 by_place.append([explain_caption(*one) for one in zip(*parts, strict=True)])
         return [list(explanations) for explanations in zip(*by_place, strict=True)]
@@ -185,11 +187,11 @@ class Predictor:
         side = self.model.image_resolution
         images = [torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs]
         batch = torch.stack(images).to(self.runtime.device)
-        return self.model.encode_pairs(self.model.normalize(batch)).tokens
+        return self.model.encode_pairs(self.model.normalize_images(batch)).tokens
 
     def _scores(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """The mean log-probability (B,) of each caption's ids (B, L), all words in one pass."""
-        previous, mask = teacher_forcing(ids, self.model.sot)
+        previous, mask = shift_for_teacher_forcing(ids, self.model.sot)
         logits = self.model.caption_logits(tokens, previous, mask).float()
         log_probs = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
         return (log_probs * mask).sum(dim=1) / mask.sum(dim=1)

@@ -68,13 +68,13 @@ def convert(source: Location, target: Path, quick_gelu: bool) -> None:
 
 def _write_huggingface(folder: Path, weights: Mapping[str, Any]) -> None:
     """A folder that transformers' CLIPModel reads."""
-    from modules.model.backbone import tensors_below
+    from modules.model.backbone import strip_prefix
     from modules.model.clip_sizes import ClipSizes
     from modules.weights.configs import HUGGING_FACE_CONFIG, huggingface_config
     from modules.weights.huggingface_names import to_huggingface
     from system.json_files import write_json
 
-    sizes = ClipSizes.from_weights(tensors_below(weights, "clip"))
+    sizes = ClipSizes.from_weights(strip_prefix(weights, "clip"))
     _write_safetensors(folder / "model.safetensors", to_huggingface(weights))
     write_json(folder / HUGGING_FACE_CONFIG, huggingface_config(sizes))
 

@@ -199,7 +199,7 @@ def download_clip(name: str, folder: Path) -> None:
 
 def download_weights(item: DriveItem, folder: Path) -> None:
     """The files of a folder of weights. Each is read, and what it holds is printed."""
-    from modules.model.backbone import holds_backbone, tensors_below
+    from modules.model.backbone import has_all_pretrained_tensors, strip_prefix
     from modules.weights.key_names import has_captioner
     from modules.weights.sources import read_released
 
@@ -210,8 +210,8 @@ def download_weights(item: DriveItem, folder: Path) -> None:
     for path in files:
         weights = read_released(path)
         kind = "captioner" if has_captioner(weights) else "adapted CLIP"
-        note = "" if holds_backbone(weights) else ", without all of CLIP"
-        count = len(tensors_below(weights, "clip"))
+        note = "" if has_all_pretrained_tensors(weights) else ", without all of CLIP"
+        count = len(strip_prefix(weights, "clip"))
         show(f"{path}: {kind} of {count} CLIP tensors{note}")
 
 

@@ -150,7 +150,7 @@ def test_an_evaluation_uses_it(captioner_folder, spot, tiny_sizes, tmp_path):
 class StandInModel:
     """Encodes pairs as nothing: only their number counts."""
 
-    def normalize(self, images):
+    def normalize_images(self, images):
         return images
 
     def encode_against_first(self, images):

@@ -7,8 +7,8 @@ import torch
 
 from modules.generation import greedy_search
 from modules.generation.beam import beam_search
-from modules.generation.sampling import sample, uniform_numbers
-from modules.generation.steps import OpenCaptions, teacher_forcing
+from modules.generation.sampling import draw_uniforms, sample
+from modules.generation.steps import OpenCaptions, shift_for_teacher_forcing
 from modules.tokenizer import PAD
 
 
@@ -50,7 +50,7 @@ def test_step_logits_equal_teacher_forcing(tiny_captioner):
     ids = torch.randint(1, 48, (3, 7))
     full = tiny_captioner.caption_logits(tokens, ids, torch.ones_like(ids))
     state = tiny_captioner.start_captions(tokens, 7)
-    steps = [tiny_captioner.next_word_logits(ids[:, n : n + 1], state) for n in range(7)]
+    steps = [tiny_captioner.next_token_logits(ids[:, n : n + 1], state) for n in range(7)]
     torch.testing.assert_close(torch.cat(steps, dim=1), full, atol=1e-4, rtol=1e-4)
 
 
@@ -65,11 +65,11 @@ def test_captions_of_one_pair_share_its_memory_and_can_be_reordered(tiny_caption
     state = tiny_captioner.start_captions(tokens, 7, per_pair=3)
     assert state.memory[0][0].shape[0] == 3, "the memory is held once for each pair"
     for n in range(4):
-        tiny_captioner.next_word_logits(ids[..., n], state)
+        tiny_captioner.next_token_logits(ids[..., n], state)
     state = state.reorder(parents).select(kept)
     reordered = ids.gather(1, parents[..., None].expand(3, 3, 7))
     ids = torch.cat([reordered[..., :4], ids[..., 4:]], dim=2)[kept]
-    steps = [tiny_captioner.next_word_logits(ids[..., n], state) for n in range(4, 7)]
+    steps = [tiny_captioner.next_token_logits(ids[..., n], state) for n in range(4, 7)]
     full = tiny_captioner.caption_logits(
         tokens[kept].repeat_interleave(3, 0), ids.flatten(0, 1), torch.ones(6, 7)
     )
@@ -101,7 +101,7 @@ class Markov:
     def start_captions(self, pair_tokens, max_words, per_pair):
         return Markov.State(pair_tokens)
 
-    def next_word_logits(self, ids, state):
+    def next_token_logits(self, ids, state):
         return state.tables[torch.arange(len(ids))[:, None], ids]
 
 
@@ -125,7 +125,7 @@ def test_open_captions_close_when_all_of_a_pair_have_ended():
 
 
 def test_teacher_forcing_shifts_captions_behind_the_start():
-    previous, mask = teacher_forcing(torch.tensor([[5, 6, 9], [9, 0, 0]]), sot=8)
+    previous, mask = shift_for_teacher_forcing(torch.tensor([[5, 6, 9], [9, 0, 0]]), sot=8)
     assert previous.tolist() == [[8, 5, 6], [8, 9, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -244,12 +244,12 @@ def test_sampled_words_are_where_the_running_sum_passes_their_number(top_p):
     assert max(lengths) == 12
 
 
-def test_uniform_numbers_follow_from_the_seed_and_the_pairs_number():
-    numbers = uniform_numbers(3, [7, 0], num_captions=2, max_words=5)
+def test_uniforms_follow_from_the_seed_and_the_pairs_number():
+    numbers = draw_uniforms(3, [7, 0], num_captions=2, max_words=5)
     assert numbers.shape == (2, 2, 5)
     assert numbers.dtype == torch.float32
-    assert torch.equal(uniform_numbers(3, [0], 2, 5)[0], numbers[1])
-    assert not torch.equal(uniform_numbers(4, [0], 2, 5)[0], numbers[1])
+    assert torch.equal(draw_uniforms(3, [0], 2, 5)[0], numbers[1])
+    assert not torch.equal(draw_uniforms(4, [0], 2, 5)[0], numbers[1])
     assert numbers[0, 0, :2].tolist() == pytest.approx([0.530889, 0.6822299], abs=1e-6)
 
 

@@ -12,7 +12,7 @@ from modules.clip4idc import CLIP4IDC
 from modules.cross import CrossEncoder
 from modules.generation.greedy import greedy_search
 from modules.losses import caption_loss, contrastive_loss
-from modules.model.backbone import tensors_below
+from modules.model.backbone import strip_prefix
 from modules.model.clip_sizes import ClipSizes
 from modules.optimization import BertAdam, parameter_groups
 from modules.retrieval import retrieval_metrics
@@ -134,7 +134,7 @@ def test_every_key_of_vit_b_32(case):
     task, patch = case.split("_")
     expected = json.loads((GOLDEN / "state_dict_keys.json").read_text())[case]
     weights = {key: torch.zeros(shape) for key, shape in expected.items()}
-    sizes = ClipSizes.from_weights(tensors_below(weights, "clip"))
+    sizes = ClipSizes.from_weights(strip_prefix(weights, "clip"))
     assert sizes == ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
     model = CLIP4IDC.from_weights(weights, task, linear_patch=patch)
     assert {key: list(value.shape) for key, value in model.state_dict().items()} == expected

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modules.clip4idc import CLIP4IDC
-from modules.model.backbone import tensors_below
+from modules.model.backbone import strip_prefix
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.configs import huggingface_config, huggingface_problems, open_clip_problems
 from modules.weights.huggingface_names import from_huggingface, to_huggingface
@@ -39,7 +39,7 @@ OPEN_CLIP_CONFIG = {
 
 def openai_weights() -> dict[str, Tensor]:
     """OpenAI's names, sizes as in SIZES, biases that are not 0."""
-    weights = tensors_below(tiny_weights(**CHANGES), "clip")
+    weights = strip_prefix(tiny_weights(**CHANGES), "clip")
     for_pairs = ("bef_", "aft_", "joint_", "ln_mid")
     return {
         key: torch.randn_like(value) * 0.1 if key.endswith("bias") else value
@@ -275,7 +275,7 @@ def test_resnets_and_strangers_are_refused_by_name(name, content, message, tmp_p
 
 def test_layouts_are_recognised_by_names():
     released = tiny_weights()
-    openai = tensors_below(released, "clip")
+    openai = strip_prefix(released, "clip")
     assert layout_of(released) == "released"
     assert layout_of(openai) == "openai"
     assert layout_of({"decoder.x": 0}) == "released"

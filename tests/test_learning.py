@@ -79,7 +79,7 @@ def learn(pairs, images, task: str) -> tuple[float, int]:
     )
     count = count_found if task == "retrieval" else count_written
     with torch.no_grad():
-        return loss, count(model, pairs, model.normalize(inputs))
+        return loss, count(model, pairs, model.normalize_images(inputs))
 
 
 def tiny_model(task: str) -> CLIP4IDC:

@@ -7,7 +7,7 @@ import torch
 
 from modules.clip4idc import CLIP4IDC
 from modules.losses import caption_loss
-from modules.model.backbone import holds_backbone
+from modules.model.backbone import has_all_pretrained_tensors
 from tests.conftest import tiny_weights
 
 
@@ -155,10 +155,12 @@ def test_intra_layers_out_of_range():
 
 def test_a_whole_backbone_is_recognised(tiny_captioner):
     weights = tiny_captioner.state_dict()
-    assert holds_backbone(weights)
-    assert holds_backbone(without_pair_tensors(weights))
-    assert not holds_backbone({k: v for k, v in weights.items() if k != "clip.logit_scale"})
-    assert not holds_backbone({})
+    assert has_all_pretrained_tensors(weights)
+    assert has_all_pretrained_tensors(without_pair_tensors(weights))
+    assert not has_all_pretrained_tensors(
+        {k: v for k, v in weights.items() if k != "clip.logit_scale"}
+    )
+    assert not has_all_pretrained_tensors({})
 
 
 @pytest.mark.parametrize("patch", ["2d", "3d"])
@@ -196,7 +198,7 @@ def test_the_loss_without_logits_is_the_loss_of_the_logits(tiny_captioner):
     target = torch.tensor([[3, 4, 49], [5, 49, 0]])
     expected = caption_loss(tiny_captioner.caption_logits(tokens, ids, mask), target)
     weights = torch.full((2, 3), 1 / 5)
-    loss = tiny_captioner.caption_loss(tokens, ids, mask, target, weights)
+    loss = tiny_captioner.weighted_caption_loss(tokens, ids, mask, target, weights)
     torch.testing.assert_close(loss, expected)
 
 

@@ -12,7 +12,7 @@ from dataloaders.images import load_image, to_tensor
 from gt.caption_accuracy import accuracy, check_captions
 from modules import predictor as predictor_module
 from modules.clip4idc import CLIP4IDC
-from modules.model.explanation import attention_of_words, rollout
+from modules.model.explanation import compute_token_attention, rollout
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
 from modules.report.pictures import draw_explanation
@@ -72,7 +72,7 @@ def test_the_score_is_the_mean_log_probability_of_the_words_and_the_end(
     images = torch.stack([torch.stack([to_tensor(path, 64) for path in pair]) for pair in pairs])
     expected = []
     with torch.no_grad():
-        tokens = tiny_captioner.encode_pairs(tiny_captioner.normalize(images)).tokens
+        tokens = tiny_captioner.encode_pairs(tiny_captioner.normalize_images(images)).tokens
         for row, words in ((0, [3, 4, 49]), (1, [5, 6, 7, 8])):
             read = torch.tensor([[tiny_captioner.sot, *words[:-1]]])
             logits = tiny_captioner.caption_logits(
@@ -135,7 +135,7 @@ def test_rollout_is_written_out():
     assert torch.equal(rollout([], tokens)[0], torch.eye(3))
     first = cross[0][0][0].mean(0) @ half[1][0] @ joint_rollout
     second = cross[1][0][0].mean(0) @ half[1][1] @ half[1][0] @ joint_rollout
-    found = attention_of_words(encoder, cross, rollout(joint, tokens))
+    found = compute_token_attention(encoder, cross, rollout(joint, tokens))
     torch.testing.assert_close(found[0], (first + second) / 2)
 
 

@@ -62,7 +62,7 @@ def test_gradient_is_that_of_rewards_above_the_others(
 
 def loss_by_hand(model, batch, captions, rewards) -> torch.Tensor:
     """One caption after another, its likelihood weighted by its reward above the others'."""
-    tokens = model.encode_against_first(model.normalize(batch["images"])).tokens
+    tokens = model.encode_against_first(model.normalize_images(batch["images"])).tokens
     total = 0
     for pair in range(len(captions)):
         for number in range(SAMPLES_PER_PAIR):

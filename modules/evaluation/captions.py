@@ -149,7 +149,7 @@ def generate_captions(
     own_numbers = runtime.own_share(range(len(pairs)))
     with runtime.autocast():
         for batch in runtime.progress_bar(loader, "captions"):
-            images = model.normalize(batch["images"].to(runtime.device))
+            images = model.normalize_images(batch["images"].to(runtime.device))
             tokens = model.encode_against_first(images).tokens
             numbers = list(own_numbers[len(own) : len(own) + len(images)])
             if len(tokens) > len(images):  # distractors

@@ -128,7 +128,7 @@ def _encode_all_pairs(
     model: CLIP4IDC, loader: Batches, with_tokens: bool, runtime: Runtime
 ) -> Features:
     shares = [
-        model.encode_pairs(model.normalize(batch["images"].to(runtime.device)))
+        model.encode_pairs(model.normalize_images(batch["images"].to(runtime.device)))
         for batch in runtime.progress_bar(loader, "pairs")
     ]
     return _gather_features(shares, with_tokens, runtime)

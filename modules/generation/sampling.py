@@ -46,13 +46,13 @@ def generate_by_sampling(
     numbers: Sequence[int],
 ) -> Tensor:
     """The decoding method `sampling`: (B, S, E) → ids (B, num_captions, ≤ max_words)."""
-    uniforms = uniform_numbers(decoding.seed, numbers, decoding.num_captions, max_words)
+    uniforms = draw_uniforms(decoding.seed, numbers, decoding.num_captions, max_words)
     temperature = 1.0 if decoding.temperature is None else decoding.temperature
     top_p = 1.0 if decoding.top_p is None else decoding.top_p
     return sample(model, pair_tokens, uniforms.to(pair_tokens.device), temperature, top_p)
 
 
-def uniform_numbers(seed: int, numbers: Sequence[int], num_captions: int, max_words: int) -> Tensor:
+def draw_uniforms(seed: int, numbers: Sequence[int], num_captions: int, max_words: int) -> Tensor:
     """Numbers in [0, 1) (B, num_captions, max_words); those of pair i follow from (seed, i) alone,
     where `numbers` are the pairs' i."""
     shape = (num_captions, max_words)

@@ -31,7 +31,7 @@ class StepModel(Protocol):
     def start_captions(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> StepState:
         """The state before the first word of `per_pair` captions of each pair, (B, S, E)."""
 
-    def next_word_logits(self, ids: Tensor, state: StepState) -> Tensor:
+    def next_token_logits(self, ids: Tensor, state: StepState) -> Tensor:
         """The last words (B, n) → logits of the next, a new tensor (B, n, V); `state` moves on."""
 
 
@@ -70,7 +70,7 @@ class OpenCaptions:
 
     def next_logits(self) -> Tensor:
         """Logits (O, n, V) of the next word. Call it once a word."""
-        return self.model.next_word_logits(self._last_ids, self._state)
+        return self.model.next_token_logits(self._last_ids, self._state)
 
     def append(self, next_ids: Tensor) -> None:
         """Write the next word (O, n) of each caption, and close pairs that have ended."""
@@ -107,7 +107,7 @@ class OpenCaptions:
         return self.ids[..., : self.length]
 
 
-def teacher_forcing(ids: Tensor, sot: int) -> tuple[Tensor, Tensor]:
+def shift_for_teacher_forcing(ids: Tensor, sot: int) -> tuple[Tensor, Tensor]:
     """Whole captions (N, L), 0 after EOT → the words before each (N, L), and the mask (N, L).
 
     With these a model gives the logits of all words in one pass.

@@ -147,7 +147,7 @@ def build_backbone(
     reasons = []
     for name in BACKBONES:
         kind = BACKBONES[name]
-        own = tensors_below(weights, kind.key_prefix)
+        own = strip_prefix(weights, kind.key_prefix)
         try:
             backbone = kind.from_weights(own, intra_layers, linear_patch)
         except ValueError as error:
@@ -156,10 +156,10 @@ def build_backbone(
         if backbone is not None:
             _check_attributes(name, backbone)
             return backbone
-    raise ValueError("; ".join(reasons) or nothing_takes(weights))
+    raise ValueError("; ".join(reasons) or no_backbone_message(weights))
 
 
-def holds_backbone(weights: Mapping[str, Tensor]) -> bool:
+def has_all_pretrained_tensors(weights: Mapping[str, Tensor]) -> bool:
     """Whether released-name weights have all that some registered backbone's pretraining gives."""
     try:
         with torch.device("meta"):
@@ -175,7 +175,7 @@ def key_prefixes() -> tuple[str, ...]:
     return tuple(f"{BACKBONES[name].key_prefix}." for name in BACKBONES)
 
 
-def tensors_below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix` and a dot, named without both."""
     start = f"{prefix}."
     return {
@@ -183,7 +183,7 @@ def tensors_below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tenso
     }
 
 
-def nothing_takes(keys: Iterable[str]) -> str:
+def no_backbone_message(keys: Iterable[str]) -> str:
     """The message for weights of no registered backbone."""
     first = ", ".join(list(keys)[:3])
     return (

@@ -160,7 +160,7 @@ class QueryKeyValue(nn.Module):
         return keys, values
 
 
-class AddNorm(nn.Module):
+class DenseAddNorm(nn.Module):
     """Dense, dropout, residual, LayerNorm: the end of every BERT sublayer."""
 
     def __init__(self, width_in: int, width: int, dropout: float) -> None:
@@ -184,7 +184,7 @@ class PostNormAttention(Attention):
         super().__init__()
         width = config.hidden_size
         self.add_module(projections, QueryKeyValue(width, config.num_attention_heads))
-        self.output = AddNorm(width, width, config.hidden_dropout_prob)
+        self.output = DenseAddNorm(width, width, config.hidden_dropout_prob)
         self.attention_dropout = config.attention_probs_dropout_prob
         self._projections = projections
 

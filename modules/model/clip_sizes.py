@@ -46,14 +46,15 @@ class ClipSizes:
                 f"CLIP image_resolution {self.image_resolution} is not a multiple of "
                 f"vision_patch_size {self.vision_patch_size}"
             )
-        if self.num_parameters > MAX_PARAMETERS:
+        num_parameters = self.approximate_num_parameters
+        if num_parameters > MAX_PARAMETERS:
             raise ValueError(
-                f"these CLIP sizes ask for {self.num_parameters / 1e9:.1f} billion parameters, "
+                f"these CLIP sizes ask for {num_parameters / 1e9:.1f} billion parameters, "
                 f"expected at most {MAX_PARAMETERS / 1e9:.1f}"
             )
 
     @property
-    def num_parameters(self) -> int:
+    def approximate_num_parameters(self) -> int:
         """About as many as the model has: its matrices and embeddings, those for pairs included."""
         vision = self.vision_width
         patches = 3 * self.vision_patch_size**2

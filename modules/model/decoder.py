@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.losses import vocabulary_loss
-from modules.model.bert import AddNorm, BertConfig, Intermediate, PostNormAttention, initialize_bert
+from modules.model.bert import (
+    BertConfig,
+    DenseAddNorm,
+    Intermediate,
+    PostNormAttention,
+    initialize_bert,
+)
 from modules.model.layers import MASK_VALUE, LayerNorm
 
 KeysValues = tuple[Tensor, Tensor]
@@ -24,7 +30,7 @@ class CaptionEncoderLayer(nn.Module):
         width = config.hidden_size
         self.slf_attn = PostNormAttention(config)
         self.intermediate = Intermediate(width, config.intermediate_size)
-        self.output = AddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
+        self.output = DenseAddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, E) → (B, S, E)."""
@@ -41,7 +47,7 @@ class CaptionDecoderLayer(nn.Module):
         self.slf_attn = PostNormAttention(config)
         self.enc_attn = PostNormAttention(config)
         self.intermediate = Intermediate(width, config.intermediate_size)
-        self.output = AddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
+        self.output = DenseAddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
 
     def forward(
         self, x: Tensor, words: KeysValues, memory: KeysValues, mask: Tensor | None

@@ -88,7 +88,7 @@ def _through_layer(calls: Calls, shares: Tensor) -> Tensor:
     return (mean_over_heads(calls) + identity) / 2 @ shares
 
 
-def attention_of_words(
+def compute_token_attention(
     encoder: Sequence[Calls], cross: Sequence[Calls], joint_rollout: Tensor
 ) -> Tensor:
     """The shares (B, L, S) of the images' tokens in each word, averaged over the decoder's layers.

@@ -199,5 +199,5 @@ def compile_blocks(model: CLIP4IDC) -> None:
         raise ValueError(
             "--compile needs a C++ compiler (g++, clang++ or cl), and none was found on the PATH"
         )
-    for block in model.blocks():
+    for block in model.compilable_blocks():
         block.compile()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from modules.model.backbone import build_backbone, tensors_below
+from modules.model.backbone import build_backbone, strip_prefix
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def resize_to_resolution(weights: Mapping[str, Tensor], image_resolution: int) -
     if image_resolution == backbone.image_resolution:
         return dict(weights)
     prefix = backbone.key_prefix
-    resized = backbone.resize_weights(tensors_below(weights, prefix), image_resolution)
+    resized = backbone.resize_weights(strip_prefix(weights, prefix), image_resolution)
     others = {key: value for key, value in weights.items() if not key.startswith(f"{prefix}.")}
     return {**{f"{prefix}.{key}": value for key, value in resized.items()}, **others}
 

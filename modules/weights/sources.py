@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from modules.model.backbone import holds_backbone, nothing_takes, tensors_below
+from modules.model.backbone import has_all_pretrained_tensors, no_backbone_message, strip_prefix
 from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.configs import CONFIG_CHECKS
@@ -73,7 +73,7 @@ def load_weights(
         tensors = to_released_float32(read_released(path, quick_gelu))
         info = read_model_info(path)
         named_source = str(path)
-    if not holds_backbone(tensors):
+    if not has_all_pretrained_tensors(tensors):
         tensors = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
     if image_resolution is not None:
         tensors = resize_to_resolution(tensors, image_resolution)
@@ -89,7 +89,7 @@ def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
     weights = strip_wrappers(read_weights(path))
     layout = layout_of(weights)
     if layout == "other":
-        raise ValueError(f"{path}: {nothing_takes(weights)}")
+        raise ValueError(f"{path}: {no_backbone_message(weights)}")
     try:
         released = to_released(weights, layout)
     except ValueError as error:
@@ -103,7 +103,7 @@ def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
 def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
     """ValueError unless a config beside the file says that it fits the model built here."""
     try:
-        sizes = ClipSizes.from_weights(tensors_below(weights, CLIP.key_prefix))
+        sizes = ClipSizes.from_weights(strip_prefix(weights, CLIP.key_prefix))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     name, find_problems = CONFIG_CHECKS[layout]

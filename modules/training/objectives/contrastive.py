@@ -46,7 +46,7 @@ class Contrastive(Objective):
     recipe = Recipe("cosine", betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, patience=None)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        pair = self.model.encode_pairs(self.model.normalize(batch["images"]))
+        pair = self.model.encode_pairs(self.model.normalize_images(batch["images"]))
         text = self.model.encode_text(batch["text_ids"])
         tokens = pair.tokens
         if self.model.uses_cross_encoder:  # the cosine needs no tokens

@@ -20,12 +20,12 @@ class CrossEntropy(Objective):
     recipe = Recipe("linear", betas=(0.9, 0.999), eps=1e-6, weight_decay=0.01, patience=11)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        pairs = self.model.encode_against_first(self.model.normalize(batch["images"]))
+        pairs = self.model.encode_against_first(self.model.normalize_images(batch["images"]))
         ids = _changes_first(batch["caption_input_ids"])
         mask = _changes_first(batch["caption_mask"])
         target = _changes_first(batch["caption_target_ids"])
         weights = _token_weights(target)
-        return self.model.caption_loss(
+        return self.model.weighted_caption_loss(
             pairs.tokens,
             ids.flatten(0, 1),
             mask.flatten(0, 1),

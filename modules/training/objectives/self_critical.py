@@ -6,7 +6,7 @@ from torch import Tensor
 from dataloaders.samples import CaptionSamples
 from modules.clip4idc import CLIP4IDC
 from modules.generation.sampling import sample
-from modules.generation.steps import teacher_forcing
+from modules.generation.steps import shift_for_teacher_forcing
 from modules.metrics.cider_d import CiderReward, reward_tokens
 from modules.tokenizer import decode
 from modules.training.objectives import Objective, TrainingData
@@ -37,12 +37,14 @@ class SelfCritical(Objective):
         self.reward = CiderReward(references, data.num_workers)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        tokens = self.model.encode_against_first(self.model.normalize(batch["images"])).tokens
+        tokens = self.model.encode_against_first(
+            self.model.normalize_images(batch["images"])
+        ).tokens
         rows = self._sample(tokens.detach()).flatten(0, 1)
         rewards = self._rewards(batch["index"].tolist(), rows)
         weights = _advantages(rewards) / rewards.numel()
-        previous, mask = teacher_forcing(rows, self.model.sot)
-        weighted_loss = self.model.caption_loss(
+        previous, mask = shift_for_teacher_forcing(rows, self.model.sot)
+        weighted_loss = self.model.weighted_caption_loss(
             tokens, previous, mask, rows, weights.view(-1, 1).expand_as(rows)
         )
         # Its value is minus the mean reward, its gradient that of the weighted likelihood.
