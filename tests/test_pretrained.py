@@ -1,6 +1,7 @@
 """Weights that a model starts from: what a name means, which file gives which tensor, sizes."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,14 @@ def test_a_folder_stands_for_the_weights_in_it(tmp_path):
         (tmp_path / name).write_bytes(b"x")
         assert find_weights(str(tmp_path)).name == name
     assert find_weights("demo") == ROOT / "ckpts" / "demo" / "model.safetensors"
+
+
+def test_a_folder_without_weights_hides_none_in_ckpts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert find_weights("demo") == ROOT / "ckpts" / "demo" / "model.safetensors"
+    (tmp_path / "demo" / "model.safetensors").write_bytes(b"x")
+    assert find_weights("demo") == Path("demo/model.safetensors")
 
 
 @pytest.mark.parametrize("resolution", [32, 96, 128])

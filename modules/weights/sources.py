@@ -131,13 +131,17 @@ def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
         return fetch_from_url(source, cache_dir)
     if name in CLIP_SHA256:
         return find_openai_clip(name, cache_dir)
-    for path in (Path(name), *(folder / name for folder in list_ckpts_folders())):
-        if path.is_file():
-            return path
+    paths = [Path(name), *(folder / name for folder in list_ckpts_folders())]
+    if may_be_on_hub(name) and not any(path.exists() for path in paths):
+        paths = [fetch_from_hub(name, cache_dir)]
+    for path in paths:
+        file = _find_weights_at(path)
+        if file is not None:
+            return file
+    for path in paths:
         if path.is_dir():
-            return _file_in(path)
-    if may_be_on_hub(name):
-        return _file_in(fetch_from_hub(name, cache_dir))
+            files = " or ".join(WEIGHT_FILES)
+            raise FileNotFoundError(f"{path} is a folder without {files}: name the file of weights")
     places = " and ".join(map(str, list_ckpts_folders()))
     raise FileNotFoundError(
         f"no weights {source}: tried {source} as it is and in {places}, "
@@ -145,13 +149,10 @@ def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
     )
 
 
-def _file_in(folder: Path) -> Path:
-    found = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} is a folder without {' or '.join(WEIGHT_FILES)}: name the file of weights"
-        )
-    return found[0]
+def _find_weights_at(path: Path) -> Path | None:
+    """The path itself if it is a file, or the file of weights in that folder, if there is one."""
+    files = [path, *(path / name for name in WEIGHT_FILES)]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _load_clip(
