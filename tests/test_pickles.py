@@ -120,6 +120,16 @@ def test_what_is_deep_or_shared_within_bounds_is_read(tmp_path):
         read_torch_file(tmp_path / "a")
 
 
+def test_the_limits_of_storages_and_tensors_are_separate(tmp_path, monkeypatch):
+    monkeypatch.setattr("modules.weights.unpickler.MAX_TENSORS", 6)
+    weights = {str(number): torch.ones(1) for number in range(6)}
+    (tmp_path / "a").write_bytes(torch_save_bytes(weights))
+    assert read_weights(tmp_path / "a").keys() == weights.keys()
+    (tmp_path / "a").write_bytes(torch_save_bytes({**weights, "one more": torch.ones(1)}))
+    with pytest.raises(ValueError, match="more than 6 storages"):
+        read_weights(tmp_path / "a")
+
+
 def test_storages_of_an_older_file_are_named_by_texts(tmp_path):
     for keys in (b"])" + b"\x85" * 90 + b"a", b"K\1", b"]K\1a"):
         (tmp_path / "a").write_bytes(OLDER_HEAD + FOUR_NUMBERS + program(keys) + bytes(40))
@@ -133,6 +143,15 @@ def test_long_names_of_scripted_modules_are_refused(tmp_path):
     archive = torch_save_bytes({"a": torch.arange(4.0)})
     (tmp_path / "a").write_bytes(with_entries(archive, lambda _: program(one)))
     with pytest.raises(ValueError, match="nested too deeply"):
+        read_weights(tmp_path / "a")
+
+
+def test_many_attributes_of_scripted_modules_are_refused_for_their_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("modules.weights.tensor_files.MAX_MODULE_ATTRIBUTES", 1)
+    one = b"c__torch__\nM\n)\x81}(X\1\0\0\0aNX\1\0\0\0bNub"
+    archive = torch_save_bytes({"a": torch.arange(4.0)})
+    (tmp_path / "a").write_bytes(with_entries(archive, lambda _: program(one)))
+    with pytest.raises(ValueError, match="modules have more than 1 attributes"):
         read_weights(tmp_path / "a")
 
 

@@ -221,17 +221,16 @@ def _read_legacy(path: Path) -> Any:
 
 def _named_tensors(root: ScriptedModule) -> dict[str, Tensor]:
     """A module's tensors by name, its own before those of the modules inside it."""
-    too_deep = ValueError("its modules are nested too deeply")
     tensors: dict[str, Tensor] = {}
     modules = [("", root)]
     budget = MAX_MODULE_ATTRIBUTES
     for prefix, module in modules:  # the list grows meanwhile
         budget -= len(vars(module))
         if budget < 0:
-            raise too_deep
+            raise ValueError(f"its modules have more than {MAX_MODULE_ATTRIBUTES} attributes")
         for name, value in vars(module).items():
             if len(prefix) + len(name) > MAX_NAME_LENGTH:
-                raise too_deep
+                raise ValueError("its modules are nested too deeply, or have too long names")
             if isinstance(value, Tensor):
                 tensors[prefix + name] = value
             elif isinstance(value, ScriptedModule):

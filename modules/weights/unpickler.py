@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MAX_INSTRUCTIONS = 1_000_000  # of a file; a training state of ViT-L/14 has some 150,000
-MAX_TENSORS = 100_000
+MAX_TENSORS = 100_000  # of a file, and as many storages, which tensors may share
 MAX_DEPTH = 100  # of containers inside each other
 MAX_DIMENSIONS = 16  # of a tensor
 MAX_ARGUMENTS = 8  # of a call; torch's own has seven
@@ -171,7 +171,9 @@ class RestrictedUnpickler(pickle._Unpickler):
         is_known = is_known and all(view is None for view in views)
         _refuse_unless(is_known, STRANGE_STORAGE)
         if key not in self.storages:
-            self._count_tensor()
+            _refuse_unless(
+                len(self.storages) < MAX_TENSORS, f"it has more than {MAX_TENSORS} storages"
+            )
             self.storages[key] = self.open_storage(dtype, key, count)
         return self.storages[key]
 
