@@ -11,14 +11,13 @@
 
 `impatient` is a training that stops after two epochs without a better score, where no score gets
 better. After a restart by torchrun nothing fails. STEP_TIMEOUT, in seconds, shortens how long
-processes wait for each other. Captions are scored by a stand-in, and no report is written.
+processes wait for each other. Captions get quick scores, and no report is written.
 """
 
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from modules.training.objectives.cross_entropy import CrossEntropy
 from modules.training.trainer import Trainer
 from system import runtime
 from tests.quick_scores import skip_reports, use_quick_scores
-from tests.runs import SCRIPTS
+from tests.runs import SCRIPTS, with_fault
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
 
@@ -50,45 +49,24 @@ def fail(what: str) -> None:
         time.sleep(300)
 
 
-def fail_at(number: int, what: str, original: Callable, before: Callable | None = None) -> Callable:
-    """`original`, with the fault in its call of that number: after it, or where `before` is given,
-    after `before` and instead of it."""
-    calls = 0
-
-    def counted(*args: Any, **more: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        is_now = calls == number
-        if is_now and before:
-            before(*args)
-            fail(what)
-        result = original(*args, **more)
-        if is_now and not before:
-            fail(what)
-        return result
-
-    return counted
-
-
-def write_half(_value: Any, path: Path) -> None:
-    """What a process leaves that is killed while it writes."""
-    Path(path).write_bytes(b"half")
-
-
-def do_nothing(*_: Any) -> None:
-    """The fault comes before anything else."""
-
-
 def install_fault(what: str, where: str, number: int) -> None:
-    """Make it fail there."""
+    """Patch the function at `where` so that its call `number` fails."""
+
+    def fault(*_: Any) -> None:
+        fail(what)
+
+    def write_half_and_fail(_value: Any, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        fail(what)
+
     if where == "step":
-        Trainer.step = fail_at(number, what, Trainer.step)
+        Trainer.step = with_fault(Trainer.step, number, after=fault)
     elif where == "write":
-        torch.save = fail_at(number, what, torch.save, before=write_half)
+        torch.save = with_fault(torch.save, number, before=write_half_and_fail)
     elif where == "rename":
-        Path.replace = fail_at(number, what, Path.replace, before=do_nothing)
+        Path.replace = with_fault(Path.replace, number, before=fault)
     elif where == "score":
-        SplitScorer.score = fail_at(number, what, SplitScorer.score, before=do_nothing)
+        SplitScorer.score = with_fault(SplitScorer.score, number, before=fault)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""For tests of hostile JSON: any values, corrupted valid ones, and the readers of all JSON files."""
+"""For tests of hostile JSON: any values, corrupted ones, and the readers of all JSON files."""
 
 import copy
 import json
@@ -74,7 +74,7 @@ def corrupted(draw: st.DrawFn, valid: Any) -> Any:
 
 
 def contents(valid: Any) -> st.SearchStrategy[bytes]:
-    """Bytes of JSON files: any value, a corrupted valid one, its text mutated, or no text at all."""
+    """Bytes of JSON files: any value, a corrupted one, a valid text mutated, or no text at all."""
     seeds = st.integers(0, 2**32)
     return st.one_of(
         VALUES.map(as_json),

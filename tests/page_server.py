@@ -17,18 +17,13 @@ import pytest
 
 from tests import quick_python
 from tests.conftest import ROOT
+from tests.runs import free_port
 
 EXAMPLES = ROOT / "docs" / "examples"
 CAPTIONS = json.loads((EXAMPLES / "captions.json").read_text())
 SECONDS = 120  # that anything may take on a busy machine
 SETTINGS = [1, 0, 1, 1, 0.9, 42]  # the page's own, in the order of its inputs
 FILE_DATA = {"_type": "gradio.FileData"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Stand-ins for the costly ends of an evaluation, for tests in which these are not the point."""
+"""Replacements for the slow last steps of an evaluation, for tests that do not check them."""
 
 import zlib
 from collections.abc import Callable, Mapping

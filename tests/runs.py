@@ -61,19 +61,37 @@ class Killed(BaseException):
     """Stands for the death of a process that is this one."""
 
 
-def die_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int = 1) -> None:
-    """Raise Killed in the call of that number of `owner.name`, instead of doing what it does."""
-    original: Callable = getattr(owner, name)
+def do_nothing(*_: Any) -> None:
+    """What most calls of `with_fault` do besides."""
+
+
+def with_fault(
+    original: Callable, number: int, before: Callable = do_nothing, after: Callable = do_nothing
+) -> Callable:
+    """`original`; around its call `number` come `before` and `after`, with its arguments."""
     calls = 0
 
-    def dying(*args: Any, **more: Any) -> Any:
+    def counted(*args: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == call:
-            raise Killed
-        return original(*args, **more)
+        is_now = calls == number
+        if is_now:
+            before(*args)
+        result = original(*args, **more)
+        if is_now:
+            after(*args)
+        return result
 
-    patch.setattr(owner, name, dying)
+    return counted
+
+
+def die_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int = 1) -> None:
+    """Call `call` of `owner.name` raises Killed instead of doing anything."""
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    patch.setattr(owner, name, with_fault(getattr(owner, name), call, before=die))
 
 
 def start(program: list[str], processes: int = 1, **environment: str) -> subprocess.Popen:

@@ -222,7 +222,7 @@ def test_openais_clip_goes_where_it_is_looked_for(tmp_path, monkeypatch, capsys)
     digest = hashlib.sha256(b"clip").hexdigest()
     monkeypatch.setitem(remote.CLIP_SHA256, "ViT-B/16", digest)
     with web_site({f"{digest}/ViT-B-16.pt": b"clip"}) as site:
-        monkeypatch.setattr(remote, "OPENAI", site.address)
+        monkeypatch.setattr(remote, "OPENAI", site.url)
         assert download.main(["clip", "--name", "ViT-B/16", "--to", str(tmp_path)]) == 0
     assert (tmp_path / "ViT-B-16.pt").read_bytes() == b"clip"
     line = refused(capsys, "clip", "--name", "RN50", "--to", str(tmp_path))

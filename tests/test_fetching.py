@@ -33,7 +33,7 @@ def site():
 
 @pytest.fixture
 def url(site) -> str:
-    return f"{site.address}/whole.bin"
+    return f"{site.url}/whole.bin"
 
 
 def break_off(site, *sizes: int) -> None:
@@ -139,8 +139,8 @@ def test_a_server_that_breaks_off_ever_earlier_is_given_up(tmp_path, site, url):
 )
 def test_a_refusal_names_the_url_and_leaves_no_file(tmp_path, site, name, sha256, kind, message):
     with pytest.raises(kind, match=message) as error:
-        fetch(f"{site.address}/{name}", tmp_path / name, sha256)
-    assert f"{site.address}/{name}" in str(error.value)
+        fetch(f"{site.url}/{name}", tmp_path / name, sha256)
+    assert f"{site.url}/{name}" in str(error.value)
     assert "\n" not in str(error.value)
     assert name not in names_in(tmp_path)
     if sha256:
@@ -219,7 +219,7 @@ def test_a_file_that_its_check_refuses_leaves_nothing(tmp_path, url):
 def test_no_line_and_no_file_has_a_secret(tmp_path, site, caplog, url):
     caplog.set_level("DEBUG", logger="system")
     break_off_for_good(site)
-    host = site.address.removeprefix("http://")
+    host = site.url.removeprefix("http://")
     with pytest.raises(OSError, match="http") as error:
         fetch(url.format(host=host), tmp_path / "x.bin")
     assert "downloading http" in caplog.text
@@ -231,7 +231,7 @@ def test_no_line_and_no_file_has_a_secret(tmp_path, site, caplog, url):
 
 def test_the_sidecar_of_a_part_has_no_secret(tmp_path, site):
     break_off_for_good(site)
-    host = site.address.removeprefix("http://")
+    host = site.url.removeprefix("http://")
     with pytest.raises(OSError, match="breaks off"):
         fetch(f"http://user:hunter2@{host}/whole.bin?sig=SECRET", tmp_path / "x.bin")
     sidecar = (tmp_path / "x.bin.part.json").read_text()

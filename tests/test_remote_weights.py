@@ -59,7 +59,7 @@ def test_openais_clips_are_downloaded_once_and_checked(name, tmp_path, cache, mo
     monkeypatch.setattr(places, "ROOT", tmp_path)
     monkeypatch.setitem(remote.CLIP_SHA256, name, digest)
     with web_site({place: content}) as site:
-        monkeypatch.setattr(remote, "OPENAI", site.address)
+        monkeypatch.setattr(remote, "OPENAI", site.url)
         cached = find_weights(name, str(cache))
         assert cached == cache / FILES[name]
         assert cached.read_bytes() == content
@@ -67,7 +67,7 @@ def test_openais_clips_are_downloaded_once_and_checked(name, tmp_path, cache, mo
         assert len(site.asked) == 1
         cached.unlink()
         site.files[place] = b"corrupted"
-        expected = rf"SHA-256 mismatch .*put {site.address}/{place}"
+        expected = rf"SHA-256 mismatch .*put {site.url}/{place}"
         with pytest.raises(OSError, match=expected):
             find_weights(name, str(cache))
         assert not cached.exists()
@@ -92,7 +92,7 @@ def test_openais_clips_are_looked_for_in_modules_then_in_ckpts(tmp_path, monkeyp
 def test_weights_at_a_url_come_with_their_model_json(content, cache):
     files = {"run/pytorch_model.bin.best": content, "run/model.json": INFO_FILE}
     with web_site(files) as site:
-        url = f"{site.address}/run/pytorch_model.bin.best"
+        url = f"{site.url}/run/pytorch_model.bin.best"
         loaded = load(url, cache)
         assert loaded.info == INFO
         assert torch.equal(loaded.tensors["clip.visual.proj"], tiny_weights()["clip.visual.proj"])
@@ -102,21 +102,21 @@ def test_weights_at_a_url_come_with_their_model_json(content, cache):
         signed = load(f"{url}?signature=x", cache)
         assert signed.info == {}, "a signed URL opens one file only"
         with pytest.raises(FileNotFoundError, match="404"):
-            load(f"{site.address}/run/none.bin", cache)
+            load(f"{site.url}/run/none.bin", cache)
 
 
 def test_a_model_json_that_cannot_be_downloaded_now_is_not_taken_for_none(content, cache):
     with web_site({"run/x.bin": content, "run/model.json": INFO_FILE}) as site:
         site.busy["run/model.json"] = download.MAX_ATTEMPTS
         with pytest.raises(OSError, match="model.json: the server answers 503"):
-            load(f"{site.address}/run/x.bin", cache)
-        assert load(f"{site.address}/run/x.bin", cache).info == INFO
+            load(f"{site.url}/run/x.bin", cache)
+        assert load(f"{site.url}/run/x.bin", cache).info == INFO
 
 
 def test_a_page_in_the_place_of_model_json_means_that_there_is_none(content, cache):
     files = {"any/x.bin": content, "any/model.json": b"<!doctype html><p>our home page"}
     with web_site(files) as site:
-        assert load(f"{site.address}/any/x.bin", cache).info == {}
+        assert load(f"{site.url}/any/x.bin", cache).info == {}
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_a_page_in_the_place_of_model_json_means_that_there_is_none(content, cac
 )
 def test_what_is_no_file_of_weights_does_not_stay_in_the_cache(rubbish, content, cache):
     with web_site({"x.bin": rubbish}) as site:
-        with pytest.raises(OSError, match=f"{site.address}/x.bin: "):
-            load(f"{site.address}/x.bin", cache)
+        with pytest.raises(OSError, match=f"{site.url}/x.bin: "):
+            load(f"{site.url}/x.bin", cache)
         site.files["x.bin"] = content
-        in_capitals = site.address.replace("http", "HTTP")
+        in_capitals = site.url.replace("http", "HTTP")
         assert load(f"{in_capitals}/x.bin", cache).tensors
 
 

@@ -78,7 +78,7 @@ def test_no_command_that_succeeds_shows_or_keeps_a_password(tmp_path, tiny_sizes
     work = tmp_path / "work"
     one_epoch = ["--do_train", "--epochs", "1", "--quick_gelu"]
     with web_site({"clip.bin": (tmp_path / "clip.bin").read_bytes()}) as site:
-        host = site.address.removeprefix("http://")
+        host = site.url.removeprefix("http://")
         secret_url = f"http://user:{MARK}@{host}"
 
         clip = ["--pretrained_clip_name", f"{secret_url}/clip.bin?sig={MARK}"]
@@ -216,7 +216,7 @@ def test_no_refusal_shows_a_password(tmp_path, tiny_sizes, capsys, caplog):
     train = arguments(data, tmp_path / "run", tiny_sizes, "retrieval")
     train.insert(0, "--do_train")
     with web_site(files) as site:
-        host = site.address.removeprefix("http://")
+        host = site.url.removeprefix("http://")
         commands = commands_with_run(f"http://user:{MARK}@{host}/run", train, tmp_path)
         for number, url in enumerate(bad_urls(host)):
             others = commands_with(url, train, tmp_path)

@@ -83,7 +83,7 @@ def test_weights_at_a_url_are_resumed_and_give_the_same_caption(twins, tmp_path,
     info = (twins / "released" / "model.json").read_bytes()
     with web_site({"m/spot.safetensors": content, "m/model.json": info}) as site:
         site.broken = {"m/spot.safetensors": [len(content) // 2]}
-        source = f"{site.address}/m/spot.safetensors"
+        source = f"{site.url}/m/spot.safetensors"
         more = ("--init_model", source, "--cache_dir", str(tmp_path / "cache"))
         assert caption(capsys, *more) == expected
         ranges = [asked for name, asked in site.asked if name == "m/spot.safetensors"]
@@ -148,7 +148,7 @@ def test_a_page_instead_of_weights_does_not_stay_in_the_cache(tmp_path, capsys):
     cache = tmp_path / "cache"
     write_page(tmp_path / "page")
     with web_site({"quota.bin": (tmp_path / "page").read_bytes()}) as site:
-        more = ("--init_model", f"{site.address}/quota.bin", "--cache_dir", str(cache))
+        more = ("--init_model", f"{site.url}/quota.bin", "--cache_dir", str(cache))
         line = run_refused("caption", predict_options("added", *more), capsys)
     assert "answers with a web page instead of the file" in line
     assert not [path for path in cache.rglob("*.bin") if path.is_file()]
@@ -157,7 +157,7 @@ def test_a_page_instead_of_weights_does_not_stay_in_the_cache(tmp_path, capsys):
 def test_a_clip_that_cannot_be_downloaded_leaves_no_run_folder(clevr, tiny_sizes, tmp_path, capsys):
     run = tmp_path / "run"
     with web_site({}) as site:
-        more = ("--do_train", "--pretrained_clip_name", f"{site.address}/gone.pt")
+        more = ("--do_train", "--pretrained_clip_name", f"{site.url}/gone.pt")
         options = arguments(clevr, run, tiny_sizes, "retrieval", *more)
         line = run_refused("retrieval", options, capsys)
     assert "gone.pt: the server answers 404" in line
@@ -246,7 +246,7 @@ def test_a_run_is_continued_from_a_url_as_from_its_folder(
     assert SCRIPTS[task].main(options("whole")) == 0
     files = {f"run/{path.name}": path.read_bytes() for path in whole.iterdir() if path.is_file()}
     with web_site(files) as site:
-        url = f"{site.address}/run"
+        url = f"{site.url}/run"
         resumed = options("new", "--resume_model", f"{url}/training_state.bin.0")
         assert SCRIPTS[task].main(resumed) == 0
         new = tmp_path / "new"
