@@ -1,4 +1,4 @@
-"""Pictures → tensors: decode, resize, normalise (docs/reference.md, Images)."""
+"""Pictures → tensors: decode, resize, normalize (docs/reference.md, Images)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -87,7 +87,7 @@ def _too_many(path: str | Path, limit: int) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; of 16-bit grey the upper half, which Pillow by itself would cut off at 255."""
+    """8-bit RGB; of 16-bit gray the upper half, which Pillow by itself would cut off at 255."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

@@ -1,6 +1,6 @@
 """Pairs → training samples and evaluation items, as dictionaries of tensors.
 
-Letters: L words, K captions. Images are uint8 (2 or 3, 3, R, R): before, after and, where the
+Dimensions: L words, K captions. Images are uint8 (2 or 3, 3, R, R): before, after and, where the
 dataset has one, the distractor. Source: docs/reference.md, Data.
 """
 

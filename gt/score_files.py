@@ -311,7 +311,7 @@ def _build_parser() -> OneLineParser:
         choices=PROTOCOLS,
         metavar="NAME",
         default="coco",
-        help="how captions are tokenised and by which metrics they are scored: %(choices)s "
+        help="how captions are tokenized and by which metrics they are scored: %(choices)s "
         "(default: coco)",
     )
     parser.add_argument(

@@ -1,6 +1,6 @@
 """CLIP4IDC: the wiring of backbone, captioner and cross encoder; where weights become a model.
 
-Letters: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
+Dimensions: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
 L words, V vocabulary, R pixels along an image's side. See docs/reference.md, Model.
 """
 

@@ -1,6 +1,6 @@
 """The cross encoder of --sim_header tight: BERT over a text's and a pair's tokens together.
 
-After UniVL and CLIP4Clip. Letters: B combinations of a text and a pair, L words, S pair tokens,
+After UniVL and CLIP4Clip. Dimensions: B combinations of a text and a pair, L words, S pair tokens,
 E hidden size.
 """
 

@@ -1,6 +1,6 @@
 """The losses of both tasks. See docs/reference.md, Losses.
 
-Letters: N rows or targets, n targets of a chunk, E hidden size, V vocabulary.
+Dimensions: N rows or targets, n targets of a chunk, E hidden size, V vocabulary.
 """
 
 from typing import NamedTuple

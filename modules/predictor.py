@@ -6,7 +6,7 @@
 
 A file of one's own: `Predictor.load("ckpts/ckpt_spot_caption/pytorch_model.bin.best")`.
 
-Letters: B pairs, n captions of each, L words, T tokens per image, S = 2T.
+Dimensions: B pairs, n captions of each, L words, T tokens per image, S = 2T.
 """
 
 import logging

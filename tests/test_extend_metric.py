@@ -324,7 +324,7 @@ def test_a_protocol_that_does_not_fit_together_is_refused(protocol, message):
         CaptionScorer({"1": ["a"]}, protocol)
 
 
-def test_a_protocol_without_a_tokeniser_is_refused():
+def test_a_protocol_without_a_tokenizer_is_refused():
     PROTOCOLS.register("incomplete", object())
     with pytest.raises(ValueError, match="scoring protocol 'incomplete' lacks tokenize, metrics"):
         SplitScorer({"1": ["a"]}, protocols=("incomplete",))

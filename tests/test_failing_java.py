@@ -193,7 +193,7 @@ def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(
     assert stand_in.starts("meteor") == 1
 
 
-def test_without_java_the_other_scores_of_tokenised_captions_are_there(
+def test_without_java_the_other_scores_of_tokenized_captions_are_there(
     stand_in, caplog, monkeypatch
 ):
     scorer = new_scorer()
@@ -260,7 +260,7 @@ def test_another_collector_is_not_asked_for_where_the_user_chose_one(stand_in, m
     assert meteor.COLLECTOR in process_of(free).args
 
 
-def test_a_tokeniser_that_crashes_once_is_run_again(stand_in, capfd):
+def test_a_tokenizer_that_crashes_once_is_run_again(stand_in, capfd):
     stand_in.set_fault("tokenizer crashes once")
     assert tokenize(REFERENCES)["1"] == REFERENCES["1"]
     assert stand_in.starts("tokenizer") == 2
@@ -287,11 +287,11 @@ def test_without_tokens_all_scores_are_missing(fault, reason, stand_in, caplog, 
     assert {name: missing(group) for name, group in scores.items()} == dict.fromkeys(
         ("all", "first"), NAMES
     )
-    assert "all caption scores are missing: the PTB tokeniser" in caplog.text
+    assert "all caption scores are missing: the PTB tokenizer" in caplog.text
     assert all(map(math.isnan, scored.whole.scores_by_id("CIDEr").values()))
     stand_in.set_fault("none")
     assert not missing(scorer.score(CAPTIONS).scores()["all"]), (
-        "references are tokenised when possible"
+        "references are tokenized when possible"
     )
 
 

@@ -152,7 +152,7 @@ def test_scores_have_the_digits_of_pycocoevalcap(new_scorer):
         assert scores[group]["CIDEr"] == Cider().compute_score(texts, results)[0]
 
 
-def test_texts_are_tokenised_in_one_call_and_keep_apart(new_scorer, monkeypatch):
+def test_texts_are_tokenized_in_one_call_and_keep_apart(new_scorer, monkeypatch):
     """ "no." stays one token where the next line begins with a number."""
     calls = []
 
@@ -239,7 +239,7 @@ def test_tokens_are_pycocoevalcaps_own():
     assert tokenize(as_results(numbered)) == theirs
 
 
-def test_the_tokeniser_writes_to_no_folder_and_no_terminal(monkeypatch, capfd):
+def test_the_tokenizer_writes_to_no_folder_and_no_terminal(monkeypatch, capfd):
     """Where pycocoevalcap is installed may be read-only."""
     ensure_java()
     monkeypatch.setattr("tempfile.NamedTemporaryFile", None)

@@ -22,7 +22,7 @@ BASELINE_GROUPS = ("change", "distractor")  # subsets that have baselines of the
 class SplitScorer:
     """Scores a split's captions, epoch after epoch, beside two baselines that are scored once.
 
-    References are tokenised once. What is missing, of references or baselines, is tried again in
+    References are tokenized once. What is missing, of references or baselines, is tried again in
     the next evaluation. Build one before training: references that do not fit are found then.
     """
 
@@ -97,7 +97,7 @@ class SplitScorer:
         The first protocol's CIDEr-D decides which constant is the best.
         """
         if not all(scorer.train_tokens for scorer in self.scorers):
-            log.warning("the baselines are missing: training captions could not be tokenised")
+            log.warning("the baselines are missing: training captions could not be tokenized")
             return
         candidates, references = self.scorers[0].train_tokens, self.scorers[0].reference_tokens
         apart = {name: ids for name, ids in self.subsets.items() if name in BASELINE_GROUPS}

@@ -1,6 +1,6 @@
 """Beam search: several beginnings of each caption, of which the most likely ones are continued.
 
-Letters: B pairs, of which O are open; n beams of each; V vocabulary.
+Dimensions: B pairs, of which O are open; n beams of each; V vocabulary.
 """
 
 from collections.abc import Sequence

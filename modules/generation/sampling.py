@@ -1,6 +1,6 @@
 """Sampling: words drawn by their probability, each by a number of its own.
 
-Letters: B pairs, n captions of each, V vocabulary.
+Dimensions: B pairs, n captions of each, V vocabulary.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What decoding needs of a model, and the captions being written, which all methods share.
 
-Letters: B pairs, of which O are open; n captions of each; L words; V vocabulary.
+Dimensions: B pairs, of which O are open; n captions of each; L words; V vocabulary.
 """
 
 from typing import Protocol

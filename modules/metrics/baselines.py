@@ -17,7 +17,7 @@ Ngram = tuple[str, ...]
 
 
 def best_constant(candidates: Sequence[str], references: Mapping[str, Sequence[str]]) -> str:
-    """The tokenised candidate with the highest CIDEr when every id of the references gets it."""
+    """The tokenized candidate with the highest CIDEr when every id of the references gets it."""
     distinct = list(dict.fromkeys(candidates))
     return distinct[int(constant_cider(distinct, references).argmax())]
 
@@ -33,7 +33,7 @@ def random_captions(
 def constant_cider(
     candidates: Sequence[str], references: Mapping[str, Sequence[str]]
 ) -> np.ndarray:
-    """CIDEr of each tokenised candidate when every id of the references gets it.
+    """CIDEr of each tokenized candidate when every id of the references gets it.
 
     Exact, and quick: a candidate meets a reference only in products min(h, r) · r, where h is the
     count of an n-gram in the candidate and r in the reference. So for each n-gram and each h, all

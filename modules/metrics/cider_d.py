@@ -1,6 +1,6 @@
 """CIDEr-D without Java (Vedantam et al. 2015), for baselines and as a reward in training.
 
-Equal to pycocoevalcap's for sentences that are tokenised alike (`tests/test_cider.py`).
+Equal to pycocoevalcap's for sentences that are tokenized alike (`tests/test_cider.py`).
 """
 
 import math
@@ -21,7 +21,7 @@ END_MARK = "(end)"  # WORD never matches it
 
 
 def count_ngrams(sentence: str) -> Counter:
-    """Counts of a tokenised sentence's 1- to MAX_NGRAM-grams."""
+    """Counts of a tokenized sentence's 1- to MAX_NGRAM-grams."""
     words = sentence.split()
     counts: Counter = Counter()
     for n in range(1, MAX_NGRAM + 1):
@@ -55,7 +55,7 @@ class IdfWeights:
         return self.weights.get(ngram, self.unseen)
 
     def weigh_sentence(self, text: str) -> Sentence:
-        """A tokenised sentence, counted and weighted."""
+        """A tokenized sentence, counted and weighted."""
         counts = count_ngrams(text)
         squares = [0.0] * MAX_NGRAM
         for ngram, count in counts.items():
@@ -66,7 +66,7 @@ class IdfWeights:
 
 
 class CiderD:
-    """Scores sentences against the tokenised references of their ids."""
+    """Scores sentences against the tokenized references of their ids."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
         self.idf = IdfWeights(references)

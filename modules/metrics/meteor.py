@@ -89,7 +89,7 @@ class MeteorProcess:
     def statistics(
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
     ) -> list[list[float]]:
-        """METEOR's NUM_STATISTICS numbers of each tokenised caption."""
+        """METEOR's NUM_STATISTICS numbers of each tokenized caption."""
         questions = [_question(references[key], text) for key, text in captions.items()]
         with self._running(questions):
             answers = [_parse_statistics(self._ask(question)) for question in questions]

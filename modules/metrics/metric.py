@@ -48,7 +48,7 @@ class Metric(Protocol):
     def rows(
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
     ) -> np.ndarray:
-        """Tokenised texts by id → (N, W), in the order of `captions`.
+        """Tokenized texts by id → (N, W), in the order of `captions`.
 
         Both have the same ids. Raises JavaError where a Java program fails.
         """
@@ -79,7 +79,7 @@ def _nothing_to_prepare() -> None:
 
 
 class ScoringProtocol(NamedTuple):
-    """How captions are tokenised, and which metrics score them."""
+    """How captions are tokenized, and which metrics score them."""
 
     tokenize: MetricTokenizer
     """(texts by key, context) → their tokens, joined by spaces, in the same order."""

@@ -41,10 +41,10 @@ UNPREDICTABLE = re.compile("DOTMULTI|[\u0130\u212a]")
 def possible_words(texts: Iterable[str]) -> set[str] | None:
     """Every word that METEOR can make of the texts, and more; None: any word at all.
 
-    METEOR's normalisation puts spaces beside characters that are neither letters nor digits, and
+    METEOR's normalization puts spaces beside characters that are neither letters nor digits, and
     removes or replaces those characters: "u.s." becomes "us", "it's" becomes "it s". A word stands
     here without such characters, so that no rule has to be repeated: all runs of a-z and 0-9
-    between spaces, and what neighbouring runs give when they are joined.
+    between spaces, and what neighboring runs give when they are joined.
     """
     found: set[str] = set()
     between_spaces = set()

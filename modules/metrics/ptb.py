@@ -1,4 +1,4 @@
-"""The PTB tokeniser of Stanford's CoreNLP, as pycocoevalcap runs it, in a Java process a call."""
+"""The PTB tokenizer of Stanford's CoreNLP, as pycocoevalcap runs it, in a Java process a call."""
 
 import logging
 import subprocess
@@ -56,12 +56,12 @@ def tokenize_lines(lines: Sequence[str]) -> list[str]:
             PROGRAM, input=data, capture_output=True, timeout=java.TIMEOUT, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise JavaError(f"the PTB tokeniser does not run: {error}") from error
+        raise JavaError(f"the PTB tokenizer does not run: {error}") from error
     rows = done.stdout.decode(errors="replace").split("\n")[:-1]
     if done.returncode or len(rows) != len(lines):
         reason = find_error_line(done.stderr)
         raise JavaError(
-            f"the PTB tokeniser ended with {done.returncode} after {len(rows)} of {len(lines)} "
+            f"the PTB tokenizer ended with {done.returncode} after {len(rows)} of {len(lines)} "
             f"captions: {reason}"
         )
     return [_without_punctuation(row) for row in rows]

@@ -109,7 +109,7 @@ class ScoredCaptions:
 
     scorer: "CaptionScorer"
     tokens: Mapping[str, str]
-    """Caption id → tokens; empty where the captions could not be tokenised."""
+    """Caption id → tokens; empty where the captions could not be tokenized."""
     whole: GroupRows
 
     def groups(self, subsets: Subsets | None = None) -> dict[str, GroupRows]:
@@ -144,7 +144,7 @@ class ScoredCaptions:
 class CaptionScorer:
     """A protocol with the references of the ids that it scores.
 
-    References and training captions are tokenised together with the first captions, in one call.
+    References and training captions are tokenized together with the first captions, in one call.
     Metrics may keep a program running until the scorer is gone, as METEOR does.
     """
 
@@ -179,7 +179,7 @@ class CaptionScorer:
     def _tokenize_together(self, parts: Sequence[Texts]) -> list[dict]:
         """The tokens of each part. An empty text between two parts keeps them apart.
 
-        The PTB tokeniser looks ahead: "no." stays one token where the next line is a number.
+        The PTB tokenizer looks ahead: "no." stays one token where the next line is a number.
         """
         texts = {}
         for number, part in enumerate(parts):
@@ -189,7 +189,7 @@ class CaptionScorer:
         return [{key: tokens[number, key] for key in part} for number, part in enumerate(parts)]
 
     def score(self, captions: Mapping[str, str]) -> ScoredCaptions:
-        """Tokenise captions and compute their rows; a warning says what is missing."""
+        """Tokenize captions and compute their rows; a warning says what is missing."""
         try:
             (tokens,) = self.tokenize(captions)
         except JavaError as error:
@@ -202,7 +202,7 @@ class CaptionScorer:
     def score_tokens(
         self, tokens: Mapping[str, str], failures: FailureTracker | None = None
     ) -> ScoredCaptions:
-        """The same for captions that are tokenised, after `tokenize` was called."""
+        """The same for captions that are tokenized, after `tokenize` was called."""
         failures = failures or FailureTracker()
         parts = [self.rows_of(metric, tokens, failures) for metric in self.metrics]
         return ScoredCaptions(self, tokens, GroupRows(list(tokens), parts, self.protocol, failures))
@@ -210,7 +210,7 @@ class CaptionScorer:
     def rows_of(
         self, metric: Metric, tokens: Mapping[str, str], failures: FailureTracker
     ) -> MetricRows:
-        """A metric's rows of tokenised captions. Raises ValueError for rows of another shape."""
+        """A metric's rows of tokenized captions. Raises ValueError for rows of another shape."""
         references = {key: self.reference_tokens[key] for key in tokens}
         rows = failures.ask(metric, lambda: metric.rows(references, tokens))
         if rows is not None:

@@ -4,7 +4,7 @@ A new backbone is a file with a subclass of `PairBackbone`, and one entry in
 `modules.registries.BACKBONES`. It knows its tensors without its prefix: what is saved as
 `clip.logit_scale` is `logit_scale` to CLIP.
 
-Letters: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
+Dimensions: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
 L words, R pixels along an image's side.
 """
 

@@ -1,6 +1,6 @@
 """BERT's family: configs of the captioner and the cross encoder, and their post-norm layers.
 
-Letters: B rows, S tokens, D width, H heads, d = D/H, K keys.
+Dimensions: B rows, S tokens, D width, H heads, d = D/H, K keys.
 """
 
 import os

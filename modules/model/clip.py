@@ -1,6 +1,6 @@
 """OpenAI's CLIP as a backbone for pairs. Every size comes from the weights' shapes.
 
-Letters: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
+Dimensions: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
 L words, W text width, R pixels along an image's side.
 """
 

@@ -1,6 +1,6 @@
 """CLIP's vision tower, reading pairs of images (paper, section 3.2).
 
-Letters: B pairs, K pairs that share their first image, N images, T tokens an image (1 + grid²),
+Dimensions: B pairs, K pairs that share their first image, N images, T tokens an image (1 + grid²),
 D vision width, E embedding size, p patch size, R pixels along an image's side.
 """
 

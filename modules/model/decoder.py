@@ -1,6 +1,6 @@
 """The captioner: UniVL's encoder-decoder on a pair's tokens (paper, section 3.3).
 
-Letters: B pairs, S pair tokens (2T), E hidden size, L words, V vocabulary, H heads, d = E/H.
+Dimensions: B pairs, S pair tokens (2T), E hidden size, L words, V vocabulary, H heads, d = E/H.
 """
 
 from dataclasses import dataclass

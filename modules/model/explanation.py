@@ -1,6 +1,6 @@
 """Where the model looked: attention weights of a caption, carried back to the images' patches.
 
-Letters: B pairs, H heads, S tokens of a pair (2T), L words, K = S attended tokens.
+Dimensions: B pairs, H heads, S tokens of a pair (2T), L words, K = S attended tokens.
 """
 
 from collections.abc import Sequence

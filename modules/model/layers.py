@@ -1,6 +1,6 @@
 """Attention, in one place for all modules, LayerNorm in float32, and CLIP's pre-norm blocks.
 
-Letters: B rows, S or L tokens, D width, H heads, d = D/H, K keys.
+Dimensions: B rows, S or L tokens, D width, H heads, d = D/H, K keys.
 """
 
 from collections.abc import Iterator, Sequence

@@ -20,7 +20,7 @@ MARGIN = 8  # pixels between images
 LINE_HEIGHT = 22  # pixels: the height of a line of text
 LINE_LENGTH = 72  # letters of a line below a pair
 COLUMNS = 3  # pairs of images side by side
-TEXT_COLORS = ("dimgrey", "black")  # of the two lines below a pair
+TEXT_COLORS = ("dimgray", "black")  # of the two lines below a pair
 JPEG_QUALITY = 82
 NO_MAPS = "this model has no attention maps"
 LEAST_HEAT = 1e-12  # keeps a map of zeros from dividing by zero
@@ -84,8 +84,8 @@ def overlay(image: np.ndarray, heat: np.ndarray, maximum: float) -> np.ndarray:
     smooth = np.clip(smooth, 0, 1)[..., None]
     colored = cv2.applyColorMap((smooth * 255).astype(np.uint8), cv2.COLORMAP_JET)
     colored = cv2.cvtColor(colored, cv2.COLOR_BGR2RGB)
-    grey = image.mean(axis=2, keepdims=True)
-    return (grey * (1 - 0.7 * smooth) + colored * 0.7 * smooth).astype(np.uint8)
+    gray = image.mean(axis=2, keepdims=True)
+    return (gray * (1 - 0.7 * smooth) + colored * 0.7 * smooth).astype(np.uint8)
 
 
 def attention_panels(before: ImageLike, after: ImageLike, explanation: Explanation) -> list[Panel]:

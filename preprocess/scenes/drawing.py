@@ -3,7 +3,7 @@
 Each object's outline is filled as an antialiased polygon, the farthest object first. The ground,
 with the shadows of three area lamps, is drawn at a quarter of the resolution. Light is computed in
 linear units and converted to sRGB at the end.
-Letters: N objects, n pixels, P points of a body, S points of a lamp; vectors are (3, n).
+Dimensions: N objects, n pixels, P points of a body, S points of a lamp; vectors are (3, n).
 """
 
 import cv2

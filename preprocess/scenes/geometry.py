@@ -1,7 +1,7 @@
 """Scenes of simple objects on a plane, and where a camera like CLEVR's sees them.
 
 Units: Blender's for lengths, radians for angles, pixels in pictures of 480 × 320.
-Letters: N objects, P points.
+Dimensions: N objects, P points.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The light that reaches the camera from the objects: ray casting, three lamps, metal that mirrors.
 
 All pixels of all objects of a picture are shaded in one flat batch. Light is linear, in BGR order.
-Letters: N objects, n pixels; vectors are (3, n) float32.
+Dimensions: N objects, n pixels; vectors are (3, n) float32.
 """
 
 import numpy as np
