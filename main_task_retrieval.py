@@ -2,23 +2,16 @@
 
 import sys
 
-from modules.options import parse_options
-from system.command import run_command
+from modules.pipeline import run_script
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see --help.
 
-    Returns 0, or exits with 2 and one line for what the user can correct.
+    Returns 0. Every other exit code comes as SystemExit: 2 for what the user can correct, and those
+    that `run_command` lists.
     """
-    options = parse_options(argv, "retrieval", __doc__)
-
-    def job() -> None:
-        from modules.pipeline import run  # late, so that --help and wrong options need no torch
-
-        run(options)
-
-    return run_command("main_task_retrieval.py", job)
+    return run_script(argv, "retrieval", __doc__)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """CLIP4IDC's commands: `clip4idc COMMAND …`, or in a checkout `python -m clip4idc COMMAND …`.
 
-Each command is a script's `main` with a few words in front of the user's. Only the script of the
-command is imported.
+Each command calls a script's `main` with some arguments in front of the user's. Only the script of
+the command is imported.
 """
 
 import importlib
@@ -13,11 +13,11 @@ from system.places import PREFIX
 
 
 class Command(NamedTuple):
-    """What a command is for, the module whose `main` it runs, and the words put in front."""
+    """What a command is for, the module whose `main` it calls, and its arguments in front."""
 
     help: str
     module: str
-    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 COMMANDS = {
@@ -38,7 +38,9 @@ COMMANDS = {
     ),
     "score": Command("score files of captions, and compare them", "gt.eval_utils", ("score",)),
     "changes": Command(
-        "whether captions of CLEVR-Change name the right change", "gt.eval_utils", ("changes",)
+        "check whether captions of CLEVR-Change name the right change",
+        "gt.eval_utils",
+        ("changes",),
     ),
     "ground-truth": Command("write a dataset's captions in COCO's form", "gt.eval_utils"),
     "check": Command("look for mistakes in a dataset", "preprocess.check_dataset"),
@@ -51,7 +53,7 @@ COMMANDS = {
 
 
 def format_usage() -> str:
-    """The help text."""
+    """The help text of `clip4idc`: a line for each command."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     title = f"usage: clip4idc COMMAND [options]    (version {__version__})"
@@ -60,22 +62,23 @@ def format_usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Wrong input prints one line and exits with 2."""
-    words = sys.argv[1:] if argv is None else argv
-    if words[:1] in ([], ["-h"], ["--help"]):
+    """Run a command; returns its exit code. An unknown command prints one line and returns 2."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(format_usage())
         return 0
-    if words[0] == "--version":
+    name, *rest = arguments
+    if name == "--version":
         print(__version__)
         return 0
-    command = COMMANDS.get(words[0])
+    command = COMMANDS.get(name)
     if command is None:
         expected = f"expected one of {', '.join(COMMANDS)}"
-        print(f"clip4idc: no command {words[0]!r}: {expected}", file=sys.stderr)
+        print(f"clip4idc: no command {name!r}: {expected}", file=sys.stderr)
         return 2
-    sys.argv[0] = f"clip4idc {words[0]}"  # the program's name in help texts and messages
+    sys.argv[0] = f"clip4idc {name}"  # the program's name in help texts and messages
     module = importlib.import_module(PREFIX + command.module)
-    return module.main([*command.words, *words[1:]])
+    return module.main([*command.arguments, *rest])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The outer shell of every command: its parser, and errors as one line with an exit code."""
+"""What every command shares: its argument parser, and one-line error messages with exit codes."""
 
 import argparse
 import os
@@ -7,53 +7,51 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from system.escaping import to_one_line
 from system.files import summarize_error
 from system.signals import EXIT_TRY_AGAIN, StopRequested
-from system.urls import Location, scrub
+from system.urls import remember_secrets, scrub
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-OUT_OF_MEMORY = (
-    "out of memory: use a smaller --batch_size or --batch_size_val, or more "
-    "--gradient_accumulation_steps"
+EXIT_LOST_PROCESS = 1
+
+# Texts in RuntimeErrors of torch that are not our bugs.
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory")
+WORKER_KILLED = re.compile(r"DataLoader worker .* (?:killed|exited)")
+PROCESS_LOST = re.compile(
+    r"Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe"
+    r"|Socket closed|NCCL"
 )
 
-# RuntimeErrors of torch that are no bugs of ours: a pattern, the exit code and the message.
-KNOWN_RUNTIME_ERRORS = (
-    (re.compile(r"out of memory|can't allocate memory"), EXIT_USER_ERROR, OUT_OF_MEMORY),
-    (
-        re.compile(r"DataLoader worker .* (?:killed|exited)"),
-        1,
-        "a worker process that reads images was killed, most often for lack of memory: use fewer "
-        "--num_thread_reader",
-    ),
-    (
-        re.compile(
-            r"Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe"
-            r"|Socket closed|NCCL"
-        ),
-        1,
-        "another process has ended or hangs; its own lines say why",
-    ),
-)
+
+class Advice(NamedTuple):
+    """What the user of a command can do about an error: the ends of messages, or nothing."""
+
+    out_of_memory: str = ""
+    worker_killed: str = ""
+    stopped: str = ""
+
+
+NO_ADVICE = Advice()
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line each, without secrets of URLs."""
+    """An argparse parser whose errors are one line each, without secrets from URLs."""
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> Any:
-        """As in argparse. From here on, secrets of URLs in any argument are hidden in all text."""
+        """As in argparse. From here on, secrets in URLs given as arguments are hidden in all
+        output."""
         arguments = sys.argv[1:] if args is None else args
         for argument in arguments:
             value = argument.partition("=")[2] if argument.startswith("-") else argument
-            Location(value)
+            remember_secrets(value)
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -62,13 +60,17 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"{self.prog}: {line} (--help lists the options)\n")
 
 
-def run_command(script: str, job: Callable[[], None]) -> int:
-    """Run `job()`; returns 0.
+def find_program_name() -> str:
+    """The name of this program, as its help texts show it."""
+    return OneLineParser().prog
 
-    Errors that a user can cause (ValueError, OSError, too little memory) become one line on stderr
-    and exit code 2, Ctrl-C 130, a training that was asked to stop 75, the loss of another process
-    1, and a reader of our output that has gone away 141. Other errors are bugs: their traceback is
-    printed without secrets.
+
+def run_command(program: str, job: Callable[[], None], advice: Advice = NO_ADVICE) -> int:
+    """Run `job` and return 0.
+
+    A ValueError, an OSError or too little memory becomes one line on stderr, which begins with the
+    program's name, and exit code 2. Ctrl-C gives 130, a requested stop 75, a lost process 1, and a
+    closed output pipe 141. Other errors are bugs: their traceback is printed without secrets.
     """
     sys.excepthook = _print_scrubbed
     try:
@@ -77,30 +79,49 @@ def run_command(script: str, job: Callable[[], None]) -> int:
         _discard_output()
         raise SystemExit(EXIT_BROKEN_PIPE) from None
     except (StopRequested, KeyboardInterrupt, Exception) as error:
-        failure = _explain(error)
+        failure = _explain(error, advice)
         if failure is None:
             raise
         code, message = failure
-        _print_line(script, message)
+        _print_line(program, message)
         raise SystemExit(code) from None
     return 0
 
 
-def _explain(error: BaseException) -> tuple[int, str] | None:
+def _explain(error: BaseException, advice: Advice) -> tuple[int, str] | None:
     """The exit code and the message for an error; None for a bug."""
     if isinstance(error, StopRequested):
-        return EXIT_TRY_AGAIN, "stopped as asked; the same command with --resume auto continues"
+        return EXIT_TRY_AGAIN, _add_advice("stopped as asked", advice.stopped)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"
     if isinstance(error, ValueError | OSError):
         return EXIT_USER_ERROR, str(error)
     if isinstance(error, MemoryError):
-        return EXIT_USER_ERROR, OUT_OF_MEMORY
+        return EXIT_USER_ERROR, _add_advice("out of memory", advice.out_of_memory)
     if isinstance(error, RuntimeError):
-        for pattern, code, message in KNOWN_RUNTIME_ERRORS:
-            if pattern.search(str(error)):
-                return code, f"{message} ({summarize_error(error)})"
+        return _explain_runtime_error(error, advice)
     return None
+
+
+def _explain_runtime_error(error: RuntimeError, advice: Advice) -> tuple[int, str] | None:
+    text = str(error)
+    if OUT_OF_MEMORY.search(text):
+        code = EXIT_USER_ERROR
+        message = _add_advice("out of memory", advice.out_of_memory)
+    elif WORKER_KILLED.search(text):
+        code = EXIT_LOST_PROCESS
+        reason = "a worker process was killed, most often for lack of memory"
+        message = _add_advice(reason, advice.worker_killed)
+    elif PROCESS_LOST.search(text):
+        code = EXIT_LOST_PROCESS
+        message = "another process has ended or hangs; its own lines say why"
+    else:
+        return None
+    return code, f"{message} ({summarize_error(error)})"
+
+
+def _add_advice(message: str, advice: str) -> str:
+    return f"{message}: {advice}" if advice else message
 
 
 def _discard_output() -> None:
@@ -109,14 +130,14 @@ def _discard_output() -> None:
 
 
 def _print_scrubbed(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    error_class: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    text = "".join(traceback.format_exception(kind, error, trace))
+    text = "".join(traceback.format_exception(error_class, error, trace))
     print(scrub(text), file=sys.stderr, end="")
 
 
-def _print_line(script: str, message: str) -> None:
+def _print_line(program: str, message: str) -> None:
     rank = os.environ.get("RANK", "0")
-    name = script if rank == "0" else f"{script} (process {rank})"
+    name = program if rank == "0" else f"{program} (process {rank})"
     line = to_one_line(scrub(" ".join(message.split())))
     print(f"{name}: {line}", file=sys.stderr)

@@ -21,10 +21,10 @@ MAX_FLOAT32_ERROR = 1e-3
 
 
 def select_device(local_rank: int | None = None) -> torch.device:
-    """This process's GPU, else Apple's MPS, else the CPU.
+    """Select this process's GPU, else Apple's MPS, else the CPU.
 
-    The launcher's LOCAL_RANK outranks the argument. Raises ValueError where there are more
-    processes than GPUs.
+    A GPU also becomes CUDA's current device. The launcher's LOCAL_RANK takes precedence over the
+    argument. Raises ValueError if there are more processes than GPUs.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank or 0))
     if torch.cuda.is_available():
@@ -51,7 +51,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
 
 @contextmanager
 def use_deterministic_algorithms(wanted: bool) -> Iterator[None]:
-    """Inside, if `wanted`, torch uses deterministic algorithms only and fails where it has none."""
+    """Inside, if `wanted`, torch uses only deterministic algorithms and fails if it has none."""
     before = torch.are_deterministic_algorithms_enabled()
     if wanted:
         # cuBLAS reads it when it is first used.
@@ -69,11 +69,11 @@ def use_fast_matmuls(device: torch.device, precision: str) -> Iterator[None]:
 
     On GPUs at bf16 or fp16, the few matmuls that stay float32 may use TF32. On AMD's CPUs, MKL is
     slow and oneDNN up to twice as fast. torch uses oneDNN only at `medium`, which also allows it to
-    round to bfloat16 where that is faster (AMX). So `medium` is set only if a trial shows that
+    round to bfloat16 if that is faster (AMX). So `medium` is set only if a trial shows that
     results stay float32.
     """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(_fastest_setting(device, precision))
+    torch.set_float32_matmul_precision(_choose_matmul_setting(device, precision))
     try:
         yield
     finally:
@@ -81,14 +81,14 @@ def use_fast_matmuls(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def allows_onednn() -> bool:
-    """Whether `use_fast_matmuls` has chosen oneDNN for float32 matmuls on this CPU."""
+    """Whether torch may use oneDNN for float32 matmuls on this CPU, as `use_fast_matmuls` chose."""
     return torch.get_float32_matmul_precision() == "medium"
 
 
-def _fastest_setting(device: torch.device, precision: str) -> str:
+def _choose_matmul_setting(device: torch.device, precision: str) -> str:
     if device.type == "cuda":
         return "highest" if precision == "fp32" else "high"
-    is_slow_mkl = torch.backends.mkl.is_available() and "AuthenticAMD" in _describe_processor()
+    is_slow_mkl = torch.backends.mkl.is_available() and _is_amd_processor()
     if device.type == "cpu" and is_slow_mkl and _stays_float32("medium"):
         return "medium"
     return "highest"
@@ -107,19 +107,19 @@ def _stays_float32(setting: str) -> bool:
     return error < MAX_FLOAT32_ERROR
 
 
-def _describe_processor() -> str:
-    """The description of the first processor, with its vendor's name."""
+def _is_amd_processor() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        return cpuinfo.read_text().split("\n\n")[0]
-    return platform.processor()
+        first, *_ = cpuinfo.read_text().split("\n\n")
+        return "AuthenticAMD" in first
+    return "AuthenticAMD" in platform.processor()
 
 
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for reuse instead of returning it to the kernel.
 
     On CPUs a training step frees and allocates gigabytes, and the kernel would clear each page
-    again. Does nothing where there is no glibc.
+    again. Does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

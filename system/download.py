@@ -1,8 +1,8 @@
 """Downloads from https:// and s3://: resumed, checked, locked, and with a progress bar.
 
-A download grows as `<name>.part` beside its place. A sidecar, `<name>.part.json`, says which
+A download grows as `<name>.part` next to its place. A sidecar, `<name>.part.json`, says which
 version of the file the server had. The file takes its name when it is complete and has the right
-checksum, where one is known.
+checksum, if one is known.
 """
 
 import hashlib
@@ -32,10 +32,13 @@ class HtmlInsteadOfFile(OSError):
 
 
 def locate_in_cache(url: Location | str, cache_dir: str | None) -> tuple[Location, Path, str]:
-    """A URL's folder, the folder in the cache for all files from there, and the file's name."""
+    """Split a URL into its folder, the local cache folder for it, and the file's name.
+
+    The cache folder depends on the URL's folder and query.
+    """
     folder, name, query = Location.of(url).split()
     key = _hash_text(f"{folder.reveal()}?{query}")[:12]
-    return folder, choose_cache_folder(cache_dir) / key, name or "weights"
+    return folder, choose_cache_folder(cache_dir) / key, name or "file"
 
 
 def fetch(
@@ -48,8 +51,9 @@ def fetch(
 
     `check` is called with the complete file before it takes its name, and raises ValueError to
     refuse it. Raises FileNotFoundError or PermissionError if the server says so, HtmlInsteadOfFile,
-    and OSError for all else, such as a wrong checksum. After a broken connection, the part that
-    came is kept and the next call resumes it.
+    DiskFull, another OSError for a wrong checksum and the like, and ValueError for an s3 URL
+    without bucket or key. After a broken connection, the bytes received so far are kept and the
+    next call goes on from there.
     """
     if _is_complete(target, sha256):
         return target
@@ -72,95 +76,102 @@ def _is_complete(target: Path, sha256: str | None) -> bool:
 def _download_and_check(
     url: Location, target: Path, sha256: str | None, check: Callable[[Path], None] | None
 ) -> None:
-    part = target.with_name(f"{target.name}.part")
+    partial = target.with_name(f"{target.name}.part")
     sidecar = target.with_name(f"{target.name}.part.json")
     log.info("downloading %s to %s", url, target)
     try:
-        _download(url, part, sidecar, has_checksum=sha256 is not None)
+        _download(url, partial, sidecar, has_checksum=sha256 is not None)
     except OSError:
-        if not _size(part):
-            part.unlink(missing_ok=True)
+        if not _size(partial):
+            partial.unlink(missing_ok=True)
         raise
     try:
-        _check_content(part, sha256, check)
+        _check_content(partial, sha256, check)
     except ValueError as error:
-        part.unlink()
+        partial.unlink()
         sidecar.unlink(missing_ok=True)
-        reason = str(error).replace(str(part), "the file there")
+        reason = str(error).replace(str(partial), "the file there")
         raise OSError(f"{url}: {reason}") from None
-    with open(part, "rb") as file:
+    with open(partial, "rb") as file:
         os.fsync(file.fileno())
-    part.replace(target)
+    partial.replace(target)
     sidecar.unlink(missing_ok=True)
 
 
-def _check_content(part: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
+def _check_content(partial: Path, sha256: str | None, check: Callable[[Path], None] | None) -> None:
     """Raise ValueError for a complete download that is not the expected file."""
-    if not _size(part):
+    if not _size(partial):
         raise ValueError("the file there is empty")
-    if sha256 and compute_sha256(part) != sha256:
+    if sha256 and compute_sha256(partial) != sha256:
         raise ValueError(
             f"SHA-256 mismatch (expected {sha256}): the download is corrupt or the file there has "
             "changed; try again"
         )
     if check:
-        check(part)
+        check(partial)
 
 
-def _download(url: Location, part: Path, sidecar: Path, has_checksum: bool) -> None:
-    """Complete the part. Gives up after MAX_ATTEMPTS in a row that bring no new bytes."""
+def _download(url: Location, partial: Path, sidecar: Path, has_checksum: bool) -> None:
+    """Download the rest of the partial file.
+
+    Gives up after MAX_ATTEMPTS in a row that bring no new bytes.
+    """
     failures = 0
-    largest = _size(part)
+    largest = _size(partial)
     while True:
         try:
-            return _resume(url, part, sidecar, has_checksum)
+            return _attempt_download(url, partial, sidecar, has_checksum)
         except Interrupted as error:
             if isinstance(error, RestartNeeded):
-                part.unlink(missing_ok=True)
-            size = _size(part)
+                partial.unlink(missing_ok=True)
+            size = _size(partial)
             failures = 0 if size > largest else failures + 1
             largest = max(largest, size)
             if failures == MAX_ATTEMPTS:
-                kept = f"; {size} bytes are kept, and the same command continues from there"
-                raise OSError(f"cannot get {url}: {error}{kept if size else ''}") from None
+                raise OSError(f"cannot get {url}: {error}{_describe_kept(size)}") from None
             time.sleep(FIRST_DELAY * 2 ** max(failures - 1, 0))
 
 
-def _resume(url: Location, part: Path, sidecar: Path, has_checksum: bool) -> None:
-    """Make one attempt to download what is missing of the part.
+def _describe_kept(size: int) -> str:
+    return f"; {size} bytes are kept, and the same command continues from there" if size else ""
 
-    A part of unknown version is only used if a checksum will tell whether the rest belongs to it.
+
+def _attempt_download(url: Location, partial: Path, sidecar: Path, has_checksum: bool) -> None:
+    """Try once to download the rest of the partial file.
+
+    A partial file of unknown version is used only if a checksum will tell whether the rest belongs
+    to it.
     """
-    start = _size(part)
-    version = _read_version(sidecar, url) if start else None
+    start = _size(partial)
+    version = _read_saved_version(sidecar, url) if start else None
     if start and version is None and not has_checksum:
         start = 0
     with open_url(url, start, version) as response:
         if response.size is not None:
             needed = response.size - response.start
-            check_free_space(part.parent, needed, f"no room for {url} in {part.parent}")
-        # "address" is how files of earlier versions of this program name it.
+            check_free_space(partial.parent, needed, f"no room for {url} in {partial.parent}")
+        # The key is "address" so that partial downloads of earlier versions can be resumed.
         write_json(sidecar, {"address": _hash_text(url.reveal()), "version": response.version})
-        _write_blocks(url, part, response)
+        _write_blocks(url, partial, response)
         expected = response.size
-    size = _size(part)
+    size = _size(partial)
     if expected is not None and size != expected:
-        kind = Interrupted if size < expected else RestartNeeded
-        raise kind(f"{size} of {expected} bytes were received")
+        error_class = Interrupted if size < expected else RestartNeeded
+        raise error_class(f"{size} of {expected} bytes were received")
 
 
-def _write_blocks(url: Location, part: Path, response: Response) -> None:
-    """Append to the part, or replace it if the server sends the whole file."""
+def _write_blocks(url: Location, partial: Path, response: Response) -> None:
+    """Append to the partial file, or replace it if the server sends the whole file."""
     mode = "ab" if response.start else "wb"
     bar = tqdm(
         total=response.size,
         initial=response.start,
         unit="B",
         unit_scale=True,
-        desc=to_one_line(part.stem),
+        desc=to_one_line(partial.stem),
         disable=None,
     )
-    with bar, open(part, mode) as file:
+    with bar, open(partial, mode) as file:
         for block in response.blocks:
             if file.tell() == 0 and is_html(block):
                 raise HtmlInsteadOfFile(
@@ -170,12 +181,12 @@ def _write_blocks(url: Location, part: Path, response: Response) -> None:
             bar.update(file.write(block))
 
 
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.is_file() else 0
+def _size(partial: Path) -> int:
+    return partial.stat().st_size if partial.is_file() else 0
 
 
-def _read_version(sidecar: Path, url: Location) -> str | None:
-    """The version of the part, if its sidecar can be read and is about the same URL."""
+def _read_saved_version(sidecar: Path, url: Location) -> str | None:
+    """The version of the partial file, if its sidecar can be read and is about the same URL."""
     try:
         found = read_json(sidecar, dict)
     except (ValueError, OSError):

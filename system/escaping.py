@@ -11,9 +11,9 @@ from typing import Any
 from system.urls import scrub
 
 MAX_MARKDOWN_LENGTH = 300  # characters of a text that is shown on a page
-KEPT_WHITESPACE = "\n\t"  # may stay in a text of several lines
+KEPT_WHITESPACE = "\n\t"  # in a text of several lines
 
-# They reverse the order of what follows, so that a line reads as something else than it is.
+# They reverse the order of what follows, so that a line looks different from what it contains.
 BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 # Unicode's categories of control characters, line and paragraph separators, and surrogates.
@@ -33,7 +33,7 @@ LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_"},
+    **{character: f"\\{character}" for character in "&%$#_"},
 }
 
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@&])")
@@ -49,25 +49,28 @@ def to_one_line(value: object) -> str:
 
 
 def escape_text(text: str) -> str:
-    """The same for a text of several lines, whose line breaks and tabs stay."""
+    """A text of several lines for a terminal or a log: as `to_one_line`, but line breaks and tabs
+    stay."""
     return _escape(text, keep=KEPT_WHITESPACE)
 
 
 def _escape(text: str, keep: str) -> str:
     if text.isascii() and text.isprintable():
         return text
-    return "".join(letter if letter in keep else _escape_letter(letter) for letter in text)
+    return "".join(_escape_character(character, keep) for character in text)
 
 
-def _escape_letter(letter: str) -> str:
-    if letter in BIDI_CONTROLS or has_control_characters(letter):
-        return letter.encode("unicode_escape", "backslashreplace").decode("ascii")
-    return letter
+def _escape_character(character: str, keep: str) -> str:
+    if character in keep:
+        return character
+    if character in BIDI_CONTROLS or has_control_characters(character):
+        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return character
 
 
 def has_control_characters(text: str) -> bool:
     """Whether it has control characters, line or paragraph separators, or lone surrogates."""
-    return any(unicodedata.category(letter) in UNPRINTABLE for letter in text)
+    return any(unicodedata.category(character) in UNPRINTABLE for character in text)
 
 
 def escape_markdown(text: str, max_length: int = MAX_MARKDOWN_LENGTH) -> str:
@@ -82,7 +85,7 @@ def escape_markdown(text: str, max_length: int = MAX_MARKDOWN_LENGTH) -> str:
 def escape_latex(text: str) -> str:
     """LaTeX that shows the text as it is, in one line."""
     line = to_one_line(" ".join(text.split()))
-    escaped = "".join(LATEX.get(letter, letter) for letter in line)
+    escaped = "".join(LATEX.get(character, character) for character in line)
     # After the \\ that ends a table's row, these would be an argument of it.
     if escaped.startswith(("[", "*")):
         return f"{{}}{escaped}"

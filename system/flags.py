@@ -17,7 +17,7 @@ from system.registry import Registry
 def flag(
     default: Any,
     text: str,
-    kind: type = str,
+    value_type: type = str,
     task: str | None = None,
     choices: Container[str] | None = None,
     at_least: float | None = None,
@@ -27,13 +27,13 @@ def flag(
 ) -> Any:
     """A dataclass field that is also a flag.
 
-    `text` is its help and `kind` the type of its value; with bool the flag takes no value. `task`
+    `text` is its help and `value_type` the type of its value; a bool flag takes no value. `task`
     limits it to one of the scripts. `choices` may be a Registry. The bounds hold for values other
     than None; a value with the bound `above` must also be finite.
     """
     declared = {
         "help": text,
-        "type": kind,
+        "type": value_type,
         "task": task,
         "choices": choices,
         "at_least": at_least,
@@ -62,19 +62,20 @@ class FlagGroup:
 
 def list_flags(group: Any, task: str | None = None) -> list[Field]:
     """The fields of a dataclass that are flags: all, or those of one task."""
-    found = [one for one in fields(group) if "help" in one.metadata]
+    found = [option for option in fields(group) if "help" in option.metadata]
     if task is None:
         return found
-    return [one for one in found if one.metadata["task"] in (None, task)]
+    return [option for option in found if option.metadata["task"] in (None, task)]
 
 
 def find_range_problems(group: Any) -> list[str]:
     """For each value of a dataclass of flags that is out of its bounds, a sentence that says so."""
     problems = []
-    for one in list_flags(group):
-        value = getattr(group, one.name)
-        if value is not None and not _is_within_bounds(value, one.metadata):
-            problems.append(f"--{one.name} is {value}, expected {_describe_bounds(one.metadata)}")
+    for option in list_flags(group):
+        value = getattr(group, option.name)
+        if value is not None and not _is_within_bounds(value, option.metadata):
+            expected = _describe_bounds(option.metadata)
+            problems.append(f"--{option.name} is {value}, expected {expected}")
     return problems
 
 
@@ -104,33 +105,34 @@ def _describe_bounds(declared: Mapping[str, Any]) -> str:
 
 
 def add_flags(parser: argparse._ActionsContainer, chosen: Iterable[Field]) -> None:
-    """Add each field as a flag of its name to a parser or to a group of one."""
-    for one in chosen:
-        arguments = {"help": _help(one), "default": one.default}
-        if one.metadata["type"] is bool:
+    """Add each field as a flag of its name to a parser or to one of its argument groups."""
+    for option in chosen:
+        arguments = {"help": _format_help(option), "default": option.default}
+        if option.metadata["type"] is bool:
             arguments["action"] = "store_true"
         else:
-            arguments["type"] = one.metadata["type"]
-            arguments["choices"] = one.metadata["choices"]
-            arguments["metavar"] = _metavar(one)
-        parser.add_argument(f"--{one.name}", *one.metadata["aliases"], **arguments)
+            arguments["type"] = option.metadata["type"]
+            arguments["choices"] = option.metadata["choices"]
+            arguments["metavar"] = _choose_placeholder(option)
+        parser.add_argument(f"--{option.name}", *option.metadata["aliases"], **arguments)
 
 
-def _help(one: Field) -> str:
-    """A flag's help, with its default where that says something."""
-    text = one.metadata["help"]
-    if one.default is None or one.default is False:
+def _format_help(option: Field) -> str:
+    """A flag's help, with its default if that says something."""
+    text = option.metadata["help"]
+    if option.default is None or option.default is False:
         return text
     return f"{text} (default: %(default)s)"
 
 
-def _metavar(one: Field) -> str | None:
-    """How the help calls a flag's value: argparse's own word, but NAME for an entry of a registry.
+def _choose_placeholder(option: Field) -> str | None:
+    """The placeholder for a flag's value in the help: argparse's default, or NAME for a registered
+    entry.
 
-    Left to itself argparse lists the choices in every run, and to list a registry means to look
-    through all installed packages. A help text can list them with `%(choices)s`.
+    By default argparse lists the choices in every run, and to list a registry means to look through
+    all installed packages. A help text can list them with `%(choices)s`.
     """
-    return "NAME" if isinstance(one.metadata["choices"], Registry) else None
+    return "NAME" if isinstance(option.metadata["choices"], Registry) else None
 
 
 def add_entry_flags(
@@ -142,14 +144,12 @@ def add_entry_flags(
 ) -> Any:
     """Prepare a parser for the entry that the command line names after `--name`; returns the entry.
 
-    Its settings become flags and its defaults replace the parser's. Returns None where the command
+    Its settings become flags and its defaults replace the parser's. Returns None if the command
     line names no entry, or an unknown one, which the parser refuses by itself, or one of
     `without_settings`, which need not be loaded. Exits with 2 and one line for an entry that cannot
     be used.
     """
-    scout = type(parser)(prog=parser.prog, add_help=False, allow_abbrev=parser.allow_abbrev)
-    scout.add_argument(f"--{name}", default=parser.get_default(name))
-    key = getattr(scout.parse_known_args(argv)[0], name)
+    key = _find_value(parser, name, argv)
     if key is None or key in without_settings or key not in registry:
         return None
     try:
@@ -158,16 +158,30 @@ def add_entry_flags(
         add_flags(group, list_settings(entry))
     except (ValueError, argparse.ArgumentError) as error:
         parser.error(f"--{name} {key}: {error}")
-    known = {action.dest for action in parser._actions}
-    defaults = getattr(entry, "defaults", {})
-    parser.set_defaults(**{key: value for key, value in defaults.items() if key in known})
+    _replace_defaults(parser, getattr(entry, "defaults", {}))
     return entry
 
 
-def list_settings(entry: Any) -> list[Field]:
-    """The flags of an entry's `Settings`; none where it has no settings, or where it is None.
+def _find_value(
+    parser: argparse.ArgumentParser, name: str, argv: Sequence[str] | None
+) -> str | None:
+    """The value that the command line gives to `--name`, before the parser knows all flags."""
+    scout = type(parser)(prog=parser.prog, add_help=False, allow_abbrev=parser.allow_abbrev)
+    scout.add_argument(f"--{name}", default=parser.get_default(name))
+    values, _ = scout.parse_known_args(argv)
+    return getattr(values, name)
 
-    Raises ValueError where `Settings` is no dataclass.
+
+def _replace_defaults(parser: argparse.ArgumentParser, defaults: Mapping[str, Any]) -> None:
+    """Replace the defaults of a parser's flags; others, of the other task's flags, are left out."""
+    known = {action.dest for action in parser._actions}
+    parser.set_defaults(**{flag: value for flag, value in defaults.items() if flag in known})
+
+
+def list_settings(entry: Any) -> list[Field]:
+    """The flags of an entry's `Settings`; none if it has no settings, or is None.
+
+    Raises ValueError if `Settings` is no dataclass.
     """
     settings = getattr(entry, "Settings", None)
     if settings is None:
@@ -178,8 +192,8 @@ def list_settings(entry: Any) -> list[Field]:
 
 
 def read_settings(entry: Any, values: Mapping[str, Any]) -> Any:
-    """An entry's `Settings` with the parsed values; None where it has no settings."""
-    names = [one.name for one in list_settings(entry)]
+    """An entry's `Settings` with the parsed values; None if it has no settings."""
+    names = [option.name for option in list_settings(entry)]
     if not names:
         return None
     return entry.Settings(**{name: values[name] for name in names if name in values})

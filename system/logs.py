@@ -11,11 +11,9 @@ from tqdm import tqdm
 
 from system.escaping import SafeFormatter
 
-MAX_BUFFERED_LINES = 10_000
-
 
 class RunLogHandler(logging.FileHandler):
-    """Writes log.txt of a run. A class of its own, so that it can be found among handlers."""
+    """Writes a run's log.txt. A class of its own, so that it can be found among handlers."""
 
 
 class _TerminalHandler(logging.Handler):
@@ -34,9 +32,9 @@ def logging_to_terminal(is_main: bool, level: int) -> Iterator[None]:
     """
     root = logging.getLogger()
     level_before = root.level
-    handlers = [_terminal_handler(), _buffering_handler()] if is_main else []
-    for handler in handlers:
-        root.addHandler(handler)
+    handlers = [show_log_lines()]
+    if is_main:
+        handlers.append(_keep_log_lines())
     root.setLevel(level if is_main else logging.ERROR)
     try:
         yield
@@ -48,16 +46,20 @@ def logging_to_terminal(is_main: bool, level: int) -> Iterator[None]:
                 handler.close()
 
 
-def _terminal_handler() -> logging.Handler:
+def show_log_lines() -> logging.Handler:
+    """Show log lines on the terminal from now on; returns the handler that does it."""
     handler = _TerminalHandler()
     handler.setFormatter(SafeFormatter("%(message)s"))
+    logging.getLogger().addHandler(handler)
     return handler
 
 
-def _buffering_handler() -> logging.Handler:
-    """Keeps lines until it gets a target: no level is high enough to flush it."""
+def _keep_log_lines() -> logging.Handler:
+    """Keep log lines in memory from now on, however many; returns the handler that does it."""
     never = logging.CRITICAL + 1
-    return logging.handlers.MemoryHandler(MAX_BUFFERED_LINES, flushLevel=never, flushOnClose=False)
+    handler = logging.handlers.MemoryHandler(sys.maxsize, flushLevel=never, flushOnClose=False)
+    logging.getLogger().addHandler(handler)
+    return handler
 
 
 def log_to_file(folder: Path) -> None:
@@ -65,9 +67,9 @@ def log_to_file(folder: Path) -> None:
     file = RunLogHandler(folder / "log.txt", encoding="utf-8")
     file.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
-    buffers = [one for one in root.handlers if isinstance(one, logging.handlers.MemoryHandler)]
-    for buffered in buffers:
-        buffered.setTarget(file)
-        buffered.flush()
-        root.removeHandler(buffered)
+    for handler in root.handlers[:]:
+        if isinstance(handler, logging.handlers.MemoryHandler):
+            handler.setTarget(file)
+            handler.flush()
+            root.removeHandler(handler)
     root.addHandler(file)

@@ -1,4 +1,4 @@
-"""Registries: what can be chosen by name, such as datasets or metrics, loaded when first used."""
+"""Registries: objects that users choose by name, such as datasets, loaded when first used."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,8 @@ class Registry:
         group: str,
         members: Sequence[str] = (),
     ) -> None:
-        """`kind` is the word in messages, such as "dataset"; `members` are what objects need."""
+        """`kind` is the word in messages, such as "dataset". `members` are attributes that every
+        entry must have."""
         self.kind = kind
         self.targets = dict(targets)
         self.package = package
@@ -29,33 +30,36 @@ class Registry:
         self.members = tuple(members)
 
     def register(self, name: str, target: Any) -> None:
-        """Add an entry. Raises ValueError where the name is taken."""
+        """Add an entry. Raises ValueError if the name is taken."""
         if name in self:
             raise ValueError(f"{self.kind} {name!r} is registered already")
         self.targets[name] = target
 
     def __contains__(self, name: object) -> bool:
-        return name in self.targets or name in self._installed()
+        return name in self.targets or name in self._find_installed()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self.targets, *self._installed()]))
+        return iter(dict.fromkeys([*self.targets, *self._find_installed()]))
 
     def __getitem__(self, name: str) -> Any:
         """The object of a name.
 
-        Raises ValueError for an unknown name, or a target that cannot be loaded or lacks members.
+        Raises ValueError for an unknown name, or an entry that cannot be loaded or lacks members.
         """
-        target = self.targets[name] if name in self.targets else self._installed().get(name)
+        target = self.targets[name] if name in self.targets else self._find_installed().get(name)
         if target is None:
-            raise ValueError(f"unknown {self.kind} {name!r}: there are {', '.join(self)}")
+            raise ValueError(f"unknown {self.kind} {name!r}: {self._describe_names()}")
         found = self._load(name, target)
         missing = [member for member in self.members if not hasattr(found, member)]
         missing += sorted(getattr(found, "__abstractmethods__", ()))
         if missing:
             raise ValueError(
-                f"{self.kind} {name!r} lacks {', '.join(missing)}; registered are {', '.join(self)}"
+                f"{self.kind} {name!r} lacks {', '.join(missing)}: {self._describe_names()}"
             )
         return found
+
+    def _describe_names(self) -> str:
+        return f"expected one of {', '.join(self)}"
 
     def _load(self, name: str, target: Any) -> Any:
         if isinstance(target, EntryPoint):
@@ -70,7 +74,7 @@ class Registry:
                 f"{self.kind} {name!r} cannot be loaded from {target}: {error}"
             ) from None
 
-    def _installed(self) -> dict[str, EntryPoint]:
+    def _find_installed(self) -> dict[str, EntryPoint]:
         """Entries of installed packages, which cannot replace those registered here."""
         found = entry_points(group=self.group)
         return {entry.name: entry for entry in found if entry.name not in self.targets}

@@ -29,7 +29,7 @@ def open_run_folder(folder: Path, runtime: Runtime) -> Iterator[Path]:
         except Timeout:
             raise ValueError(
                 f"{folder} is in use by another run: wait for it to finish, or choose another "
-                "--output_dir"
+                "folder"
             ) from None
 
     runtime.on_main(acquire)

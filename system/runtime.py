@@ -64,7 +64,8 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=is_lower)
 
     def describe_peak_memory(self) -> str:
-        """The most memory that this process has used so far: of its GPU, or else main memory."""
+        """The most memory that this process has used so far, such as "1.2 GB": of its GPU, or else
+        main memory."""
         if self.device.type == "cuda":
             size = torch.cuda.max_memory_allocated(self.device)
         elif resource is None:
@@ -77,7 +78,7 @@ class Runtime:
     def seed(self, *parts: int) -> None:
         """Seed torch from numbers such as seed, epoch and step, and from this process's rank."""
         state = np.random.SeedSequence([*parts, self.rank]).generate_state(2, np.uint32)
-        torch.manual_seed(int(state[0]) << 31 ^ int(state[1]))
+        torch.manual_seed((int(state[0]) << 31) ^ int(state[1]))
 
     def progress_bar(self, iterable: Any, what: str, unit: str = "batch") -> tqdm:
         """A progress bar on the main process, shown only if stderr is a terminal."""
@@ -97,7 +98,8 @@ class Runtime:
         return _interleave(shares, merged)
 
     def merge_rows(self, rows: Tensor) -> Tensor:
-        """The same as `merge_shares` for a tensor's rows, (n, …) on each process. On the CPU."""
+        """Like `merge_shares`, for a tensor's rows, (n, …) on each process. Returns all rows, on
+        the CPU."""
         shares = self.gather_objects(rows.cpu())
         merged = shares[0].new_empty(sum(map(len, shares)), *rows.shape[1:])
         return _interleave(shares, merged)
@@ -160,7 +162,7 @@ def open_runtime(
     quiet: bool = False,
 ) -> Iterator[Runtime]:
     """Choose device and precision, join the launcher's process group if there is one, start
-    logging (warnings only where `quiet`), and seed torch.
+    logging (warnings only if `quiet`), and seed torch.
 
     Raises ValueError if this process has no GPU, or if the launcher's restarts cannot work.
     """
@@ -173,7 +175,7 @@ def open_runtime(
         cpu_group = _join_process_group(rank, world_size, device) if world_size > 1 else None
         if device.type == "cpu":
             keep_freed_memory()
-        torch.manual_seed(seed)  # the same on all processes: they must initialise alike
+        torch.manual_seed(seed)  # the same on all processes: they must initialize alike
         with use_fast_matmuls(device, precision), use_deterministic_algorithms(deterministic):
             yield Runtime(rank, world_size, device, precision, cpu_group)
         if world_size > 1:
@@ -183,7 +185,7 @@ def open_runtime(
 def _join_process_group(rank: int, world_size: int, device: torch.device) -> dist.ProcessGroup:
     """Join the others in the default group, for collectives; returns a second one on the CPU."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store = _restart_store()
+    store = _open_restart_store()
     if store is None:
         dist.init_process_group(backend, timeout=STEP_TIMEOUT)  # the rest from the environment
     else:
@@ -193,8 +195,9 @@ def _join_process_group(rank: int, world_size: int, device: torch.device) -> dis
     return dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
 
 
-def _restart_store() -> dist.Store | None:
-    """The store in which processes that torchrun may restart find each other; None: the default.
+def _open_restart_store() -> dist.Store | None:
+    """The store in which processes that torchrun may restart find each other, or None for PyTorch's
+    default.
 
     The launcher's own store outlives a restart: in it, the new processes would find addresses of
     the old ones, where nobody listens any more. With one agent, its restart count keeps attempts
@@ -210,6 +213,7 @@ def _restart_store() -> dist.Store | None:
             "environment of each, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: restarted processes "
             "would wait for those before them"
         )
-    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    host = env["MASTER_ADDR"]
+    port = int(env["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, timeout=STEP_TIMEOUT)
     return dist.PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", store)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, which schedulers and Ctrl-C send: a training saves its state and exits."""
+"""SIGTERM and SIGINT, which schedulers and Ctrl-C send: a job saves its state and exits."""
 
 import logging
 import os
@@ -9,15 +9,14 @@ from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
-# The exit code of a training that was asked to stop, EX_TEMPFAIL of sysexits.h: the same command
-# with --resume auto continues it.
+# The exit code of a job that was asked to stop and can be continued: EX_TEMPFAIL of sysexits.h.
 EXIT_TRY_AGAIN = 75
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequested(BaseException):
-    """A signal asked this process to stop, and everything is saved.
+    """A signal asked this process to stop, and nothing is left to save.
 
     A BaseException, so that no `except Exception` swallows it.
     """
@@ -26,8 +25,8 @@ class StopRequested(BaseException):
 class StopSignals:
     """Inside its `with` block, a first signal raises StopRequested; a second one ends the process.
 
-    Inside `deferred()` the first signal only sets `requested`, which the block looks at where it
-    can stop.
+    Inside `deferred()` the first signal only sets `requested`, which the code checks at points
+    where it can stop.
     """
 
     def __init__(self) -> None:
@@ -64,13 +63,13 @@ class StopSignals:
             os.kill(os.getpid(), number)
             return
         self.requested = True
-        first = "finishing the step, saving, " if self._is_deferred else ""
-        log.warning("%s: %sstopping; a second signal stops at once", name, first)
+        when = " once everything is saved" if self._is_deferred else ""
+        log.warning("%s: stopping%s; a second signal stops at once", name, when)
         if not self._is_deferred:
             raise StopRequested
 
 
 def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
-    """For worker processes: leave Ctrl-C, which they get too, to the parent, which ends them."""
+    """For worker processes: ignore Ctrl-C, which reaches them too; the parent ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

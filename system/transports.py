@@ -12,10 +12,10 @@ from system.urls import Location, scrub
 NETWORK_BYTES = 1 << 16  # bytes read at once: what a broken connection loses at most
 TIMEOUT = 30  # seconds without a byte
 
-# Errors of a server that may be gone at the next attempt.
+# Server errors that may be gone at the next attempt.
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
-# Errors of a server by their meaning; others become an OSError.
+# The exception for a status; any other is an OSError.
 STATUS_ERRORS: Mapping[int, type[OSError]] = {
     401: PermissionError,
     403: PermissionError,
@@ -47,12 +47,12 @@ class Response:
 def open_url(url: Location, start: int, version: str | None) -> AbstractContextManager[Response]:
     """Open a remote file for reading from byte `start` on.
 
-    The response may start at 0 instead, as where the file is no longer of `version`. Raises
+    The response may start at 0 instead, as if the file is no longer of `version`. Raises
     Interrupted or RestartNeeded if another attempt may succeed; else FileNotFoundError,
     PermissionError or OSError naming the URL, or ValueError for an s3 URL without bucket or key.
     """
-    open_it = _open_s3 if url.is_s3 else _open_http
-    return open_it(url, start, version)
+    opener = _open_s3 if url.is_s3 else _open_http
+    return opener(url, start, version)
 
 
 @contextmanager
@@ -86,14 +86,15 @@ def _cannot_get(url: Location, error: Exception) -> OSError:
 
 def _read_head(url: Location, start: int, response: Any) -> Response:
     """What the head of a response of `requests` says. Raises as `open_url` does."""
-    status, headers = response.status_code, response.headers
+    status = response.status_code
+    headers = response.headers
     first, size = _parse_content_range(headers.get("Content-Range", ""))
-    version = _read_version(headers)
+    version = _version_of_response(headers)
     if status == 416 and start and size == start:  # the partial file is complete already
         return Response(start, size, version, iter(()))
     _check_status(url, status, response.reason)
     if status == 206 and first != start:
-        raise RestartNeeded("the server sends another part than requested")
+        raise RestartNeeded("the server sent another part than requested")
     if status != 206:
         length = headers.get("Content-Length", "")
         start = 0
@@ -111,10 +112,14 @@ def _parse_content_range(text: str) -> tuple[int | None, int | None]:
     if not found:
         return None, None
     first, size = found.groups()
-    return (int(first) if first else None), (int(size) if size != "*" else None)
+    return _parse_number(first), _parse_number(size)
 
 
-def _read_version(headers: Mapping[str, str]) -> str | None:
+def _parse_number(text: str | None) -> int | None:
+    return int(text) if text and text != "*" else None
+
+
+def _version_of_response(headers: Mapping[str, str]) -> str | None:
     """What identifies the version of a file: a strong ETag, else the time of its last change."""
     tag = headers.get("ETag", "")
     if tag and not tag.startswith("W/"):
@@ -126,10 +131,10 @@ def _check_status(url: Location, status: int, reason: str) -> None:
     if status == 416:
         raise RestartNeeded("the file on the server has become shorter")
     if status in RETRY_STATUS:
-        raise Interrupted(f"the server answers {status} {reason}")
+        raise Interrupted(f"the server answered {status} {reason}")
     if status >= 400:
-        kind = STATUS_ERRORS.get(status, OSError)
-        raise kind(f"cannot get {url}: the server answers {status} {reason}")
+        error_class = STATUS_ERRORS.get(status, OSError)
+        raise error_class(f"cannot get {url}: the server answered {status} {reason}")
 
 
 @contextmanager
@@ -145,10 +150,10 @@ def _open_s3(url: Location, start: int, version: str | None) -> Iterator[Respons
     if start and version:
         request["IfMatch"] = version
     try:
-        response = _s3_client().get_object(**request)
+        response = _make_s3_client().get_object(**request)
         with closing(response["Body"]) as body:
             if start and not response.get("ContentRange", "").startswith(f"bytes {start}-"):
-                raise RestartNeeded("the server sends another part than requested")
+                raise RestartNeeded("the server sent another part than requested")
             size = start + response["ContentLength"]
             yield Response(start, size, response.get("ETag"), body.iter_chunks(NETWORK_BYTES))
     except (
@@ -163,7 +168,7 @@ def _open_s3(url: Location, start: int, version: str | None) -> Iterator[Respons
             "AWS_PROFILE"
         ) from None
     except exceptions.ClientError as error:
-        raise _s3_refusal(url, error.response) from None
+        raise _s3_error(url, error.response) from None
     # Connections that are refused, break off or time out.
     except (exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
         raise Interrupted(_describe_network_error(error)) from None
@@ -172,8 +177,8 @@ def _open_s3(url: Location, start: int, version: str | None) -> Iterator[Respons
         raise OSError(f"cannot get {url}: {summarize_error(error)}") from None
 
 
-def _s3_client() -> Any:
-    """A client that makes one attempt only: `download` repeats them."""
+def _make_s3_client() -> Any:
+    """A client that makes a single attempt: the caller repeats it."""
     import boto3
     from botocore.config import Config
 
@@ -182,23 +187,23 @@ def _s3_client() -> Any:
     return boto3.Session().client("s3", config=config)
 
 
-def _s3_refusal(url: Location, response: Mapping[str, Any]) -> Exception:
+def _s3_error(url: Location, response: Mapping[str, Any]) -> Exception:
     """The error to raise for a response in which S3 refuses a request."""
     code = response["Error"]["Code"]
     status = response["ResponseMetadata"]["HTTPStatusCode"]
     if status in (412, 416):
         return RestartNeeded("the file on the server has changed")
     if status in RETRY_STATUS:
-        return Interrupted(f"S3 answers {code}")
-    kind = STATUS_ERRORS.get(status, OSError)
-    return kind(f"cannot get {url}: S3 answers {code}")
+        return Interrupted(f"S3 answered {code}")
+    error_class = STATUS_ERRORS.get(status, OSError)
+    return error_class(f"cannot get {url}: S3 answered {code}")
 
 
 def _describe_network_error(error: Exception) -> str:
     """What went wrong, without URLs: messages of libraries hold whole URLs, secrets included."""
     text = str(error)
     if "IncompleteRead" in text:
-        return "the connection breaks off"
+        return "the connection broke off"
     if "timed out" in text or "imeout" in type(error).__name__:
         return f"no answer within {TIMEOUT} seconds"
     system_error = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)

@@ -1,4 +1,4 @@
-"""Names and URLs that may hold secrets: a type that hides them, and a filter for all output."""
+"""Paths, names and URLs that may hold secrets: a type that hides them, a filter for all output."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 
-# Shorter ones are not searched for in text: they are part of too many words.
+# Shorter secrets are not searched for: they occur inside too many ordinary words.
 MIN_PASSWORD_LENGTH = 4
 MIN_TOKEN_LENGTH = 8
 
@@ -36,13 +36,13 @@ URL_VARIABLES = re.compile(r"PROXY|ENDPOINT|UR[LI]|HOST|SERVER|DSN")
 
 WORD = re.compile(r"[^\s\"'“”‘’<>]+")
 
-# Secrets of all Locations that this process has made.
+# Secrets of all names that this process was given.
 _known_secrets: set[str] = set()
 
 
 @dataclass(frozen=True, repr=False)
 class Location:
-    """A path, name or URL that a user gave for weights, and that may contain secrets.
+    """A path, a name or a URL that a user gave, and that may contain secrets.
 
     Text made from it by str(), an f-string or a log line leaves the secrets out. `reveal` returns
     the whole name, for opening it and nothing else. It is not a str, so that it cannot be written
@@ -52,9 +52,7 @@ class Location:
     _given: str
 
     def __post_init__(self) -> None:
-        if not _exists(self._given):
-            for secret in _secrets_in(self._given):
-                _known_secrets.update(_spellings(secret))
+        remember_secrets(self._given)
 
     def reveal(self) -> str:
         """The whole name, secrets included."""
@@ -71,7 +69,7 @@ class Location:
 
     @classmethod
     def of(cls, name: object) -> "Location":
-        """The name as a Location, if it is not one already."""
+        """The name as a Location, unless it is one already."""
         return name if isinstance(name, cls) else cls(str(name))
 
     @property
@@ -89,21 +87,31 @@ class Location:
 
         In s3://, a folder's name may contain a question mark.
         """
-        place, tail = self._given, ""
+        path = self._given
+        tail = ""
         if not self.is_s3:
-            ends = [at for at in map(self._given.find, "?#") if at >= 0]
-            end = min(ends, default=len(self._given))
-            place, tail = self._given[:end], self._given[end:]
-        scheme, _, rest = place.partition("://")
+            positions = map(self._given.find, "?#")
+            end = min((position for position in positions if position >= 0), default=None)
+            if end is not None:
+                path = self._given[:end]
+                tail = self._given[end:]
+        scheme, _, rest = path.partition("://")
         folder, slash, name = rest.rpartition("/")
         if not slash:
-            return Location(place), "", tail
+            return Location(path), "", tail
         plain = TAIL.split(name)[0]
         return Location(f"{scheme}://{folder}"), AT.split(plain)[-1], name[len(plain) :] + tail
 
     def joined(self, name: str) -> "Location":
-        """The address of a file in this folder."""
+        """The location of a file in this folder."""
         return Location(f"{self._given}/{name}")
+
+
+def remember_secrets(name: str) -> None:
+    """From now on, hide the secrets in a name that may be a URL: `scrub` removes them."""
+    if not _exists(name):
+        for secret in _find_secrets(name):
+            _known_secrets.update(_list_spellings(secret))
 
 
 def redact(name: str) -> str:
@@ -116,11 +124,11 @@ def redact(name: str) -> str:
     scheme, rest = _split_scheme(name)
     tail = TAIL.search(rest)
     end = tail.start() if tail else len(rest)
-    ats = list(AT.finditer(rest))
+    at_signs = list(AT.finditer(rest))
     start = 0
-    if ats:
-        start = ats[-1].end()
-        if ats[-1].start() > end:
+    if at_signs:
+        start = at_signs[-1].end()
+        if at_signs[-1].start() > end:
             # A password with a question mark, or a query with an @: nobody can tell, so hide both.
             return f"{scheme}{HIDDEN}"
     host, slash, path = rest[start:end].partition("/")
@@ -160,26 +168,26 @@ def _may_hold_secrets(name: str) -> bool:
         return True
     if QUERY.search(name):
         return True
-    at = AT.search(name)
-    if at is None:
+    at_sign = AT.search(name)
+    if at_sign is None:
         return False
-    user = name[: at.start()]
+    user = name[: at_sign.start()]
     return "/" not in user or ":" in user
 
 
-def _secrets_in(name: str) -> Iterator[str]:
+def _find_secrets(name: str) -> Iterator[str]:
     """The parts of a URL to hide in all text: its password, and what is long enough for a token.
 
-    Tokens can be all before the last @, values of the query, and the fragment.
+    Tokens can be everything before the last @, the values of the query, and the fragment.
     """
     if not _may_hold_secrets(name):
         return
     scheme, rest = _split_scheme(name)
-    ats = list(AT.finditer(rest))
-    user = rest[: ats[-1].start()] if ats else ""
+    at_signs = list(AT.finditer(rest))
+    user = rest[: at_signs[-1].start()] if at_signs else ""
     password = user.partition(":")[2]
     host = rest.partition("/")[0]
-    if scheme and not ats and _has_bad_port(host):
+    if scheme and not at_signs and _has_bad_port(host):
         password = host.partition(":")[2]
     for value in (password, unquote(password)):
         if len(value) >= MIN_PASSWORD_LENGTH:
@@ -193,18 +201,18 @@ def _secrets_in(name: str) -> Iterator[str]:
             yield token
 
 
-def _spellings(secret: str) -> set[str]:
+def _list_spellings(secret: str) -> set[str]:
     """A secret as it is, with single spaces, and with its control characters escaped."""
     return {secret, " ".join(secret.split()), secret.encode("unicode_escape").decode("ascii")}
 
 
-def _environment_secrets() -> Iterator[str]:
+def _find_environment_secrets() -> Iterator[str]:
     """Tokens and keys in the environment, and the passwords in its URLs (proxies, AWS endpoint)."""
     for name, value in os.environ.items():
         if SECRET_VARIABLES.search(name.upper()) and len(value) >= MIN_TOKEN_LENGTH:
             yield value
         elif URL_VARIABLES.search(name.upper()):
-            yield from _secrets_in(value)
+            yield from _find_secrets(value)
 
 
 def scrub(text: str) -> str:
@@ -212,7 +220,7 @@ def scrub(text: str) -> str:
 
     Known secrets become ***, and whatever looks like a URL is shown as by `redact`.
     """
-    secrets = sorted({*_known_secrets, *_environment_secrets()}, key=len, reverse=True)
+    secrets = sorted({*_known_secrets, *_find_environment_secrets()}, key=len, reverse=True)
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     return WORD.sub(lambda word: _redact_within(word.group()), text)

@@ -156,7 +156,7 @@ def test_only_the_pipeline_knows_all_options(file: str) -> None:
 
 @pytest.mark.parametrize(
     "start",
-    ["modules/options/__init__.py", "modules/registries.py", "dataloaders/datasets/__init__.py"],
+    [*ENTRY_SCRIPTS, "modules/options/__init__.py", "modules/registries.py"],
 )
 def test_help_needs_no_torch(start: str) -> None:
     seen: set[str] = set()

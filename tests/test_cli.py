@@ -17,6 +17,7 @@ from gt.eval_utils import make_ground_truth
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.sources import random_clip
 from scripts.compare import read_scores
+from system.command import find_program_name
 from tests.conftest import ROOT, make_spot, tiny_weights
 from tests.runs import FILES, SCORE, SCRIPTS, arguments, check_tensorboard, run_refused, succeed
 
@@ -289,7 +290,7 @@ def test_what_a_user_can_correct_is_one_line_and_nothing_is_written(
         "caption", arguments(spot, run, tiny_sizes, "caption", "--do_train", *more), capsys
     )
     assert message in line
-    assert line.startswith("CLIP4IDCinference.py: ")
+    assert line.startswith(f"{find_program_name()}: ")
     assert not run.exists()
 
 

@@ -268,7 +268,7 @@ def test_built_in_methods_are_not_loaded_to_read_the_options(monkeypatch):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"decoding": "nope"}, "unknown decoding method 'nope': there are greedy, beam"),
+        ({"decoding": "nope"}, "unknown decoding method 'nope': expected one of greedy, beam"),
         ({"decoding": "diverse", "settings": {"x": 1}}, "settings of the decoding method diverse"),
         ({"decoding": "beam", "settings": {"x": 1}}, "decoding method beam has no setting x"),
         ({"settings": {"x": 1}}, "no setting x"),

@@ -260,13 +260,13 @@ def test_an_unknown_protocol_is_refused_and_the_known_ones_are_named(files, data
     with pytest.raises(SystemExit, match="0"):
         eval_utils.main(["score", "--help"])
     assert "coco, toy, rouge" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(ValueError, match="unknown scoring protocol 'nope': there are coco, toy"):
+    with pytest.raises(ValueError, match="protocol 'nope': expected one of coco, toy"):
         SplitScorer({"1": ["a"]}, protocols=("nope",))
 
 
 def test_an_unknown_metric_is_refused_and_the_known_ones_are_named():
     protocol = ScoringProtocol(lower_case, ("spice",))
-    with pytest.raises(ValueError, match="unknown metric 'spice': there are bleu, meteor"):
+    with pytest.raises(ValueError, match="unknown metric 'spice': expected one of bleu, meteor"):
         CaptionScorer({"1": ["a"]}, protocol)
 
 

@@ -438,3 +438,13 @@ def test_a_meteor_that_crashes_during_the_draws_has_no_interval(stand_in):
     assert np.isnan(interval(drawn["METEOR"])).all()
     assert math.isnan(p_value(drawn["METEOR"]))
     assert not np.isnan(interval(drawn["CIDEr"])).any()
+
+
+def test_java_is_put_on_the_path_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setenv(java.LOCALE_VARIABLE, "")
+    monkeypatch.setattr(java, "_list_candidates", lambda: [str(tmp_path / "java")])
+    monkeypatch.setattr(java, "_can_run", lambda java: True)
+    java.ensure_java()
+    java.ensure_java()
+    assert os.environ["PATH"] == f"{tmp_path}{os.pathsep}/usr/bin"

@@ -9,8 +9,10 @@ import pytest
 from modules.options import IGNORED_FLAGS, parse_options
 from modules.options.decoding import Decoding
 from modules.options.options import GROUPS
+from modules.pipeline import choose_advice
 from modules.registries import OBJECTIVES
 from modules.training.states import ResumePoint
+from system.command import run_command
 from system.flags import FlagGroup, find_range_problems, flag, list_flags
 from system.registry import Registry
 from tests.conftest import ROOT
@@ -103,6 +105,30 @@ def test_published_command_lines_parse(script, task):
     options = parse_options([*words, "--epochs", "1"], task, "")
     assert options.training.epochs == 1
     assert options.training.coef_lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("words", "helps"),
+    [
+        (TRAIN, "--batch_size or --batch_size_val, or more --gradient_accumulation_steps"),
+        (EVALUATE, "use a smaller --batch_size_val"),
+    ],
+)
+def test_advice_names_the_flags_that_help(words, helps):
+    advice = choose_advice(parse_options(words, "caption", ""))
+    assert advice.out_of_memory.endswith(helps)
+
+
+def test_a_prediction_has_no_flag_against_too_little_memory(capsys):
+    def fail():
+        raise MemoryError
+
+    words = ["--do_predict", "--before", "a.png", "--after", "b.png"]
+    advice = choose_advice(parse_options(words, "caption", ""))
+    with pytest.raises(SystemExit) as stop:
+        run_command("x", fail, advice)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "x: out of memory\n"
 
 
 def test_flags_without_effect_are_accepted_and_named():
@@ -309,7 +335,7 @@ def test_names_of_a_registry_are_listed_by_help_alone(monkeypatch, capsys):
         listed.append(registry.kind)
         return {}
 
-    monkeypatch.setattr(Registry, "_installed", remember)
+    monkeypatch.setattr(Registry, "_find_installed", remember)
     parse_options(TRAIN, "caption", "")
     parse_options([*TRAIN, "--decoding", "beam", "--objective", "cross_entropy"], "caption", "")
     assert listed == []

@@ -108,7 +108,7 @@ def test_weights_at_a_url_come_with_their_model_json(content, cache):
 def test_a_model_json_that_cannot_be_downloaded_now_is_not_taken_for_none(content, cache):
     with web_site({"run/x.bin": content, "run/model.json": INFO_FILE}) as site:
         site.busy["run/model.json"] = download.MAX_ATTEMPTS
-        with pytest.raises(OSError, match="model.json: the server answers 503"):
+        with pytest.raises(OSError, match="model.json: the server answered 503"):
             load(f"{site.url}/run/x.bin", cache)
         assert load(f"{site.url}/run/x.bin", cache).info == INFO
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from system import compute
-from system.logs import log_to_file
+from system.logs import log_to_file, logging_to_terminal
 from system.runtime import Runtime, open_runtime
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
     ],
 )
 def test_onednn_is_used_on_amd_and_only_where_it_is_exact(monkeypatch, vendor, is_exact, expected):
-    monkeypatch.setattr(compute, "_describe_processor", lambda: f"vendor_id : {vendor}")
+    monkeypatch.setattr(compute, "_is_amd_processor", lambda: vendor == "AuthenticAMD")
     monkeypatch.setattr(compute, "_stays_float32", lambda setting: is_exact)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     before = torch.get_float32_matmul_precision()
@@ -134,3 +134,10 @@ def test_early_log_lines_reach_the_file(tmp_path, monkeypatch, quiet, lines):
     log.warning("late")
     found = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split()[-1] for line in found] == lines
+
+
+def test_other_processes_show_errors_only_and_escaped(capsys):
+    with logging_to_terminal(is_main=False, level=logging.INFO):
+        logging.getLogger("x").warning("not shown")
+        logging.getLogger("x").error("clears the screen: %s", "\x1b[2J")
+    assert capsys.readouterr().err == "clears the screen: \\x1b[2J\n"

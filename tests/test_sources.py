@@ -160,7 +160,7 @@ def test_a_clip_that_cannot_be_downloaded_leaves_no_run_folder(clevr, tiny_sizes
         more = ("--do_train", "--pretrained_clip_name", f"{site.url}/gone.pt")
         options = arguments(clevr, run, tiny_sizes, "retrieval", *more)
         line = run_refused("retrieval", options, capsys)
-    assert "gone.pt: the server answers 404" in line
+    assert "gone.pt: the server answered 404" in line
     assert not run.exists()
 
 

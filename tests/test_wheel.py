@@ -137,6 +137,9 @@ def test_a_command_passes_its_words_on(
         main(["draw", "--output", str(output)])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("clip4idc draw: --output ")
+    with pytest.raises(SystemExit):
+        main(["predict", "--before", "nowhere.png", "--after", "nowhere.png"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("clip4idc predict: no ")
 
 
 def copy_checkout(target: Path) -> None:

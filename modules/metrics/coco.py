@@ -6,6 +6,7 @@ sums, in the same order of operations, so that it has the same digits (`tests/te
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
@@ -88,5 +89,5 @@ COCO_PROTOCOL = ScoringProtocol(
     tokenize=tokenize,
     metrics=("bleu", "meteor", "rouge_l", "cider"),
     selection="CIDEr",
-    prepare=ensure_java,
+    prepare=partial(ensure_java, "METEOR and the PTB tokenizer"),
 )

@@ -3,7 +3,31 @@
 Imports here are late: predictions need no training, and wrong options are refused without torch.
 """
 
-from modules.options import Options
+from modules.options import Options, parse_options
+from system.command import Advice, find_program_name, run_command
+
+
+def run_script(argv: list[str] | None, task: str, description: str | None) -> int:
+    """The whole command line of a task's script: parse it, then run. Exits as `run_command` does,
+    and with 2 for wrong options."""
+    options = parse_options(argv, task, description)
+    return run_command(find_program_name(), lambda: run(options), choose_advice(options))
+
+
+def choose_advice(options: Options) -> Advice:
+    """What helps against the errors of such a run. Nothing changes the memory of a prediction."""
+    if options.run.do_predict:
+        return Advice()
+    smaller_batches = "use a smaller --batch_size_val"
+    if options.run.do_train:
+        smaller_batches = (
+            "use a smaller --batch_size or --batch_size_val, or more --gradient_accumulation_steps"
+        )
+    return Advice(
+        out_of_memory=smaller_batches,
+        worker_killed="use fewer --num_thread_reader",
+        stopped="the same command with --resume auto continues",
+    )
 
 
 def run(options: Options) -> None:
