@@ -47,8 +47,10 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _leave_allocator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in the tests' own process leaves the memory allocator as it is: the setting would
-    outlast the run, and the tests would grow by gigabytes."""
+    """A run in the tests' own process leaves the memory allocator as it is.
+
+    The setting would outlast the run, and the tests would grow by gigabytes.
+    """
     monkeypatch.setattr("system.runtime.keep_freed_memory", lambda: None)
 
 
@@ -86,7 +88,10 @@ def tiny_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_weights(seed: int = 0, **changes: int) -> dict[str, torch.Tensor]:
-    """Random CLIP weights with a vocabulary of 50 (SOT 48, EOT 49), in OpenAI's names and more."""
+    """Random CLIP weights, with `clip.` before OpenAI's names and the layers that pairs need.
+
+    The vocabulary has 50 words (SOT 48, EOT 49), unless `changes` has another vocab_size.
+    """
     torch.manual_seed(seed)
     sizes = ClipSizes(**{**TINY, "vocab_size": 50, **changes})
     return {f"clip.{key}": value for key, value in CLIP(sizes, 1, "2d").state_dict().items()}
@@ -111,6 +116,10 @@ def captioner_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     write_model_info(folder / MODEL_INFO_FILE, model.info(max_words=8))
     return folder
+
+
+def lower_case(texts, context):
+    return {key: [text.lower() for text in sentences] for key, sentences in texts.items()}
 
 
 @torch.no_grad()

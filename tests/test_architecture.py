@@ -27,11 +27,17 @@ PATH_LINE = (
 )
 WHOLE_OPTIONS = {"Options", "parse_options"}
 SHORTEST_FILE = 60
+PATH_IN_TEXT = re.compile(
+    rf"(?<![\w/.])(?:{'|'.join((*FOLDERS, 'docs', 'tests'))})/[\w/]+\.(?:py|md|sh)\b"
+)
 
 
 @cache
 def source_files() -> tuple[str, ...]:
-    """Every Python file but the tests, as a path from the root."""
+    """Every Python file with content, as a path from the root.
+
+    Without the tests and setup.py, which nothing imports.
+    """
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     found += [ROOT / name for name in ENTRY_SCRIPTS]
     names = [path.relative_to(ROOT).as_posix() for path in found if path.stat().st_size]
@@ -79,7 +85,7 @@ def imports_of(file: str, top_level_only: bool = False) -> Iterator[tuple[str, s
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, None
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
             for alias in node.names:
                 yield node.module, alias.name
@@ -89,7 +95,8 @@ def targets_of(file: str, top_level_only: bool = False) -> set[str]:
     """The files of ours that a file imports."""
     found = set()
     for module, name in imports_of(file, top_level_only):
-        target = name and file_of(f"{module}.{name}") or file_of(module)
+        target = file_of(f"{module}.{name}") if name else None
+        target = target or file_of(module)
         if target:
             found.add(target)
     return found - {file}
@@ -187,9 +194,14 @@ def test_every_package_of_the_table_exists() -> None:
     assert missing == []
 
 
-def test_docstrings_point_to_files_that_readers_have() -> None:
-    for file in source_files():
-        assert "SPEC §" not in (ROOT / file).read_text(encoding="utf-8"), file
+def test_files_that_code_and_tests_name_exist() -> None:
+    tests = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("*.py")]
+    missing = []
+    for file in (*source_files(), *tests):
+        for named in PATH_IN_TEXT.findall((ROOT / file).read_text(encoding="utf-8")):
+            if not (ROOT / named).is_file():
+                missing.append((file, named))
+    assert missing == []
 
 
 def test_the_reference_names_tests_that_exist() -> None:

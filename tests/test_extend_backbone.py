@@ -23,6 +23,7 @@ from modules.training.freezing import freeze, freeze_unused
 from modules.weights.sources import load_weights
 from modules.weights.tensor_files import read_weights
 from preprocess import convert_weights, export_model
+from tests.conftest import lower_case
 from tests.runs import arguments, run_refused
 
 WIDTH = 32
@@ -98,10 +99,6 @@ def net_weights() -> dict[str, Tensor]:
     torch.manual_seed(0)
     state = ConvNet().state_dict()
     return {f"net.{name}": value for name, value in state.items() if name != "side"}
-
-
-def lower_case(texts, context) -> dict:
-    return {key: [text.lower() for text in group] for key, group in texts.items()}
 
 
 @pytest.fixture(autouse=True, scope="module")

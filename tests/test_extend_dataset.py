@@ -17,7 +17,7 @@ from modules.registries import PROTOCOLS
 from preprocess import check_dataset
 from system.flags import flag
 from system.json_files import read_json, write_json
-from tests.conftest import COLORS, SIZES, draw_pair
+from tests.conftest import COLORS, SIZES, draw_pair, lower_case
 from tests.runs import SCRIPTS, run_refused
 
 
@@ -56,9 +56,7 @@ class LevirCC(PairDataset):
 
 
 WITHOUT_JAVA = ScoringProtocol(
-    tokenize=lambda texts, context: {
-        key: [" ".join(text.lower().split()) for text in some] for key, some in texts.items()
-    },
+    tokenize=lower_case,
     metrics=("cider",),
 )
 

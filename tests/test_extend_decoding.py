@@ -1,4 +1,4 @@
-"""A decoding method of one's own is one function and one line in the registry.
+"""A custom decoding method is one function and one line in the registry.
 
 The method below takes part in everything: generate, Predictor, --do_predict, --do_eval, --help.
 """

@@ -1,10 +1,9 @@
-"""A metric of one's own is one class and one line in the registry, and so is a scoring protocol.
+"""A custom metric is one class and one line in the registry, and so is a scoring protocol.
 
 The two metrics below take part in everything: scores of captions and subsets, intervals, evaluation
 with its baselines, a whole run, files scored by gt/eval_utils.py. There is no Java in it.
 """
 
-import inspect
 import json
 import math
 
@@ -23,7 +22,7 @@ from modules.metrics.bootstrap import bootstrap
 from modules.metrics.metric import MeanMetric, ScoringContext, ScoringProtocol
 from modules.metrics.scorer import CaptionScorer
 from modules.registries import METRICS, PROTOCOLS
-from tests.conftest import ROOT, make_spot
+from tests.conftest import lower_case, make_spot
 from tests.runs import arguments
 
 
@@ -61,10 +60,6 @@ class NoChangeAccuracy(MeanMetric):
             is_right = (text in phrases) == (references[key][0] in phrases)
             rows.append([is_right])
         return np.array(rows, float)
-
-
-def lower_case(texts, context):
-    return {key: [text.lower() for text in sentences] for key, sentences in texts.items()}
 
 
 TOY = ScoringProtocol(
@@ -328,8 +323,3 @@ def test_a_protocol_without_a_tokenizer_is_refused():
     PROTOCOLS.register("incomplete", object())
     with pytest.raises(ValueError, match="scoring protocol 'incomplete' lacks tokenize, metrics"):
         SplitScorer({"1": ["a"]}, protocols=("incomplete",))
-
-
-@pytest.mark.parametrize("example", [LengthRatio, NoChangeAccuracy, lower_case])
-def test_the_guide_shows_this_code(example):
-    assert inspect.getsource(example) in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
