@@ -60,6 +60,6 @@ BACKBONES = Registry(
         "caption_embeddings",
         "vision_tower",
         "part_of",
-        "unused_in",
+        "unused_prefixes",
     ),
 )

@@ -90,7 +90,7 @@ class ConvNet(PairBackbone):
             return 0
         return "head" if name.startswith(("sentence.", "logit_scale")) else "stem"
 
-    def unused_in(self, task: str) -> tuple[str, ...]:
+    def unused_prefixes(self, task: str) -> tuple[str, ...]:
         return ("sentence.",) if task == "caption" else ()
 
 

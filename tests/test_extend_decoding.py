@@ -37,10 +37,10 @@ class Settings(FlagGroup):
     first_rank: int = flag(1, "rank of the most likely first word that is used", int, at_least=1)
 
 
-def diverse_first_words(model, pair_tokens, max_words, decoding, numbers):
+def diverse_first_words(model, pair_tokens, max_words, decoding, pair_indices):
     """Greedy captions, each starting with another of the most likely first words."""
     captions = OpenCaptions(model, pair_tokens, max_words, decoding.num_captions)
-    while captions.open:
+    while captions.is_open:
         logits = captions.next_logits()
         next_ids = logits.argmax(dim=-1)
         if captions.length == 0:
@@ -48,7 +48,7 @@ def diverse_first_words(model, pair_tokens, max_words, decoding, numbers):
             first_ids = logits[:, 0].topk(skipped + decoding.num_captions).indices
             next_ids = first_ids[:, skipped:]
         captions.append(next_ids)
-    return captions.finished()
+    return captions.written_ids()
 
 
 diverse_first_words.Settings = Settings
@@ -181,8 +181,8 @@ def test_captions_of_an_evaluation_are_numbered_by_place(runtime, num_images, nu
         pairs = [ImagePair(f"p{n}", "a", "b") for n in range(5)]
     seen = []
 
-    def record(model, pair_tokens, max_words, decoding, numbers):
-        seen.extend(numbers)
+    def record(model, pair_tokens, max_words, decoding, pair_indices):
+        seen.extend(pair_indices)
         return torch.full((len(pair_tokens), 1, 1), EOT)
 
     DECODING_METHODS.register("record", record)
@@ -285,10 +285,10 @@ def test_wrong_names_in_python_are_value_errors(values, message):
         (torch.ones(2, 8, dtype=torch.long), r"ids of shape \(2, 8\)"),
         (torch.ones(2, 2, 8, dtype=torch.long), r"ids of shape \(2, 2, 8\)"),
         (torch.ones(3, 1, 8, dtype=torch.long), r"ids of shape \(3, 1, 8\)"),
-        (torch.ones(2, 1, 9, dtype=torch.long), r"expected \(2 pairs, 1 captions, 1 to 8 words\)"),
+        (torch.ones(2, 1, 9, dtype=torch.long), r"expected \(2 pairs, 1 captions, 1 to 8 tokens\)"),
         (torch.ones(2, 1, 0, dtype=torch.long), r"ids of shape \(2, 1, 0\)"),
-        (torch.ones(2, 1, 8), "returned torch.float32, expected ids, torch.long"),
-        ([[1]], "returned list, expected ids"),
+        (torch.ones(2, 1, 8), "returned torch.float32, expected token ids, torch.long"),
+        ([[1]], "returned list, expected token ids"),
     ],
 )
 def test_a_method_that_returns_no_captions_is_a_value_error(returned, message, tiny_captioner):

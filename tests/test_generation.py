@@ -105,19 +105,24 @@ class Markov:
         return state.tables[torch.arange(len(ids))[:, None], ids]
 
 
+def open_ids(captions):
+    """The tokens so far (O, n, length) of the open pairs."""
+    return captions.ids[captions.rows, :, : captions.length]
+
+
 def test_open_captions_close_when_all_of_a_pair_have_ended():
     """Two captions of each of three pairs, whose words are given here."""
     captions = OpenCaptions(Markov(), torch.zeros(3, 5, 5), max_words=3, per_pair=2)
     captions.append(torch.tensor([[4, 1], [4, 4], [0, 2]]))
     assert captions.rows.tolist() == [0, 2]
-    assert captions.words.tolist() == [[[4], [1]], [[0], [2]]]
+    assert open_ids(captions).tolist() == [[[4], [1]], [[0], [2]]]
     assert captions.next_logits().shape == (2, 2, 5)
     captions.append(torch.tensor([[2, 3], [4, 1]]))
     captions.reorder(torch.tensor([[0, 1], [1, 1]]))
-    assert captions.words.tolist() == [[[4, 0], [1, 3]], [[2, 1], [2, 1]]]
+    assert open_ids(captions).tolist() == [[[4, 0], [1, 3]], [[2, 1], [2, 1]]]
     captions.append(torch.tensor([[2, 4], [4, 4]]))
-    assert not captions.open
-    assert captions.finished().tolist() == [
+    assert not captions.is_open
+    assert captions.written_ids().tolist() == [
         [[4, 0, 0], [1, 3, 4]],
         [[4, 0, 0], [4, 0, 0]],
         [[2, 1, 4], [2, 1, 4]],

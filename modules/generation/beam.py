@@ -1,6 +1,7 @@
-"""Beam search: several beginnings of each caption, of which the most likely ones are continued.
+"""Beam search: several partial captions of each pair, of which the most likely are continued.
 
-Dimensions: B pairs, of which O are open; n beams of each; V vocabulary.
+Dimensions: B pairs, of which O are open; n beams of each; S tokens of a pair, E their size;
+V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -24,11 +25,11 @@ def beam_search(
     """(B, S, E) → the ids (B, ≤ max_words) of the best caption found, 0 after EOT.
 
     Captions are compared by log-probability / length ** length_penalty, where length counts EOT.
-    All pairs and beams share one batch, which a pair leaves once none of its beams can still beat
-    its best caption.
+    All pairs and beams share one batch. A pair leaves it once none of its beams can still beat its
+    best caption.
     """
     beams = Beams(OpenCaptions(model, pair_tokens, max_words, beam_size), length_penalty)
-    while beams.captions.open:
+    while beams.captions.is_open:
         log_probs = beams.captions.next_logits().log_softmax(dim=-1)
         beams.record_best(log_probs)
         beams.extend(log_probs)
@@ -50,10 +51,10 @@ class Beams:
         self.scores[:, 0] = 0.0
 
     def record_best(self, log_probs: Tensor) -> None:
-        """Compare the best caption that ends with the next word with the best so far."""
+        """Keep the best caption that ends with the next token if it beats the best so far."""
         captions = self.captions
         end_scores, end_ids = self._endings(log_probs)
-        totals = (self.scores + end_scores) / self._norm(captions.length + 1)
+        totals = (self.scores + end_scores) / self._length_divisor(captions.length + 1)
         scores, beam = totals.max(dim=1)  # (O,)
         ids = _select_beam(captions.ids[captions.rows], beam)
         ids[:, captions.length] = _select_beam(end_ids, beam)
@@ -63,14 +64,17 @@ class Beams:
         self.best_scores[rows] = scores[better]
 
     def extend(self, log_probs: Tensor) -> None:
-        """Continue with the most likely beginnings, of pairs that can still find a better caption.
+        """Continue the most likely partial captions of pairs that can still find a better caption.
 
         Writes over `log_probs` (O, n, V).
         """
         scores, parents, next_ids = self._continuations(log_probs)
-        # A beam only gets less likely. The longest caption it can become has the largest divisor,
-        # which makes the most of its score.
-        divisor = max(self._norm(self.captions.length + 1), self._norm(self.captions.max_words))
+        # A partial caption only gets less likely. Dividing by the largest possible divisor gives an
+        # upper bound on its score.
+        divisor = max(
+            self._length_divisor(self.captions.length + 1),
+            self._length_divisor(self.captions.max_words),
+        )
         promising = scores[:, 0] / divisor > self.best_scores[self.captions.rows]
         kept = self.captions.close(~promising)
         self.scores = scores[kept]
@@ -78,9 +82,9 @@ class Beams:
         self.captions.write(next_ids[kept])
 
     def _endings(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """For each beam the log-probability and the id (O, n) of the word that ends it."""
+        """For each beam the log-probability and the id (O, n) of the token that ends it."""
         if self.captions.length == self.captions.max_words - 1:
-            # No word can follow: the likeliest is taken, whether it is EOT or not.
+            # No token can follow: the most likely one is taken, whether it is EOT or not.
             ends = log_probs.max(dim=-1)
             return ends.values, ends.indices
         eot = self.captions.model.eot
@@ -88,20 +92,20 @@ class Beams:
         return scores, torch.full_like(scores, eot, dtype=torch.long)
 
     def _continuations(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best n beginnings of each pair with a next word other than EOT, best first.
+        """The best n partial captions of each pair with a next token other than EOT, best first.
 
-        Returns their scores, the beams that they continue, and their next words, (O, n) each.
+        Returns their scores, the beams that they continue, and their next tokens, (O, n) each.
         """
         beam_size = self.scores.shape[1]
         log_probs[..., self.captions.model.eot] = -torch.inf
-        # No beam can have more than `width` of the best n.
+        # One beam can supply at most `width` of the best n.
         width = min(beam_size, log_probs.shape[-1])
         top = log_probs.topk(width, dim=-1)
         totals = (self.scores[..., None] + top.values).flatten(1)  # (O, n · width)
         scores, choice = totals.topk(beam_size, dim=1)
         return scores, choice // width, top.indices.flatten(1).gather(1, choice)
 
-    def _norm(self, length: int) -> float:
+    def _length_divisor(self, length: int) -> float:
         return length**self.length_penalty
 
 
@@ -110,7 +114,7 @@ def generate_by_beam_search(
     pair_tokens: Tensor,
     max_words: int,
     decoding: Decoding,
-    numbers: Sequence[int],
+    pair_indices: Sequence[int],
 ) -> Tensor:
     """The decoding method `beam`: (B, S, E) → ids (B, 1, ≤ max_words)."""
     ids = beam_search(model, pair_tokens, max_words, decoding.beam_size, decoding.length_penalty)
@@ -119,7 +123,8 @@ def generate_by_beam_search(
 
 def _select_beam(values: Tensor, beam: Tensor) -> Tensor:
     """(O, n, …) and one beam of each pair (O,) → (O, …)."""
-    return values[torch.arange(len(values), device=values.device), beam]
+    rows = torch.arange(len(values), device=values.device)
+    return values[rows, beam]
 
 
 def _trim(ids: Tensor) -> Tensor:

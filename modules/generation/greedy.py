@@ -1,4 +1,7 @@
-"""Greedy search: the most likely next word, word by word."""
+"""Greedy search: the most likely next token, one after another.
+
+Dimensions: B pairs, S tokens of a pair, E their size.
+"""
 
 from collections.abc import Sequence
 
@@ -13,9 +16,9 @@ from modules.options.decoding import Decoding
 def greedy_search(model: StepModel, pair_tokens: Tensor, max_words: int) -> Tensor:
     """(B, S, E) → ids (B, ≤ max_words), 0 after EOT."""
     captions = OpenCaptions(model, pair_tokens, max_words)
-    while captions.open:
+    while captions.is_open:
         captions.append(captions.next_logits().argmax(dim=-1))
-    return captions.finished()[:, 0]
+    return captions.written_ids()[:, 0]
 
 
 def generate_greedily(
@@ -23,7 +26,7 @@ def generate_greedily(
     pair_tokens: Tensor,
     max_words: int,
     decoding: Decoding,
-    numbers: Sequence[int],
+    pair_indices: Sequence[int],
 ) -> Tensor:
     """The decoding method `greedy`: (B, S, E) → ids (B, 1, ≤ max_words)."""
     return greedy_search(model, pair_tokens, max_words)[:, None]

@@ -1,6 +1,6 @@
-"""Sampling: words drawn by their probability, each by a number of its own.
+"""Sampling: each token is drawn from the model's distribution with its own uniform number.
 
-Dimensions: B pairs, n captions of each, V vocabulary.
+Dimensions: B pairs, n captions of each, S tokens of a pair, E their size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from modules.generation.steps import OpenCaptions, StepModel
 from modules.options.decoding import Decoding
 
-BLOCK_SIZE = 256  # words
+BLOCK_SIZE = 256  # tokens of the vocabulary
 
 
 @torch.no_grad()
@@ -24,18 +24,19 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """(B, S, E) and numbers in [0, 1) (B, n, max_words) → ids (B, n, ≤ max_words), 0 after EOT.
+    """(B, S, E) and uniforms in [0, 1) (B, n, max_words) → ids (B, n, ≤ max_words), 0 after EOT.
 
-    Logits are divided by `temperature`. Only the most likely words that together reach the
-    probability `top_p` may be drawn (nucleus sampling, Holtzman et al. 2020). Each number decides
-    one word, so that a caption depends on its own numbers alone.
+    Logits are divided by `temperature`. Only the most likely tokens that together reach the
+    probability `top_p` may be drawn (nucleus sampling, Holtzman et al. 2020). Each uniform number
+    decides one token, so that a caption depends on its own numbers alone.
     """
     per_pair, max_words = uniforms.shape[1:]
     captions = OpenCaptions(model, pair_tokens, max_words, per_pair)
-    while captions.open:
-        numbers = uniforms[captions.rows, :, captions.length]
-        captions.append(_draw_words(captions.next_logits(), numbers, temperature, top_p))
-    return captions.finished()
+    while captions.is_open:
+        next_uniforms = uniforms[captions.rows, :, captions.length]
+        next_ids = _draw_tokens(captions.next_logits(), next_uniforms, temperature, top_p)
+        captions.append(next_ids)
+    return captions.written_ids()
 
 
 def generate_by_sampling(
@@ -43,57 +44,64 @@ def generate_by_sampling(
     pair_tokens: Tensor,
     max_words: int,
     decoding: Decoding,
-    numbers: Sequence[int],
+    pair_indices: Sequence[int],
 ) -> Tensor:
     """The decoding method `sampling`: (B, S, E) → ids (B, num_captions, ≤ max_words)."""
-    uniforms = draw_uniforms(decoding.seed, numbers, decoding.num_captions, max_words)
+    uniforms = draw_uniforms(decoding.seed, pair_indices, decoding.num_captions, max_words)
     temperature = 1.0 if decoding.temperature is None else decoding.temperature
     top_p = 1.0 if decoding.top_p is None else decoding.top_p
     return sample(model, pair_tokens, uniforms.to(pair_tokens.device), temperature, top_p)
 
 
-def draw_uniforms(seed: int, numbers: Sequence[int], num_captions: int, max_words: int) -> Tensor:
-    """Numbers in [0, 1) (B, num_captions, max_words); those of pair i follow from (seed, i) alone,
-    where `numbers` are the pairs' i."""
+def draw_uniforms(
+    seed: int, pair_indices: Sequence[int], num_captions: int, max_words: int
+) -> Tensor:
+    """Uniform numbers in [0, 1) (B, num_captions, max_words) for the pairs with these indices.
+
+    Row i depends only on (seed, pair_indices[i]).
+    """
     shape = (num_captions, max_words)
-    sources = [np.random.default_rng([seed, number]) for number in numbers]
-    return torch.from_numpy(np.stack([one.random(shape, dtype=np.float32) for one in sources]))
+    uniforms = []
+    for index in pair_indices:
+        generator = np.random.default_rng([seed, index])
+        uniforms.append(generator.random(shape, dtype=np.float32))
+    return torch.from_numpy(np.stack(uniforms))
 
 
-def _draw_words(logits: Tensor, numbers: Tensor, temperature: float, top_p: float) -> Tensor:
-    """logits (…, V), which are written over, and numbers (…) in [0, 1) → words (…).
+def _draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Logits (…, V), which are written over, and uniforms (…) in [0, 1) → token ids (…).
 
-    A pass over the whole vocabulary costs more than the model here. So words are sorted only if
-    top_p needs it, and a word is searched for first among blocks of words and then in its block.
+    A pass over the whole vocabulary costs more than the model here. So tokens are sorted only if
+    top_p needs it, and a token is searched for first among blocks of tokens, then in its block.
     """
     weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
-    words = None
-    if top_p < 1:
-        weights, words = weights.sort(dim=-1, descending=True)
-        before = weights.cumsum(dim=-1) - weights
-        # The most likely word is always allowed: nothing stands before it.
-        weights = weights * (before < top_p * weights.sum(dim=-1, keepdim=True))
-    place = _draw_place(weights, numbers[..., None])
-    return (place if words is None else words.gather(-1, place))[..., 0]
+    if top_p >= 1:
+        return _draw_index(weights, uniforms[..., None])[..., 0]
+    weights, ids = weights.sort(dim=-1, descending=True)
+    before = weights.cumsum(dim=-1) - weights
+    # The most likely token is always allowed: nothing stands before it.
+    weights = weights * (before < top_p * weights.sum(dim=-1, keepdim=True))
+    rank = _draw_index(weights, uniforms[..., None])
+    return ids.gather(-1, rank)[..., 0]
 
 
-def _draw_place(weights: Tensor, numbers: Tensor) -> Tensor:
-    """Weights (…, V) and numbers (…, 1) in [0, 1) → places (…, 1), drawn in proportion."""
+def _draw_index(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Weights (…, V) and uniforms (…, 1) in [0, 1) → indices (…, 1), drawn in proportion."""
     padding = -weights.shape[-1] % BLOCK_SIZE
     blocks = F.pad(weights, (0, padding)).unflatten(-1, (-1, BLOCK_SIZE))
     sums = blocks.sum(dim=-1)
-    target = numbers.to(sums) * sums.sum(dim=-1, keepdim=True)
+    target = uniforms.to(sums) * sums.sum(dim=-1, keepdim=True)
     block, rest = _inverse_cdf(sums, target)
-    index = block[..., None].expand(*block.shape, BLOCK_SIZE)
-    chosen = blocks.gather(-2, index)[..., 0, :]  # (…, BLOCK_SIZE)
+    block_of_each = block[..., None].expand(*block.shape, BLOCK_SIZE)
+    chosen = blocks.gather(-2, block_of_each)[..., 0, :]  # (…, BLOCK_SIZE)
     inside, _ = _inverse_cdf(chosen, rest)
     return block * BLOCK_SIZE + inside
 
 
 def _inverse_cdf(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the running sum of weights (…, K) passes `target` (…, 1), and what is left of it there.
+    """The index at which the running sum of weights (…, K) passes `target`, and what is left of it.
 
-    The place always has a weight above 0.
+    Target, index and rest are (…, 1). The weight at the index is always above 0.
     """
     sums = weights.cumsum(dim=-1)
     index = torch.searchsorted(sums, target, right=True)

@@ -90,7 +90,7 @@ class PairBackbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def unused_in(self, task: str) -> tuple[str, ...]:
+    def unused_prefixes(self, task: str) -> tuple[str, ...]:
         """How the names of tensors begin that this task's loss does not depend on.
 
         logit_scale is not among them: CLIP4IDC knows when it is used.

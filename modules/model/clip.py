@@ -145,7 +145,7 @@ class CLIP(PairBackbone):
         block = BLOCK_NUMBER.match(name)
         return int(block.group(1)) if block else "stem"
 
-    def unused_in(self, task: str) -> tuple[str, ...]:
+    def unused_prefixes(self, task: str) -> tuple[str, ...]:
         """conv1 beside conv2; for captions also the text tower, but for its embeddings."""
         patches = ("visual.conv1.",) if self.visual.linear_patch == "3d" else ()
         text = ("transformer.", "ln_final.", "text_projection")

@@ -29,7 +29,7 @@ def freeze_unused(model: CLIP4IDC) -> None:
     Those parameters would get no gradient anyway; DistributedDataParallel has to know beforehand.
     """
     backbone = model.backbone
-    unused = backbone.unused_in(model.task)
+    unused = backbone.unused_prefixes(model.task)
     if model.task == "caption" or model.uses_cross_encoder:
         unused += ("logit_scale",)
     for name, parameter in backbone.named_parameters():
