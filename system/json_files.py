@@ -79,21 +79,22 @@ def read_json(path: str | Path, value_type: type | None = None) -> Any:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file atomically, in the compact form of `json.dump`. NaN becomes null."""
+    """Write a JSON file atomically, in the form that `json.dump` gives. What is not finite becomes
+    null."""
     with atomic_write(path) as temporary:
         temporary.write_text(to_json(value), encoding="utf-8")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """A value as JSON text. JSON has no NaN: it becomes null."""
-    return json.dumps(_replace_nan(value), indent=indent)
+    """A value as JSON text. JSON has no NaN and no infinities: they become null."""
+    return json.dumps(_replace_non_finite(value), indent=indent, allow_nan=False)
 
 
-def _replace_nan(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _replace_nan(one) for key, one in value.items()}
+        return {key: _replace_non_finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_replace_nan(one) for one in value]
-    if isinstance(value, float) and math.isnan(value):
+        return [_replace_non_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

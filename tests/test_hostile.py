@@ -1,6 +1,7 @@
 """Hostile JSON and text: a reader gives a value, or one error that names the file."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from modules.pipeline.results import read_finished
 from modules.training.checkpoints import Checkpoints
 from modules.training.progress import Progress
 from modules.training.states import named_state
-from system.json_files import parse_json, read_json
+from system.json_files import parse_json, read_json, write_json
 from tests.conftest import make_clevr, make_spot
 from tests.hostile import (
     at_both_sizes,
@@ -198,3 +199,9 @@ def test_names_in_a_folder_that_are_not_utf8_are_refused(tmp_path):
         (tmp_path / os.fsdecode(name)).write_bytes(b"")
     with pytest.raises(ValueError, match=r"caf\\udce9.*is not UTF-8"):
         find_pairs(str(tmp_path), None, None)
+
+
+def test_written_json_can_be_read_whatever_the_numbers(tmp_path):
+    values = {"scores": [1.5, math.nan, math.inf], "loss": {"mean": -math.inf}}
+    write_json(tmp_path / "x.json", values)
+    assert read_json(tmp_path / "x.json") == {"scores": [1.5, None, None], "loss": {"mean": None}}
