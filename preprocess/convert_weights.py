@@ -1,6 +1,6 @@
-"""Weights from one format to another, and what a file of weights is.
+"""Convert weights between formats, or print what a weights file holds.
 
-    python preprocess/convert_weights.py --inspect FILE
+    python preprocess/convert_weights.py --inspect IN
     # the released names, safetensors
     python preprocess/convert_weights.py pytorch_model.bin.spot spot.safetensors
     # the released names, a torch pickle
@@ -9,7 +9,7 @@
     python preprocess/convert_weights.py pytorch_model.bin.spot spot-hf
 
 IN is anything that --init_model takes. OUT ends in .safetensors, or is called *.bin, *.bin.*, *.pt
-or *.pth, or is a folder. Values and their types stay as they are. A model.json beside IN is copied
+or *.pth, or is a folder. Values and their types do not change. A model.json next to IN is copied
 too. Existing files are not overwritten.
 """
 
@@ -31,12 +31,14 @@ PICKLE_NAME = r".+\.(bin(\..+)?|pt|pth)"
 
 
 def convert(source: Location, target: Path, quick_gelu: bool) -> None:
-    """Write `target` in the format that its name says.
+    """Write `target` in the format that its name asks for.
 
-    Raises ValueError or OSError where the source is no file of weights, or `target` exists.
+    Raises ValueError or OSError if the source is not a file of weights, or `target` exists.
     """
+    from modules.weights.key_names import patch_kind
     from modules.weights.model_info import MODEL_INFO_FILE, read_model_info, write_model_info
     from modules.weights.sources import find_weights, read_released
+    from modules.weights.tensor_files import write_safetensors
     from system.files import refuse_existing
 
     is_pickle = re.fullmatch(PICKLE_NAME, target.name) is not None
@@ -55,27 +57,29 @@ def convert(source: Location, target: Path, quick_gelu: bool) -> None:
     elif is_pickle:
         _write_pickle(target, weights)
     else:
-        _write_safetensors(target, weights)
+        write_safetensors(target, weights)
     if info:
         write_model_info(info_path, info)
     show(f"{to_one_line(target)}: {len(weights)} tensors of {to_one_line(path)}")
     if not info:
         print(
-            "it had no model.json: --intra_num_hidden_layers and --linear_patch, which the weights "
-            "do not tell, must still be given"
+            f"it had no model.json: --linear_patch {patch_kind(weights)} must still be given, and "
+            "--intra_num_hidden_layers, which the weights do not show"
         )
 
 
 def _write_huggingface(folder: Path, weights: Mapping[str, Any]) -> None:
     """A folder that transformers' CLIPModel reads."""
     from modules.model.backbone import strip_prefix
+    from modules.model.clip import CLIP
     from modules.model.clip_sizes import ClipSizes
     from modules.weights.configs import HUGGING_FACE_CONFIG, huggingface_config
     from modules.weights.huggingface_names import to_huggingface
+    from modules.weights.tensor_files import write_safetensors
     from system.json_files import write_json
 
-    sizes = ClipSizes.from_weights(strip_prefix(weights, "clip"))
-    _write_safetensors(folder / "model.safetensors", to_huggingface(weights))
+    sizes = ClipSizes.from_weights(strip_prefix(weights, CLIP.key_prefix))
+    write_safetensors(folder / "model.safetensors", to_huggingface(weights))
     write_json(folder / HUGGING_FACE_CONFIG, huggingface_config(sizes))
 
 
@@ -88,18 +92,8 @@ def _write_pickle(path: Path, weights: Mapping[str, Any]) -> None:
         torch.save(weights, temporary)
 
 
-def _write_safetensors(path: Path, weights: Mapping[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    from system.files import atomic_write
-
-    tensors = {key: value.clone().contiguous() for key, value in weights.items()}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, {"format": "pt"})
-
-
 def print_facts(source: Location) -> None:
-    """Print what a file of weights is. ValueError or OSError where it is none."""
+    """Print what a file of weights holds. Raises ValueError or OSError if it is not one."""
     from modules.weights.sources import find_weights
     from preprocess.weights_facts import WeightsFacts, format_facts
 
@@ -121,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("target", nargs="?", type=Path, metavar="OUT", help="what to write")
     parser.add_argument(
-        "--inspect", type=Location, metavar="FILE", help="print what this file is, write nothing"
+        "--inspect", type=Location, metavar="IN", help="print what IN holds, write nothing"
     )
     parser.add_argument(
         "--quick_gelu",

@@ -200,6 +200,7 @@ def download_clip(name: str, folder: Path) -> None:
 def download_weights(item: DriveItem, folder: Path) -> None:
     """The files of a folder of weights. Each is read, and what it holds is printed."""
     from modules.model.backbone import has_all_pretrained_tensors, strip_prefix
+    from modules.model.clip import CLIP
     from modules.weights.key_names import has_captioner
     from modules.weights.sources import read_released
 
@@ -211,7 +212,7 @@ def download_weights(item: DriveItem, folder: Path) -> None:
         weights = read_released(path)
         kind = "captioner" if has_captioner(weights) else "adapted CLIP"
         note = "" if has_all_pretrained_tensors(weights) else ", without all of CLIP"
-        count = len(strip_prefix(weights, "clip"))
+        count = len(strip_prefix(weights, CLIP.key_prefix))
         show(f"{path}: {kind} of {count} CLIP tensors{note}")
 
 

@@ -24,22 +24,21 @@ from system.escaping import escape_markdown, show, to_one_line
 from system.urls import Location
 
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_SCORE = 1e6  # a number from here on is no score
-MAX_TRAINED_ON_LENGTH = 5000  # letters of what a model was trained on
+MAX_SCORE = 1e6  # a number from here on is not a score
+MAX_TRAINED_ON_LENGTH = 5000  # characters of --trained_on that the README shows
 README_SCORES = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "R1", "R5", "R10")
 
 
 def export(
     checkpoint: Location, folder: Path, trained_on: str, name: str, metrics: Path | None
 ) -> None:
-    """Write the folder's three files. The weights need a model.json beside them, as runs have it.
+    """Write the folder's three files. The weights need a model.json next to them, as in runs.
 
-    Scores are those of `metrics`, else those of the run where its best weights are exported.
-    Raises ValueError or OSError for weights that cannot be used, or a folder that exists.
+    The scores come from `metrics`; without it, from the run's metrics.json if the exported weights
+    are the run's best. Raises ValueError or OSError for weights that cannot be used, or a folder
+    that exists.
     """
-    from modules.clip4idc import load_model
     from modules.weights.key_names import task_of
-    from modules.weights.model_info import ModelSettings
     from modules.weights.sources import find_weights, load_weights
     from system.files import refuse_existing
 
@@ -48,13 +47,8 @@ def export(
     refuse_existing(folder)
     path = find_weights(checkpoint)
     loaded = load_weights(str(path), "ViT-B/32")
-    if not loaded.info:
-        raise ValueError(_missing_info_message(path))
     task = task_of(loaded.tensors)
-    model, settings = load_model(loaded, task, ModelSettings())
-    if not model.backbone.info().keys() & vars(settings).keys() <= loaded.info.keys():
-        raise ValueError(_missing_info_message(path))
-    weights = pack_weights(model, path)
+    weights = pack_weights(_build_model(loaded, task, path), path)
     parameters = sum(weight.numel() for weight in weights.values())
     scores = find_scores(path, metrics)
     page = model_page(name or folder.resolve().name, task, trained_on, parameters, scores)
@@ -63,16 +57,28 @@ def export(
     show(f"{to_one_line(folder)}: {megabytes:.1f} MB")
 
 
+def _build_model(loaded: Any, task: str, path: Path) -> Any:
+    """The model of loaded weights. Raises ValueError if model.json lacks one of its settings."""
+    from modules.clip4idc import load_model
+    from modules.weights.model_info import ModelSettings
+
+    if not loaded.info:
+        raise ValueError(_missing_info_message(path))
+    model, settings = load_model(loaded, task, ModelSettings())
+    needed = model.backbone.info().keys() & vars(settings).keys()
+    if not needed <= loaded.info.keys():
+        raise ValueError(_missing_info_message(path))
+    return model
+
+
 def _write_folder(
     folder: Path, weights: Mapping[str, Any], info: Mapping[str, Any], page: str
 ) -> None:
-    from safetensors.torch import save_file
-
     from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
+    from modules.weights.tensor_files import write_safetensors
     from system.files import atomic_write
 
-    with atomic_write(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary, {"format": "pt"})
+    write_safetensors(folder / "model.safetensors", weights)
     write_model_info(folder / MODEL_INFO_FILE, info)
     with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -80,12 +86,15 @@ def _write_folder(
 
 def _missing_info_message(path: Path) -> str:
     return (
-        f"no model.json beside {path} that says how it was trained: export from the folder of a run"
+        f"no model.json beside {path} says how the model was trained: export it from a run's folder"
     )
 
 
 def pack_weights(model: Any, path: Path) -> dict[str, Any]:
-    """A CLIP4IDC's tensors in float16, tied ones once. ValueError for values that do not fit."""
+    """A CLIP4IDC's tensors in float16, tied ones once.
+
+    Raises ValueError for values that float16 cannot hold.
+    """
     tied = model.tied_keys
     weights = {
         key: value.half().contiguous()
@@ -99,9 +108,9 @@ def pack_weights(model: Any, path: Path) -> dict[str, Any]:
 
 
 def find_scores(path: Path, metrics: Path | None) -> dict[str, Any]:
-    """Scores of weights: in the file given, else in the run's metrics.json where they are its best.
+    """The scores in `metrics`, or in the run's metrics.json if the weights are the run's best.
 
-    {} where there are none.
+    {} if there are none.
     """
     from system.json_files import read_json
 
@@ -115,7 +124,7 @@ def find_scores(path: Path, metrics: Path | None) -> dict[str, Any]:
 def model_page(
     name: str, task: str, trained_on: str, parameters: int, scores: Mapping[str, Any]
 ) -> str:
-    """The model's page, in the form of the hub: what it is, how to use it, its scores."""
+    """The model's README in the hub's format: what it is, how to use it, its scores."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
@@ -123,7 +132,7 @@ def model_page(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # it is Markdown, which the filter escapes
+        autoescape=False,  # the template is Markdown, and the filter escapes that
     )
     environment.filters["markdown"] = escape_markdown
     columns, rows = _score_table(task, scores)
@@ -131,7 +140,7 @@ def model_page(
         name=name,
         task=task,
         trained_on=trained_on,
-        max_source_length=MAX_TRAINED_ON_LENGTH,
+        max_trained_on_length=MAX_TRAINED_ON_LENGTH,
         millions=parameters / 1e6,
         quoted_name=json.dumps(name),
         shell_name=shlex.quote(to_one_line(name)),
@@ -143,7 +152,7 @@ def model_page(
 
 
 def _dataset_title(name: Any) -> str:
-    """What people call the dataset that metrics.json names."""
+    """The usual name of the dataset that metrics.json names."""
     if not isinstance(name, str) or name not in DATASETS:
         return "its data"
     return DATASETS[name].title
@@ -152,7 +161,7 @@ def _dataset_title(name: Any) -> str:
 def _score_table(
     task: str, scores: Mapping[str, Any]
 ) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The names of the scores that are there, and of each group of them its numbers as text."""
+    """The names of the scores that are given, and for each group its numbers as strings."""
     groups = {"captions": scores}
     if task == "retrieval":
         groups = {

@@ -1,4 +1,4 @@
-"""What a file of weights is: for `convert_weights.py --inspect`."""
+"""What a file of weights holds, for `convert_weights.py --inspect`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from modules.model.clip import CLIP
 from modules.weights.fitting import WeightMismatch
 from modules.weights.key_names import (
     ARCHIVE_EXTRAS,
+    LAYOUTS,
     has_captioner,
     layout_of,
     patch_kind,
@@ -23,28 +24,22 @@ from modules.weights.key_names import (
     task_of,
 )
 from modules.weights.model_info import ModelSettings, find_model_info, read_model_info
-from modules.weights.sources import LoadedWeights, read_released
+from modules.weights.sources import LoadedWeights, check_activation, rename_to_released
 from modules.weights.tensor_files import file_format, read_weights
-
-NAMING_STYLES = {
-    "released": "CLIP4IDC's",
-    "huggingface": "Hugging Face's",
-    "openai": "OpenAI's or open_clip's",
-}
 
 
 @dataclass(frozen=True)
 class WeightsFacts:
-    """What is known of a file of weights. Build it with `of`.
+    """What is known about a file of weights. Build it with `of`.
 
-    `activation_problem` says why the activation is wrong or unknown. Where no backbone takes the
-    weights, `backbone` is "" and `sizes` empty. `problems` says why no model can be built of them.
+    `activation_problem` says why the activation is wrong or unknown. If no backbone takes the
+    weights, `backbone` is "" and `sizes` is empty. `problems` says why no model can be built.
     """
 
     path: Path
     size_bytes: int
     file_format: str
-    owner: str
+    naming_style: str
     num_tensors: int
     num_elements: int
     types: Mapping[str, int]
@@ -61,24 +56,27 @@ class WeightsFacts:
 
     @classmethod
     def of(cls, path: Path) -> "WeightsFacts":
-        """Of a file in any layout. ValueError or OSError where it is no file of weights."""
+        """The facts about a file in any layout.
+
+        Raises ValueError or OSError if it is not a file of weights.
+        """
         raw = strip_wrappers(read_weights(path))
-        weights = read_released(path, quick_gelu=True)
+        weights = rename_to_released(raw, path)
         info = read_model_info(path)
         backbone = _backbone_of(weights)
         return cls(
             path=path,
             size_bytes=path.stat().st_size,
             file_format=file_format(path),
-            owner=_naming_style(raw),
+            naming_style=_naming_style(raw),
             num_tensors=len(raw),
             num_elements=sum(value.numel() for value in raw.values()),
             types=Counter(str(value.dtype).removeprefix("torch.") for value in raw.values()),
-            activation_problem=_activation_problem(path),
+            activation_problem=_activation_problem(raw, weights, path),
             backbone=backbone.key_prefix if backbone else "",
             is_adapted=backbone is not None and _is_adapted(weights, backbone),
             has_captioner=has_captioner(weights),
-            has_cross_encoder=_has(weights, "cross."),
+            has_cross_encoder=_has_cross_encoder(weights),
             linear_patch=patch_kind(weights),
             info_path=find_model_info(path),
             info=info,
@@ -99,19 +97,19 @@ class WeightsFacts:
 
 
 def format_facts(facts: WeightsFacts) -> list[str]:
-    """Lines for people."""
+    """The facts as lines of text."""
     megabytes = facts.size_bytes / 1e6
     counts = sorted(facts.types.items(), key=lambda pair: -pair[1])
     types = ", ".join(f"{count} {name}" for name, count in counts)
     lines = [
         f"file       {facts.path}, {megabytes:.1f} MB, {facts.file_format}",
-        f"names      {facts.owner}",
+        f"names      {facts.naming_style}",
         f"tensors    {facts.num_tensors}, {facts.num_elements / 1e6:.1f} M numbers, {types}",
         f"backbone   {facts.backbone or 'unknown'}",
         f"stage      {facts.stage}",
     ]
     if facts.backbone == CLIP.key_prefix:
-        patch = "" if facts.is_adapted else ", as every CLIP's"
+        patch = "" if facts.is_adapted else ", as in any CLIP that is not adapted"
         lines.append(f"activation {_format_activation(facts)}")
         lines.append(f"patches    {facts.linear_patch}{patch}")
     lines.append(f"info       {_format_info(facts)}")
@@ -126,19 +124,21 @@ def format_facts(facts: WeightsFacts) -> list[str]:
 def _naming_style(raw: Mapping[str, Tensor]) -> str:
     if all(name in raw for name in ARCHIVE_EXTRAS):
         return "OpenAI's"
-    return NAMING_STYLES.get(layout_of(raw), "unknown")
+    return LAYOUTS[layout_of(raw)].owner
 
 
-def _activation_problem(path: Path) -> str:
+def _activation_problem(
+    raw: Mapping[str, Tensor], released: Mapping[str, Tensor], path: Path
+) -> str:
     try:
-        read_released(path)
+        check_activation(raw, released, path)
     except ValueError as error:
         return str(error)
     return ""
 
 
-def _has(weights: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(key.startswith(prefix) for key in weights)
+def _has_cross_encoder(weights: Mapping[str, Tensor]) -> bool:
+    return any(key.startswith("cross.") for key in weights)
 
 
 def _backbone_of(weights: Mapping[str, Tensor]) -> PairBackbone | None:
@@ -157,9 +157,9 @@ def _is_adapted(weights: Mapping[str, Tensor], backbone: PairBackbone) -> bool:
 
 
 def _try_to_build(weights: LoadedWeights) -> list[str]:
-    """Why no model can be built of the weights; [] where one can."""
+    """Build a model from the weights: why that is not possible, or [] if it is."""
     task = task_of(weights.tensors)
-    is_tight = task == "retrieval" and _has(weights.tensors, "cross.")
+    is_tight = task == "retrieval" and _has_cross_encoder(weights.tensors)
     settings = ModelSettings(
         intra_num_hidden_layers=0,
         linear_patch=patch_kind(weights.tensors),
@@ -176,7 +176,7 @@ def _try_to_build(weights: LoadedWeights) -> list[str]:
 
 
 def _decoder_config(weights: Mapping[str, Tensor]) -> BertConfig:
-    """The published captioner's, with as many layers as the weights have."""
+    """The published captioner's config, with as many layers as the weights have."""
     prefix = "decoder.decoder.layer."
     numbers = {key.split(".")[3] for key in weights if key.startswith(prefix)}
     return load_decoder_config("decoder-base").with_layers(len(numbers) or None)
@@ -190,7 +190,7 @@ def _format_activation(facts: WeightsFacts) -> str:
 
 def _format_info(facts: WeightsFacts) -> str:
     if not facts.info:
-        return "none: blocks that see one image alone, and a captioner's heads, are unknown"
+        return "none: the number of single-image blocks and of a captioner's heads is unknown"
     values = ", ".join(
         f"{name} {value}" for name, value in facts.info.items() if name != "decoder_config"
     )

@@ -141,7 +141,7 @@ def test_hugging_face_files_need_a_config_or_quick_gelu(tmp_path):
             "vision_config.num_attention_heads is 16, expected 2",
         ),
         ("model_type", "siglip", "model_type is 'siglip'"),
-        ("vision_config", 3, "vision_config is no object"),
+        ("vision_config", 3, "vision_config is not an object"),
     ],
 )
 def test_hugging_face_configs_of_other_models_are_refused(part, value, problem, tmp_path):
@@ -243,7 +243,7 @@ def test_the_config_of_open_clips_quick_models_is_known():
     quick = open_clip.get_model_config("ViT-B-32-quickgelu")
     assert open_clip_problems(quick, VIT_B_32) == []
     exact = open_clip.get_model_config("ViT-B-32")
-    problem = "quick_gelu is not true: the exact GELU is not built here"
+    problem = "quick_gelu is not true: the exact GELU cannot be built here"
     assert open_clip_problems(exact, VIT_B_32) == [problem]
 
 

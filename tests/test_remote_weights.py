@@ -162,7 +162,7 @@ def test_a_hub_that_refuses_ends_in_one_line(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
     expected = (
-        "someone/model is no path here .* the Hugging Face hub does not give it: "
+        "someone/model is not a path here .* it could not be downloaded from the Hugging Face hub: "
         "404 Client Error. Repository Not Found"
     )
     with pytest.raises(OSError, match=expected):
@@ -185,4 +185,4 @@ def test_an_unreachable_hub_ends_in_one_line():
         env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
     )
     assert done.returncode == 1
-    assert "someone/model is no path here" in done.stderr.splitlines()[-1]
+    assert "someone/model is not a path here" in done.stderr.splitlines()[-1]

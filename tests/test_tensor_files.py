@@ -78,7 +78,7 @@ def test_a_pickle_that_would_run_code_is_refused_before_it_runs(tmp_path):
     ("name", "content", "reason"),
     [
         ("empty.bin", b"", "is empty"),
-        ("page.bin", b"<!DOCTYPE html><html>quota</html>", "is a web page, no weights"),
+        ("page.bin", b"<!DOCTYPE html><html>quota</html>", "is a web page, not weights"),
         ("noise.safetensors", b"\x08\0\0\0\0\0\0\0{}garbage!", ""),
         ("text.bin", b"hello", "not a PyTorch or safetensors file"),
         ("README.md", b"# words", "not a PyTorch or safetensors file"),
@@ -100,7 +100,7 @@ def test_half_a_file_is_refused_by_name(tmp_path):
 
 def test_values_that_are_no_tensors_are_no_state_dict(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "other.bin")
-    with pytest.raises(ValueError, match=r"other\.bin holds no state dict"):
+    with pytest.raises(ValueError, match=r"other\.bin does not hold a state dict"):
         read_weights(tmp_path / "other.bin")
 
 

@@ -1,6 +1,6 @@
-"""Config files of other programs' CLIPs: written for ours, and checked against what is built here.
+"""Config files of other CLIP implementations: written for our models, checked when we load theirs.
 
-Weights alone do not tell the activation, the number of heads or the images' normalisation.
+Weights alone do not show the activation, the number of heads or the images' normalization.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from modules.model.clip_sizes import HEAD_WIDTH, ClipSizes
 HUGGING_FACE_CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 ANY = object()
-# What open_clip's configs may say of the model that is built here.
+# What open_clip's configs may say about a model that can be built here.
 OPEN_CLIP_MODEL = {
     "embed_dim": ANY,
     "vision_cfg": ANY,
@@ -53,7 +53,7 @@ OPEN_CLIP_TEXT = {
     "pad_id": ANY,
     "eos_id": ANY,
 }
-# What CLIPConfig assumes where a config does not say it.
+# What CLIPConfig assumes if a config does not say it.
 DEFAULT_HEADS = {"text_config": 8, "vision_config": 12}
 
 
@@ -92,9 +92,9 @@ def huggingface_config(sizes: ClipSizes) -> dict[str, Any]:
 
 
 def huggingface_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[str]:
-    """What in a CLIPModel's config.json asks for another model than is built here.
+    """What in a CLIPModel's config.json asks for a model that cannot be built here.
 
-    What it leaves out has CLIPConfig's default.
+    Missing values have CLIPConfig's defaults.
     """
     problems = []
     if config.get("model_type", "clip") != "clip":
@@ -103,7 +103,7 @@ def huggingface_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[st
     for name, width in widths.items():
         part = config.get(name) or {}
         if not isinstance(part, Mapping):
-            problems.append(f"{name} is no object")
+            problems.append(f"{name} is not an object")
             continue
         heads = part.get("num_attention_heads", DEFAULT_HEADS[name])
         found = {
@@ -120,7 +120,7 @@ def huggingface_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[st
 
 
 def open_clip_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[str]:
-    """What in an open_clip config asks for another model than is built here."""
+    """What in an open_clip config asks for a model that cannot be built here."""
     model = config.get("model_cfg", config)
     if not isinstance(model, Mapping):
         return ["it lacks vision_cfg or text_cfg"]
@@ -130,7 +130,7 @@ def open_clip_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[str]
         return ["it lacks vision_cfg or text_cfg"]
     problems = []
     if model.get("quick_gelu") is not True:
-        problems.append("quick_gelu is not true: the exact GELU is not built here")
+        problems.append("quick_gelu is not true: the exact GELU cannot be built here")
     problems += _differences(model, OPEN_CLIP_MODEL, "")
     problems += _differences(vision, OPEN_CLIP_VISION, "vision_cfg.")
     problems += _differences(text, OPEN_CLIP_TEXT, "text_cfg.")
@@ -142,7 +142,7 @@ def open_clip_problems(config: Mapping[str, Any], sizes: ClipSizes) -> list[str]
     return problems
 
 
-# Layout → the file that must vouch for it, and what in that file does not fit.
+# Layout → the config file that must confirm the model, and the function that checks it.
 CONFIG_CHECKS = {
     "huggingface": (HUGGING_FACE_CONFIG, huggingface_problems),
     "openai": (OPEN_CLIP_CONFIG, open_clip_problems),
@@ -152,11 +152,13 @@ CONFIG_CHECKS = {
 def _differences(part: Mapping[str, Any], known: Mapping[str, Any], prefix: str) -> list[str]:
     problems = []
     for key, value in part.items():
-        if key not in known:
-            if value not in (None, False):
-                problems.append(f"{prefix}{key} is not known here")
-        elif known[key] is not ANY and value not in (None, known[key]):
-            problems.append(f"{prefix}{key} is {value!r}, expected {known[key]!r}")
+        expected = known.get(key, False)  # what is not known must be off
+        if expected is ANY or value in (None, expected):
+            continue
+        if key in known:
+            problems.append(f"{prefix}{key} is {value!r}, expected {expected!r}")
+        else:
+            problems.append(f"{prefix}{key} is not known here")
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Weights made to fit a model: what may be absent is filled in, the rest refused by name."""
+"""Makes weights fit a model: what may be absent is filled in, other mismatches are refused."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from modules.model.backbone import build_backbone, strip_prefix
 
 log = logging.getLogger(__name__)
 
-MAX_LISTED = 5  # tensors that a log line names one by one
+MAX_LISTED = 5  # names of tensors that a log line writes in full
 
 
 class WeightMismatch(ValueError):
-    """Weights of another model: `problems` lists what is missing, unexpected or misshapen."""
+    """The weights belong to another model: `problems` says what does not fit."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -28,9 +28,9 @@ def fill_in_optional(
     tied: Mapping[str, str],
     optional: Sequence[Sequence[str]],
 ) -> dict[str, Tensor]:
-    """The weights, and the model's own tensors for what they may lack.
+    """The weights, with the model's own tensors in place of those that may be absent.
 
-    `tied` names each copy's original. Of each group in `optional` weights have all tensors, or
+    `tied` names each copy's original. Of each group in `optional`, weights have all tensors or
     none. Raises WeightMismatch, or ValueError for copies that differ from their originals.
     """
     _check_tied(weights, tied)
@@ -48,7 +48,7 @@ def fill_in_optional(
 def missing_groups(
     weights: Mapping[str, Tensor], optional: Sequence[Sequence[str]]
 ) -> list[Sequence[str]]:
-    """The groups of which the weights have no tensor at all."""
+    """The groups of which the weights have not a single tensor."""
     absent = []
     for group in optional:
         has_some = any(key in weights for key in group)
@@ -58,7 +58,7 @@ def missing_groups(
 
 
 def mismatches(weights: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, unexpected or misshapen, a line each; [] where the weights fit."""
+    """What is missing, unexpected or of a wrong shape, one line each; [] if the weights fit."""
     problems = [f"{key} is missing" for key in model_state if key not in weights]
     for key, value in weights.items():
         if key not in model_state:
@@ -90,9 +90,9 @@ def drop_unused(weights: Mapping[str, Tensor], task: str, sim_header: str) -> di
 
 
 def resize_to_resolution(weights: Mapping[str, Tensor], image_resolution: int) -> dict[str, Tensor]:
-    """Released-name weights for images of another side, as their backbone resizes them.
+    """Weights under released names, resized by their backbone for images of this side, in pixels.
 
-    Raises ValueError where that cannot be done.
+    Raises ValueError if that is not possible.
     """
     with torch.device("meta"):
         backbone = build_backbone(weights, intra_layers=0, linear_patch="2d")
@@ -100,12 +100,13 @@ def resize_to_resolution(weights: Mapping[str, Tensor], image_resolution: int) -
         return dict(weights)
     prefix = backbone.key_prefix
     resized = backbone.resize_weights(strip_prefix(weights, prefix), image_resolution)
+    merged = {f"{prefix}.{key}": value for key, value in resized.items()}
     others = {key: value for key, value in weights.items() if not key.startswith(f"{prefix}.")}
-    return {**{f"{prefix}.{key}": value for key, value in resized.items()}, **others}
+    return merged | others
 
 
 def abbreviate_keys(keys: Sequence[str]) -> str:
-    """A few names in full; of many the first, the last and their number."""
+    """A few names in full; of many, the first, the last and their number."""
     if len(keys) <= MAX_LISTED:
         return ", ".join(keys)
     return f"{keys[0]} … {keys[-1]} ({len(keys)} tensors)"

@@ -9,14 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LAYER_NORM_PARTS = ("weight", "bias")
+WEIGHT_PARTS = ("weight", "bias")
 LAYER_NORMS = {
     "text_model.final_layer_norm": "ln_final",
-    "vision_model.pre_layrnorm": "visual.ln_pre",  # misspelt there
+    "vision_model.pre_layrnorm": "visual.ln_pre",  # their spelling
     "vision_model.post_layernorm": "visual.ln_post",
     "vision_model.mid_layernorm": "visual.ln_mid",
 }
-# Released name (without `clip.`) of each tensor outside the blocks; the last four are CLIP4IDC's.
+# Their name → the released name without `clip.`, for tensors outside the blocks. CLIP does not have
+# the last four.
 HF_TO_RELEASED = {
     "logit_scale": "logit_scale",
     "text_projection.weight": "text_projection",
@@ -34,7 +35,7 @@ HF_TO_RELEASED = {
 HF_TO_RELEASED |= {
     f"{theirs}.{part}": f"{ours}.{part}"
     for theirs, ours in LAYER_NORMS.items()
-    for part in LAYER_NORM_PARTS
+    for part in WEIGHT_PARTS
 }
 RELEASED_TO_HF = {f"clip.{ours}": theirs for theirs, ours in HF_TO_RELEASED.items()}
 HF_BLOCK_PARTS = {
@@ -45,10 +46,10 @@ HF_BLOCK_PARTS = {
     "self_attn.out_proj": "attn.out_proj",
 }
 BLOCK_PARTS_TO_HF = {ours: theirs for theirs, ours in HF_BLOCK_PARTS.items()}
-QKV = ("q_proj", "k_proj", "v_proj")  # in this order one matrix in OpenAI's
+QKV = ("q_proj", "k_proj", "v_proj")  # stacked in this order in OpenAI's matrix
 TOWERS = {"text_model.": "", "vision_model.": "visual."}
-TRANSPOSED = ("text_projection", "visual.proj")  # matrices that multiply from the other side
-# Index tensors that older files hold.
+TRANSPOSED = ("text_projection", "visual.proj")  # stored transposed in Hugging Face's layout
+# Index tensors in older files.
 BUFFERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
 
@@ -68,19 +69,23 @@ def is_huggingface(keys: Set[str]) -> bool:
 def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face's names → released ones, q, k and v of each block joined.
 
-    Raises ValueError for a name that is unknown, or where q, k and v do not belong together.
+    Raises ValueError for an unknown name, or for q, k and v that do not belong together.
     """
-    left = {key: value for key, value in weights.items() if key not in BUFFERS}
-    joined = {}
-    endings = tuple(f".self_attn.q_proj.{part}" for part in LAYER_NORM_PARTS)
-    for key in [key for key in left if key.endswith(endings)]:
+    remaining = {key: value for key, value in weights.items() if key not in BUFFERS}
+    released = {}
+    endings = tuple(f".self_attn.q_proj.{part}" for part in WEIGHT_PARTS)
+    query_keys = [key for key in remaining if key.endswith(endings)]
+    for key in query_keys:
         block, _, part = key.partition(".self_attn.q_proj.")
-        joined[f"{_block_name(block)}.attn.in_proj_{part}"] = _pop_qkv(left, key)
-    return joined | dict(_renamed(key, value) for key, value in left.items())
+        released[f"{_block_name(block)}.attn.in_proj_{part}"] = _pop_qkv(remaining, key)
+    for key, value in remaining.items():
+        name = _released_name(key)
+        released[name] = _transpose_projection(name, value)
+    return released
 
 
 def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Released names → Hugging Face's. ValueError for a tensor of CLIP that has no name there."""
+    """Released names → Hugging Face's. Raises ValueError for CLIP tensors without a name there."""
     renamed = {}
     for key, value in weights.items():
         block = _split_block(key)
@@ -94,7 +99,7 @@ def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pop_qkv(weights: dict[str, Tensor], query: str) -> Tensor:
-    """Take out q of a block, its k and its v; joined along their rows."""
+    """Remove a block's q, k and v from the weights and join them along their rows."""
     names = [query.replace(".q_proj.", f".{name}.") for name in QKV]
     absent = [name for name in names if name not in weights]
     if absent:
@@ -103,12 +108,6 @@ def _pop_qkv(weights: dict[str, Tensor], query: str) -> Tensor:
     if not all(part.ndim and part.shape == parts[0].shape for part in parts):
         raise ValueError(f"{query} and its k_proj and v_proj differ in shape")
     return torch.cat(parts)
-
-
-def _renamed(key: str, value: Tensor) -> tuple[str, Tensor]:
-    """A tensor's released name, and its value as it is used under it."""
-    name = _released_name(key)
-    return name, _transpose_projection(name, value)
 
 
 def _released_name(key: str) -> str:
@@ -133,7 +132,7 @@ def _block_name(key: str) -> str:
 
 
 def _block_to_huggingface(block: BlockKey, key: str, value: Tensor) -> dict[str, Tensor]:
-    """A tensor of a block under its name there; the joint q, k and v become three."""
+    """A block's tensor under Hugging Face's name; joint q, k and v become three tensors."""
     start = f"{block.tower}encoder.layers.{block.number}"
     if block.rest.startswith("attn.in_proj_"):
         part = block.rest.removeprefix("attn.in_proj_")
@@ -149,7 +148,7 @@ def _block_to_huggingface(block: BlockKey, key: str, value: Tensor) -> dict[str,
 
 
 def _split_block(key: str) -> BlockKey | None:
-    """Tower, number and rest of a released name in a block; None for others."""
+    """The parts of a released name in a block; None for other names."""
     for theirs, ours in TOWERS.items():
         prefix = f"clip.{ours}transformer.resblocks."
         if key.startswith(prefix):

@@ -1,7 +1,7 @@
-"""Tensor names: which layout a file has, and from each layout to the released names.
+"""Tensor names: the layout of a file, and its names converted to the released ones.
 
-The released names are CLIP4IDC's own: a backbone's prefix (`clip.`), `decoder.` or `cross.`, and
-what the module calls its tensor. Another program's names for a backbone are one row of LAYOUTS.
+The released names are CLIP4IDC's own: a backbone's prefix (`clip.`), `decoder.` or `cross.`, then
+the tensor's name in that module. Each row of LAYOUTS is one way to name tensors.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -12,12 +12,13 @@ from torch import Tensor
 from modules.model.backbone import key_prefixes
 from modules.weights.huggingface_names import from_huggingface, is_huggingface
 
-ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # of OpenAI's archives alone
+ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # only in OpenAI's archives
 
 
 class Layout(NamedTuple):
-    """Another way to name tensors: how it is recognised, and how its names become released ones."""
+    """A way to name tensors: whose it is, how it is recognized, how names become released ones."""
 
+    owner: str
     matches: Callable[[Set[str]], bool]
     to_released: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
@@ -38,9 +39,9 @@ def from_openai(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 LAYOUTS = {
-    "huggingface": Layout(is_huggingface, from_huggingface),
-    "released": Layout(is_released, dict),
-    "openai": Layout(is_openai, from_openai),
+    "huggingface": Layout("Hugging Face's", is_huggingface, from_huggingface),
+    "released": Layout("CLIP4IDC's", is_released, dict),
+    "openai": Layout("OpenAI's or open_clip's", is_openai, from_openai),
 }
 
 
@@ -61,7 +62,7 @@ def layout_of(keys: Iterable[str]) -> str:
 
 
 def to_released(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """The weights of a layout under the released names. ValueError where they are incomplete."""
+    """A layout's weights under the released names. Raises ValueError for wrong or missing names."""
     return LAYOUTS[layout].to_released(weights)
 
 
@@ -73,7 +74,7 @@ def to_released_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def strip_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without data parallelism's `module.`, and without open_clip's `text.`."""
+    """The weights without data parallelism's prefix `module.` and open_clip's `text.`."""
     if all(key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     if "text.token_embedding.weight" in weights:
@@ -82,5 +83,5 @@ def strip_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def patch_kind(weights: Mapping[str, Tensor]) -> str:
-    """The --linear_patch of released-name weights: "3d" where they have CLIP's conv2, else "2d"."""
+    """--linear_patch of weights under released names: "3d" if they have CLIP's conv2, else "2d"."""
     return "3d" if "clip.visual.conv2.weight" in weights else "2d"

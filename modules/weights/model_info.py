@@ -1,4 +1,4 @@
-"""model.json: the settings that cannot be read from the weights' shapes, and what they learned."""
+"""model.json: settings that the weights' shapes do not show, and what the model was trained on."""
 
 import json
 import logging
@@ -29,9 +29,10 @@ PATCH_KINDS = ("2d", "3d")
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What a model is beside its weights. None: not given, so the default or model.json holds.
+    """A model's settings that are not in its weights.
 
-    The configs are what `load_decoder_config` and `load_cross_config` take.
+    None means not given: model.json or the default decides. The configs are what
+    `load_decoder_config` and `load_cross_config` take.
     """
 
     intra_num_hidden_layers: int = 9
@@ -55,13 +56,16 @@ def find_model_info(weights: Path) -> Path | None:
 
 
 def read_model_info(weights: Path) -> dict[str, Any]:
-    """What stands beside weights, {} where nothing does. ValueError for values of a wrong type."""
+    """What model.json beside the weights says, {} if there is none.
+
+    Raises ValueError as `check_model_info` does.
+    """
     path = find_model_info(weights)
     return check_model_info(read_json(path, dict), str(path)) if path else {}
 
 
 def check_model_info(info: dict[str, Any], source: str) -> dict[str, Any]:
-    """The info; ValueError naming its source for values of a wrong type or out of range."""
+    """The info itself. Raises ValueError naming its source for a value of a wrong type or range."""
     for name, kind in MODEL_INFO_TYPES.items():
         if name in info and type(info[name]) is not kind:
             value = reprlib.repr(info[name])
@@ -75,7 +79,7 @@ def check_model_info(info: dict[str, Any], source: str) -> dict[str, Any]:
     if info.get("head_width", HEAD_WIDTH) != HEAD_WIDTH:
         raise ValueError(
             f"{source}: head_width is {info['head_width']}, "
-            f"but CLIPs are built with heads of {HEAD_WIDTH} only"
+            f"but only heads of {HEAD_WIDTH} can be built"
         )
     if "decoder_config" in info:
         try:
@@ -88,7 +92,7 @@ def check_model_info(info: dict[str, Any], source: str) -> dict[str, Any]:
 def apply_model_info(
     settings: ModelSettings, info: Mapping[str, Any], source: str
 ) -> ModelSettings:
-    """The settings, replaced by what the info says; each difference is logged."""
+    """The settings with the info's values, which take precedence; each difference is logged."""
     # Only what `check_model_info` checks: a path in a downloaded file must not be opened.
     names = [field.name for field in fields(settings) if field.name in MODEL_INFO_TYPES]
     known = {name: info[name] for name in names if name in info}

@@ -1,7 +1,8 @@
-"""Weights from elsewhere: OpenAI's CLIPs by name, a URL, a repository on the Hugging Face hub."""
+"""Downloads of weights: OpenAI's CLIPs by name, a URL, a repository on the Hugging Face hub."""
 
 import logging
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from system.urls import Location
 
 log = logging.getLogger(__name__)
 
-# Which file a folder stands for: ours, a run's, open_clip's. Hugging Face's are named like the
-# first and the fourth.
+# Which file a folder's name means, the first that is there. The first and the fourth are names of
+# Hugging Face's too, the second is a run's, the third and the fifth are open_clip's.
 WEIGHT_FILES = (
     "model.safetensors",
     "pytorch_model.bin.best",
@@ -25,7 +26,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-# Files beside weights that describe them.
+# Files next to weights that describe them.
 SIDECAR_FILES = (MODEL_INFO_FILE, HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG)
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
 CLIP_SHA256 = {
@@ -37,25 +38,27 @@ CLIP_SHA256 = {
 
 
 def find_openai_clip(name: str, cache_dir: str | None) -> Path:
-    """The file of one of OpenAI's CLIPs: in modules/, in ckpts/, in the cache, else downloaded."""
+    """The file of one of OpenAI's CLIPs: from modules/, ckpts/ or the cache, else downloaded."""
     file = openai_file_name(name)
     modules = choose_downloads_folder() / "modules"
     for folder in (modules, *list_ckpts_folders()):
         path = folder / file
         if path.is_file():
-            if compute_sha256(path) != CLIP_SHA256[name]:
-                log.warning(
-                    "%s is not the %s that OpenAI published: its SHA-256 differs", path, name
-                )
+            _warn_of_other_content(path, name)
             return path
     return download_openai_clip(name, choose_cache_folder(cache_dir), modules)
+
+
+def _warn_of_other_content(path: Path, name: str) -> None:
+    if compute_sha256(path) != CLIP_SHA256[name]:
+        log.warning("%s is not the %s that OpenAI published: its SHA-256 differs", path, name)
 
 
 def download_openai_clip(name: str, folder: Path, manual_folder: Path) -> Path:
     """Download one of OpenAI's CLIPs into a folder.
 
-    Raises ValueError for a name that OpenAI does not have, and OSError where the download fails;
-    its message says to put the file into `manual_folder` by hand.
+    Raises ValueError for a name that OpenAI does not have, and OSError if the download fails; its
+    message says to put the file into `manual_folder` by hand.
     """
     if name not in CLIP_SHA256:
         raise ValueError(f"OpenAI has no CLIP called {name}: it has {', '.join(CLIP_SHA256)}")
@@ -79,7 +82,7 @@ def openai_file_name(name: str) -> str:
 def fetch_from_url(url: Location, cache_dir: str | None) -> Path:
     """The file at a URL, downloaded into the cache together with the files that describe it.
 
-    Raises OSError where it cannot be downloaded, or is no file of weights.
+    Raises OSError if it cannot be downloaded, or ValueError if it is not a file of weights.
     """
     _, cached_folder, name = locate_in_cache(url, cache_dir)
     target = cached_folder / name
@@ -94,7 +97,7 @@ def fetch_from_url(url: Location, cache_dir: str | None) -> Path:
 
 
 def _download_sidecars(url: Location, cache_dir: str | None) -> None:
-    """What describes the weights at a URL and stands beside them there."""
+    """Download the files next to weights at a URL that describe them."""
     folder, cached_folder, name = locate_in_cache(url, cache_dir)
     if url != folder.joined(name):  # a signed URL opens this one file only
         return
@@ -109,7 +112,10 @@ def _check_json(path: Path) -> None:
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Whether it reads owner/name[@revision], and the first part is no folder here."""
+    """Whether a name has the form owner/name[@revision].
+
+    Not if it contains .bin, or if the folder that it would be in exists here.
+    """
     looks_like_repository = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
     is_folder_here = any(
         (place / name).parent.is_dir() for place in (Path(), *list_ckpts_folders())
@@ -120,7 +126,7 @@ def may_be_on_hub(name: str) -> bool:
 def fetch_from_hub(name: str, cache_dir: str | None) -> Path:
     """The folder of a model on the Hugging Face hub: its weights and what describes them.
 
-    Without a connection the hub's own cache is used. Raises OSError where there is nothing.
+    Without a connection the hub's own cache is used. Raises OSError if it has no such model.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -133,14 +139,19 @@ def fetch_from_hub(name: str, cache_dir: str | None) -> Path:
     }
     try:
         files = HfApi().list_repo_files(repository, revision=revision or None)
-        weights = [file for file in WEIGHT_FILES if file in files][:1]
-        sidecars = [file for file in SIDECAR_FILES if file in files]
-        return Path(snapshot_download(**where, allow_patterns=weights + sidecars))
+        return Path(snapshot_download(**where, allow_patterns=_choose_files(files)))
     except Exception as error:  # which errors it raises differs from version to version
         with suppress(Exception):
             return Path(snapshot_download(**where, local_files_only=True))
         places = " and ".join(map(str, list_ckpts_folders()))
         raise OSError(
-            f"{name} is no path here or in {places}, and the Hugging Face hub does not give it: "
-            f"{summarize_error(error)}"
+            f"{name} is not a path here or in {places}, and it could not be downloaded from the "
+            f"Hugging Face hub: {summarize_error(error)}"
         ) from None
+
+
+def _choose_files(present: Collection[str]) -> list[str]:
+    """The first file of weights in a repository, and the files that describe it."""
+    weights = [file for file in WEIGHT_FILES if file in present]
+    sidecars = [file for file in SIDECAR_FILES if file in present]
+    return [*weights[:1], *sidecars]

@@ -5,6 +5,7 @@ See docs/reference.md, Weights.
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from modules.weights.configs import CONFIG_CHECKS
 from modules.weights.fitting import resize_to_resolution
 from modules.weights.key_names import (
     ARCHIVE_EXTRAS,
+    LAYOUTS,
     layout_of,
     strip_wrappers,
     to_released,
@@ -60,48 +62,73 @@ def load_weights(
 ) -> LoadedWeights:
     """The tensors of init_model, and those of CLIP where init_model lacks a whole backbone.
 
-    With `image_resolution` they are resized for images of that side. `quick_gelu` says that files
-    without a config are of a CLIP with the quick GELU. Raises ValueError or OSError, with what to
-    do, for anything that cannot be found, read or used.
+    With `image_resolution` they are resized for images of that side, in pixels. `quick_gelu` says
+    that files without a config are of a CLIP with the quick GELU. Raises ValueError or OSError for
+    anything that cannot be found, read or used; the message says what to do.
     """
-    tensors: dict[str, Tensor] = {}
-    info: dict[str, Any] = {}
-    named_source = str(Location.of(clip_name))
+    loaded = LoadedWeights({}, {}, str(Location.of(clip_name)))
     if init_model:
-        path = find_weights(init_model, cache_dir)
-        log.info("weights from %s", path)
-        tensors = to_released_float32(read_released(path, quick_gelu))
-        info = read_model_info(path)
-        named_source = str(path)
+        loaded = _load_init_model(init_model, cache_dir, quick_gelu)
+    tensors = loaded.tensors
     if not has_all_pretrained_tensors(tensors):
         tensors = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
     if image_resolution is not None:
         tensors = resize_to_resolution(tensors, image_resolution)
-    return LoadedWeights(tensors, info, named_source)
+    return loaded._replace(tensors=tensors)
+
+
+def _load_init_model(
+    source: Location | str, cache_dir: str | None, quick_gelu: bool
+) -> LoadedWeights:
+    path = find_weights(source, cache_dir)
+    log.info("weights from %s", path)
+    tensors = to_released_float32(read_released(path, quick_gelu))
+    return LoadedWeights(tensors, read_model_info(path), str(path))
 
 
 def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
-    """A file's tensors under the released names, of their own types, from any layout.
+    """A file's tensors under the released names, in their own types, from any layout.
 
-    Raises ValueError where no backbone knows them, or where nothing says that their activation is
-    the quick GELU.
+    Raises ValueError if no backbone knows them, or if nothing says that their activation is the
+    quick GELU.
     """
     weights = strip_wrappers(read_weights(path))
+    released = rename_to_released(weights, path)
+    if not quick_gelu:
+        check_activation(weights, released, path)
+    return released
+
+
+def rename_to_released(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The weights of a file under the released names.
+
+    Raises ValueError naming the file if no backbone knows them.
+    """
     layout = layout_of(weights)
     if layout == "other":
         raise ValueError(f"{path}: {no_backbone_message(weights)}")
     try:
-        released = to_released(weights, layout)
+        return to_released(weights, layout)
     except ValueError as error:
-        raise ValueError(f"{path} is laid out like Hugging Face's CLIPModel, but {error}") from None
+        raise ValueError(f"{path} has {LAYOUTS[layout].owner} names, but {error}") from None
+
+
+def check_activation(
+    weights: Mapping[str, Tensor], released: Mapping[str, Tensor], path: Path
+) -> None:
+    """Raises ValueError unless something says that a file's weights use the quick GELU.
+
+    That is their layout, or a config next to the file. `released` are the same weights under the
+    released names.
+    """
+    layout = layout_of(weights)
     is_archive = all(name in weights for name in ARCHIVE_EXTRAS)
-    if layout != "released" and not quick_gelu and not is_archive:
+    if layout != "released" and not is_archive:
         _check_config(path, layout, released)
-    return released
 
 
-def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
-    """ValueError unless a config beside the file says that it fits the model built here."""
+def _check_config(path: Path, layout: str, weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless a config next to the file describes a model that is built here."""
     try:
         sizes = ClipSizes.from_weights(strip_prefix(weights, CLIP.key_prefix))
     except ValueError as error:
@@ -110,9 +137,9 @@ def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
     config = path.parent / name
     if not config.is_file():
         raise ValueError(
-            f"{path} does not say which activation it was trained with, nor does a {name} beside "
-            "it, and with the wrong one a CLIP sees badly: give --quick_gelu if it is OpenAI's or "
-            "another of the quick GELU"
+            f"{path} does not say which activation it was trained with, there is no {name} next to "
+            "it, and with the wrong one CLIP's features are poor: pass --quick_gelu if the weights "
+            "are OpenAI's or were trained with the quick GELU"
         )
     problems = find_problems(read_json(config, dict), sizes)
     if problems:
@@ -120,7 +147,7 @@ def _check_config(path: Path, layout: str, weights: dict[str, Tensor]) -> None:
 
 
 def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
-    """The file that a name means. Raises OSError where there is none.
+    """The file that a name means. Raises OSError if there is none.
 
     The name is a path, the same below ckpts/, or a folder in either place; a URL; one of OpenAI's
     names; or owner/name on the Hugging Face hub, where `@revision` may follow.
@@ -162,7 +189,7 @@ def _load_clip(
     source = Location.of(source)
     name = source.reveal()
     if name.endswith(".json"):
-        log.info("CLIP of random weights in the sizes of %s", name)
+        log.info("CLIP with random weights in the sizes of %s", name)
         return to_released_float32(random_clip(read_sizes(name)))
     path = find_weights(source, cache_dir)
     log.info("CLIP from %s", path)
@@ -170,7 +197,7 @@ def _load_clip(
 
 
 def random_clip(sizes: ClipSizes) -> dict[str, Tensor]:
-    """Random weights, initialised as OpenAI's; OpenAI's names."""
+    """Random weights under OpenAI's names, initialized like OpenAI's."""
     clip = CLIP(sizes, intra_layers=0, linear_patch="2d")
     state = clip.state_dict()
     return {name: state[name] for name in clip.pretrained_names()}

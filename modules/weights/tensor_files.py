@@ -1,15 +1,16 @@
-"""Files of tensors, read without running their code: torch.save's, TorchScript's, safetensors'.
+"""Files of tensors: torch.save's, TorchScript's and safetensors', read without running their code.
 
-A file is untrusted. Of all that it names, only the constructors of dictionaries and tensors can be
-called, and it gets no more memory than its own size justifies. (torch.load with weights_only runs
-no code either, but makes a `bytearray` of any size that a file asks for.)
+A file is untrusted. Of everything it names, only the constructors of dictionaries and tensors can
+be called, and it gets no more memory than its own size justifies. (torch.load with weights_only
+does not run code either, but it makes a `bytearray` of any size that a file asks for.)
 """
 
 import pickle
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -22,28 +23,29 @@ from modules.weights.unpickler import (
     Storage,
 )
 from system.archives import open_zip, read_entry
-from system.files import READ_ERRORS, is_html, summarize_error
+from system.files import READ_ERRORS, atomic_write, is_html, summarize_error
 
-MAX_PICKLE_BYTES = 16 << 20  # of the pickle that says how the tensors lie, or a header
+MAX_PICKLE_BYTES = 16 << 20  # of the pickle that describes the tensors, or a safetensors header
 # How much larger than its file an archive's entries may be: TorchScript's sources are compressed.
 MAX_INFLATED_BYTES = 64 << 20
 MAX_ENTRIES = 100_000  # of an archive
 MAX_MODULE_ATTRIBUTES = 100_000  # of a TorchScript archive's modules
-MAX_NAME_LENGTH = 1000  # letters of a tensor's name
-MAX_SHOWN_LENGTH = 100  # letters of a tensor's name in a message
-HEAD_BYTES = 64  # at a file's beginning, which tell its format
+MAX_NAME_LENGTH = 1000  # characters of a tensor's name
+MAX_SHOWN_LENGTH = 100  # characters of a tensor's name in a message
+HEAD_BYTES = 64  # at a file's beginning, which show its format
 ZIP_HEAD = b"PK\3\4"
 # What torch.save's older format begins with.
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
-REFUSED = (pickle.UnpicklingError, ValueError)  # raised with words for the user
+REFUSED = (pickle.UnpicklingError, ValueError)  # raised with a message for the user
 UNREADABLE = (*REFUSED, zipfile.BadZipFile, *READ_ERRORS)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a state-dict pickle, a safetensors file or OpenAI's TorchScript archive.
+    """The tensors of a safetensors file, a TorchScript archive, or what torch.save wrote.
 
-    Raises OSError where there is no file, ValueError naming any file that cannot be read.
+    That is a dictionary of tensors, or one whose "state_dict" is, in torch's newer or older format.
+    Raises OSError if there is no file, and ValueError naming a file that cannot be read.
     """
     path = Path(path)
     head = _read_head(path)
@@ -51,17 +53,28 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is empty")
     if is_html(head):
         raise ValueError(
-            f"{path} is a web page, no weights: the download was refused; get the file again"
+            f"{path} is a web page, not weights: the server refused the download. "
+            "Download it again."
         )
-    weights = _read_safetensors(path) if _is_safetensors(path, head) else read_torch_file(path)
+    is_safetensors = _is_safetensors(path, head)
+    weights = _read_safetensors(path) if is_safetensors else read_torch_file(path)
     if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
         weights = weights["state_dict"]
     _check_state_dict(path, weights)
     return weights
 
 
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, which appears complete or not at all."""
+    from safetensors.torch import save_file
+
+    separate = {key: value.clone().contiguous() for key, value in tensors.items()}
+    with atomic_write(path) as temporary:
+        save_file(separate, temporary, {"format": "pt"})
+
+
 def file_format(path: Path) -> str:
-    """The format of a file that `read_weights` reads, in words."""
+    """The format of a file that `read_weights` can read, in words."""
     head = _read_head(path)
     if _is_safetensors(path, head):
         return "safetensors"
@@ -73,9 +86,9 @@ def file_format(path: Path) -> str:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What torch.save wrote: containers, numbers, texts, tensors. Of TorchScript, tensors by name.
+    """What torch.save wrote: containers, numbers, strings, tensors. For TorchScript, named tensors.
 
-    Raises OSError where there is no file, ValueError naming any file that cannot be read.
+    Raises OSError if there is no file, and ValueError naming a file that cannot be read.
     """
     head = _read_head(path)
     is_archive = head[: len(ZIP_HEAD)] == ZIP_HEAD
@@ -86,7 +99,7 @@ def read_torch_file(path: Path) -> Any:
         return _named_tensors(value) if isinstance(value, ScriptedModule) else value
     except REFUSED as error:
         raise ValueError(f"cannot read weights from {path}: {summarize_error(error)}") from None
-    # OSError: an archive's directory can point to before the file's beginning.
+    # OSError: an archive's directory can point to a place before the file's beginning.
     except (OSError, *UNREADABLE) as error:
         raise ValueError(
             f"cannot read weights from {path}: it is corrupt "
@@ -104,17 +117,17 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 
 
 def _check_state_dict(path: Path, weights: Any) -> None:
-    """ValueError for anything but tensors by name, or for a type of number that is not read."""
+    """Raises ValueError for anything but named tensors, or for a number type that is not read."""
     if isinstance(weights, dict) and {"model", "optimizer"} <= weights.keys():
         raise ValueError(
             f"{path} is a training state, for --resume_model: "
             "weights are called pytorch_model.bin.<epoch>"
         )
     if not (isinstance(weights, dict) and weights):
-        raise ValueError(f"{path} holds no state dict of tensors")
+        raise ValueError(f"{path} does not hold a state dict of tensors")
     for key, value in weights.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
-            raise ValueError(f"{path} holds no state dict of tensors")
+            raise ValueError(f"{path} does not hold a state dict of tensors")
         if value.dtype not in DTYPES.values():
             name = key[:MAX_SHOWN_LENGTH]
             kind = str(value.dtype).removeprefix("torch.")
@@ -151,39 +164,37 @@ def _read_archive(path: Path) -> Any:
 
 
 def _pickle_entry(archive: zipfile.ZipFile, size: int) -> zipfile.ZipInfo:
-    """The entry data.pkl of an archive of `size` bytes. ValueError for one that is too large."""
+    """The entry data.pkl of an archive of `size` bytes. Raises ValueError if it is too large."""
     entries = archive.infolist()
     inflated = sum(entry.file_size for entry in entries)
     if inflated > size + MAX_INFLATED_BYTES:
         raise ValueError(f"its entries would inflate from {size} to {inflated} bytes")
-    for entry in entries:
-        if entry.filename.endswith("/data.pkl"):
-            if entry.file_size > MAX_PICKLE_BYTES:
-                raise ValueError(f"its data.pkl has {entry.file_size} bytes")
-            return entry
-    raise ValueError("it has no data.pkl")
+    found = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+    if not found:
+        raise ValueError("it has no data.pkl")
+    if found[0].file_size > MAX_PICKLE_BYTES:
+        raise ValueError(f"its data.pkl has {found[0].file_size} bytes")
+    return found[0]
 
 
 def _check_byte_order(archive: zipfile.ZipFile, name: str) -> None:
-    """ValueError unless the entry says "little"; older archives have no such entry."""
-    for entry in archive.infolist():
-        if entry.filename == name:
-            is_long = entry.file_size > len(b"little")
-            if is_long or archive.read(entry) != b"little":
-                raise ValueError(
-                    "its byte order is not little-endian: save it again on a machine that is"
-                )
-            return
+    """Raises ValueError unless the entry says "little"; older archives have no such entry."""
+    entry = next((entry for entry in archive.infolist() if entry.filename == name), None)
+    if entry is None:
+        return
+    is_long = entry.file_size > len(b"little")
+    if is_long or archive.read(entry) != b"little":
+        raise ValueError("its byte order is not little-endian: save it again on a machine that is")
 
 
 class _LegacyStorages:
-    """Storages of the older format: memory when the pickle names them, their bytes afterwards."""
+    """Storages of the older format: the pickle names them first, and their bytes come after it."""
 
     def __init__(self, file_size: int) -> None:
         self.budget = file_size
 
     def open(self, dtype: torch.dtype, _: str, count: int) -> Storage:
-        """A storage of zeros. ValueError where all together exceed the file."""
+        """A storage of zeros. Raises ValueError if all together exceed the file's size."""
         size = count * dtype.itemsize
         self.budget -= size
         if self.budget < 0:
@@ -202,29 +213,33 @@ def _read_legacy(path: Path) -> Any:
         unpickler = RestrictedUnpickler(pickles, _LegacyStorages(size).open, size)
         if unpickler.load() != MAGIC or unpickler.load() != PROTOCOL:
             raise ValueError("torch.save did not write it")
-        unpickler.load()  # facts of the system
+        unpickler.load()  # facts about the system
         value = unpickler.load()
         keys = unpickler.load()
         if not (isinstance(keys, list) and all(type(key) is str for key in keys)):
-            raise ValueError("its storages are named in no known way")
+            raise ValueError("its storages are named in an unknown way")
         file.seek(pickles.tell())
         for key in keys:
-            storage = unpickler.storages.pop(key)
-            (count,) = struct.unpack("<q", file.read(8))
-            is_whole = count == len(storage.values)
-            if not is_whole or file.readinto(storage.content) != len(storage.content):
-                raise ValueError("a storage is cut short")
+            _fill_storage(unpickler.storages.pop(key), file)
     if unpickler.storages:
         raise ValueError("it lacks the bytes of some storages")
     return value
 
 
+def _fill_storage(storage: Storage, file: IO[bytes]) -> None:
+    """Read a storage's number of elements and its bytes from the file."""
+    (count,) = struct.unpack("<q", file.read(8))
+    is_whole = count == len(storage.values)
+    if not is_whole or file.readinto(storage.content) != len(storage.content):
+        raise ValueError("a storage is cut short")
+
+
 def _named_tensors(root: ScriptedModule) -> dict[str, Tensor]:
-    """A module's tensors by name, its own before those of the modules inside it."""
+    """A module's named tensors, its own before those of the modules inside it."""
     tensors: dict[str, Tensor] = {}
     modules = [("", root)]
     budget = MAX_MODULE_ATTRIBUTES
-    for prefix, module in modules:  # the list grows meanwhile
+    for prefix, module in modules:  # the list grows in the loop
         budget -= len(vars(module))
         if budget < 0:
             raise ValueError(f"its modules have more than {MAX_MODULE_ATTRIBUTES} attributes")

@@ -1,8 +1,9 @@
-"""Reads pickles of weights without running their code, within bounds.
+"""Reads pickles of weights without running their code, within limits.
 
 A pickle is a program for a small machine. Here it may only build dictionaries, lists, tuples,
-texts, numbers and tensors, add items to dictionaries and lists, and set attributes of scripted
-modules. Keys are texts or whole numbers. Instructions, tensors, attributes and nesting are limited.
+strings, numbers and tensors, add items to dictionaries and lists, and set attributes of scripted
+modules. Keys are strings or whole numbers. Instructions, tensors, attributes and nesting are
+limited.
 """
 
 import io
@@ -15,21 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_INSTRUCTIONS = 1_000_000  # of a file; a training state of ViT-L/14 has some 150,000
+MAX_INSTRUCTIONS = 1_000_000  # of a file; a training state of ViT-L/14 has about 150,000
 MAX_TENSORS = 100_000  # of a file, and as many storages, which tensors may share
 MAX_DEPTH = 100  # of containers inside each other
 MAX_DIMENSIONS = 16  # of a tensor
 MAX_ARGUMENTS = 8  # of a call; torch's own has seven
-# Attributes set on all scripted modules together; one that is set again counts again.
+# Attributes set on all scripted modules together. One that is set twice counts twice.
 MAX_ATTRIBUTES = 1_000_000
 WIDE_ELEMENT_BYTES = 4  # of an element in use: smaller types are widened to float32
-MAX_SHARING = 8  # times the file's size is what its tensors may take: tied ones share bytes
+MAX_SHARING = 8  # its tensors may take this many times the file's size: tied ones share bytes
 # Whole numbers as keys stay below this: larger ones can be chosen so that all hash alike.
 MAX_INTEGER_KEY = 2**31
 TOO_DEEP = f"its containers are nested more than {MAX_DEPTH} deep"
 ENDLESS = "its containers contain themselves"
-STRANGE_STORAGE = "a storage is described in no known way"
-STRANGE_TENSOR = "a tensor is described in no known way"
+STRANGE_STORAGE = "a storage is described in an unknown way"
+STRANGE_TENSOR = "a tensor is described in an unknown way"
 DTYPES = {
     "HalfStorage": torch.float16,
     "FloatStorage": torch.float32,
@@ -43,7 +44,8 @@ DTYPES = {
     "BoolStorage": torch.bool,
 }
 
-# All but those that import in another way, make bytes of any size, or wait for more data.
+# The allowed instructions. Left out: other ways to import, byte strings of arbitrary size, and
+# instructions that wait for more data.
 OPCODES = (
     pickle.PROTO,
     pickle.STOP,
@@ -83,23 +85,23 @@ OPCODES = (
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """A file's bytes of one or more tensors, and the same as a tensor (n,)."""
+    """The bytes of one or more tensors of a file, and the same bytes as a tensor (n,)."""
 
     content: bytearray
     values: Tensor
 
     @classmethod
     def of(cls, content: bytearray, dtype: torch.dtype) -> "Storage":
-        """The bytes as numbers; ValueError where they are no whole number of elements."""
+        """The bytes as numbers. Raises ValueError if the last element is incomplete."""
         values = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return cls(content, values)
 
 
 class ScriptedModule:
-    """Stands for any scripted class: it has the attributes, and none of the code."""
+    """Represents any scripted class: it has the attributes, but none of the code."""
 
 
-# Type, key and number of elements, as the pickle says.
+# Called with a storage's type, key and number of elements, as the pickle gives them.
 StorageOpener = Callable[[torch.dtype, str, int], Storage]
 
 
@@ -111,7 +113,7 @@ class CountedReader(io.BytesIO):
         self._left = MAX_INSTRUCTIONS
 
     def read(self, size: int | None = -1) -> bytes:
-        """As BytesIO; UnpicklingError after MAX_INSTRUCTIONS reads."""
+        """As in BytesIO. Raises UnpicklingError after MAX_INSTRUCTIONS reads."""
         self._left -= 1
         if self._left < 0:
             raise pickle.UnpicklingError(
@@ -121,10 +123,10 @@ class CountedReader(io.BytesIO):
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """Rebuilds containers, numbers, texts and tensors; knows no class that could run anything.
+    """Rebuilds containers, numbers, strings and tensors; knows no class that could run anything.
 
-    Its base is Python's own unpickler, not the faster one in C, which takes memory for whatever
-    memo number a file names. `load` raises UnpicklingError with words for the user, or one of
+    Its base is Python's own unpickler, not the faster one in C, which takes memory for any memo
+    number that a file names. `load` raises UnpicklingError with a message for the user, or one of
     `system.files.READ_ERRORS`.
     """
 
@@ -137,17 +139,17 @@ class RestrictedUnpickler(pickle._Unpickler):
         self.num_tensors = 0
         self.num_attributes = 0
         self.storages: dict[str, Storage] = {}
-        # A bound method is a new object each time: keep one, to recognise it when it is called.
+        # A bound method is a new object each time: keep one, to recognize it when it is called.
         self._rebuild_tensor_method = self._rebuild_tensor
 
     def load(self) -> Any:
-        """The next pickle's value. UnpicklingError where it is nested deeper than MAX_DEPTH."""
+        """The next pickle's value. Raises UnpicklingError if it is nested deeper than MAX_DEPTH."""
         value = super().load()
         _refuse_deep(value)
         return value
 
     def find_class(self, module: str, name: str) -> Any:
-        """Our stand-in for a name; no module is imported."""
+        """Our replacement for a name; no module is imported."""
         if module.startswith("__torch__"):
             return ScriptedModule
         if module == "torch" and name in DTYPES:
@@ -166,10 +168,11 @@ class RestrictedUnpickler(pickle._Unpickler):
         """The storage that a pickle describes as torch.save does."""
         _refuse_unless(type(pid) is tuple and 5 <= len(pid) <= 6, STRANGE_STORAGE)
         kind, dtype, key, _, count, *views = pid
-        is_known = type(kind) is str and kind == "storage" and type(key) is str
-        is_known = is_known and isinstance(dtype, torch.dtype) and type(count) is int and count >= 0
-        is_known = is_known and all(view is None for view in views)
-        _refuse_unless(is_known, STRANGE_STORAGE)
+        _refuse_unless(type(kind) is str and kind == "storage", STRANGE_STORAGE)
+        _refuse_unless(isinstance(dtype, torch.dtype), STRANGE_STORAGE)
+        _refuse_unless(type(key) is str, STRANGE_STORAGE)
+        _refuse_unless(type(count) is int and count >= 0, STRANGE_STORAGE)
+        _refuse_unless(all(view is None for view in views), STRANGE_STORAGE)
         if key not in self.storages:
             _refuse_unless(
                 len(self.storages) < MAX_TENSORS, f"it has more than {MAX_TENSORS} storages"
@@ -200,32 +203,31 @@ class RestrictedUnpickler(pickle._Unpickler):
         """A call of one of the few functions that `find_class` gives."""
         arguments = self.stack.pop()
         function = self.stack[-1]
-        is_ours = any(
-            function is one for one in (self._rebuild_tensor_method, _first_argument, _empty_dict)
-        )
+        allowed = (self._rebuild_tensor_method, _first_argument, _empty_dict)
+        is_ours = any(function is one for one in allowed)
         _refuse_unless(
             is_ours, f"a call of a {type(function).__name__} is not allowed in a weights file"
         )
         is_known = type(arguments) is tuple and len(arguments) <= MAX_ARGUMENTS
-        _refuse_unless(is_known, "a call is described in no known way")
+        _refuse_unless(is_known, "a call is described in an unknown way")
         self.stack[-1] = function(*arguments)
 
     def load_newobj(self) -> None:
-        """A scripted module without attributes yet."""
+        """A scripted module, still without attributes."""
         arguments = self.stack.pop()
         is_module = self.stack[-1] is ScriptedModule and type(arguments) is tuple and not arguments
-        _refuse_unless(is_module, "an object that is no module is not allowed in a weights file")
+        _refuse_unless(is_module, "an object that is not a module is not allowed in a weights file")
         self.stack[-1] = ScriptedModule()
 
     def load_build(self) -> None:
-        """Only scripted modules get attributes; those of an OrderedDict are ignored.
+        """Set attributes of a scripted module.
 
-        (They are version numbers of modules.)
+        Those of an OrderedDict are ignored: they are version numbers of modules.
         """
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, ScriptedModule):
-            _refuse_unless(type(state) is dict, "a module's attributes are no dictionary")
+            _refuse_unless(type(state) is dict, "a module's attributes are not a dictionary")
             self.num_attributes += len(state)
             is_within_limit = self.num_attributes <= MAX_ATTRIBUTES
             _refuse_unless(
@@ -253,9 +255,10 @@ class RestrictedUnpickler(pickle._Unpickler):
             f"items of a {type(target).__name__} are not allowed in a weights file",
         )
         for key, value in zip(items[::2], items[1::2], strict=True):
-            is_key = type(key) is str or type(key) is int and abs(key) < MAX_INTEGER_KEY
+            is_small_number = type(key) is int and abs(key) < MAX_INTEGER_KEY
             _refuse_unless(
-                is_key, f"a {type(key).__name__} as a key is not allowed in a weights file"
+                type(key) is str or is_small_number,
+                f"a key of type {type(key).__name__} is not allowed in a weights file",
             )
             target[key] = value
 
@@ -270,10 +273,11 @@ class RestrictedUnpickler(pickle._Unpickler):
     def _rebuild_tensor(
         self, storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any
     ) -> Tensor:
-        is_known = isinstance(storage, Storage) and type(size) is tuple and type(stride) is tuple
-        is_known = is_known and len(size) == len(stride) <= MAX_DIMENSIONS
-        is_known = is_known and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
-        _refuse_unless(is_known, STRANGE_TENSOR)
+        _refuse_unless(isinstance(storage, Storage), STRANGE_TENSOR)
+        _refuse_unless(type(size) is tuple and type(stride) is tuple, STRANGE_TENSOR)
+        _refuse_unless(len(size) == len(stride) <= MAX_DIMENSIONS, STRANGE_TENSOR)
+        numbers = (offset, *size, *stride)
+        _refuse_unless(all(type(n) is int and n >= 0 for n in numbers), STRANGE_TENSOR)
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if count and last >= len(storage.values):
@@ -285,12 +289,9 @@ class RestrictedUnpickler(pickle._Unpickler):
             self.budget >= 0,
             f"its tensors would take more than {MAX_SHARING} times the file's size",
         )
-        self._count_tensor()
-        return torch.as_strided(storage.values, size, stride, offset)
-
-    def _count_tensor(self) -> None:
         self.num_tensors += 1
         _refuse_unless(self.num_tensors <= MAX_TENSORS, f"it has more than {MAX_TENSORS} tensors")
+        return torch.as_strided(storage.values, size, stride, offset)
 
 
 def _refuse_unless(condition: bool, reason: str) -> None:
@@ -307,16 +308,16 @@ def _empty_dict() -> dict:
 
 
 def _refuse_deep(root: Any) -> None:
-    """UnpicklingError where containers are nested more than MAX_DEPTH deep, or in a circle."""
-    for container in _containers_in([root]):
-        _DepthWalk().check(container)
+    """Raises UnpicklingError if containers are nested deeper than MAX_DEPTH, or in a circle."""
+    if _is_container(root):
+        _DepthWalk().check(root)
 
 
 class _DepthWalk:
-    """Goes once through each container, however often it is shared, without recursion.
+    """Visits each container once, however often it is shared, without recursion.
 
-    `heights` has the containers that were entered: 1 for one without others inside. `path` leads
-    from the root to where the walk is, each container with the rest of its children.
+    `heights` has the containers entered so far: 1 for one without containers inside. `path` leads
+    from the root to the current container, each with the rest of its children.
     """
 
     def __init__(self) -> None:
@@ -325,7 +326,7 @@ class _DepthWalk:
         self.on_path: set[int] = set()
 
     def check(self, root: Any) -> None:
-        """Raises UnpicklingError for what is too deep."""
+        """Raises UnpicklingError if the root is nested too deeply, or contains itself."""
         self._enter(root)
         while self.path:
             container, children = self.path[-1]
@@ -356,8 +357,12 @@ class _DepthWalk:
 
 
 def _containers_in(container: Any) -> Iterator[Any]:
-    """What is directly in a container and may contain more."""
+    """The containers directly inside a container."""
     if isinstance(container, ScriptedModule):
         container = vars(container)
     values = container.values() if isinstance(container, dict) else container
-    return (value for value in values if isinstance(value, dict | list | tuple | ScriptedModule))
+    return filter(_is_container, values)
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple | ScriptedModule)
