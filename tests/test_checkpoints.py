@@ -84,7 +84,7 @@ def test_what_cannot_be_continued_is_refused_before_anything_is_written(
             "was saved with other options: --lr is 0.002, was 0.001. Restore them",
         ),
         ([*resumed, "--freeze_layer_num", "2", "--resume_force"], "with these options"),
-        ([*resumed, "--output_dir", str(other)], "give --output_dir"),
+        ([*resumed, "--output_dir", str(other)], "set --output_dir to"),
         ([*resumed, "--resume", "auto"], "give either"),
         (["--resume_force"], "belongs to --resume auto"),
     ):

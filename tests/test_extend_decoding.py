@@ -212,7 +212,7 @@ def test_settings_reach_the_options_and_their_list():
     assert options.decoding.settings == Settings(first_rank=2)
     assert options.decoding.method_name() == "diverse"
     assert dict(options.items())["first_rank"] == 2
-    assert ("first_rank", 2) in options.items(changed=True)
+    assert ("first_rank", 2) in options.changed_items()
 
 
 @pytest.mark.parametrize(

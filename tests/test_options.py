@@ -165,10 +165,10 @@ def test_flags_without_effect_are_accepted_and_named():
         ([*TRAIN, "--freeze_layer_num", "-2"], "--freeze_layer_num is -2"),
         ([*TRAIN, "--coef_lr", "nan"], "--coef_lr is nan"),
         ([*TRAIN, "--keep_checkpoints", "0"], "--keep_checkpoints is 0, expected at least 1"),
-        ([*TRAIN, "--resume_force"], "--resume_force belongs to --resume auto"),
+        ([*TRAIN, "--resume_force"], "--resume_force works only with --resume auto"),
         ([*TRAIN, "--init_model", ""], "--init_model is empty"),
         ([*TRAIN, "--objective", "none"], "--objective: invalid choice: 'none'"),
-        ([*EVALUATE, "--resume", "auto"], "to evaluate a file give --init_model"),
+        ([*EVALUATE, "--resume", "auto"], "to evaluate given weights, use --init_model"),
     ],
 )
 def test_wrong_options_are_one_line_and_exit_2(words, message, capsys):
@@ -178,8 +178,8 @@ def test_wrong_options_are_one_line_and_exit_2(words, message, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*TRAIN, "--before", "a.png"], "--before belongs to --do_predict"),
-        ([*EVALUATE, "--num_captions", "2"], "--num_captions 2 belongs to --do_predict"),
+        ([*TRAIN, "--before", "a.png"], "--before works only with --do_predict"),
+        ([*EVALUATE, "--num_captions", "2"], "--num_captions 2 works only with --do_predict"),
         ([*TRAIN, "--temperature", "0"], "--temperature is 0.0, expected a number above 0"),
         ([*TRAIN, "--top_p", "1.5"], "--top_p is 1.5, expected a number in (0, 1]"),
         (

@@ -1,4 +1,4 @@
-"""Checks across groups of options, of all that can be known before any file is opened."""
+"""Checks that involve several groups of options, before any data are read."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from modules.options.options import Options
 
 
 def find_conflicts(options: Options, num_processes: int) -> list[str]:
-    """What is wrong with the options together, a sentence each, each naming its flags."""
+    """What is wrong with the options together, one sentence each, which names its flags."""
     problems = _find_action_problems(options)
     if options.run.do_predict:
         return problems + _find_prediction_problems(options, num_processes)
@@ -32,29 +32,30 @@ def _find_prediction_problems(options: Options, num_processes: int) -> list[str]
     if bool(predict.pairs) == bool(predict.before):
         problems.append("give either --before (with --after, or a folder) or --pairs")
     if num_processes > 1 and not predict.predictions:
-        problems.append("several processes need --predictions, a file to write into")
+        problems.append("with several processes, --predictions must name a file to write to")
     if options.model.resume_model or options.model.resume:
         problems.append(
             "--resume and --resume_model continue training; "
-            "to caption with a file give --init_model"
+            "to caption with given weights, use --init_model"
         )
     return problems
 
 
 def _find_prediction_flag_problems(options: Options) -> list[str]:
-    """Of a training or an evaluation."""
+    """Problems of a training or evaluation run: flags that only --do_predict reads."""
     given = [name for name, value in vars(options.predict).items() if value is not None]
-    problems = [f"--{name} belongs to --do_predict" for name in given]
-    if options.decoding.num_captions > 1:
+    problems = [f"--{name} works only with --do_predict" for name in given]
+    num_captions = options.decoding.num_captions
+    if num_captions > 1:
         problems.append(
-            f"--num_captions {options.decoding.num_captions} belongs to --do_predict: scores are "
-            "those of one caption of each pair; --decoding sampling samples it"
+            f"--num_captions {num_captions} works only with --do_predict: an evaluation scores one "
+            "caption per pair. To sample that caption, use --decoding sampling"
         )
     return problems
 
 
 def _find_run_problems(options: Options) -> list[str]:
-    """Of a training or an evaluation: what it needs, and its task."""
+    """Problems of a training or evaluation run: missing options, wrong task or folder."""
     run = options.run
     data = options.data
     required = {
@@ -84,7 +85,8 @@ def _find_resume_problems(options: Options) -> list[str]:
     model = options.model
     if run.do_eval and (model.resume_model or model.resume):
         return [
-            "--resume and --resume_model continue training; to evaluate a file give --init_model"
+            "--resume and --resume_model continue training; "
+            "to evaluate given weights, use --init_model"
         ]
     if not model.resume_model or not run.output_dir or model.resume_model.is_remote:
         return []
@@ -93,8 +95,8 @@ def _find_resume_problems(options: Options) -> list[str]:
         return [f"--resume_model: no file {model.resume_model}"]
     if state.parent.resolve() != Path(run.output_dir).resolve():
         return [
-            f"--resume_model {model.resume_model} continues the run in its folder: "
-            f"give --output_dir {state.parent}"
+            f"--resume_model {model.resume_model} continues the run in the folder of that file: "
+            f"set --output_dir to {state.parent}"
         ]
     return []
 

@@ -1,4 +1,4 @@
-"""Decoding: by which method the words of a caption are chosen, and with which settings."""
+"""Decoding: which method chooses the words of a caption, and its settings."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -18,21 +18,21 @@ MAX_CAPTIONS = 100  # beams or samples of a pair: memory grows with them
 class Decoding(FlagGroup):
     """How the words of a caption are chosen.
 
-    `settings` holds what a method has of its own: an object of its `Settings`, or a dictionary to
-    make one of; None stands for its defaults. Raises ValueError for a method that is unknown or
-    cannot be loaded, and for settings that it does not have.
+    `settings` holds a method's own settings: an object of its `Settings`, a dictionary to make one
+    from, or None for its defaults. Raises ValueError for a method that is unknown or cannot be
+    loaded, and for settings that it does not have.
     """
 
     decoding: str | None = flag(
         None,
         "method that chooses the words: %(choices)s; by default beam or sampling "
-        "where the flags below ask for it, and else greedy",
+        "if the flags below ask for it, and greedy otherwise",
         task="caption",
         choices=DECODING_METHODS,
     )
     beam_size: int = flag(
         1,
-        "captions that beam search keeps at each word; above 1 asks for beam search",
+        "partial captions that beam search keeps at each word; above 1 asks for beam search",
         int,
         task="caption",
         at_least=1,
@@ -40,21 +40,22 @@ class Decoding(FlagGroup):
     )
     length_penalty: float = flag(
         0.0,
-        "beam search compares log-probability / length ** this; more favours longer captions",
+        "exponent a in beam search's score, log-probability / length ** a; "
+        "larger values favor longer captions",
         float,
         task="caption",
         at_least=0,
     )
     num_captions: int = flag(
         1,
-        "captions of each pair, with --do_predict; above 1 asks for sampling",
+        "captions per pair, with --do_predict; above 1 asks for sampling",
         int,
         task="caption",
         at_least=1,
         at_most=MAX_CAPTIONS,
     )
     temperature: float | None = flag(
-        None, "sample words, their logits divided by this", float, task="caption", above=0
+        None, "sample words, with logits divided by this", float, task="caption", above=0
     )
     top_p: float | None = flag(
         None,
@@ -64,7 +65,7 @@ class Decoding(FlagGroup):
         above=0,
         at_most=1,
     )
-    seed: int = 42  # --seed is a flag of RunOptions
+    seed: int = 42  # the flag --seed is in RunOptions, its bound is checked here
     settings: Any = None
 
     def __post_init__(self) -> None:
@@ -78,16 +79,16 @@ class Decoding(FlagGroup):
             problems.append(f"--seed is {self.seed}, expected at least 0")
         if self.decoding is not None and self.decoding not in BUILT_IN_METHODS:
             return problems
-        asked_for = self._implied_methods()
-        if len(asked_for) > 1:
+        implied = self._implied_methods()
+        if len(implied) > 1:
             problems.append(f"{BEAM_SEARCH} cannot be combined with {SAMPLING}")
-        elif self.decoding is not None and asked_for not in ([], [self.decoding]):
-            other = BEAM_SEARCH if asked_for == ["beam"] else SAMPLING
+        elif self.decoding is not None and implied not in ([], [self.decoding]):
+            other = BEAM_SEARCH if implied == ["beam"] else SAMPLING
             problems.append(f"--decoding {self.decoding} cannot be combined with {other}")
         return problems
 
     def method_name(self) -> str:
-        """The name of the method: the one given, or what the settings ask for.
+        """The method that was given, or the one that the settings ask for.
 
         Raises ValueError for settings that are out of range or contradict each other.
         """
@@ -96,41 +97,44 @@ class Decoding(FlagGroup):
             raise ValueError("; ".join(problems))
         if self.decoding is not None:
             return self.decoding
-        asked_for = self._implied_methods()
-        return asked_for[0] if asked_for else "greedy"
+        implied = self._implied_methods()
+        return implied[0] if implied else "greedy"
 
     def settings_by_name(self) -> dict[str, Any]:
-        """All that decides the words, by name, for files. Only a method that was given is in it."""
-        shared = [one.name for one in fields(self) if one.name not in ("decoding", "settings")]
-        found = {name: getattr(self, name) for name in shared}
+        """Everything that decides the words, for files.
+
+        The method is included only if it was given.
+        """
+        names = [field.name for field in fields(self)]
+        shared = [name for name in names if name not in ("decoding", "settings")]
+        values = {name: getattr(self, name) for name in shared}
         if self.decoding is not None:
-            found["decoding"] = self.decoding
+            values["decoding"] = self.decoding
         if self.settings is not None:
-            found.update(asdict(self.settings))
-        return found
+            values.update(asdict(self.settings))
+        return values
 
     def _implied_methods(self) -> list[str]:
         """The built-in methods that settings other than `decoding` ask for."""
-        found = []
+        implied = []
         if self.beam_size > 1:
-            found.append("beam")
+            implied.append("beam")
         if self.num_captions > 1 or self.temperature is not None or self.top_p is not None:
-            found.append("sampling")
-        return found
+            implied.append("sampling")
+        return implied
 
 
 def _make_settings(method: str | None, values: Mapping[str, Any]) -> Any:
-    """The `Settings` of a method with these values; None where it has no settings of its own."""
-    kind = None
+    """The `Settings` of a method with these values; None if it has no settings of its own."""
+    settings_class = None
     if method is not None and method not in BUILT_IN_METHODS:
-        kind = getattr(DECODING_METHODS[method], "Settings", None)
-    if kind is None:
+        settings_class = getattr(DECODING_METHODS[method], "Settings", None)
+    if settings_class is None:
         if values:
-            raise ValueError(
-                f"decoding method {method or 'of the default'} has no setting {next(iter(values))}"
-            )
+            owner = f"decoding method {method}" if method else "the default decoding method"
+            raise ValueError(f"{owner} has no setting {next(iter(values))}")
         return None
     try:
-        return kind(**values)
+        return settings_class(**values)
     except TypeError as error:
         raise ValueError(f"settings of the decoding method {method}: {error}") from None

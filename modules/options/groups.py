@@ -1,4 +1,4 @@
-"""The flags, by group: each dataclass field is a flag of the same name."""
+"""The flags, by group: each field made by `flag` is a flag of the same name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,12 @@ class RunOptions(FlagGroup):
     do_predict: bool = flag(False, "caption your own images", bool, task="caption")
     output_dir: str | None = flag(None, "folder for checkpoints, log.txt and results")
     task_type: str | None = flag(
-        None, "may be given, and must then be the script's own task", choices=TASKS
+        None, "if given, must be this script's own task (kept for compatibility)", choices=TASKS
     )
-    seed: int = flag(42, "seed of every random number", int, at_least=0)
+    seed: int = flag(42, "seed of every random number", int)  # Decoding checks its bound
     precision: str = flag(
         "auto",
-        "number format of the computation; auto: bf16 or else fp16 on a GPU, fp32 elsewhere",
+        "number format for computing; auto: bf16, or else fp16, on a GPU, and fp32 elsewhere",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     fp16: bool = flag(False, "old name of --precision fp16", bool)
@@ -38,9 +38,9 @@ class RunOptions(FlagGroup):
         int,
         aliases=("--local-rank",),
     )
-    n_display: int = flag(100, "steps from one line of the log to the next", int, at_least=1)
+    n_display: int = flag(100, "write a log line every this many steps", int, at_least=1)
     deterministic: bool = flag(
-        False, "use deterministic algorithms only, and fail where there is none", bool
+        False, "use only deterministic algorithms, and fail if there is none", bool
     )
 
     def find_problems(self) -> list[str]:
@@ -54,12 +54,12 @@ class RunOptions(FlagGroup):
 class DataOptions(FlagGroup):
     """Which pairs, and how they are read.
 
-    `settings` holds what the dataset has of its own, an object of its `Settings`.
+    `settings` holds the dataset's own settings, an object of its `Settings`.
     """
 
     datatype: str | None = flag(
         None,
-        "dataset: %(choices)s; pairs is a table of your own. With --help its own flags are listed",
+        "dataset: %(choices)s; pairs is a table of your own. With --help, its own flags are listed",
         choices=DATASETS,
     )
     data_path: str | None = flag(
@@ -69,12 +69,13 @@ class DataOptions(FlagGroup):
     features_path: str | None = flag(None, "folder of Spot-the-Diff's images")
     gt_dir: str = flag(
         "gt",
-        "folder of the reference captions, <datatype>_total_change_captions_reformat.json",
+        "folder of <datatype>_total_change_captions_reformat.json, the reference captions of "
+        "the splits that the dataset scores against that file",
         task="caption",
     )
     max_words: int = flag(
         20,
-        "tokens of a caption, with the tokens for its start and end",
+        "tokens of a caption, including its start and end tokens",
         int,
         at_least=3,
         at_most=CONTEXT_LENGTH,
@@ -84,27 +85,28 @@ class DataOptions(FlagGroup):
     )
     on_bad_image: str = flag(
         "error",
-        "what a missing or corrupt image does: error ends the run, skip leaves its pair out",
+        "for a missing or corrupt image: error ends the run, skip leaves its pair out",
         choices=("error", "skip"),
     )
     num_thread_reader: int = flag(
         1,
-        "worker processes that read images; with --scst, as many more that score captions",
+        "worker processes that read images; with --scst, the same number again scores captions",
         int,
         at_least=0,
     )
     batch_size: int = flag(
-        256, "pairs in a training batch, divided over all processes", int, at_least=1
+        256,
+        "pairs per optimizer step, divided by the processes and by --gradient_accumulation_steps",
+        int,
+        at_least=1,
     )
-    batch_size_val: int = flag(
-        3500, "pairs in an evaluation batch, in each process", int, at_least=1
-    )
+    batch_size_val: int = flag(3500, "pairs per evaluation batch, in each process", int, at_least=1)
     eval_split: str = flag(
-        "test", "split whose scores are the run's result", choices=("test", "val")
+        "test", "split whose scores are the result of the run", choices=("test", "val")
     )
     select_on: str = flag(
         "test",
-        "split that chooses the best epoch: test as in the paper; val is the sound choice",
+        "split that chooses the best epoch: test, as in the paper, or val, the sound choice",
         choices=("test", "val"),
     )
 
@@ -133,14 +135,14 @@ class ModelOptions(FlagGroup):
 
     init_model: Location | None = flag(
         None,
-        "weights to start from: a file or folder, also one below ckpts/; a URL "
+        "weights to start from: a file or folder, also one in ckpts/; a URL "
         "(https://, s3://); or owner/name on the Hugging Face hub",
         Location,
     )
     resume: str | None = flag(
         None,
         "auto: continue the run in --output_dir from its newest intact state, "
-        "or start it if there is none",
+        "or start a new run if there is none",
         choices=("auto",),
     )
     resume_model: Location | None = flag(
@@ -150,12 +152,12 @@ class ModelOptions(FlagGroup):
         Location,
     )
     resume_force: bool = flag(
-        False, "continue even where changed options will change the results", bool
+        False, "continue even if changed options will change the results", bool
     )
     pretrained_clip_name: Location = flag(
         Location("ViT-B/32"),
         "CLIP: the name of one of OpenAI's, anything that --init_model takes, or a .json "
-        "of sizes for random weights",
+        "file of sizes for random weights",
         Location,
     )
     quick_gelu: bool = flag(
@@ -163,31 +165,31 @@ class ModelOptions(FlagGroup):
     )
     image_resolution: int | None = flag(
         None,
-        "side of the images in pixels, if not the weights' own; "
+        "side of the images in pixels, if it differs from that of the weights; "
         "position embeddings are interpolated",
         int,
         at_least=1,
     )
     cache_dir: str | None = flag(None, "folder for downloads (default: the user's cache folder)")
     intra_num_hidden_layers: int = flag(
-        9, "vision blocks that see each image by itself; the rest see both", int, at_least=0
+        9, "vision blocks that see each image alone; the rest see both", int, at_least=0
     )
     linear_patch: str = flag(
         "2d",
-        "how images become patches: each by itself (2d) or the pair as two frames (3d)",
+        "how images become patches: each alone (2d) or the pair as two frames (3d)",
         choices=("2d", "3d"),
     )
     decoder_model: str = flag(
         "decoder-base", "config of the captioner: a name below modules/, a folder or a file"
     )
     decoder_num_hidden_layers: int | None = flag(
-        None, "layers of the captioner, in place of its config's", int, at_least=1
+        None, "layers of the captioner, instead of its config's", int, at_least=1
     )
     cross_model: str = flag(
         "cross-base", "config of the cross encoder: a name below modules/, a folder or a file"
     )
     cross_num_hidden_layers: int | None = flag(
-        None, "layers of the cross encoder, in place of its config's", int, at_least=1
+        None, "layers of the cross encoder, instead of its config's", int, at_least=1
     )
     sim_header: str = flag(
         "loose",
@@ -204,7 +206,7 @@ class ModelOptions(FlagGroup):
         if self.resume_model and self.resume:
             problems.append("give either --resume auto or --resume_model")
         if self.resume_force and not (self.resume_model or self.resume):
-            problems.append("--resume_force belongs to --resume auto or --resume_model")
+            problems.append("--resume_force works only with --resume auto or --resume_model")
         return problems
 
 
@@ -214,8 +216,8 @@ class TrainingOptions(FlagGroup):
 
     objective: str | None = flag(
         None,
-        "what is learned: %(choices)s; by default contrastive in adaptation, and cross_entropy "
-        "in finetuning, or self_critical with --scst",
+        "training objective: %(choices)s; by default contrastive in adaptation, and "
+        "cross_entropy in finetuning, or self_critical with --scst",
         choices=OBJECTIVES,
     )
     epochs: int = flag(20, "passes over the training split", int, at_least=1)
@@ -224,19 +226,25 @@ class TrainingOptions(FlagGroup):
         1.0, "factor on the learning rate of CLIP's own weights", float, at_least=0
     )
     warmup_proportion: float = flag(
-        0.1, "share of the steps in which the learning rate rises; -1 for none", float
+        0.1,
+        "share of the steps in which the learning rate rises; -1: no warmup, and finetuning then "
+        "starts at half of --lr, as published",
+        float,
     )
     gradient_accumulation_steps: int = flag(
-        1, "steps over which the gradients of a batch are accumulated", int, at_least=1
+        1, "micro-batches per optimizer step; --batch_size is divided by it", int, at_least=1
     )
     freeze_layer_num: int = flag(
-        0, "freeze CLIP's blocks below this number; -1 freezes nothing", int, at_least=-1
+        0,
+        "freeze CLIP's blocks below this number and what precedes the blocks; -1 freezes nothing",
+        int,
+        at_least=-1,
     )
     freeze_vision: bool = flag(False, "freeze the whole vision tower", bool, task="caption")
     optimizer: str = flag(
         "bertadam",
         "bertadam, as published, or adamw, which corrects the bias of its moments and does not "
-        "clip the gradient of each parameter by itself",
+        "clip each parameter's gradient separately",
         choices=("bertadam", "adamw"),
     )
     scst: bool = flag(
@@ -247,18 +255,19 @@ class TrainingOptions(FlagGroup):
     )
     save_every_steps: int = flag(
         0,
-        "steps after which a state is saved within an epoch; 0 saves at its end only",
+        "also save a state every this many steps; 0 saves only at the end of an epoch",
         int,
         at_least=0,
     )
     keep_checkpoints: int = flag(
         2,
-        "newest states and weights that are kept, besides the best weights; -1 keeps all",
+        "number of newest states and weights to keep, besides the best weights; -1 keeps all",
         int,
     )
     compile: bool = flag(
         False,
-        "torch.compile the transformer blocks; gains little on CPUs (benchmarks/README.md)",
+        "torch.compile the transformer blocks, except the captioner's decoder; "
+        "gains little on CPUs (benchmarks/README.md)",
         bool,
     )
 
@@ -267,7 +276,7 @@ class TrainingOptions(FlagGroup):
         if self.warmup_proportion != -1 and not 0 <= self.warmup_proportion < 1:
             problems.append(
                 f"--warmup_proportion is {self.warmup_proportion}, expected a share in [0, 1), "
-                "or -1 for none"
+                "or -1 for no warmup"
             )
         if self.keep_checkpoints < -1 or self.keep_checkpoints == 0:
             problems.append(
@@ -285,17 +294,17 @@ class PredictOptions(FlagGroup):
     before: str | None = flag(None, "an image, or a folder of images", task="caption")
     after: str | None = flag(
         None,
-        "an image, or a folder; without it --before is a folder of x.png and x_2.png",
+        "an image, or a folder; without it, --before is a folder of x.png and x_2.png",
         task="caption",
     )
     pairs: str | None = flag(
         None,
-        "table of pairs, .csv or .jsonl, with the columns before, after and optionally id",
+        "table of pairs, .csv or .jsonl, with the columns before, after and, optionally, id",
         task="caption",
     )
     predictions: str | None = flag(
         None,
-        "file for the captions, .csv or .jsonl; run again, an interrupted run continues it",
+        "file for the captions, .csv or .jsonl; the next run continues an interrupted one",
         task="caption",
     )
     save_attention: str | None = flag(

@@ -1,6 +1,7 @@
-"""Options: all that the command line of a run says, as frozen groups."""
+"""Everything the command line sets, in frozen groups."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import Field, dataclass
 from typing import Any
 
 from modules.options.decoding import Decoding
@@ -26,7 +27,10 @@ GROUPS: dict[str, type[FlagGroup]] = {
 
 @dataclass(frozen=True)
 class Options:
-    """Every option of a run, checked. `task` is "retrieval" (adaptation) or "caption"."""
+    """Every option of a run. `task` is "retrieval" (adaptation) or "caption" (finetuning).
+
+    `parse_options` returns only those in which it found no problem.
+    """
 
     task: str
     run: RunOptions
@@ -46,31 +50,44 @@ class Options:
             return "contrastive"
         return "self_critical" if self.training.scst else "cross_entropy"
 
-    def groups_and_settings(self) -> list[FlagGroup]:
-        """The groups, and after each the settings of a plug-in that it holds."""
-        groups = [getattr(self, name) for name in GROUPS]
-        held = [(group, getattr(group, "settings", None)) for group in groups]
-        return [part for pair in held for part in pair if part is not None]
+    def groups(self) -> list[FlagGroup]:
+        """The groups, in the order of GROUPS."""
+        return [getattr(self, name) for name in GROUPS]
 
-    def items(self, changed: bool | None = None) -> list[tuple[str, Any]]:
-        """Name and value of every option of this task: all, or only those that differ from their
-        defaults, or only those that do not.
+    def items(self) -> list[tuple[str, Any]]:
+        """Name and value of every option that this run reads, without the secrets in URLs."""
+        return [(flag.name, _without_secrets(value)) for flag, value in self._flags_with_values()]
 
-        They are for people and files: secrets in URLs are left out.
-        """
-        found = []
-        for part in self.groups_and_settings():
-            if part is self.predict and not self.run.do_predict:
+    def changed_items(self) -> list[tuple[str, Any]]:
+        """Like `items`, but only the options that differ from their defaults."""
+        return [
+            (flag.name, _without_secrets(value))
+            for flag, value in self._flags_with_values()
+            if value != flag.default
+        ]
+
+    def default_items(self) -> list[tuple[str, Any]]:
+        """Like `items`, but only the options that have their default values."""
+        return [
+            (flag.name, _without_secrets(value))
+            for flag, value in self._flags_with_values()
+            if value == flag.default
+        ]
+
+    def _flags_with_values(self) -> Iterator[tuple[Field, Any]]:
+        """The flags of this task; those of --do_predict only if it was given."""
+        for group in self.groups():
+            if group is self.predict and not self.run.do_predict:
                 continue
-            for one in list_flags(part, self.task):
-                value = getattr(part, one.name)
-                if changed is None or (value != one.default) == changed:
-                    found.append((one.name, _without_secrets(value)))
-        return found
+            for source in (group, getattr(group, "settings", None)):
+                if source is None:
+                    continue
+                for flag in list_flags(source, self.task):
+                    yield flag, getattr(source, flag.name)
 
 
 def _without_secrets(value: Any) -> Any:
-    """The value of an option for people and files."""
+    """The value of an option, for people and files."""
     if isinstance(value, Location):
         return str(value)
     return redact(value) if isinstance(value, str) else value

@@ -59,8 +59,8 @@ def parse_options(
 ) -> Options:
     """The checked options of a task's script.
 
-    Wrong ones print one line that names all of them, and exit with 2. `num_processes` is by
-    default what the launcher says in WORLD_SIZE.
+    For wrong options, prints one line that names all of them, and exits with 2. `num_processes`
+    defaults to what the launcher says in WORLD_SIZE.
     """
     parser = OneLineParser(description=description, allow_abbrev=False)
     add_all_flags(parser, task)
@@ -72,16 +72,15 @@ def parse_options(
         parser.error(str(error))
     if num_processes is None:
         num_processes = int(os.environ.get("WORLD_SIZE", "1"))
-    groups = [getattr(options, name) for name in GROUPS]
-    problems = [problem for group in groups for problem in group.find_problems()]
+    problems = [problem for group in options.groups() for problem in group.find_problems()]
     problems += find_conflicts(options, num_processes)
     if problems:
-        parser.error("; ".join(dict.fromkeys(problems)))
+        parser.error("; ".join(problems))
     return options
 
 
 def add_all_flags(parser: argparse.ArgumentParser, task: str) -> None:
-    """Put the flags of a task on a parser, group by group, and those that have no effect."""
+    """Add a task's flags to a parser, group by group, and those that have no effect."""
     for group in GROUPS.values():
         flags = list_flags(group, task)
         if flags:
@@ -95,30 +94,35 @@ def add_all_entry_flags(
     parser: argparse.ArgumentParser, task: str, argv: list[str] | None
 ) -> dict[str, Any]:
     """Add the settings of the entries that the command line names; returns them by group."""
-    found = {}
-    for name, (flag, registry, without_settings) in ENTRY_FLAGS.items():
-        if flag in [one.name for one in list_flags(GROUPS[name], task)]:
-            found[name] = add_entry_flags(parser, registry, flag, argv, without_settings)
-            unknown = _unknown_defaults(found[name])
-            if unknown:
-                parser.error(f"--{flag}: its defaults name {unknown[0]}, which is not a flag")
-    return found
+    entries = {}
+    for group_name, (name, registry, without_settings) in ENTRY_FLAGS.items():
+        if name not in [flag.name for flag in list_flags(GROUPS[group_name], task)]:
+            continue
+        entry = add_entry_flags(parser, registry, name, argv, without_settings)
+        unknown = _find_unknown_defaults(entry)
+        if unknown:
+            parser.error(f"--{name}: its defaults name {unknown[0]}, which is not a flag")
+        entries[group_name] = entry
+    return entries
 
 
-def _unknown_defaults(entry: Any) -> list[str]:
-    """The defaults of an entry that are defaults of no flag, of either task."""
-    known = {one.name for group in GROUPS.values() for one in list_flags(group)}
+def _find_unknown_defaults(entry: Any) -> list[str]:
+    """The names in an entry's `defaults` that are flags of neither task."""
+    known = {flag.name for group in GROUPS.values() for flag in list_flags(group)}
     return [name for name in getattr(entry, "defaults", {}) if name not in known]
 
 
 def build_options(values: Mapping[str, Any], task: str, entries: Mapping[str, Any]) -> Options:
-    """The options that parsed values make. Raises ValueError for settings that refuse theirs."""
+    """The options that parsed values make, not checked yet.
+
+    Raises ValueError if an entry's settings reject their values.
+    """
     groups = {}
-    for name, group in GROUPS.items():
-        names = [one.name for one in fields(group)]
-        own = {one: values[one] for one in names if one in values}
-        if name in entries:
-            own["settings"] = read_settings(entries[name], values)
-        groups[name] = group(**own)
+    for group_name, group in GROUPS.items():
+        names = [field.name for field in fields(group)]
+        own_values = {name: values[name] for name in names if name in values}
+        if group_name in entries:
+            own_values["settings"] = read_settings(entries[group_name], values)
+        groups[group_name] = group(**own_values)
     ignored = [f"--{name}" for name in IGNORED_FLAGS if values[name] is not None]
     return Options(task, **groups, ignored=tuple(ignored))

@@ -67,8 +67,8 @@ def _describe_run(split: str, options: Options) -> RunDescription:
         Path(options.run.output_dir),
         options.data.data_path,
         split,
-        options={f"--{name}": value for name, value in options.items(changed=True)},
-        defaults={f"--{name}": value for name, value in options.items(changed=False)},
+        options={f"--{name}": value for name, value in options.changed_items()},
+        defaults={f"--{name}": value for name, value in options.default_items()},
     )
 
 
