@@ -1,4 +1,4 @@
-"""BertAdam, learning-rate schedules, and parameter groups. See docs/reference.md, Optimisation."""
+"""BertAdam, learning-rate schedules, and parameter groups. See docs/reference.md, Optimization."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator

@@ -7,7 +7,7 @@ def freeze(model: CLIP4IDC, freeze_layer_num: int, train_token_embedding: bool =
     """Freeze the backbone's early parts: blocks below freeze_layer_num, and what precedes them.
 
     −1 freezes nothing. `train_token_embedding` leaves the word embedding learning. Raises
-    ValueError where freeze_layer_num is out of range. See docs/reference.md, Optimisation.
+    ValueError where freeze_layer_num is out of range. See docs/reference.md, Optimization.
     """
     num_blocks = _count_blocks(model)
     if not -1 <= freeze_layer_num <= num_blocks:

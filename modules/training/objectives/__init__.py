@@ -14,7 +14,7 @@ from modules.clip4idc import CLIP4IDC
 
 
 class Recipe(NamedTuple):
-    """The optimizer's settings that belong to an objective (docs/reference.md, Optimisation)."""
+    """The optimizer's settings that belong to an objective (docs/reference.md, Optimization)."""
 
     schedule: str
     betas: tuple[float, float]
