@@ -1,13 +1,18 @@
 """The model: weights in and out, what is refused, and equivalences between its paths."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
 
+from dataloaders.pairs import ImagePair
 from modules.clip4idc import CLIP4IDC
+from modules.evaluation.retrieval import compute_similarity
 from modules.losses import caption_loss
 from modules.model.backbone import has_all_pretrained_tensors
+from modules.tokenizer import tokenize_caption
+from system.runtime import Runtime
 from tests.conftest import tiny_weights
 
 
@@ -267,3 +272,30 @@ def test_autocast_keeps_float32_weights_and_close_numbers(tiny_captioner):
     assert similarity.dtype == torch.float32
     assert (pair.tokens.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
     assert {p.dtype for p in tiny_captioner.parameters()} == {torch.float32}
+
+
+def test_loose_retrieval_lets_go_of_each_batchs_tokens(monkeypatch):
+    """Only one vector of a pair is compared: the tokens of a split would fill a GPU's memory."""
+    torch.manual_seed(0)
+    model = CLIP4IDC.from_weights(tiny_weights(vocab_size=49408), "retrieval", 1).eval()
+    images = torch.randint(0, 256, (4, 2, 3, 64, 64), dtype=torch.uint8)
+    pairs = [ImagePair(str(n), "", "", (f"a cube {n} moved", "it moved")) for n in range(4)]
+    texts = [caption for pair in pairs for caption in pair.captions]
+    ids = [torch.from_numpy(tokenize_caption(text, 12)["retrieval_text_ids"]) for text in texts]
+    with torch.no_grad():
+        text = model.encode_text(torch.stack(ids))
+        expected = model.score_pairs(text, model.encode_pairs(model.normalize_images(images)))
+    encode = model.encode_pairs
+    earlier = []
+
+    def encode_pairs(batch):
+        assert all(tokens() is None for tokens in earlier[:-1])
+        features = encode(batch)
+        earlier.append(weakref.ref(features.tokens))
+        return features
+
+    monkeypatch.setattr(model, "encode_pairs", encode_pairs)
+    batches = [{"images": pair} for pair in images.split(1)]
+    found = compute_similarity(model, pairs, batches, 12, Runtime())
+    assert len(earlier) == 4
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -1,7 +1,7 @@
 """Evaluation of retrieval: features → similarity → ranks → R@k, both ways."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -113,73 +113,93 @@ def compute_similarity(
     images in file order.
     """
     texts = [caption for pair in pairs for caption in pair.captions]
-    uses_cross_encoder = model.uses_cross_encoder
     with runtime.autocast():
-        pair = _encode_all_pairs(model, loader, uses_cross_encoder, runtime)
-        text = _encode_all_texts(model, texts, max_words, uses_cross_encoder, runtime)
-        if uses_cross_encoder:
-            similarity = _cross_similarity(model, text, pair, runtime)
+        if model.uses_cross_encoder:
+            similarity = _compare_tokens(model, texts, loader, max_words, runtime)
         else:
-            similarity = model.score_pairs(text, pair)
+            similarity = _compare_vectors(model, texts, loader, max_words, runtime)
     return similarity.float().cpu()
 
 
-def _encode_all_pairs(
-    model: CLIP4IDC, loader: Batches, with_tokens: bool, runtime: Runtime
-) -> Features:
-    shares = [
-        model.encode_pairs(model.normalize_images(batch["images"].to(runtime.device)))
-        for batch in runtime.progress_bar(loader, "pairs")
-    ]
-    return _gather_features(shares, with_tokens, runtime)
+def _compare_vectors(
+    model: CLIP4IDC, texts: Sequence[str], loader: Batches, max_words: int, runtime: Runtime
+) -> Tensor:
+    """(N_text, N_pair) cosines, for which one vector of each text and pair is enough."""
+    pair = _gather_pooled(_encode_own_pairs(model, loader, runtime), runtime)
+    ids, masks, order = _sort_own_texts(texts, max_words, runtime)
+    batches = []
+    for batch_ids, batch_masks in zip(ids.split(TEXT_BATCH), masks.split(TEXT_BATCH), strict=True):
+        batches.append(trim_padding({"text_ids": batch_ids, "text_mask": batch_masks})["text_ids"])
+    text = _gather_pooled(_encode_texts(model, batches, runtime), runtime, order)
+    return model.similarity(text, pair)
 
 
-def _encode_all_texts(
-    model: CLIP4IDC, texts: Sequence[str], max_words: int, with_tokens: bool, runtime: Runtime
-) -> Features:
-    arrays = [tokenize_caption(text, max_words) for text in texts]
-    own = arrays[runtime.rank :: runtime.world_size]
-    ids = torch.from_numpy(np.stack([array["retrieval_text_ids"] for array in own]))
-    masks = torch.from_numpy(np.stack([array["retrieval_text_mask"] for array in own]))
-    # Short texts together, so that little padding is computed.
+def _compare_tokens(
+    model: CLIP4IDC, texts: Sequence[str], loader: Batches, max_words: int, runtime: Runtime
+) -> Tensor:
+    """(N_text, N_pair) scores of the cross encoder; each process does its share of the texts."""
+    pair = _gather_features(_encode_own_pairs(model, loader, runtime), runtime)
+    ids, _, order = _sort_own_texts(texts, max_words, runtime)
+    batches = ids.split(TEXT_BATCH)
+    text = _gather_features(_encode_texts(model, batches, runtime), runtime, order)
+    own = runtime.own_share(range(len(text.tokens)))
+    rows = []
+    for index in runtime.progress_bar(own, "cross encoder", unit="text"):
+        one_text = Features(*(part[index : index + 1] for part in text))
+        rows.append(model.score_pairs(one_text, pair).cpu())
+    return runtime.merge_rows(torch.cat(rows))
+
+
+def _encode_own_pairs(model: CLIP4IDC, loader: Batches, runtime: Runtime) -> Iterator[Features]:
+    for batch in runtime.progress_bar(loader, "pairs"):
+        yield model.encode_pairs(model.normalize_images(batch["images"].to(runtime.device)))
+
+
+def _encode_texts(
+    model: CLIP4IDC, batches: Sequence[Tensor], runtime: Runtime
+) -> Iterator[Features]:
+    for ids in runtime.progress_bar(batches, "texts"):
+        yield model.encode_text(ids.to(runtime.device))
+
+
+def _sort_own_texts(
+    texts: Sequence[str], max_words: int, runtime: Runtime
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids (N, L) and masks (N, L) of this process's texts, and the order (N,) that undoes sorting.
+
+    Texts of similar length come together, so that little padding is computed.
+    """
+    arrays = runtime.own_share([tokenize_caption(text, max_words) for text in texts])
+    ids = torch.from_numpy(np.stack([array["retrieval_text_ids"] for array in arrays]))
+    masks = torch.from_numpy(np.stack([array["retrieval_text_mask"] for array in arrays]))
     by_length = masks.sum(dim=1).argsort()
-    parts = ids[by_length].split(TEXT_BATCH)
-    if not with_tokens:
-        mask_parts = masks[by_length].split(TEXT_BATCH)
-        parts = [
-            trim_padding({"text_ids": part, "text_mask": mask})["text_ids"]
-            for part, mask in zip(parts, mask_parts, strict=True)
-        ]
-    shares = [
-        model.encode_text(part.to(runtime.device)) for part in runtime.progress_bar(parts, "texts")
-    ]
-    return _gather_features(shares, with_tokens, runtime, order=by_length.argsort())
+    return ids[by_length], masks[by_length], by_length.argsort()
+
+
+def _gather_pooled(
+    batches: Iterable[Features], runtime: Runtime, order: Tensor | slice = slice(None)
+) -> Tensor:
+    """One vector (N, E) per item of all processes. A batch's tokens are let go at once.
+
+    `order` puts this process's rows into item order.
+    """
+    pooled = [features.pooled.float() for features in batches]
+    return _merge_rows(pooled, runtime, order)
 
 
 def _gather_features(
-    shares: list[Features], with_tokens: bool, runtime: Runtime, order: Tensor | slice = slice(None)
+    batches: Iterable[Features], runtime: Runtime, order: Tensor | slice = slice(None)
 ) -> Features:
-    """The features of all processes in the items' order. `order` puts this process's rows in their
-    order; only the cross encoder needs tokens and mask."""
-
-    def merge(rows: Sequence[Tensor]) -> Tensor:
-        return runtime.merge_rows(torch.cat(list(rows)).cpu()[order]).to(runtime.device)
-
-    pooled = merge([share.pooled.float() for share in shares])
-    if not with_tokens:
-        return Features(pooled, pooled)
-    tokens = merge([share.tokens for share in shares])
-    if shares[0].mask is None:
+    """The features of all processes in item order, as the cross encoder needs them."""
+    batches = list(batches)
+    pooled = _merge_rows([features.pooled.float() for features in batches], runtime, order)
+    tokens = _merge_rows([features.tokens for features in batches], runtime, order)
+    if batches[0].mask is None:
         return Features(tokens, pooled)
-    return Features(tokens, pooled, merge([share.mask for share in shares]))
+    mask = _merge_rows([features.mask for features in batches], runtime, order)
+    return Features(tokens, pooled, mask)
 
 
-def _cross_similarity(model: CLIP4IDC, text: Features, pair: Features, runtime: Runtime) -> Tensor:
-    """The cross encoder's similarity of every text and pair; each process does its share of the
-    texts."""
-    own = range(runtime.rank, len(text.tokens), runtime.world_size)
-    rows = []
-    for number in runtime.progress_bar(own, "cross encoder", unit="text"):
-        one_text = Features(*(part[number : number + 1] for part in text))
-        rows.append(model.score_pairs(one_text, pair).cpu())
-    return runtime.merge_rows(torch.cat(rows))
+def _merge_rows(parts: Sequence[Tensor], runtime: Runtime, order: Tensor | slice) -> Tensor:
+    own = torch.cat(list(parts)).cpu()[order]
+    return runtime.merge_rows(own).to(runtime.device)
