@@ -13,7 +13,11 @@ from system.escaping import has_control_characters
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-ALL_PAIRS = "all"  # the name of the scores over all pairs, so no type of change may have it
+# Names of groups that are scored, so no type of change may have them: everything, and, if pairs have
+# distractors, the changes and the distractors.
+ALL_PAIRS = "all"
+CHANGES = "change"
+DISTRACTORS = "distractor"
 DISTRACTOR_ENDING = "_n"
 
 
@@ -100,9 +104,14 @@ def _problem_of(pair: ImagePair, has_distractors: bool) -> str | None:
         return "has a distractor and others have none, or the other way round"
     if has_control_characters(pair.id):
         return "has a control character in its id"
-    if pair.change_type == ALL_PAIRS:
-        return f"is of type {ALL_PAIRS!r}, which is the name of the scores of all pairs"
+    if pair.change_type in reserved_types(has_distractors):
+        return f"is of type {pair.change_type!r}, which is reserved for scores of a group of pairs"
     return None
+
+
+def reserved_types(has_distractors: bool) -> tuple[str, ...]:
+    """The names that no type of change may have: those of other groups that are scored."""
+    return (ALL_PAIRS, CHANGES, DISTRACTORS) if has_distractors else (ALL_PAIRS,)
 
 
 @dataclass(frozen=True)
@@ -229,4 +238,4 @@ def split_change_distractor(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
     distractors = [pair.distractor_id for pair in pairs if pair.distractor]
     if not distractors:
         return {}
-    return {"change": [pair.id for pair in pairs], "distractor": distractors}
+    return {CHANGES: [pair.id for pair in pairs], DISTRACTORS: distractors}

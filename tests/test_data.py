@@ -133,6 +133,13 @@ def test_references_and_subsets_of_clevr_change(clevr: Path) -> None:
         dataset.references("test", pairs)
 
 
+def test_no_type_of_clevr_change_takes_the_name_of_changes(clevr: Path) -> None:
+    (clevr / "type_mapping.json").write_text('{"change": ["000008.png"]}')
+    dataset = open_dataset("clevr", clevr)
+    with pytest.raises(ValueError, match=r"type_mapping\.json: a type is called 'change'"):
+        dataset.subsets(dataset.checked_pairs("test"))
+
+
 def test_spot_the_diff_scores_val_against_its_own_captions(spot: Path) -> None:
     dataset = open_spot(spot)
     (spot / "gt" / "spot_total_change_captions_reformat.json").unlink()
@@ -168,6 +175,8 @@ plain = partial(pair_of_two, captions=("x",))
         ([plain("1"), with_distractor("2")], "pair '2' has a distractor and others have none"),
         ([plain("1\n2")], r"pair '1\\n2' has a control character"),
         ([plain("1", change_type="all")], "pair '1' is of type 'all'"),
+        ([with_distractor("1", change_type="change")], "pair '1' is of type 'change'"),
+        ([with_distractor("1", change_type="distractor")], "pair '1' is of type 'distractor'"),
     ],
 )
 def test_pairs_that_cannot_be_trained_on_or_scored(pairs: list[ImagePair], message: str) -> None:

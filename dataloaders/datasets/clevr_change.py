@@ -33,6 +33,7 @@ FOLDERS = {
     "nsc_images": "CLEVR_nonsemantic_",
 }
 CAPTION_FILES = ("change_captions.json", "no_change_captions.json")
+TYPE_FILE = "type_mapping.json"
 
 
 class ClevrChange(PairDataset):
@@ -80,6 +81,11 @@ class ClevrChange(PairDataset):
     def subsets(self, pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
         subsets = split_change_distractor(pairs)
         for change_type, names in read_change_types(self.source.data_path).items():
+            if change_type in subsets:
+                raise ValueError(
+                    f"{self.source.data_path / TYPE_FILE}: a type is called {change_type!r}, which "
+                    f"is reserved for the scores over all {change_type}s"
+                )
             wanted = set(names)
             subsets[change_type] = [pair.id for pair in pairs if pair.id in wanted]
         return subsets
@@ -132,7 +138,7 @@ def read_split(data_path: str | Path, split: str) -> list[str]:
 
 def read_change_types(data_path: str | Path) -> dict[str, list[str]]:
     """Change type → image names, where the data has a type_mapping.json; else nothing."""
-    path = Path(data_path) / "type_mapping.json"
+    path = Path(data_path) / TYPE_FILE
     return read_type_mapping(path) if path.is_file() else {}
 
 
@@ -147,6 +153,6 @@ def read_type_mapping(path: Path) -> dict[str, list[str]]:
             raise ValueError(f"{path}: the type {shown} has a control character in its name")
     if ALL_PAIRS in types:
         raise ValueError(
-            f"{path}: a type is called {ALL_PAIRS!r}, which is the name of the scores of all pairs"
+            f"{path}: a type is called {ALL_PAIRS!r}, which is reserved for the scores over all pairs"
         )
     return types

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dataloaders.pairs import ALL_PAIRS, ImagePair, PairDataset
+from dataloaders.pairs import ALL_PAIRS, CHANGES, DISTRACTORS, ImagePair, PairDataset
 from modules.metrics.baselines import best_constant, random_captions
 from modules.metrics.metric import ScoringContext, Subsets
 from modules.metrics.scorer import CaptionScorer, ScoredCaptions
@@ -15,7 +15,7 @@ from modules.report.tables import format_table
 log = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 4  # captions in the log of an evaluation
-BASELINE_GROUPS = ("change", "distractor")  # subsets that have baselines of their own
+BASELINE_GROUPS = (CHANGES, DISTRACTORS)  # subsets that have baselines of their own
 
 
 @dataclass
