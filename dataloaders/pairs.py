@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,8 +13,8 @@ from system.escaping import has_control_characters
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-# Names of groups that are scored, so no type of change may have them: everything, and, if pairs have
-# distractors, the changes and the distractors.
+# Groups that are scored: everything and, if pairs have distractors, changes and distractors. A type
+# of change must not have the name of such a group.
 ALL_PAIRS = "all"
 CHANGES = "change"
 DISTRACTORS = "distractor"
@@ -26,13 +26,13 @@ def distractor_id_of(pair_id: str) -> str:
     return pair_id + DISTRACTOR_ENDING
 
 
-def is_distractor(caption_id: str) -> bool:
-    """Whether a caption id is a distractor's."""
-    return caption_id.endswith(DISTRACTOR_ENDING)
+def is_distractor(caption_id: str, known_ids: Container[str]) -> bool:
+    """Whether a caption id is a distractor's: `known_ids` then has the id of its pair, too."""
+    return caption_id.endswith(DISTRACTOR_ENDING) and pair_id_of(caption_id) in known_ids
 
 
 def pair_id_of(caption_id: str) -> str:
-    """The id of the pair to which a caption id belongs."""
+    """The id of the pair whose distractor's caption id this is; other ids stay as they are."""
     return caption_id.removesuffix(DISTRACTOR_ENDING)
 
 
@@ -104,14 +104,10 @@ def _problem_of(pair: ImagePair, has_distractors: bool) -> str | None:
         return "has a distractor and others have none, or the other way round"
     if has_control_characters(pair.id):
         return "has a control character in its id"
-    if pair.change_type in reserved_types(has_distractors):
+    reserved = (ALL_PAIRS, CHANGES, DISTRACTORS) if has_distractors else (ALL_PAIRS,)
+    if pair.change_type in reserved:
         return f"is of type {pair.change_type!r}, which is reserved for scores of a group of pairs"
     return None
-
-
-def reserved_types(has_distractors: bool) -> tuple[str, ...]:
-    """The names that no type of change may have: those of other groups that are scored."""
-    return (ALL_PAIRS, CHANGES, DISTRACTORS) if has_distractors else (ALL_PAIRS,)
 
 
 @dataclass(frozen=True)

@@ -111,12 +111,12 @@ def check_captions(
     rows: dict[str, list[bool]] = {}
     for caption_id, caption in captions.items():
         said = parse_caption(caption)
-        if is_distractor(caption_id):
-            answers = {"no change recognised": said.type == NO_CHANGE}
-        elif caption_id in changed:
+        if caption_id in changed:
             answers = _check_change(said, changed[caption_id])
+        elif is_distractor(caption_id, changed):
+            answers = {"no change recognised": said.type == NO_CHANGE}
         else:
-            raise ValueError(f"what changed in {caption_id} is not in the file of changes")
+            raise ValueError(f"{caption_id} is missing from the file of changes")
         for question, is_right in answers.items():
             rows.setdefault(question, []).append(is_right)
     return rows
@@ -155,7 +155,8 @@ def check_by_attribute(
     for value in ATTRIBUTE_VALUES[attribute]:
         chosen = {}
         for caption_id, caption in captions.items():
-            if changed.get(pair_id_of(caption_id), {}).get(attribute) == value:
+            pair_id = caption_id if caption_id in changed else pair_id_of(caption_id)
+            if changed.get(pair_id, {}).get(attribute) == value:
                 chosen[caption_id] = caption
         for question, answers in check_captions(chosen, changed).items():
             rows[f"{value}: {question}"] = answers

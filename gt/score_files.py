@@ -7,7 +7,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from dataloaders.coco_files import read_ground_truth, read_results
 from dataloaders.datasets import DATASETS
 from dataloaders.datasets.clevr_change import read_type_mapping
-from dataloaders.pairs import ALL_PAIRS, is_distractor
+from dataloaders.pairs import ALL_PAIRS, CHANGES, DISTRACTORS, is_distractor
 from modules.metrics.bootstrap import LEVEL, bootstrap, interval, p_value
 from modules.metrics.metric import ScoringContext
 from modules.metrics.scorer import CaptionScorer, GroupRows
@@ -82,8 +82,9 @@ def score_files(args: argparse.Namespace) -> ScoreReport:
     protocol.prepare()
     systems = read_systems(args.results)
     ids = list(next(iter(systems.values())))
-    references = read_references(args.gt, ids, args.references == "joined")
-    subsets = read_subsets(args.type_mapping, ids)
+    ground_truth = read_ground_truth(args.gt)
+    references = choose_references(ground_truth, args.gt, ids, args.references == "joined")
+    subsets = choose_subsets(ids, ground_truth, args.type_mapping)
     scorer = CaptionScorer(references, protocol, _context_of(args.datatype))
     groups, reports = {}, {}
     for name, tokens in zip(systems, scorer.tokenize(*systems.values()), strict=True):
@@ -120,39 +121,49 @@ def read_systems(paths: Sequence[Path]) -> dict[str, dict[str, str]]:
     return systems
 
 
-def read_references(gt: Path, ids: Sequence[str], joined: bool) -> dict[str, list[str]]:
-    """The sentences of these ids, as they are or joined to one. Raises ValueError without any."""
-    references = read_ground_truth(gt)
-    unknown = [key for key in ids if key not in references]
+def choose_references(
+    ground_truth: Mapping[str, list[str]], gt: Path, ids: Sequence[str], joined: bool
+) -> dict[str, list[str]]:
+    """The sentences of these ids, as they are or joined into one; says if others are left out.
+
+    Raises ValueError for an id that has none.
+    """
+    unknown = [key for key in ids if key not in ground_truth]
     if unknown:
         raise ValueError(f"{unknown[0]} is captioned, but {gt} has no sentences for it")
-    if len(ids) < len(references):
-        counts = f"{len(ids)} of the {len(references)} ids of {to_one_line(gt)}"
-        show(f"{counts} are captioned and scored", file=sys.stderr)
+    if len(ids) < len(ground_truth):
+        counts = f"{len(ids)} of the {len(ground_truth)} ids of {to_one_line(gt)}"
+        show(f"{counts} have captions and are scored", file=sys.stderr)
     if joined:
-        return {key: [" ".join(references[key])] for key in ids}
-    return {key: references[key] for key in ids}
+        return {key: [" ".join(ground_truth[key])] for key in ids}
+    return {key: ground_truth[key] for key in ids}
 
 
-def read_subsets(type_mapping: Path | None, ids: Sequence[str]) -> dict[str, list[str]]:
-    """Changes and distractors, whose ids end in `_n`, and the types of a type_mapping.json.
+def choose_subsets(
+    ids: Sequence[str], known_ids: Container[str], type_mapping: Path | None
+) -> dict[str, list[str]]:
+    """Changes and distractors, if `known_ids` have any, and the types of a type_mapping.json.
 
-    Subsets that have none of the ids are left out. Raises ValueError where all types are.
+    Subsets that have none of the ids are left out. Raises ValueError if all types are.
     """
     subsets: dict[str, list[str]] = {}
-    distractors = [key for key in ids if is_distractor(key)]
+    distractors = [key for key in ids if is_distractor(key, known_ids)]
     if distractors:
-        subsets["change"] = [key for key in ids if not is_distractor(key)]
-        subsets["distractor"] = distractors
+        subsets[CHANGES] = [key for key in ids if not is_distractor(key, known_ids)]
+        subsets[DISTRACTORS] = distractors
     if type_mapping:
-        types = {}
-        for name, members in read_type_mapping(type_mapping).items():
-            chosen = set(members)
-            types[name] = [key for key in ids if key in chosen]
-        if not any(types.values()):
-            raise ValueError(f"{type_mapping} names none of the captioned ids")
-        subsets |= types
+        subsets |= _choose_types(ids, type_mapping)
     return {name: members for name, members in subsets.items() if members}
+
+
+def _choose_types(ids: Sequence[str], type_mapping: Path) -> dict[str, list[str]]:
+    types = {}
+    for name, members in read_type_mapping(type_mapping).items():
+        chosen = set(members)
+        types[name] = [key for key in ids if key in chosen]
+    if not any(types.values()):
+        raise ValueError(f"{type_mapping} names none of the captioned ids")
+    return types
 
 
 def add_confidence_intervals(

@@ -79,8 +79,16 @@ def test_what_is_wrong_or_left_out_counts_as_wrong():
         "new color": [True, False],
         "no change recognised": [True, False],
     }
-    with pytest.raises(ValueError, match="what changed in 3.png is not in the file"):
+    with pytest.raises(ValueError, match=r"3\.png is missing from the file"):
         check_captions({"3.png": "no change"}, changed)
+
+
+def test_a_pair_whose_id_ends_like_a_distractors_is_a_change():
+    changed = {"kitchen_n": {"type": "move", **LARGE_RED_CUBE}}
+    captions = {"kitchen_n": "the big red metal cube moved", "kitchen_n_n": "no change"}
+    rows = check_captions(captions, changed)
+    assert rows["type: move"] == rows["no change recognised"] == [True]
+    assert check_by_attribute("size", captions, changed)["large: type"] == [True]
 
 
 def test_pairs_are_grouped_by_an_attribute_of_what_changes():

@@ -104,8 +104,9 @@ def test_real_clevr_split_counts(real_data: Path) -> None:
 
 def test_distractors_are_named_after_their_pair() -> None:
     assert distractor_id_of("7.png") == "7.png_n"
-    assert is_distractor("7.png_n")
-    assert not is_distractor("7.png")
+    assert is_distractor("7.png_n", ["7.png", "7.png_n"])
+    assert not is_distractor("7.png", ["7.png", "7.png_n"])
+    assert not is_distractor("7.png_n", ["7.png_n"])
     assert pair_id_of("7.png_n") == pair_id_of("7.png") == "7.png"
     pair = pair_of_two("7.png", captions=("x",), distractor="c.png", distractor_captions=("y",))
     assert pair.captions_by_id == {"7.png": ("x",), "7.png_n": ("y",)}

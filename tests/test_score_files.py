@@ -9,7 +9,7 @@ import pytest
 
 from dataloaders.coco_files import coco_ground_truth
 from gt import eval_utils, score_files
-from gt.score_files import read_subsets
+from gt.score_files import choose_subsets
 from modules.metrics.bootstrap import bootstrap, interval, p_value
 from modules.metrics.coco import COCO_PROTOCOL
 from modules.metrics.metric import ScoringProtocol
@@ -180,7 +180,7 @@ def without_java(monkeypatch) -> list[str]:
 def test_only_captioned_pairs_are_scored_and_their_number_is_said(files, without_java, capfd):
     write(files / "fewer.json", read(files / "good.json")[:-2])
     assert score(files, "--results", files / "fewer.json", *without_java) == 0
-    said = f"22 of the 24 ids of {files / 'gt.json'} are captioned and scored"
+    said = f"22 of the 24 ids of {files / 'gt.json'} have captions and are scored"
     assert said in capfd.readouterr().err
 
 
@@ -230,5 +230,13 @@ def test_files_with_other_ids_are_refused(files, capsys):
 
 def test_types_of_other_ids_are_refused(files):
     with pytest.raises(ValueError, match="none of the captioned ids"):
-        read_subsets(files / "types.json", ["1.png"])
-    assert read_subsets(None, ["1.png", "2.png"]) == {}
+        choose_subsets(["1.png"], ["1.png"], files / "types.json")
+    assert choose_subsets(["1.png", "2.png"], ["1.png", "2.png"], None) == {}
+
+
+def test_only_ids_beside_their_pairs_are_distractors():
+    ids = ["1", "1_n", "photo_n"]
+    subsets = {"change": ["1", "photo_n"], "distractor": ["1_n"]}
+    assert choose_subsets(ids, ids, None) == subsets
+    assert choose_subsets(["photo_n"], ids, None) == {}
+    assert choose_subsets(["1_n"], ids, None) == {"distractor": ["1_n"]}

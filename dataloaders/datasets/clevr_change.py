@@ -153,6 +153,7 @@ def read_type_mapping(path: Path) -> dict[str, list[str]]:
             raise ValueError(f"{path}: the type {shown} has a control character in its name")
     if ALL_PAIRS in types:
         raise ValueError(
-            f"{path}: a type is called {ALL_PAIRS!r}, which is reserved for the scores over all pairs"
+            f"{path}: a type is called {ALL_PAIRS!r}, which is reserved for the scores over all "
+            "pairs"
         )
     return types
