@@ -230,7 +230,7 @@ def test_no_pickle_takes_the_memory_or_changes_the_program(content, message, tmp
     with pytest.raises(ValueError, match=rf"weights\.bin.*({message})"):
         read_weights(path)
     assert peak_memory() - before < MAX_EXTRA_BYTES
-    assert RestrictedUnpickler._rebuild.__defaults__ is None
+    assert RestrictedUnpickler._rebuild_tensor.__defaults__ is None
 
 
 def test_an_archive_that_inflates_is_refused_before_it_does(tmp_path):
