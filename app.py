@@ -1,27 +1,26 @@
-"""A web page that captions two images: python app.py, then open the address that it prints."""
+"""A web page that captions two images: python app.py, then open the URL that it prints."""
 
 import argparse
 import importlib.util
-import logging
 import os
 import re
 import sys
 
 from modules.web.hosts import host_name, own_hosts, plain_names
-from system.command import OneLineParser, run_command
-from system.escaping import SafeFormatter, show
+from system.command import OneLineParser, find_program_name, run_command
+from system.escaping import show
+from system.logs import show_log_lines
 from system.urls import Location
 
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) *([kmgt]?)b?")
 SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
+MAX_UPLOAD_AGE = 10**9  # seconds
+
 
 def serve(args: argparse.Namespace) -> None:
     """Load the model and serve until stopped."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_RUN_HISTORY"] = "False"  # what visitors do is not written down
-    if importlib.util.find_spec("gradio") is None:
-        raise OSError("the page needs Gradio: pip install -r requirements-app.txt")
+    _set_up_gradio()
     from modules.predictor import Predictor
     from modules.web.image_decoding import MAX_MEGABYTES, start_fork_server
     from modules.web.server import (
@@ -34,15 +33,13 @@ def serve(args: argparse.Namespace) -> None:
     from modules.web.uploads import open_upload_folder
     from system.compute import keep_freed_memory
 
-    _log_to_terminal()
+    show_log_lines()
     hosts = own_hosts(args.host)
     proxy_hosts = plain_names(args.allowed_hosts)
     with stop_on_signals(), open_socket(args.host, args.port) as listening:
         predictor = Predictor.load(args.init_model)
+        name = _describe_model(args.init_model, predictor.trained_on)
         keep_freed_memory()
-        name = str(args.init_model) if args.init_model else "the small one that ships"
-        if predictor.trained_on:
-            name += f", trained on {predictor.trained_on}"
         start_fork_server()
         with open_upload_folder(args.upload_age, args.upload_space) as uploads:
             # Gradio reads this when it is imported. The folder is deleted with the server.
@@ -57,10 +54,17 @@ def serve(args: argparse.Namespace) -> None:
             run_server(application, listening)
 
 
-def _log_to_terminal() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(SafeFormatter("%(message)s"))
-    logging.getLogger().addHandler(handler)
+def _set_up_gradio() -> None:
+    """Turn off what Gradio reports and records. Raises OSError if it is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # what visitors do is not written down
+    if importlib.util.find_spec("gradio") is None:
+        raise OSError("the page needs Gradio: pip install -r requirements-app.txt")
+
+
+def _describe_model(init_model: Location | None, trained_on: str | None) -> str:
+    name = str(init_model) if init_model else "the small model that ships with CLIP4IDC"
+    return f"{name}, trained on {trained_on}" if trained_on else name
 
 
 def parse_size(text: str) -> int:
@@ -97,7 +101,7 @@ def build_parser() -> OneLineParser:
         default="127.0.0.1",
         help="address to listen on (default: 127.0.0.1, this machine only)",
     )
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
     parser.add_argument(
         "--allowed_hosts",
         nargs="+",
@@ -133,8 +137,9 @@ def find_problems(args: argparse.Namespace) -> list[str]:
             problems.append(f"--allowed_hosts {name} is not a host name")
     if not 1 <= args.port <= 65535:
         problems.append(f"--port is {args.port}, expected 1 to 65535")
-    if not 1 <= args.upload_age <= 10**9:
-        problems.append(f"--upload_age is {args.upload_age:g}, expected at least 1 second")
+    if not 1 <= args.upload_age <= MAX_UPLOAD_AGE:
+        expected = f"1 to {MAX_UPLOAD_AGE} seconds"
+        problems.append(f"--upload_age is {args.upload_age:g}, expected {expected}")
     if args.upload_space < 1:
         problems.append(f"--upload_space is {args.upload_space}, expected at least 1 byte")
     if args.init_model == Location(""):
@@ -143,9 +148,13 @@ def find_problems(args: argparse.Namespace) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; see --help. Returns 0, or exits with 2 and one line for a user's error."""
+    """The command line; see --help.
+
+    Returns 0. Every other exit code comes as SystemExit: 2 for what the user can correct, and those
+    that `run_command` lists.
+    """
     args = parse_arguments(argv)
-    return run_command("app.py", lambda: serve(args))
+    return run_command(find_program_name(), lambda: serve(args))
 
 
 if __name__ == "__main__":
