@@ -225,12 +225,22 @@ def _atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         yield partial_folder
         if folder.exists():
-            folder.rename(replaced)
-        partial_folder.rename(folder)
-        if replaced.exists():
-            shutil.rmtree(replaced)
+            _replace_folder(folder, partial_folder, replaced)
+        else:
+            partial_folder.rename(folder)
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
+
+
+def _replace_folder(folder: Path, new: Path, replaced: Path) -> None:
+    """Put `new` at `folder`, whose content is at `replaced` until then. On failure it goes back."""
+    folder.rename(replaced)
+    try:
+        new.rename(folder)
+    except BaseException:
+        replaced.rename(folder)
+        raise
+    shutil.rmtree(replaced)
 
 
 def _draw_all(job: DrawingJob, count: int, workers: int) -> list[Record]:

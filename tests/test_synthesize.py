@@ -588,6 +588,24 @@ def test_a_failure_while_drawing_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dataset_that_cannot_be_replaced_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "d", *sizes(1, 0, 0))
+    before = sorted(tmp_path.rglob("*"))
+    rename = Path.rename
+
+    def fail_at_once(path: Path, target: Path) -> Path:
+        if ".partial-" in path.name:
+            raise OSError("Device or resource busy")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_at_once)
+    with pytest.raises(SystemExit):
+        main(["--output", str(tmp_path / "d"), *sizes(2, 0, 0), "--workers", "1", "--overwrite"])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_without_jitter_only_the_change_differs(tmp_path):
     folder = draw(tmp_path / "still", *sizes(4, 0, 0), "--jitter", "0")
     for index in range(4):
