@@ -1,9 +1,11 @@
 """All benchmarks of the model, and a table of their costs beside the aims.
 
-    python benchmarks/run_all.py [--quick] [--scale] [--output FILE]
+    python benchmarks/run_all.py [--quick] [--output FILE]
+    python benchmarks/run_all.py --scale [--annotations FOLDER] [--quick] [--output FILE]
 
 Each benchmark runs in its own process and prints one JSON line. The aims are for two CPU cores.
-With --scale the data path is measured at two sizes, and training by 1, 2 and 4 processes.
+With --scale it measures other things instead of the steps: the data path at two sizes, and training
+by 1, 2 and 4 processes.
 """
 
 import argparse
@@ -13,6 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from system.command import OneLineParser
 
 FOLDER = Path(__file__).parent
 
@@ -30,11 +37,15 @@ CLEVR_SCENES = (4_000, 40_000)
 Row = dict[str, Any]
 
 
-def main() -> int:
-    """Run all, print the JSON lines and the tables; 1 where a benchmark failed."""
-    args = _parser().parse_args()
+def main(argv: list[str] | None = None) -> int:
+    """Run all, print the JSON lines and the tables. Returns 1 if a benchmark failed."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.annotations and not args.scale:
+        parser.error("--annotations is for --scale")
+    commands = _scale_commands(args) if args.scale else _step_commands(args)
     lines = []
-    for command in _scale_commands(args) if args.scale else _step_commands(args):
+    for command in commands:
         done = subprocess.run(
             [sys.executable, *command], stdout=subprocess.PIPE, text=True, check=False
         )
@@ -55,13 +66,13 @@ def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     quick = "three repeats of each instead of seven"
-    scale = "the data path and several processes instead"
-    annotations = "with --scale: a folder with Spot-the-Diff's train.json, measured as well"
+    scale = "measure the data path and several processes instead of the steps"
+    annotations = "with --scale: a folder with Spot-the-Diff's train.json, which is measured too"
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--scale", action="store_true", help=scale)
     parser.add_argument("--annotations", type=Path, help=annotations)

@@ -124,8 +124,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     has_target = args.target is not None and args.target.name != ""
-    if bool(args.inspect) == bool(args.source) or not (args.inspect or has_target):
-        parser.error("give either IN and OUT, or --inspect FILE")
+    is_complete = bool(args.source) and has_target
+    has_more = bool(args.source) or args.quick_gelu
+    if (args.inspect and has_more) or not (args.inspect or is_complete):
+        parser.error("give either IN and OUT, or --inspect IN alone")
     if args.inspect:
         return run_command(parser.prog, lambda: print_facts(args.inspect))
     return run_command(parser.prog, lambda: convert(args.source, args.target, args.quick_gelu))

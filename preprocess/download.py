@@ -49,6 +49,8 @@ SCENES = {"train": 33830, "val": 1988, "test": 3985}  # of CLEVR-Change
 
 CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json")
 
+DEFAULT_CLIP = "ViT-B/32"  # of OpenAI's
+
 TIMEOUT = 60  # seconds, for Google Drive
 RETRIES = 5
 
@@ -289,7 +291,9 @@ class Download(NamedTuple):
 DOWNLOADS = {
     "spot": Download("images", lambda folder, args: download_spot(folder, args.archive)),
     "clevr": Download("data", lambda folder, args: download_clevr(folder, args.archive)),
-    "clip": Download("modules", lambda folder, args: download_clip(args.name, folder)),
+    "clip": Download(
+        "modules", lambda folder, args: download_clip(args.name or DEFAULT_CLIP, folder)
+    ),
     "pretrained": Download("ckpts/pretrained", lambda folder, _: download_weights(ADAPTED, folder)),
     "trained": Download("ckpts/trained", lambda folder, _: download_weights(CAPTIONERS, folder)),
 }
@@ -303,6 +307,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--to is one folder: give one thing to download")
     if args.archive and args.what not in (["spot"], ["clevr"]):
         parser.error("--archive is for spot or clevr alone")
+    if args.name and "clip" not in args.what:
+        parser.error("--name is for clip")
     failure = None
     for what in dict.fromkeys(args.what):
         try:
@@ -331,12 +337,12 @@ def _parser() -> OneLineParser:
     )
     to = "folder to download to (defaults: see above)"
     archive = "images of spot, or clevr: an archive that a browser downloaded"
-    name = "clip: which of OpenAI's (default: ViT-B/32)"
+    name = f"clip: which of OpenAI's (default: {DEFAULT_CLIP})"
     others = [dataset for dataset in DATASETS if dataset not in DOWNLOADS]
     parser.add_argument("what", nargs="+", choices=(*DOWNLOADS, *others))
     parser.add_argument("--to", type=Path, metavar="DIR", help=to)
     parser.add_argument("--archive", type=Path, metavar="FILE", help=archive)
-    parser.add_argument("--name", default="ViT-B/32", help=name)
+    parser.add_argument("--name", help=name)
     return parser
 
 

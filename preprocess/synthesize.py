@@ -52,6 +52,7 @@ SPOT_FOLDER = "images_test"
 
 DEFAULT_COUNTS = {"train": 1000, "val": 100, "test": 200}
 DEFAULT_CAPTIONS = 6
+DEFAULT_JITTER = 1.0
 MAX_SCENES = 1_000_000  # file names have six digits
 
 _SPOT_ID_RANGE = 1_000_003  # a prime, so that no two scenes have the same id
@@ -106,7 +107,7 @@ def _parser() -> OneLineParser:
     captions = f"clevr: captions of a pair (default: {DEFAULT_CAPTIONS}); spot has one for a change"
     jitter = (
         "clevr: how much the camera and the lamps move between the pictures of a scene, "
-        "1 as in CLEVR-Change, 0 not at all (default: 1)"
+        f"1 as in CLEVR-Change, 0 not at all (default: {DEFAULT_JITTER:g})"
     )
     workers = "processes (default: one for each core)"
     overwrite = "replace a dataset drawn there before"
@@ -117,7 +118,7 @@ def _parser() -> OneLineParser:
         parser.add_argument(f"--{split}", type=int, default=count, help=text)
     parser.add_argument("--seed", type=int, default=0, help=seed)
     parser.add_argument("--captions_per_image", type=int, help=captions)
-    parser.add_argument("--jitter", type=float, default=1.0, help=jitter)
+    parser.add_argument("--jitter", type=float, help=jitter)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
     parser.add_argument("--overwrite", action="store_true", help=overwrite)
     return parser
@@ -135,11 +136,12 @@ def synthesize(args: Namespace) -> None:
     count = sum(map(len, splits.values()))
     layout = LAYOUTS[args.datatype]
     captions = args.captions_per_image or DEFAULT_CAPTIONS
+    jitter = DEFAULT_JITTER if args.jitter is None else args.jitter
     start = time.perf_counter()
     with _atomic_folder(args.output) as folder:
         for name in layout.folders:
             (folder / name).mkdir()
-        job = DrawingJob(folder, args.datatype, args.seed, captions, args.jitter)
+        job = DrawingJob(folder, args.datatype, args.seed, captions, jitter)
         layout.write(job, splits, _draw_all(job, count, args.workers))
     seconds = time.perf_counter() - start
     show(
@@ -158,7 +160,9 @@ def _problems(args: Namespace) -> list[str]:
         )
     elif args.captions_per_image is not None and args.captions_per_image < 1:
         problems.append(f"--captions_per_image is {args.captions_per_image}: expected 1 or more")
-    if not 0 <= args.jitter <= 1:
+    if args.jitter is not None and args.datatype == "spot":
+        problems.append("--jitter is for --datatype clevr: leave it out, spot has a fixed camera")
+    elif args.jitter is not None and not 0 <= args.jitter <= 1:
         problems.append(f"--jitter is {args.jitter}: expected 0 to 1")
     if args.workers < 1:
         problems.append(f"--workers is {args.workers}: expected 1 or more")

@@ -103,6 +103,12 @@ def test_speed_by_several_processes_is_relative_to_one(capsys):
     assert lines == [["adaptation", "1", "16.0", "100%"], ["adaptation", "2", "12.8", "80%"]]
 
 
+def test_annotations_without_scale_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        run_all.main(["--annotations", "images"])
+    assert "--annotations is for --scale" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

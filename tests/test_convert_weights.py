@@ -130,6 +130,7 @@ WRONG_COMMANDS = [
     [],
     ["x.safetensors", ""],
     ["x.safetensors", "--inspect", "x"],
+    ["--inspect", "x.safetensors", "--quick_gelu"],
     ["x.safetensors", "full"],
     ["full", "full"],
     ["x.safetensors", "with_info.bin"],

@@ -246,6 +246,7 @@ def test_a_registered_dataset_downloads_itself(tmp_path, monkeypatch, capsys):
 def test_contradicting_options_are_refused(capsys):
     assert "--to is one folder" in refused(capsys, "spot", "clevr", "--to", "x")
     assert "--archive is for" in refused(capsys, "clip", "--archive", "x")
+    assert "--name is for clip" in refused(capsys, "spot", "--name", "ViT-B/16")
     assert "no file x" in refused(capsys, "clevr", "--archive", "x", "--to", "/nonexistent/none")
 
 

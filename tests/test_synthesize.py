@@ -513,6 +513,8 @@ def test_a_scene_does_not_depend_on_the_sizes_of_the_splits(clevr: Path, tmp_pat
             ["--datatype", "spot", "--captions_per_image", "3"],
             "--captions_per_image is for --datatype clevr",
         ),
+        (["--jitter", "2"], "--jitter is 2.0"),
+        (["--datatype", "spot", "--jitter", "0"], "--jitter is for --datatype clevr"),
         (["--workers", "0"], "--workers is 0"),
         (["--datatype", "coco"], "--datatype"),
         (["--train", "many"], "--train"),
