@@ -78,7 +78,7 @@ COLUMNS = {
     "no change recognised": "no change",
     "change recognised": "change",
     "type": "type",
-    "color and shape": "colour and shape",
+    "color and shape": "color and shape",
 }  # score → its column in --results
 
 
