@@ -248,16 +248,27 @@ def format_latex(report: ScoreReport) -> str:
     lines = [
         r"\begin{tabular}{ll" + "r" * len(headings) + "}",
         r"\toprule",
-        " & ".join(["system", "pairs", *headings]) + r" \\",
+        " & ".join(["system", "group", *headings]) + r" \\",
         r"\midrule",
     ]
-    for name, system in report.systems.items():
+    labels = label_systems(list(report.systems))
+    for label, system in zip(labels, report.systems.values(), strict=True):
         for group, scores in system.scores.items():
             intervals = system.intervals.get(group, {})
             cells = [_latex_cell(scores[key], intervals.get(key)) for key in report.names]
-            labels = [escape_latex(Path(name).stem), escape_latex(group)]
-            lines.append(" & ".join([*labels, *cells]) + r" \\")
+            lines.append(" & ".join([escape_latex(label), escape_latex(group), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def label_systems(paths: Sequence[str]) -> list[str]:
+    """A short name per result file: its name without extension and, to tell the files apart, the
+    folders that it takes. Runs call all of their files alike."""
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(names[-count:]) for names in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return list(paths)
 
 
 def _latex_cell(score: float, bounds: Sequence[float] | None) -> str:

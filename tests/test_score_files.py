@@ -9,7 +9,7 @@ import pytest
 
 from dataloaders.coco_files import coco_ground_truth
 from gt import eval_utils, score_files
-from gt.score_files import choose_subsets
+from gt.score_files import choose_subsets, label_systems
 from modules.metrics.bootstrap import bootstrap, interval, p_value
 from modules.metrics.coco import COCO_PROTOCOL
 from modules.metrics.metric import ScoringProtocol
@@ -240,3 +240,17 @@ def test_only_ids_beside_their_pairs_are_distractors():
     assert choose_subsets(ids, ids, None) == subsets
     assert choose_subsets(["photo_n"], ids, None) == {}
     assert choose_subsets(["1_n"], ids, None) == {"distractor": ["1_n"]}
+
+
+@pytest.mark.parametrize(
+    ("paths", "labels"),
+    [
+        (["runs/a/hyp.json"], ["hyp"]),
+        (["runs/a/good.json", "poor.json"], ["good", "poor"]),
+        (["runs/a/hyp.json", "runs/b/hyp.json"], ["a/hyp", "b/hyp"]),
+        (["hyp.json", "runs/b/hyp.json"], ["hyp", "b/hyp"]),
+        (["hyp.json", "hyp.txt"], ["hyp.json", "hyp.txt"]),
+    ],
+)
+def test_systems_in_latex_are_told_apart(paths, labels):
+    assert label_systems(paths) == labels
