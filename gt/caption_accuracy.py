@@ -76,9 +76,9 @@ def parse_caption(caption: str) -> ParsedCaption:
     if kind not in ("color", "material"):
         return ParsedCaption(kind, attributes, None)
     # Both have the same verbs: the new value tells them apart.
-    new_values = _named_values(after)
-    kind = next(iter(new_values), "color")
-    return ParsedCaption(kind, attributes, new_values.get(kind))
+    named = _named_values(after)
+    kind = "material" if "material" in named and "color" not in named else "color"
+    return ParsedCaption(kind, attributes, named.get(kind))
 
 
 def _find_phrase(caption: str) -> tuple[re.Match | None, str | None]:

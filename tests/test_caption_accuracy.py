@@ -56,6 +56,19 @@ def test_other_sentences_say_neither(sentence):
     assert parse_caption(sentence) == ParsedCaption(None, {}, None)
 
 
+@pytest.mark.parametrize(
+    ("new_value", "kind", "value"),
+    [
+        ("a large red metal one", "color", "red"),
+        ("a big shiny ball", "material", "metal"),
+        ("small", "color", None),
+    ],
+)
+def test_only_a_color_or_a_material_is_a_new_value(new_value, kind, value):
+    parsed = parse_caption(f"the cube became {new_value}")
+    assert (parsed.type, parsed.new_value) == (kind, value)
+
+
 def test_what_is_wrong_or_left_out_counts_as_wrong():
     changed = {
         "1.png": {"type": "color", **SMALL_RED_CUBE, "new_color": "blue"},
