@@ -1,8 +1,9 @@
 """What a pair of images is, and what a dataset of pairs is. Needs no torch."""
 
 import logging
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +39,7 @@ def pair_id_of(caption_id: str) -> str:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """Two images and sentences about what changed; no sentences where they are yet to be written.
+    """Two images and the sentences about what changed; none if they are still to be written.
 
     A distractor is a third image: compared with `before`, nothing has changed in it.
     """
@@ -76,37 +77,59 @@ class ImagePair:
 
 
 def check_pairs(pairs: Sequence[ImagePair], source: str) -> None:
-    """Refuse a split that cannot be trained on or scored, and log how large it is.
+    """Refuse a split that cannot be trained on or scored.
 
-    Raises ValueError naming `source` for no pairs, a pair that has a problem, or an id twice.
+    Raises ValueError that names `source` for no pairs, a pair that has a problem, or a repeated id.
     """
     if not pairs:
         raise ValueError(f"{source} lists no pairs")
-    seen: set[str] = set()
     for pair in pairs:
-        problem = _problem_of(pair, has_distractors=pairs[0].distractor is not None)
-        if not seen.isdisjoint(pair.caption_ids):
-            problem = "has an id that occurs twice"
+        problem = _find_problem(pair, has_distractors=pairs[0].distractor is not None)
         if problem:
             raise ValueError(f"{source}: pair {pair.id!r} {problem}")
-        seen.update(pair.caption_ids)
-    captions = [text for pair in pairs for texts in pair.captions_by_id.values() for text in texts]
-    num_empty = sum(not caption.strip() for caption in captions)
-    empty = f", {num_empty} of them empty" if num_empty else ""
-    log.info("%s: %d pairs, %d captions%s", source, len(pairs), len(captions), empty)
+    repeated = find_repeated(caption_id for pair in pairs for caption_id in pair.caption_ids)
+    if repeated is not None:
+        raise ValueError(f"{source}: the caption id {repeated!r} occurs twice")
 
 
-def _problem_of(pair: ImagePair, has_distractors: bool) -> str | None:
-    """What is wrong with a pair of a split in which all pairs, or none, have distractors."""
+def find_repeated(ids: Iterable[str]) -> str | None:
+    """The first id that occurs a second time, if one does."""
+    seen: set[str] = set()
+    for one in ids:
+        if one in seen:
+            return one
+        seen.add(one)
+    return None
+
+
+def require_images(paths: Iterable[str | Path], source: str) -> None:
+    """Raises FileNotFoundError for an image that is no file, naming what lists it."""
+    for path in paths:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"no image {path} ({source})")
+
+
+def list_captions(pairs: Iterable[ImagePair]) -> list[str]:
+    """All captions, pair by pair: those of the change, then those of the distractor."""
+    return [text for pair in pairs for texts in pair.captions_by_id.values() for text in texts]
+
+
+def list_change_captions(pairs: Iterable[ImagePair]) -> list[str]:
+    """The captions of the changes, pair by pair."""
+    return [caption for pair in pairs for caption in pair.captions]
+
+
+def _find_problem(pair: ImagePair, has_distractors: bool) -> str | None:
+    """What is wrong with a pair, if its split's pairs all have distractors, or none do."""
     if not all(pair.captions_by_id.values()):
         return "has no caption"
     if (pair.distractor is not None) != has_distractors:
-        return "has a distractor and others have none, or the other way round"
+        return "breaks the rule that either all pairs have a distractor or none do"
     if has_control_characters(pair.id):
         return "has a control character in its id"
     reserved = (ALL_PAIRS, CHANGES, DISTRACTORS) if has_distractors else (ALL_PAIRS,)
     if pair.change_type in reserved:
-        return f"is of type {pair.change_type!r}, which is reserved for scores of a group of pairs"
+        return f"is of type {pair.change_type!r}, which is reserved for the scores over a group"
     return None
 
 
@@ -121,7 +144,7 @@ class DataSource:
 
 
 class PairDataset(ABC):
-    """A dataset's files and customs: all that differs between datasets.
+    """How one dataset's files are read: everything that differs between datasets.
 
     Opening one reads nothing. Reading raises FileNotFoundError or ValueError that names the file,
     the value found and what was expected. CONTRIBUTING.md shows how to add a dataset.
@@ -162,19 +185,25 @@ class PairDataset(ABC):
 
     @abstractmethod
     def pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
-        """A split's pairs in file order. need_images=False does not look whether images exist."""
+        """A split's pairs in file order.
+
+        need_images=False does not check whether each image exists. The folders that hold them must
+        exist all the same.
+        """
 
     def annotation_file(self, split: str) -> Path:
         """The file that lists a split's pairs, to be named in messages."""
         return self.source.data_path
 
     def checked_pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
-        """`pairs`, after `problems` and `check_pairs` have found nothing wrong."""
+        """`pairs`, in which neither `find_problems` nor `check_pairs` finds anything wrong."""
         problems = self.find_problems()
         if problems:
             raise ValueError("; ".join(problems))
         pairs = self.pairs(split, need_images)
-        check_pairs(pairs, f"{self.annotation_file(split)}, split {split}")
+        source = f"{self.annotation_file(split)}, split {split}"
+        check_pairs(pairs, source)
+        _log_size(pairs, source)
         return pairs
 
     def ground_truth(self, split: str) -> list[tuple[str, list[str]]]:
@@ -202,8 +231,8 @@ class PairDataset(ABC):
         if missing:
             more = f" and {len(missing) - 1} more ids" if len(missing) > 1 else ""
             raise ValueError(
-                f"{path} has no captions of {missing[0]}{more} to be evaluated; make it again "
-                "with gt/eval_utils.py"
+                f"{path} has no captions for {missing[0]}{more} of this split; rebuild it with "
+                "gt/eval_utils.py"
             )
         return {caption_id: references[caption_id] for caption_id in own}
 
@@ -215,8 +244,15 @@ class PairDataset(ABC):
         return subsets
 
     def download(self, folder: Path) -> None:
-        """Fetch the dataset into a folder. Raises ValueError where it must be fetched by hand."""
+        """Fetch the dataset into a folder. Raises ValueError if it must be fetched by hand."""
         raise ValueError(f"{self.title} cannot be downloaded from here: fetch it by hand")
+
+
+def _log_size(pairs: Sequence[ImagePair], source: str) -> None:
+    captions = list_captions(pairs)
+    num_empty = sum(not caption.strip() for caption in captions)
+    empty = f", {num_empty} of them empty" if num_empty else ""
+    log.info("%s: %d pairs, %d captions%s", source, len(pairs), len(captions), empty)
 
 
 def collect_references(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
@@ -230,7 +266,7 @@ def collect_references(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
 
 
 def split_change_distractor(pairs: Sequence[ImagePair]) -> dict[str, list[str]]:
-    """The caption ids of changes and of distractors; nothing where there are no distractors."""
+    """The caption ids of changes and of distractors; nothing if there are no distractors."""
     distractors = [pair.distractor_id for pair in pairs if pair.distractor]
     if not distractors:
         return {}

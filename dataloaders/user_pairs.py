@@ -1,52 +1,50 @@
 """A user's pairs without captions: two files, one folder, two folders, or a table."""
 
-import os
 from pathlib import Path
 
 from dataloaders.datasets.pair_table import read_id, read_images, read_rows
-from dataloaders.pairs import ImagePair
+from dataloaders.datasets.spot_the_diff import AFTER_ENDING
+from dataloaders.pairs import ImagePair, find_repeated, require_images
 from dataloaders.picture_files import picture_endings
 from system.escaping import has_control_characters
-
-AFTER_ENDING = "_2"  # as in Spot-the-Diff: x.png is before, x_2.png is after
 
 
 def find_pairs(before: str | None, after: str | None, table: str | None) -> list[ImagePair]:
     """The pairs of two files, of one folder, of two folders, or of a table.
 
     One folder holds x.png and x_2.png, as in Spot-the-Diff. In two folders the images of a pair
-    have the same name. Raises FileNotFoundError or ValueError, in one line, where there are no
-    pairs, an image has no counterpart or no file, or ids repeat.
+    have the same name, apart from the extension. Raises FileNotFoundError or ValueError, in one
+    line, if there are no pairs, an image has no counterpart or no file, or ids repeat.
     """
+    source = table or before
     if table:
-        pairs, source = _from_table(Path(table)), table
-    elif not before:
-        raise ValueError("give --before and --after, --before with a folder, or --pairs")
+        pairs = _read_table(Path(table))
+    elif before and after:
+        pairs = _pair_two_paths(Path(before), Path(after))
+    elif before and Path(before).is_dir():
+        pairs = _pair_within_folder(Path(before))
     else:
-        pairs, source = _from_paths(Path(before), Path(after) if after else None), before
-    if not pairs:
-        raise ValueError(f"{source} holds no pairs")
-    seen: set[str] = set()
-    for pair in pairs:
-        if pair.id in seen:
-            raise ValueError(f"{source}: the id {pair.id} occurs twice")
-        seen.add(pair.id)
-        _check_pair(pair, source)
+        raise ValueError("give --before and --after, --before with a folder, or --pairs")
+    _check_pairs(pairs, source)
     return pairs
 
 
-def _check_pair(pair: ImagePair, source: str) -> None:
-    if has_control_characters(f"{pair.id}{pair.before}{pair.after}"):
-        raise ValueError(
-            f"{source}: the pair {pair.id!r} has a line break or another control character in its "
-            "id or paths"
-        )
-    for path in (pair.before, pair.after):
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"no image {path} (pair {pair.id}, {source})")
+def _check_pairs(pairs: list[ImagePair], source: str) -> None:
+    if not pairs:
+        raise ValueError(f"{source} holds no pairs")
+    repeated = find_repeated(pair.id for pair in pairs)
+    if repeated is not None:
+        raise ValueError(f"{source}: the id {repeated} occurs twice")
+    for pair in pairs:
+        if has_control_characters(f"{pair.id}{pair.before}{pair.after}"):
+            raise ValueError(
+                f"{source}: the pair {pair.id!r} has a line break or another control character in "
+                "its id or paths"
+            )
+        require_images(pair.image_paths, f"pair {pair.id}, {source}")
 
 
-def _from_table(path: Path) -> list[ImagePair]:
+def _read_table(path: Path) -> list[ImagePair]:
     pairs = []
     for line, row in read_rows(path):
         before, after = read_images(path, line, row)
@@ -55,64 +53,54 @@ def _from_table(path: Path) -> list[ImagePair]:
     return pairs
 
 
-def _from_paths(before: Path, after: Path | None) -> list[ImagePair]:
-    if after is not None and before.is_dir() != after.is_dir():
-        raise ValueError(
-            f"--before and --after must both be files or both folders: {before}, {after}"
-        )
-    if before.is_dir():
-        return _from_folders(before, after)
-    if after is None:
-        raise ValueError("give --before and --after, --before with a folder, or --pairs")
-    return [ImagePair(before.stem, str(before), str(after))]
+def _pair_two_paths(before: Path, after: Path) -> list[ImagePair]:
+    if before.is_dir() and after.is_dir():
+        return _match(_list_images(before), _list_images(after), f"{before} and {after}")
+    if not before.is_dir() and not after.is_dir():
+        return [ImagePair(before.stem, str(before), str(after))]
+    for path in (before, after):
+        if not path.exists():
+            raise FileNotFoundError(f"no file or folder {path}")
+    raise ValueError(f"--before and --after must both be files or both folders: {before}, {after}")
 
 
-def _from_folders(before: Path, after: Path | None) -> list[ImagePair]:
-    befores = _images_in(before)
-    if after is None:
-        befores, afters = _split_by_ending(befores, before)
-    else:
-        afters = _images_in(after)
-    unpaired = sorted(befores.keys() ^ afters.keys())
-    if unpaired:
-        more = f", and {len(unpaired) - 1} more" if len(unpaired) > 1 else ""
-        folders = f"{before} and {after}" if after else f"{before}"
-        raise ValueError(f"{unpaired[0]} has no other image ({folders}){more}")
-    return [ImagePair(stem, str(path), str(afters[stem])) for stem, path in befores.items()]
-
-
-def _split_by_ending(
-    images: dict[str, Path], folder: Path
-) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The images of one folder → before and after, by the name of the pair."""
+def _pair_within_folder(folder: Path) -> list[ImagePair]:
+    images = _list_images(folder)
     afters = {}
-    for stem, path in images.items():
-        pair_id = stem.removesuffix(AFTER_ENDING)
-        if pair_id != stem and pair_id in images:
+    for name, path in images.items():
+        pair_id = name.removesuffix(AFTER_ENDING)
+        if pair_id != name and pair_id in images:
             afters[pair_id] = path
     if not afters:
         raise ValueError(
-            f"{folder} holds no pairs named x.png and x{AFTER_ENDING}.png; for two folders give "
-            "--after too"
+            f"{folder} holds no pairs named x.png and x{AFTER_ENDING}.png; to pair two folders, "
+            "also give --after"
         )
-    used = {pair_id + AFTER_ENDING for pair_id in afters}
-    befores = {stem: path for stem, path in images.items() if stem not in used}
-    return befores, afters
+    names_after = {pair_id + AFTER_ENDING for pair_id in afters}
+    befores = {name: path for name, path in images.items() if name not in names_after}
+    return _match(befores, afters, f"{folder}")
 
 
-def _images_in(folder: Path) -> dict[str, Path]:
-    """Name without ending → image file, sorted. Raises ValueError for two of one name."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
+def _match(befores: dict[str, Path], afters: dict[str, Path], folders: str) -> list[ImagePair]:
+    """The pairs of images of the same name. Raises ValueError for an image without another one."""
+    unpaired = sorted(befores.keys() ^ afters.keys())
+    if unpaired:
+        more = f", and {len(unpaired) - 1} more" if len(unpaired) > 1 else ""
+        raise ValueError(f"{unpaired[0]} has no counterpart in {folders}{more}")
+    return [ImagePair(name, str(path), str(afters[name])) for name, path in befores.items()]
+
+
+def _list_images(folder: Path) -> dict[str, Path]:
+    """Name without extension → image file, sorted. Raises ValueError for two of one name."""
     images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in picture_endings() or not path.is_file():
             continue
-        if any("\ud800" <= letter <= "\udfff" for letter in path.name):
+        if any("\ud800" <= character <= "\udfff" for character in path.name):
             raise ValueError(f"{folder}: the name {path.name!r} is not UTF-8: rename the file")
         if path.stem in images:
             raise ValueError(
-                f"{images[path.stem]} and {path.name} differ only in their ending: which one "
+                f"{images[path.stem]} and {path.name} differ only in their extension: which one "
                 "belongs to the pair?"
             )
         images[path.stem] = path

@@ -22,7 +22,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.datasets import DATASETS, open_dataset
-from dataloaders.pairs import SPLITS, ImagePair, PairDataset
+from dataloaders.pairs import SPLITS, ImagePair, PairDataset, list_captions
 from system.command import OneLineParser, run_command
 from system.escaping import show, to_one_line
 from system.flags import add_entry_flags, read_settings
@@ -98,7 +98,7 @@ def check_split(
 def _check_captions(pairs: Sequence[ImagePair], max_words: int) -> SplitReport:
     from modules.tokenizer import load_clip_tokenizer
 
-    captions = [text for pair in pairs for texts in pair.captions_by_id.values() for text in texts]
+    captions = list_captions(pairs)
     lengths = [len(load_clip_tokenizer().encode(caption)) + 1 for caption in captions]
     distinct = Counter(" ".join(caption.lower().split()) for caption in captions)
     return SplitReport(

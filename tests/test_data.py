@@ -127,7 +127,7 @@ def test_references_and_subsets_of_clevr_change(clevr: Path) -> None:
         "drop": [],
     }
     (clevr / "gt" / "clevr_total_change_captions_reformat.json").write_text('{"annotations": []}')
-    with pytest.raises(ValueError, match=r"no captions of 000008.png and 5 more ids"):
+    with pytest.raises(ValueError, match=r"no captions for 000008.png and 5 more ids"):
         dataset.references("test", pairs)
     (clevr / "gt" / "clevr_total_change_captions_reformat.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"eval_utils.py --datatype clevr --data_path"):
@@ -171,9 +171,9 @@ plain = partial(pair_of_two, captions=("x",))
         ([], "lists no pairs"),
         ([pair_of_two("1")], "pair '1' has no caption"),
         ([with_distractor("1", distractor_captions=())], "pair '1' has no caption"),
-        ([plain("1"), plain("1")], "pair '1' has an id that occurs twice"),
-        ([with_distractor("1"), with_distractor("1_n")], "pair '1_n' has an id that occurs twice"),
-        ([plain("1"), with_distractor("2")], "pair '2' has a distractor and others have none"),
+        ([plain("1"), plain("1")], "the caption id '1' occurs twice"),
+        ([with_distractor("1"), with_distractor("1_n")], "the caption id '1_n' occurs twice"),
+        ([plain("1"), with_distractor("2")], "pair '2' breaks the rule that either all"),
         ([plain("1\n2")], r"pair '1\\n2' has a control character"),
         ([plain("1", change_type="all")], "pair '1' is of type 'all'"),
         ([with_distractor("1", change_type="change")], "pair '1' is of type 'change'"),

@@ -246,6 +246,7 @@ def test_pictures_of_attention_do_not_change_the_captions(folder, tiny, tmp_path
         (["--before", "{own}", "--num_captions", "2", "--beam_size", "2"], "cannot be combined"),
         (["--before", "{own}", "--do_train"], "exactly one"),
         (["--before", "{own}", "--after", "{own}/p0.png"], "must both be"),
+        (["--before", "{own}", "--after", "{own}/typo"], "no file or folder"),
         (["--before", "{own}", "--beam_size", "101"], "expected 1 to 100"),
         (["--before", "{own}", "--init_model", "{own}"], "is a folder without"),
         (["--before", "{own}", "--init_model", "none.bin"], "no weights"),
@@ -278,10 +279,10 @@ def test_wrong_tables_are_one_line(name, content, message, tmp_path, capsys):
 
 def test_no_image_of_a_folder_is_skipped(folder, capsys):
     draw(folder / "p7.png", RED)
-    assert "p7 has no other image" in refused(capsys, "--before", folder)
+    assert "p7 has no counterpart in" in refused(capsys, "--before", folder)
     (folder / "p7.png").unlink()
     draw(folder / "p0.jpg", RED)
-    assert "differ only in their ending" in refused(capsys, "--before", folder)
+    assert "differ only in their extension" in refused(capsys, "--before", folder)
 
 
 def test_a_broken_image_leaves_no_file(folder, tiny, tmp_path, capsys):

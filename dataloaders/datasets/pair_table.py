@@ -2,14 +2,13 @@
 
 import csv
 import io
-import os
 import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataloaders.pairs import ALL_PAIRS, SPLITS, ImagePair, PairDataset
+from dataloaders.pairs import ALL_PAIRS, SPLITS, ImagePair, PairDataset, require_images
 from system.escaping import has_control_characters
 from system.files import summarize_error
 from system.json_files import parse_json
@@ -41,7 +40,7 @@ class PairTable(PairDataset):
                 continue
             parsed = parse_row(path, line, row)
             if need_images:
-                _check_images(path, parsed)
+                require_images(parsed.images, f"{path} line {line}")
             rows.append(parsed)
         return make_pairs(path, split, merge_rows(path, rows))
 
@@ -193,12 +192,6 @@ def parse_row(path: Path, line: int, row: dict[str, Any]) -> TableRow:
         read_id(path, line, row),
         _read_type(path, line, row),
     )
-
-
-def _check_images(path: Path, row: TableRow) -> None:
-    for image in row.images:
-        if not os.path.isfile(image):
-            raise FileNotFoundError(f"no image {image} ({path} line {row.line})")
 
 
 def merge_rows(path: Path, rows: Iterable[TableRow]) -> dict[BeforeAfter, Entry]:

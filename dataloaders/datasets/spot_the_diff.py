@@ -9,18 +9,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dataloaders.pairs import ImagePair, PairDataset
+from dataloaders.pairs import ImagePair, PairDataset, find_repeated
 from system.files import is_safe_file_name
 from system.json_files import read_json
 
+AFTER_ENDING = "_2"  # x.png is before, x_2.png is after
 Annotation = tuple[str, list[str]]  # an id and its sentences
 
 
 class SpotTheDiff(PairDataset):
     """Spot-the-Diff: `reformat_<split>.json` in data_path, all images in one folder.
 
-    The raw lists `<split>.json` are the ground truth of the test split, repeated ids included, as
-    published. The published file does not hold the val split.
+    The ground truth of the test split is built from the raw list test.json, repeated ids included,
+    as published. It does not cover the val split.
     """
 
     name = "spot"
@@ -40,14 +41,19 @@ class SpotTheDiff(PairDataset):
                 f"--data_path {self.source.data_path}"
             )
         entries = read_annotations(path)
-        _refuse_repeated_ids(entries, path)
+        repeated = find_repeated(image_id for image_id, _ in entries)
+        if repeated is not None:
+            raise ValueError(
+                f"{path}: img_id {repeated} occurs twice; merge the entries of the raw list with "
+                "preprocess/reformat_dataset.py"
+            )
         folder = self.source.image_path
         if not folder.is_dir():
             raise FileNotFoundError(f"no image folder {folder} (--features_path)")
         present = set(os.listdir(folder))
         pairs = []
         for image_id, sentences in entries:
-            names = (f"{image_id}.png", f"{image_id}_2.png")
+            names = (f"{image_id}.png", f"{image_id}{AFTER_ENDING}.png")
             missing = [name for name in names if name not in present]
             if need_images and missing:
                 raise FileNotFoundError(
@@ -88,21 +94,11 @@ def read_annotations(path: str | Path) -> list[Annotation]:
 def _is_annotation(entry: Any) -> bool:
     if not isinstance(entry, dict):
         return False
-    image_id, sentences = entry.get("img_id"), entry.get("sentences")
+    image_id = entry.get("img_id")
+    sentences = entry.get("sentences")
     if not isinstance(image_id, str | int) or isinstance(image_id, bool):
         return False
     return isinstance(sentences, list) and all(isinstance(text, str) for text in sentences)
-
-
-def _refuse_repeated_ids(entries: Iterable[Annotation], path: Path) -> None:
-    seen: set[str] = set()
-    for image_id, _ in entries:
-        if image_id in seen:
-            raise ValueError(
-                f"{path}: img_id {image_id} occurs twice; merge the entries of the raw list with "
-                "preprocess/reformat_dataset.py"
-            )
-        seen.add(image_id)
 
 
 def merge_entries(entries: Iterable[Annotation]) -> list[dict[str, Any]]:

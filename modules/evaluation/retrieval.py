@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataloaders.batches import Batches, trim_padding
-from dataloaders.pairs import ImagePair
+from dataloaders.pairs import ImagePair, list_change_captions
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import NUM_SAMPLES, RunDescription
 from modules.model.backbone import Features
@@ -66,7 +66,7 @@ class RetrievalEvaluator:
 
     def draw_samples(self) -> Image.Image:
         """Some sentences of the latest evaluation, each with the pair found nearest to it."""
-        texts = [caption for pair in self.pairs for caption in pair.captions]
+        texts = list_change_captions(self.pairs)
         chosen = evenly_spaced(len(texts), NUM_SAMPLES)
         nearest = self.similarity[chosen].argmax(dim=1).tolist()
         samples = []
@@ -112,7 +112,7 @@ def compute_similarity(
     Every pair and every text is encoded once. `loader` gives this process's share of the pairs'
     images in file order.
     """
-    texts = [caption for pair in pairs for caption in pair.captions]
+    texts = list_change_captions(pairs)
     with runtime.autocast():
         if model.uses_cross_encoder:
             similarity = _compare_tokens(model, texts, loader, max_words, runtime)
