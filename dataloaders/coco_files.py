@@ -18,9 +18,9 @@ def write_results(folder: Path, label: str, captions: Mapping[str, str]) -> Path
 def write_references(
     folder: Path, references: Mapping[str, Sequence[str]], subsets: Mapping[str, Sequence[str]]
 ) -> None:
-    """Write `ground_truth.json` and, where there are subsets, `type_mapping.json`.
+    """Write `ground_truth.json` and, if there are subsets, `type_mapping.json`.
 
-    They are what `gt/eval_utils.py score` needs where no ground-truth file exists yet.
+    `gt/eval_utils.py score` needs them if no ground-truth file exists yet.
     """
     write_json(folder / "ground_truth.json", coco_ground_truth(references.items()))
     if subsets:
@@ -30,7 +30,7 @@ def write_references(
 def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict[str, Any]:
     """(caption id, sentences) of every entry → COCO's captions format.
 
-    An entry gives one image row, also where its id is repeated.
+    Each entry becomes one image row, even if its id occurs more than once.
     """
     fields = ("contributor", "date_created", "description", "url", "version", "year")
     dummy = dict.fromkeys(fields, "dummy")
@@ -39,8 +39,8 @@ def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict[str
     for caption_id, sentences in captions:
         images.append({"filename": caption_id, "id": caption_id})
         for sentence in sentences:
-            number = len(annotations)
-            annotations.append({"caption": sentence, "id": number, "image_id": caption_id})
+            row = {"caption": sentence, "id": len(annotations), "image_id": caption_id}
+            annotations.append(row)
     return {
         "info": dummy,
         "licenses": dict(dummy),
@@ -52,14 +52,14 @@ def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict[str
 
 def read_ground_truth(path: str | Path) -> dict[str, list[str]]:
     """Caption id → sentences of a ground-truth file. Raises ValueError for other content."""
-    rows = read_json(path, dict).get("annotations", [])
+    rows = read_json(path, dict).get("annotations")
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: annotations is not a list")
+        raise ValueError(f"{path}: expected a list `annotations`")
     captions: dict[str, list[str]] = {}
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if not _is_caption_row(row, (str,)):
             expected = '{"image_id": "…", "caption": "…"}'
-            raise ValueError(f"{path}: annotation {number} is not {expected}")
+            raise ValueError(f"{path}: annotation {index} is not {expected}")
         captions.setdefault(row["image_id"], []).append(row["caption"])
     return captions
 
@@ -70,9 +70,9 @@ def read_results(path: str | Path) -> dict[str, str]:
     Raises ValueError for other content, and for two captions of one id.
     """
     captions: dict[str, str] = {}
-    for number, row in enumerate(read_json(path, list)):
+    for index, row in enumerate(read_json(path, list)):
         if not _is_caption_row(row, (str, int)):
-            raise ValueError(f'{path}: result {number} is not {{"image_id": "…", "caption": "…"}}')
+            raise ValueError(f'{path}: result {index} is not {{"image_id": "…", "caption": "…"}}')
         caption_id = str(row["image_id"])
         if caption_id in captions:
             raise ValueError(f"{path}: two captions of {caption_id}")

@@ -310,6 +310,9 @@ def test_ground_truth_of_another_schema(tmp_path):
     path.write_text('{"annotations": [{"caption": "x"}]}')
     with pytest.raises(ValueError, match="annotation 0"):
         read_ground_truth(path)
+    path.write_text('{"image_id": "1.png", "caption": "x"}')
+    with pytest.raises(ValueError, match=r"gt\.json: expected a list `annotations`"):
+        read_ground_truth(path)
 
 
 def test_ranks_are_brute_force():
