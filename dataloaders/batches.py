@@ -1,4 +1,4 @@
-"""Samples → batches: in which order, in which process, and how they are put together."""
+"""Samples → batches: in what order, in which process, and how they are put together."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -26,7 +26,7 @@ class ShuffledSampler(DistributedSampler):
 
 
 class ShareSampler(Sampler):
-    """Items rank, rank + world_size, …: nothing is left out, nothing comes twice."""
+    """This process's share: items rank, rank + world_size, …, so that none comes twice."""
 
     def __init__(self, size: int, rank: int, world_size: int) -> None:
         self.items = range(rank, size, world_size)
@@ -41,7 +41,7 @@ class ShareSampler(Sampler):
 class ErrorsAsItems(Dataset):
     """Returns a sample's ValueError or OSError instead of raising it.
 
-    Raised in a worker process, its one line would be buried in a traceback.
+    Raised in a worker process, the one-line message would be buried in a traceback.
     """
 
     def __init__(self, dataset: PairSamples) -> None:
@@ -62,7 +62,7 @@ def _collate(samples: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exce
 
 
 def trim_padding(batch: dict[str, Any]) -> dict[str, Any]:
-    """Cut text arrays (..., L) to the batch's longest text: the padding after it has no effect.
+    """Cut text arrays (..., L) to the batch's longest text. The padding after it has no effect.
 
     Arrays belong together by the first word of their names: `text_mask` says how long `text_ids`
     are, and `caption_mask` all that begins with `caption_`.
@@ -93,7 +93,10 @@ class Batches:
         return len(self.loader)
 
     def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
-        """Choose the epoch of the next iteration, without its first `skip_batches` batches."""
+        """Choose the epoch of the next iteration, without its first `skip_batches` batches.
+
+        For training only: batches for evaluation have no epochs.
+        """
         self.loader.sampler.set_epoch(epoch)
         self.loader.sampler.start = skip_batches * self.loader.batch_size
 
@@ -115,8 +118,8 @@ def build_batches(
 ) -> Batches:
     """Batches of `batch_size` for each process.
 
-    In training they are shuffled by epoch, without the last incomplete one; else in file order.
-    Raises ValueError where a training split fills no batch.
+    Training batches are reshuffled each epoch, and the last incomplete batch is dropped. Evaluation
+    batches are in file order. Raises ValueError if a training split fills no batch.
     """
     if training and len(dataset) < batch_size * world_size:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures → tensors: decode, resize, normalize (docs/reference.md, Images)."""
+"""Images → tensors: decode, resize, normalize (docs/reference.md, Images)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
     """An image file → (3, resolution, resolution) uint8 RGB.
 
     Resized bicubically to exactly this size, without a crop. Raises FileNotFoundError for no file
-    and ValueError for one that cannot be decoded; both name it.
+    and ValueError for one that cannot be decoded. Both name the file.
     """
     return _resize_to_tensor(read_image(path), resolution)
 
@@ -34,23 +34,22 @@ def to_tensor(image: ImageLike, resolution: int = RESOLUTION) -> Tensor:
 def to_image(image: ImageLike) -> Image.Image:
     """A path, a PIL image or a uint8 array (H, W, 3) → a PIL image in RGB.
 
-    It is rotated as its EXIF data say. Raises ValueError or FileNotFoundError for anything else.
+    It is rotated as its EXIF data says. Raises ValueError or FileNotFoundError for anything else.
     """
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, np.ndarray):
         image = _array_to_image(image)
     if not isinstance(image, Image.Image):
-        kind = type(image).__name__
-        raise ValueError(f"a {kind}, expected a path, a PIL image or an array")
+        raise ValueError(f"found {type(image).__name__}, expected a path, a PIL image or an array")
     return to_rgb(ImageOps.exif_transpose(image))
 
 
 def _array_to_image(array: np.ndarray) -> Image.Image:
-    is_picture = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
-    if array.dtype != np.uint8 or not is_picture:
+    is_image = array.ndim == 3 and array.shape[2] == 3 and 0 not in array.shape
+    if array.dtype != np.uint8 or not is_image:
         raise ValueError(
-            f"an array of {array.dtype} {array.shape}, expected uint8 (height, width, 3)"
+            f"found an array of {array.dtype} {array.shape}, expected uint8 (height, width, 3)"
         )
     return Image.fromarray(array)
 
@@ -73,7 +72,7 @@ class ImageFiles:
 
 
 def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
-    """(..., 3, H, W) uint8 → float32: by channel, minus `mean`, divided by `std`."""
+    """(..., 3, H, W) uint8 → float32: x / 255, minus `mean`, divided by `std`, per channel."""
     shift = torch.tensor(mean, device=images.device)[:, None, None]
     scale = torch.tensor(std, device=images.device)[:, None, None]
     return (images.float() / 255).sub_(shift).div_(scale)

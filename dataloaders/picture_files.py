@@ -1,4 +1,4 @@
-"""Which picture formats are opened, and how a file is decoded. Needs Pillow only, no torch."""
+"""Which image formats are opened, and how a file is decoded. Needs no torch."""
 
 import warnings
 from functools import cache
@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from system.files import READ_ERRORS, summarize_error
 
 # The formats of datasets and cameras. Left out on purpose: formats that run a program (PostScript,
-# WMF), formats that contain another one (IPTC, FPX, MIC), films, and formats Pillow cannot decode.
+# WMF), formats that contain another one (IPTC, FPX, MIC), videos, and formats Pillow cannot decode.
 FORMATS = (
     "AVIF",
     "BMP",
@@ -27,12 +27,13 @@ FORMATS = (
 )
 
 
-# Pillow warns at half of the size that it refuses.
+# Pillow warns at half of the size that it refuses. This silences it for the whole process, since
+# images are decoded in threads, and Python's warnings cannot be changed for one thread alone.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageTooLarge(ValueError):
-    """A picture that is larger than its reader wants."""
+    """An image that is larger than its reader wants."""
 
 
 @cache
@@ -44,7 +45,7 @@ def known_formats() -> tuple[str, ...]:
 
 @cache
 def picture_endings() -> frozenset[str]:
-    """The endings of files of FORMATS, in small letters, such as ".jpg"."""
+    """The file extensions of `known_formats`, in lower case, such as ".jpg"."""
     endings = Image.registered_extensions().items()
     return frozenset(ending for ending, name in endings if name in known_formats())
 
@@ -52,7 +53,7 @@ def picture_endings() -> frozenset[str]:
 def read_image(
     path: str | Path, max_pixels: int | None = None, max_side: int | None = None
 ) -> Image.Image:
-    """Decode a picture file to RGB, rotated as its EXIF data say.
+    """Decode an image file to RGB, rotated as its EXIF data says.
 
     Errors name the file. Raises FileNotFoundError for no file, ValueError for one that cannot be
     decoded, and ImageTooLarge, before decoding, for more than `max_pixels`, a side above
@@ -76,7 +77,7 @@ def read_image(
     except UnidentifiedImageError:
         formats = ", ".join(known_formats())
         raise ValueError(
-            f"cannot read the image {path}: not an image of a format that is read here ({formats})"
+            f"cannot read the image {path}: not an image in a supported format ({formats})"
         ) from None
     except (OSError, SyntaxError, *READ_ERRORS) as error:
         raise ValueError(f"cannot read the image {path}: {summarize_error(error)}") from None
@@ -87,7 +88,7 @@ def _too_many(path: str | Path, limit: int) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; of 16-bit gray the upper half, which Pillow by itself would cut off at 255."""
+    """Convert to 8-bit RGB. 16-bit gray keeps its high byte; Pillow alone would clip it at 255."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

@@ -1,7 +1,7 @@
 """Pairs → training samples and evaluation items, as dictionaries of tensors.
 
-Dimensions: L words, K captions. Images are uint8 (2 or 3, 3, R, R): before, after and, where the
-dataset has one, the distractor. Source: docs/reference.md, Data.
+Dimensions: L words, K captions, R resolution. Images are uint8 (2 or 3, 3, R, R): before, after
+and, if the dataset has one, the distractor. Source: docs/reference.md, Data.
 """
 
 import random
@@ -42,15 +42,15 @@ class PairSamples(Dataset):
         return len(self.pairs)
 
     def make_rng(self, key: SampleKey) -> random.Random:
-        """The source of a sample's random draws."""
+        """The generator of a sample's random draws."""
         epoch, index = key
         return random.Random(f"{self.seed}/{epoch}/{index}")
 
 
 class RetrievalSamples(PairSamples):
-    """Adaptation: a sample for each caption of a change.
+    """Adaptation: one sample per caption of a change.
 
-    Where there is a distractor, it takes the place of the before image half of the time.
+    If there is a distractor, it takes the place of the before image half of the time.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class RetrievalSamples(PairSamples):
         return len(self.caption_index)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """images (2, 3, R, R), the pair's id, text_ids (L,) and text_mask (L,)."""
         pair_index, index_in_pair = self.caption_index[key[1]].tolist()
         pair = self.pairs[pair_index]
         before = pair.before
@@ -88,29 +89,29 @@ class RetrievalSamples(PairSamples):
 
 
 class CaptionSamples(PairSamples):
-    """Finetuning: a sample for each pair, with one of its captions, and one of its distractor's."""
+    """Finetuning: one sample per pair, with one of its captions, and one of its distractor's."""
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """images (2 or 3, 3, R, R), the pair's id and index, caption ids and mask (K, L)."""
         pair = self.pairs[key[1]]
         rng = self.make_rng(key)
         captions = [rng.choice(texts) for texts in pair.captions_by_id.values()]
         arrays = [self.tokenize(caption) for caption in captions]
         sample = {"images": self.images(pair.image_paths), "id": pair.id, "index": key[1]}
         for name in ("caption_input_ids", "caption_mask", "caption_target_ids"):
-            sample[name] = torch.stack(
-                [torch.from_numpy(words[name]) for words in arrays]
-            )  # (K, L)
+            sample[name] = torch.from_numpy(np.stack([array[name] for array in arrays]))
         return sample
 
 
 class EvaluationPairs(PairSamples):
-    """Evaluation: each pair's images once; `distractors=False` leaves the third image unread."""
+    """Evaluation: each pair's images once. `distractors=False` leaves the third image unread."""
 
     def __init__(self, pairs: Sequence[ImagePair], images: ImageReader, distractors: bool) -> None:
         super().__init__(pairs, images)
         self.distractors = distractors
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        """images (2 or 3, 3, R, R) and the pair's id."""
         pair = self.pairs[key[1]]
         paths = pair.image_paths if self.distractors else [pair.before, pair.after]
         return {"images": self.images(paths), "id": pair.id}

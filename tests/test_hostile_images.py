@@ -26,7 +26,7 @@ from tests.hostile import (
 POSTSCRIPT = (
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 moveto\n%%EOF\n"
 )
-NOT_READ_HERE = r"a\.png: not an image of a format that is read here"
+NOT_READ_HERE = r"a\.png: not an image in a supported format"
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
