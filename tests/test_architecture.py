@@ -212,3 +212,15 @@ def test_the_reference_names_tests_that_exist() -> None:
         path = ROOT / file
         assert path.is_file(), file
         assert not test or f"def {test}(" in path.read_text(encoding="utf-8"), f"{file}::{test}"
+
+
+def test_the_promises_name_tests_that_exist() -> None:
+    """Names in docs/reliability.md are parts of the tests' names."""
+    promises = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    found = re.findall(r"`…?(\w+)…`", promises)
+    assert len(found) > 30
+    missing = [
+        part for part in found if not re.search(rf"def test_\w*{part.removeprefix('test_')}", tests)
+    ]
+    assert missing == []
