@@ -29,7 +29,8 @@ from system.flags import add_entry_flags, read_settings
 
 NUM_EXAMPLES = 5  # shown of each finding
 SHEET_PAIRS = 12
-NEEDED_SPLITS = ("train", "test")  # by a training
+NEEDED_SPLITS = ("train", "test")  # in training
+NO_ERRORS = "found nothing that would stop training"
 
 
 @dataclass
@@ -156,29 +157,42 @@ def draw_contact_sheet(path: Path, pairs: Sequence[ImagePair], seed: int) -> Non
 def check(dataset: PairDataset, args: argparse.Namespace) -> bool:
     """Check all splits and print what was found; returns whether anything is wrong."""
     has_errors = False
+    needs_sheet = args.contact_sheet is not None
     seen: set[tuple[str, str]] = set()
     splits = args.splits or list(dataset.splits())
     for split in splits:
-        try:
-            pairs = dataset.checked_pairs(split, need_images=False)
-            report = check_split(pairs, args.max_words, args.workers, split)
-        except (ValueError, OSError) as error:
-            pairs = []
-            report = SplitReport(unreadable=" ".join(str(error).split()))
+        pairs, report = _read_and_check(dataset, split, args)
         images = [(pair.before, pair.after) for pair in pairs]
-        report.in_other_splits = [pair.id for pair in pairs if (pair.before, pair.after) in seen]
+        report.in_other_splits = [
+            pair.id for pair, key in zip(pairs, images, strict=True) if key in seen
+        ]
         seen.update(images)
         show(format_report(split, report, args.max_words), flush=True)
         has_errors |= report.has_errors
-        if args.contact_sheet and split == splits[0] and not report.has_errors:
+        if needs_sheet and not report.has_errors:
             draw_contact_sheet(args.contact_sheet, pairs, args.seed)
             show(f"  {to_one_line(args.contact_sheet)}: random pairs")
-    absent = [split for split in NEEDED_SPLITS if split not in splits and not args.splits]
+            needs_sheet = False
+    if needs_sheet:
+        show(f"{to_one_line(args.contact_sheet)} is not drawn: no split is free of errors")
+    absent = [] if args.splits else [split for split in NEEDED_SPLITS if split not in splits]
     if absent:
         print(f"WRONG: no {' and no '.join(absent)} split, which training needs")
         has_errors = True
-    print("something is WRONG, see above" if has_errors else "nothing that would stop a training")
+    verdict = "something is WRONG, see above" if has_errors else NO_ERRORS
+    print(verdict)
     return has_errors
+
+
+def _read_and_check(
+    dataset: PairDataset, split: str, args: argparse.Namespace
+) -> tuple[Sequence[ImagePair], SplitReport]:
+    """A split's pairs and what was found in them; no pairs if they cannot be read."""
+    try:
+        pairs = dataset.checked_pairs(split, need_images=False)
+        return pairs, check_split(pairs, args.max_words, args.workers, split)
+    except (ValueError, OSError) as error:
+        return [], SplitReport(unreadable=" ".join(str(error).split()))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -231,7 +245,9 @@ def _parser() -> OneLineParser:
         "--workers", type=int, default=2, help="processes that read images (default: 2)"
     )
     parser.add_argument(
-        "--contact_sheet", type=Path, help="PNG to draw random pairs of the first split into"
+        "--contact_sheet",
+        type=Path,
+        help="PNG to draw random pairs into, of the first split without errors",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the contact sheet's random pairs")
     return parser

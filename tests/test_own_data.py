@@ -161,7 +161,7 @@ def test_a_table_is_checked(table: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "train: 8 pairs, 9 captions" in out
     assert "6 captions are repeats of others" in out
     assert "8 captions are longer than --max_words 5" in out
-    assert "nothing that would stop a training" in out
+    assert "found nothing that would stop training" in out
     assert Image.open(sheet).size[0] > 900
 
 
@@ -177,6 +177,21 @@ def test_bad_images_of_a_table_are_found(table: Path, capsys: pytest.CaptureFixt
     assert "WRONG: 1 images are broken" in out
     assert "8a.png" in out
     assert "1 images equal their pair's first" in out
+
+
+def test_the_contact_sheet_shows_the_first_split_without_errors(
+    table: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sheet = table.parent / "sheet.png"
+    words = ["--datatype", "pairs", "--data_path", str(table), "--contact_sheet", str(sheet)]
+    (table.parent / "img" / "0b.jpg").unlink()  # of the train split
+    assert check_dataset.main(words) == 1
+    assert Image.open(sheet).size[0] > 900
+    sheet.unlink()
+    (table.parent / "img" / "8b.jpg").unlink()
+    assert check_dataset.main(words) == 1
+    assert not sheet.exists()
+    assert "sheet.png is not drawn" in capsys.readouterr().out
 
 
 def test_splits_that_overlap_or_are_absent_are_wrong(
