@@ -3,8 +3,9 @@
     python preprocess/check_dataset.py --datatype pairs --data_path pairs.csv \\
         --contact_sheet sheet.png
 
-Exit code 0: nothing is wrong; 1: images that are missing or broken, or a split that cannot be read;
-2: wrong options, or no table.
+Exit code 0: nothing is wrong. 1: a line says WRONG, for example about missing or broken images,
+about pairs in two splits, or about a train or test split that is absent or cannot be read. 2: wrong
+options, or no table.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from system.command import OneLineParser, run_command
 from system.escaping import show, to_one_line
 from system.flags import add_entry_flags, read_settings
 
-NUM_EXAMPLES = 5  # shown of each finding
+NUM_EXAMPLES = 5  # shown for each finding
 SHEET_PAIRS = 12
 NEEDED_SPLITS = ("train", "test")  # in training
 NO_ERRORS = "found nothing that would stop training"
@@ -35,7 +36,7 @@ NO_ERRORS = "found nothing that would stop training"
 
 @dataclass
 class SplitReport:
-    """What was found in one split: counts, and lists of what deserves a look."""
+    """What was found in one split: counts, and lists of what to look at."""
 
     pairs: int = 0
     captions: int = 0
@@ -51,13 +52,13 @@ class SplitReport:
 
     @property
     def has_errors(self) -> bool:
-        """Whether training would stop at it, or its scores would mislead."""
+        """Whether training would stop at it, or whether its scores would be misleading."""
         lists = (self.missing, self.broken, self.in_other_splits)
         return bool(self.unreadable) or any(lists)
 
 
 def inspect_pair(paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """A pair's images → missing files, reasons of broken ones, copies of the first image."""
+    """A pair's images → missing files, what is wrong with broken ones, copies of the first."""
     import numpy as np
 
     from dataloaders.images import load_image
@@ -87,9 +88,8 @@ def check_split(
     with ProcessPoolExecutor(workers) as pool:
         paths = [pair.image_paths for pair in pairs]
         inspected = pool.map(inspect_pair, paths, chunksize=16)
-        for missing, broken, identical in tqdm(
-            inspected, f"{split}: images", len(paths), disable=None
-        ):
+        progress = tqdm(inspected, f"{split}: images", len(paths), disable=None)
+        for missing, broken, identical in progress:
             report.missing += missing
             report.broken += broken
             report.identical += identical
@@ -143,7 +143,7 @@ def format_report(split: str, report: SplitReport, max_words: int) -> str:
 
 
 def draw_contact_sheet(path: Path, pairs: Sequence[ImagePair], seed: int) -> None:
-    """Write a PNG of some random pairs, before beside after, the first caption below."""
+    """Write a PNG of some random pairs, before next to after, the first caption below."""
     from modules.report.pictures import draw_pairs
     from system.files import atomic_write
 
@@ -155,7 +155,7 @@ def draw_contact_sheet(path: Path, pairs: Sequence[ImagePair], seed: int) -> Non
 
 
 def check(dataset: PairDataset, args: argparse.Namespace) -> bool:
-    """Check all splits and print what was found; returns whether anything is wrong."""
+    """Check all splits and print what was found. Returns whether anything is wrong."""
     has_errors = False
     needs_sheet = args.contact_sheet is not None
     seen: set[tuple[str, str]] = set()
@@ -233,7 +233,7 @@ def _parser() -> OneLineParser:
         "--splits",
         nargs="+",
         choices=SPLITS,
-        help="default: all; of a table of pairs, those that it names",
+        help="splits to check (default: all; for a table of pairs, those that it names)",
     )
     parser.add_argument(
         "--max_words",
@@ -249,7 +249,7 @@ def _parser() -> OneLineParser:
         type=Path,
         help="PNG to draw random pairs into, of the first split without errors",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the contact sheet's random pairs")
+    parser.add_argument("--seed", type=int, default=0, help="for the contact sheet's random pairs")
     return parser
 
 

@@ -6,9 +6,9 @@
     python preprocess/download.py pretrained trained   # adapted CLIPs and captioners into ckpts/
 
 The same command resumes an interrupted download, and downloads nothing that is complete. Google
-Drive limits the downloads of a file per day; a browser may still get it then, and `--archive FILE`
-takes the file from there. Other datasets bring their own download. The folders are in the checkout,
-or in the user's cache where pip installed the command.
+Drive limits the downloads of a file per day. A browser may still be able to download it; pass that
+file with `--archive`. Other registered datasets define their own download, into data/NAME. The
+folders are in the checkout, or in the user's cache where pip installed the command.
 """
 
 import argparse
@@ -43,9 +43,9 @@ from system.places import choose_downloads_folder
 
 ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/data/annotations"
 
-RAW_ENTRIES = {"train": 9524, "val": 1634, "test": 1404}  # of Spot-the-Diff's lists
-PAIRS = {"train": 8566, "val": 1493, "test": 1270}  # of the same, merged
-SCENES = {"train": 33830, "val": 1988, "test": 3985}  # of CLEVR-Change
+RAW_ENTRIES = {"train": 9524, "val": 1634, "test": 1404}  # in Spot-the-Diff's lists
+PAIRS = {"train": 8566, "val": 1493, "test": 1270}  # in the same lists, merged
+SCENES = {"train": 33830, "val": 1988, "test": 3985}  # in CLEVR-Change
 
 CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json")
 
@@ -54,7 +54,7 @@ DEFAULT_CLIP = "ViT-B/32"  # of OpenAI's
 TIMEOUT = 60  # seconds, for Google Drive
 RETRIES = 5
 
-# What an archive may hold besides images; other files stay in it.
+# What is extracted from an archive besides images; other files are not extracted.
 TABLE_ENDINGS = frozenset((".json", ".jsonl", ".csv", ".tsv", ".txt", ".md", ".h5", ".npy"))
 
 DOWNLOAD_AGAIN = "delete it to download it again"
@@ -85,7 +85,7 @@ CAPTIONERS = DriveItem("the captioners", "18UfIvwKt0EE14EbogJycMmANpUJtsZbE", Tr
 def download_from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
     """Download a file, or a folder's files, from Google Drive to `target`.
 
-    `by_hand` says what to do in a browser. Raises OSError with it where Google Drive refuses.
+    `by_hand` says what to do in a browser. Raises OSError with that text if Google Drive refuses.
     """
     import gdown
     import requests
@@ -116,7 +116,7 @@ def download_from_drive(item: DriveItem, target: Path, by_hand: str) -> None:
 
 
 def download_spot(folder: Path, archive: Path | None) -> None:
-    """Spot-the-Diff: annotations, the same merged by pair, images."""
+    """Download Spot-the-Diff: its annotations, the same merged by pair, its images."""
     _download_annotations(folder)
     _make_merged_lists(folder)
     names = []
@@ -143,14 +143,14 @@ def _download_annotations(folder: Path) -> None:
 
 
 def _make_merged_lists(folder: Path) -> None:
-    """The authors' merged lists; where they cannot be downloaded, made from the annotations."""
+    """Download the authors' merged lists, or make them from the annotations if that fails."""
     merged = [folder / f"reformat_{split}.json" for split in SPLITS]
     if all(path.is_file() for path in merged):
         return
     try:
         download_from_drive(SPOT_LISTS, folder, "save its files")
     except OSError as error:
-        show(f"{error}. Made from the annotations instead:", file=sys.stderr)
+        show(f"{error}. Making them from the annotations instead:", file=sys.stderr)
     if not all(path.is_file() for path in merged):
         reformat(folder, list(SPLITS), folder)
 
@@ -161,10 +161,10 @@ def _has_second_images(names: set[str]) -> bool:
 
 
 def download_clevr(folder: Path, archive: Path | None) -> None:
-    """CLEVR-Change: its archive, extracted."""
+    """Download CLEVR-Change: its archive is extracted."""
     if _missing_clevr_files(folder):
-        files = {file for file in CLEVR_FILES if not (folder / file).is_file()}
-        _download_archive(CLEVR, folder, archive, {*FOLDERS, *files}.issubset, folder)
+        needed = {*FOLDERS, *_missing_clevr_tables(folder)}
+        _download_archive(CLEVR, folder, archive, needed.issubset, folder)
     for split, expected in SCENES.items():
         num_scenes = len(read_split(folder, split))
         what = f"scenes of the {split} split in {folder / 'splits.json'}"
@@ -182,8 +182,8 @@ def download_clevr(folder: Path, archive: Path | None) -> None:
 
 
 def _missing_clevr_files(folder: Path) -> list[str]:
-    """The files and the images of CLEVR-Change that are not there."""
-    missing = [str(folder / file) for file in CLEVR_FILES if not (folder / file).is_file()]
+    """Paths of the tables and images of CLEVR-Change that are not there."""
+    missing = [str(folder / file) for file in _missing_clevr_tables(folder)]
     if not (folder / "splits.json").is_file():
         return missing
     names = [name for split in SPLITS for name in read_split(folder, split)]
@@ -192,30 +192,38 @@ def _missing_clevr_files(folder: Path) -> list[str]:
     return missing
 
 
+def _missing_clevr_tables(folder: Path) -> list[str]:
+    return [file for file in CLEVR_FILES if not (folder / file).is_file()]
+
+
 def download_clip(name: str, folder: Path) -> None:
-    """One of OpenAI's CLIPs, under the name that the scripts look for."""
+    """Download one of OpenAI's CLIPs, under the name that the scripts look for."""
     from modules.weights.remote import download_openai_clip
 
     show(download_openai_clip(name, folder, folder))
 
 
 def download_weights(item: DriveItem, folder: Path) -> None:
-    """The files of a folder of weights. Each is read, and what it holds is printed."""
+    """Download a folder of weights, read each file, and print what it holds."""
+    download_from_drive(item, folder, f"save its files in {folder}")
+    files = sorted(path for path in folder.rglob("*.bin*") if path.suffix not in (".part", ".json"))
+    if not files:
+        raise ValueError(f"no weights arrived in {folder}: see {item.url}")
+    for path in files:
+        show(f"{path}: {_describe_weights(path)}")
+
+
+def _describe_weights(path: Path) -> str:
     from modules.model.backbone import has_all_pretrained_tensors, strip_prefix
     from modules.model.clip import CLIP
     from modules.weights.key_names import has_captioner
     from modules.weights.sources import read_released
 
-    download_from_drive(item, folder, f"save its files in {folder}")
-    files = sorted(path for path in folder.rglob("*.bin*") if path.suffix not in (".part", ".json"))
-    if not files:
-        raise ValueError(f"no weights arrived in {folder}: look at {item.url}")
-    for path in files:
-        weights = read_released(path)
-        kind = "captioner" if has_captioner(weights) else "adapted CLIP"
-        note = "" if has_all_pretrained_tensors(weights) else ", without all of CLIP"
-        count = len(strip_prefix(weights, CLIP.key_prefix))
-        show(f"{path}: {kind} of {count} CLIP tensors{note}")
+    weights = read_released(path)
+    kind = "captioner" if has_captioner(weights) else "adapted CLIP"
+    note = "" if has_all_pretrained_tensors(weights) else ", without all of CLIP"
+    count = len(strip_prefix(weights, CLIP.key_prefix))
+    return f"{kind} of {count} CLIP tensors{note}"
 
 
 def _download_archive(
@@ -225,9 +233,9 @@ def _download_archive(
     is_content: Callable[[set[str]], bool],
     target: Path,
 ) -> None:
-    """Download an archive, and move its topmost folder whose entries are the content to `target`.
+    """Download an archive and move the topmost folder that holds the dataset to `target`.
 
-    An archive that was given is extracted instead, and stays where it is.
+    With `archive`, that file is extracted instead, and stays where it is.
     """
     if archive is not None:
         if not archive.is_file():
@@ -240,7 +248,7 @@ def _download_archive(
     try:
         _extract_content(item, downloaded, folder, is_content, target)
     except DamagedArchive:
-        downloaded.unlink()  # or the next attempt would take it for complete
+        downloaded.unlink()  # the next attempt would consider it complete
         raise
     downloaded.unlink()
 
@@ -260,17 +268,23 @@ def _extract_content(
             "--archive with the file that it saves"
         )
     with extract_to_temporary(archive, folder) as root:
-        places = os.walk(root)
-        found = (place for place, folders, files in places if is_content({*folders, *files}))
-        content = next(found, None)
+        content = _find_content(root, is_content)
         if content is None:
             entries = ", ".join(sorted(os.listdir(root))[:5])
             raise ValueError(f"{archive} is not laid out as {item.name}: it holds {entries}")
-        move_into(Path(content), target, picture_endings() | TABLE_ENDINGS)
+        move_into(content, target, picture_endings() | TABLE_ENDINGS)
+
+
+def _find_content(root: Path, is_content: Callable[[set[str]], bool]) -> Path | None:
+    """The topmost folder whose entries are the content."""
+    for place, folders, files in os.walk(root):
+        if is_content({*folders, *files}):
+            return Path(place)
+    return None
 
 
 def _missing_files(folder: Path, names: list[str]) -> list[str]:
-    """Which of the files a folder lacks."""
+    """The paths of the files that a folder lacks."""
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     return [str(folder / name) for name in names if name not in present]
 
@@ -282,7 +296,7 @@ def _check_count(found: int, expected: int, what: str, way_out: str = "") -> Non
 
 
 class Download(NamedTuple):
-    """Where a download goes, and the function that does it."""
+    """The folder that a download goes to, and the function that does it."""
 
     folder: str
     run: Callable[[Path, argparse.Namespace], None]
@@ -300,13 +314,13 @@ DOWNLOADS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; see --help. What cannot be downloaded does not keep the rest away."""
+    """Command line; see --help. If one download fails, the others still run."""
     parser = _parser()
     args = parser.parse_args(argv)
     if args.to and len(set(args.what)) > 1:
-        parser.error("--to is one folder: give one thing to download")
+        parser.error("--to is one folder: ask for one download")
     if args.archive and args.what not in (["spot"], ["clevr"]):
-        parser.error("--archive is for spot or clevr alone")
+        parser.error("--archive is for spot alone or clevr alone")
     if args.name and "clip" not in args.what:
         parser.error("--name is for clip")
     failure = None
@@ -336,7 +350,7 @@ def _parser() -> OneLineParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     to = "folder to download to (defaults: see above)"
-    archive = "images of spot, or clevr: an archive that a browser downloaded"
+    archive = "spot or clevr: the archive that a browser downloaded"
     name = f"clip: which of OpenAI's (default: {DEFAULT_CLIP})"
     others = [dataset for dataset in DATASETS if dataset not in DOWNLOADS]
     parser.add_argument("what", nargs="+", choices=(*DOWNLOADS, *others))

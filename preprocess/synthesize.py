@@ -2,12 +2,11 @@
 
     python preprocess/synthesize.py --output data --train 40 --val 8 --test 12
 
-The scenes look like CLEVR's, and the sentences follow CLEVR-Change's grammar; no data of either is
-used. Scene i depends on (--seed, i) alone, so neither the sizes of the splits nor the number of
+The scenes look like CLEVR's, and the sentences follow CLEVR-Change's grammar; no data from either
+is used. Scene i depends only on (--seed, i), so neither the sizes of the splits nor the number of
 workers changes it.
 """
 
-import json
 import multiprocessing
 import os
 import secrets
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -46,6 +44,7 @@ from preprocess.scenes.sampling import (
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
 from system.command import OneLineParser, run_command
 from system.escaping import show
+from system.json_files import write_json
 
 DRAWN_CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json", "changed_object.json")
 SPOT_FOLDER = "images_test"
@@ -57,7 +56,7 @@ MAX_SCENES = 1_000_000  # file names have six digits
 
 _SPOT_ID_RANGE = 1_000_003  # a prime, so that no two scenes have the same id
 _SPOT_ID_STEP = 350_003
-_SECOND_ANNOTATOR_SHARE = 0.15  # of the pairs, as in Spot-the-Diff
+_SECOND_ANNOTATOR_SHARE = 0.15  # of the pairs have one, as in Spot-the-Diff
 
 # Several times as fast as OpenCV's defaults; the files are a fifth larger.
 _PNG_SETTINGS = [
@@ -74,7 +73,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class DrawingJob:
-    """Everything that the drawing of a scene depends on, except its index."""
+    """Everything that the drawing of a scene depends on, except the scene's index."""
 
     folder: Path
     datatype: str
@@ -101,10 +100,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> OneLineParser:
     parser = OneLineParser(description=__doc__.splitlines()[0])
-    output = "folder to make; must not exist, or be empty"
+    output = "folder to make; it must not exist, or be empty"
     layout = "layout (default: clevr)"
     seed = "another seed gives other scenes (default: 0)"
-    captions = f"clevr: captions of a pair (default: {DEFAULT_CAPTIONS}); spot has one for a change"
+    captions = (
+        f"clevr: captions for each pair (default: {DEFAULT_CAPTIONS}); spot has one for each change"
+    )
     jitter = (
         "clevr: how much the camera and the lamps move between the pictures of a scene, "
         f"1 as in CLEVR-Change, 0 not at all (default: {DEFAULT_JITTER:g})"
@@ -127,7 +128,7 @@ def _parser() -> OneLineParser:
 def synthesize(args: Namespace) -> None:
     """Draw the dataset that the options describe.
 
-    Raises ValueError or OSError where that is not possible, and then leaves nothing behind.
+    Raises ValueError or OSError if that is not possible, and then leaves nothing behind.
     """
     problems = _problems(args)
     if problems:
@@ -142,7 +143,8 @@ def synthesize(args: Namespace) -> None:
         for name in layout.folders:
             (folder / name).mkdir()
         job = DrawingJob(folder, args.datatype, args.seed, captions, jitter)
-        layout.write(job, splits, _draw_all(job, count, args.workers))
+        records = _draw_all(job, count, args.workers)
+        layout.write(job, splits, records)
     seconds = time.perf_counter() - start
     show(
         f"{count} scenes drawn in {args.output} in {seconds:.1f} s "
@@ -151,7 +153,7 @@ def synthesize(args: Namespace) -> None:
 
 
 def _problems(args: Namespace) -> list[str]:
-    """What is wrong with the options, all of it."""
+    """Everything that is wrong with the options."""
     problems = _problems_with_counts(args)
     if args.captions_per_image is not None and args.datatype == "spot":
         problems.append(
@@ -200,7 +202,7 @@ def _problems_with_output(output: Path, overwrite: bool) -> list[str]:
 
 
 def _drawn_names() -> set[str]:
-    """What a folder may have in it and be replaced: drawn datasets and their reformatted lists."""
+    """What a folder that is replaced may hold: drawn datasets and their reformatted lists."""
     names = {f"reformat_{split}.json" for split in SPLITS}
     for layout in LAYOUTS.values():
         names.update(layout.folders, layout.files)
@@ -208,13 +210,14 @@ def _drawn_names() -> set[str]:
 
 
 def _split_indices(args: Namespace) -> dict[str, list[int]]:
-    """The scenes of each split, which follow one another."""
-    counts = [getattr(args, split) for split in SPLITS]
-    stops = accumulate(counts)
-    return {
-        split: list(range(stop - count, stop))
-        for split, count, stop in zip(SPLITS, counts, stops, strict=True)
-    }
+    """The numbers of each split's scenes, one split after the other."""
+    indices = {}
+    start = 0
+    for split in SPLITS:
+        stop = start + getattr(args, split)
+        indices[split] = list(range(start, stop))
+        start = stop
+    return indices
 
 
 @contextmanager
@@ -265,7 +268,7 @@ def _start_worker() -> None:
 
 
 def _draw(job: DrawingJob, index: int) -> Record:
-    """Write the pictures of one scene, and return what the JSON files need to know about it."""
+    """Write the pictures of one scene pair, and return what the JSON files say about it."""
     return LAYOUTS[job.datatype].draw(job, index)
 
 
@@ -274,10 +277,6 @@ def _write_picture(path: Path, scene: Scene, alpha: bool) -> None:
     if alpha:
         picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
     path.write_bytes(cv2.imencode(".png", picture, _PNG_SETTINGS)[1])
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _sentences(pair: ScenePair, change: Change, count: int, rng: Random) -> list[str]:
@@ -300,7 +299,7 @@ def _draw_clevr(job: DrawingJob, index: int) -> Record:
 
 
 def _changed_object(change: Change) -> dict[str, str]:
-    """The changed object as it was (an added one as it is), and its new color or material."""
+    """The changed object before the change, or an added one after it; its new color or material."""
     scene_object = change.before or change.after
     row = {"type": change.type}
     for name in ATTRIBUTES:
@@ -315,14 +314,14 @@ def _write_clevr(job: DrawingJob, splits: dict[str, list[int]], records: list[Re
     prefix = FOLDERS["images"]
     for file in CAPTION_FILES:
         captions = {f"{prefix}{name}": record[file] for name, record in named.items()}
-        _write_json(job.folder / file, captions)
+        write_json(job.folder / file, captions)
     changed = {name: record["changed_object"] for name, record in named.items()}
     types: dict[str, list[str]] = {change_type: [] for change_type in CHANGE_TYPES}
     for name, row in changed.items():
         types[row["type"]].append(name)
-    _write_json(job.folder / "splits.json", splits)
-    _write_json(job.folder / "type_mapping.json", types)
-    _write_json(job.folder / "changed_object.json", changed)
+    write_json(job.folder / "splits.json", splits)
+    write_json(job.folder / "type_mapping.json", types)
+    write_json(job.folder / "changed_object.json", changed)
 
 
 def _draw_spot(job: DrawingJob, index: int) -> Record:
@@ -349,7 +348,7 @@ def _write_spot(job: DrawingJob, splits: dict[str, list[int]], records: list[Rec
     for split, indices in splits.items():
         entries = [entry for index in indices for entry in records[index]["entries"]]
         Random(f"{job.seed} {split}").shuffle(entries)
-        _write_json(job.folder / f"{split}.json", entries)
+        write_json(job.folder / f"{split}.json", entries)
 
 
 LAYOUTS = {

@@ -118,7 +118,7 @@ def test_merged_lists_are_made_where_the_drive_refuses_them(drive, spot, tmp_pat
     serve_spot(drive, spot)
     drive.folders.clear()
     assert download.main(["spot", "--to", str(tmp_path / "images")]) == 0
-    assert "Made from the annotations instead" in capsys.readouterr().err
+    assert "Making them from the annotations instead" in capsys.readouterr().err
     merged = json.loads((tmp_path / "images" / "reformat_val.json").read_text())
     assert merged[-1]["sentences"] == ["one", "two"]
 

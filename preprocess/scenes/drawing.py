@@ -3,6 +3,7 @@
 Each object's outline is filled as an antialiased polygon, the farthest object first. The ground,
 with the shadows of three area lamps, is drawn at a quarter of the resolution. Light is computed in
 linear units and converted to sRGB at the end.
+
 Dimensions: N objects, n pixels, P points of a body, S points of a lamp; vectors are (3, n).
 """
 
@@ -10,8 +11,8 @@ import cv2
 import numpy as np
 
 from preprocess.scenes.geometry import (
-    FOCAL,
     HEIGHT,
+    NUM_LAMPS,
     WIDTH,
     Box,
     Scene,
@@ -20,6 +21,7 @@ from preprocess.scenes.geometry import (
     camera_axes,
     outlines,
     painting_order,
+    pixel_directions,
     project,
 )
 from preprocess.scenes.shading import AMBIENT, LAMP_RGB, lamp_light, shade
@@ -27,7 +29,7 @@ from preprocess.scenes.shading import AMBIENT, LAMP_RGB, lamp_light, shade
 _SHRINK = 4  # the ground is drawn at 1 / _SHRINK of the resolution
 _GROUND_SIZE = (HEIGHT // _SHRINK, WIDTH // _SHRINK)
 
-# Points (S, 3) of an area lamp around its centre; each throws a shadow of its own.
+# Points (S, 3) of an area lamp around its center; each casts a shadow of its own.
 _LAMP_POINTS = np.array(
     [[0.4, 0.2, 0.3], [-0.4, 0.3, -0.3], [0.2, -0.5, -0.2], [-0.2, 0.0, 0.2]], np.float32
 )
@@ -49,11 +51,9 @@ _SRGB_BYTES = np.array([_srgb_byte(light) for light in np.arange(4097) / 4096], 
 
 def _ground_directions() -> np.ndarray:
     """Camera directions (3, n) of the pixels of the small ground picture, row by row."""
-    rows = (np.arange(_GROUND_SIZE[0]) + 0.5) * _SHRINK - HEIGHT / 2
-    columns = (np.arange(_GROUND_SIZE[1]) + 0.5) * _SHRINK - WIDTH / 2
-    x, y = np.meshgrid(columns, rows)
-    directions = np.stack([x, y, np.full(_GROUND_SIZE, FOCAL)])
-    return directions.reshape(3, -1).astype(np.float32)
+    rows = (np.arange(_GROUND_SIZE[0]) + 0.5) * _SHRINK
+    columns = (np.arange(_GROUND_SIZE[1]) + 0.5) * _SHRINK
+    return pixel_directions(columns, rows)
 
 
 _GROUND_DIRECTIONS = _ground_directions()
@@ -93,14 +93,15 @@ def _shadows(scene: Scene) -> tuple[list[np.ndarray], np.ndarray]:
     """Each lamp's shadow and the contact shadow under the objects, (80, 120) each, in [0, 1]."""
     if not scene.objects:
         none = np.zeros(_GROUND_SIZE, np.float32)
-        return [none] * 3, none
+        return [none] * NUM_LAMPS, none
     points = bodies(scene.objects)[None]  # (1, N, P, 3)
     lamps = np.array(scene.view.lamps, np.float32)[:, None] + _LAMP_POINTS  # (3, S, 3)
     cast = _cast_on_ground(points, lamps.reshape(-1, 1, 1, 3))
     below = points * np.array([1, 1, 0], np.float32)
     world = np.concatenate([cast, below])  # (3 * S + 1, N, P, 3)
     masks = [_fill_hulls(polygons) for polygons in project(world, scene.view.camera)]
-    per_lamp = np.float32(masks[:-1]).reshape(3, len(_LAMP_POINTS), *_GROUND_SIZE).mean(1)
+    per_point = np.float32(masks[:-1]).reshape(NUM_LAMPS, len(_LAMP_POINTS), *_GROUND_SIZE)
+    per_lamp = per_point.mean(1)
     shadows = [cv2.GaussianBlur(mask, (5, 5), 1.2) * (0.95 / 255) for mask in per_lamp]
     contact_shadow = cv2.GaussianBlur(np.float32(masks[-1]), (13, 13), 2.5) * (0.4 / 255)
     return shadows, contact_shadow

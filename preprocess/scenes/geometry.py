@@ -21,6 +21,7 @@ FOCAL = WIDTH * 35 / 32  # in pixels: a 35 mm lens on a 32 mm sensor
 CAMERA = (7.36, -6.93, 4.96)
 
 LAMPS = ((6.45, -2.91, 4.26), (-4.67, -4.01, 3.01), (-1.17, 2.65, 5.82))  # key, fill, back
+NUM_LAMPS = len(LAMPS)
 
 # The width of an edge's rounding, as a fraction of half the object's width.
 BEVELS = {"cube": 0.13, "cylinder": 0.07, "sphere": 0.0}
@@ -30,7 +31,7 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """An object on the plane: its attributes, the position of its centre, and its rotation."""
+    """An object on the plane: its attributes, the position of its center, and its rotation."""
 
     shape: str
     color: str
@@ -68,7 +69,7 @@ class Scene:
 
 
 class Box(NamedTuple):
-    """A rectangle of a picture's pixels; right and bottom are the first ones outside."""
+    """A rectangle of a picture's pixels; right and bottom are the first pixels outside."""
 
     left: int
     top: int
@@ -103,8 +104,20 @@ def project(points: np.ndarray, camera: Point) -> np.ndarray:
     return seen[..., :2] * (FOCAL / depth) + np.array([WIDTH / 2, HEIGHT / 2], np.float32)
 
 
+def pixel_directions(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Camera directions (3, n) float32 of the pixels of a grid, row by row.
+
+    `x` and `y` are the pixels' centers: the columns' from the left, the rows' from the top.
+    """
+    directions = np.empty((3, len(y), len(x)), np.float32)
+    directions[0] = x - WIDTH / 2
+    directions[1] = (y - HEIGHT / 2)[:, None]
+    directions[2] = FOCAL
+    return directions.reshape(3, -1)
+
+
 def _unit_cube() -> np.ndarray:
-    """Three points (64, 3) at each corner, which the bevels cut off; repeated to fill up."""
+    """Points (64, 3) of a cube: three at each corner, which the bevels cut off, repeated."""
     corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
     inner = 1 - BEVELS["cube"] * (1 - sqrt(0.5))
     cut = [corners * np.where(np.arange(3) == axis, 1, inner) for axis in range(3)]
@@ -119,7 +132,7 @@ def _unit_cylinder() -> np.ndarray:
 
 
 def _unit_sphere() -> np.ndarray:
-    """Points (64, 3) on a spiral; a little outside, because a hull cuts between its points."""
+    """Points (64, 3) on a spiral, slightly outside, because a hull cuts between its points."""
     height = (np.arange(64) + 0.5) / 32 - 1
     angle = np.arange(64) * (pi * (3 - sqrt(5)))
     radius = np.sqrt(1 - height**2)
@@ -139,7 +152,8 @@ _UNIT_CIRCLE = _UNIT_BODIES["cylinder"][:32, :2]
 def bodies(objects: tuple[SceneObject, ...]) -> np.ndarray:
     """World points (N, 64, 3) whose convex hulls are the objects' bodies."""
     points = np.stack([_UNIT_BODIES[scene_object.shape] for scene_object in objects])
-    x, y, half, cos, sin = np.array([_placement(one) for one in objects], np.float32).T[..., None]
+    placements = np.array([_placement(one) for one in objects], np.float32)
+    x, y, half, cos, sin = placements.T[..., None]  # (N, 1) each
     across = cos * points[..., 0] - sin * points[..., 1]
     along = sin * points[..., 0] + cos * points[..., 1]
     return np.stack([across + x, along + y, half * (points[..., 2] + 1)], -1)
@@ -170,7 +184,7 @@ def _silhouette_circle(sphere: SceneObject, camera: Point) -> np.ndarray:
     z = camera[2] - half
     flat = hypot(x, y)
     square = x * x + y * y + z * z
-    fraction = half**2 / square  # of the way from the sphere's centre to the camera
+    fraction = half**2 / square  # of the way from the sphere's center to the camera
     radius = half * sqrt(1 - fraction)
     across = (y / flat * radius, -x / flat * radius, 0)
     upward = np.array([-x * z / flat, -y * z / flat, flat]) * (radius / sqrt(square))

@@ -1,4 +1,4 @@
-"""Random scenes and what changes in them. A pair depends on its seed and index alone.
+"""Random scenes and what changes in them. A pair depends only on its seed and index.
 
 A scene that breaks a rule is rejected and another one drawn: objects that are too close together,
 hidden, outside the picture, or that no sentence can describe.
@@ -27,9 +27,11 @@ from preprocess.scenes.sentences import is_describable
 NUM_OBJECTS = (3, 10)  # at least and at most, in each picture
 
 _REACH = 3.0  # objects stand in [-3, 3]²
-_GAP = 0.25  # between two objects, with cubes taken for cylinders; corners may not meet either
+_GAP = (
+    0.25  # between two objects, treating cubes as cylinders; cubes' corners must not touch either
+)
 _MARGIN = 0.4  # between two objects along both axes of the camera, so that relations are clear
-_MAX_TRIES = 50  # at finding a free place for an object
+_MAX_TRIES = 50  # to find a free place for an object
 
 _SCENE_JITTER = 1.0  # of the camera, from scene to scene
 _PICTURE_JITTER = 1.3  # of the camera, between the pictures of a scene, as in the real ones
@@ -53,7 +55,7 @@ Objects = tuple[SceneObject, ...]
 
 @dataclass(frozen=True)
 class Change:
-    """One change, and the object before and after it; None where it is not in that picture."""
+    """One change, and the object before and after it; None if it is not in that picture."""
 
     type: str
     before: SceneObject | None
@@ -67,8 +69,10 @@ class Change:
 
 @dataclass(frozen=True)
 class ScenePair:
-    """What the pictures of a pair show. The distractor has the objects of `before` in another
-    view and light."""
+    """What the pictures of a pair show.
+
+    The distractor has the objects of `before` in another view and light.
+    """
 
     before: Scene
     after: Scene
@@ -77,7 +81,7 @@ class ScenePair:
 
 
 def sample_clevr_pair(seed: int, index: int, jitter: float = 1.0) -> ScenePair:
-    """A pair with one change, like CLEVR-Change's.
+    """A pair with one change, as in CLEVR-Change.
 
     `jitter` is how much camera and lamps differ between its pictures: 1 as in CLEVR-Change, 0 not
     at all.
@@ -123,7 +127,12 @@ def _num_objects(types: tuple[str, ...], rng: Random) -> int:
     Drawn once for a pair: a new number for each attempt would make crowded scenes rare, since they
     are rejected more often.
     """
-    return rng.randint(NUM_OBJECTS[0] + ("drop" in types), NUM_OBJECTS[1] - ("add" in types))
+    least, most = NUM_OBJECTS
+    if "drop" in types:
+        least += 1
+    if "add" in types:
+        most -= 1
+    return rng.randint(least, most)
 
 
 def _jitter(position: Point, max_shift: float, rng: Random) -> Point:
@@ -147,7 +156,8 @@ def _sample_pair(
         return None
     before = Scene(objects, views[0])
     distractor = Scene(objects, views[2])
-    if not all(_visible_enough(scene) for scene in {before, distractor}):  # equal ones once
+    scenes = {before, distractor}  # a set, so that identical scenes are checked once
+    if not all(_visible_enough(scene) for scene in scenes):
         return None
     changes = _sample_changes(types, before, rng)
     if changes is None:
@@ -180,7 +190,7 @@ def _random_object(rng: Random) -> SceneObject:
 
 
 def _place_freely(scene_object: SceneObject, others: Objects, rng: Random) -> SceneObject | None:
-    """The object at a random free place; None where none was found."""
+    """The object at a random free place; None if none was found."""
     for _ in range(_MAX_TRIES):
         x = rng.uniform(-_REACH, _REACH)
         y = rng.uniform(-_REACH, _REACH)
@@ -193,7 +203,7 @@ def _place_freely(scene_object: SceneObject, others: Objects, rng: Random) -> Sc
 def _well_separated(one: SceneObject, other: SceneObject) -> bool:
     """Whether two objects neither touch nor stand in one line for the usual camera.
 
-    So each is clearly on the left or the right of the other, and clearly in front or behind.
+    Then each is clearly to the left or right of the other, and clearly in front of it or behind it.
     """
     x = one.x - other.x
     y = one.y - other.y
@@ -208,7 +218,7 @@ def _well_separated(one: SceneObject, other: SceneObject) -> bool:
 def _sample_changes(
     types: tuple[str, ...], before: Scene, rng: Random
 ) -> tuple[Change, ...] | None:
-    """One change of each type, each of another object; None where one of them has no room."""
+    """One change of each type, each of another object; None if there is no room for one of them."""
     unchanged = list(before.objects)
     rng.shuffle(unchanged)
     occupied = before.objects
@@ -227,7 +237,7 @@ def _sample_changes(
 def _new_state(
     change_type: str, old: SceneObject | None, occupied: Objects, view: View, rng: Random
 ) -> SceneObject | None:
-    """The object after a change; None where it is gone or finds no place."""
+    """The object after a change; None if it is gone or there is no place for it."""
     if change_type == "drop":
         return None
     if change_type == "add":
@@ -264,9 +274,9 @@ def _visible_enough(scene: Scene, changed: Objects = ()) -> bool:
     """Whether enough of every object is visible; more is required of those that change."""
     for scene_object, (pixels, fraction) in zip(scene.objects, visibility(scene), strict=True):
         is_changed = any(scene_object is other for other in changed)
-        if pixels < (_MIN_CHANGED_PIXELS if is_changed else _MIN_PIXELS):
-            return False
-        if fraction < (_MIN_CHANGED_FRACTION if is_changed else _MIN_FRACTION):
+        min_pixels = _MIN_CHANGED_PIXELS if is_changed else _MIN_PIXELS
+        min_fraction = _MIN_CHANGED_FRACTION if is_changed else _MIN_FRACTION
+        if pixels < min_pixels or fraction < min_fraction:
             return False
     return True
 

@@ -46,7 +46,7 @@ Attributes = tuple[str, ...]
 
 
 def is_describable(scene: Scene, scene_object: SceneObject) -> bool:
-    """Whether some sentence can refer to this object and to no other of the scene."""
+    """Whether a sentence can refer to this object and to no other object of the scene."""
     if _is_unique(scene, scene_object, ATTRIBUTES):
         return True
     return bool(_distinguishing_relations(scene, scene_object, ATTRIBUTES))
@@ -60,7 +60,7 @@ def change_sentences(
     count: int,
     rng: Random,
 ) -> list[str]:
-    """Up to `count` different sentences about a change; fewer where the grammar has no more.
+    """Up to `count` different sentences about a change; fewer if the grammar has no more.
 
     `scene` is the one that shows the object: the scene after an "add", else the one before.
     `value` is the new color or material, None for other types of change.
@@ -81,15 +81,18 @@ def no_change_sentences(count: int, rng: Random) -> list[str]:
 
 
 def _synonym(value: str | None, rng: Random) -> str | None:
-    """One of the words for a value. A draw is made for a value of one word, and for None, too."""
+    """One of the words for a value.
+
+    It always draws a random number, even for None or a value with only one word.
+    """
     return rng.choice(SYNONYMS.get(value, (value,)))
 
 
 def _reference(scene: Scene, scene_object: SceneObject, rng: Random) -> str:
     """A random reference of a random kind.
 
-    Where that kind does not fit one object alone, all attributes are named, and where those do not
-    either, a relation as well.
+    If no reference of that kind fits one object only, all attributes are named. If they do not
+    either, a relation is added.
     """
     kind = rng.choices(tuple(_REFERENCE_WEIGHTS), tuple(_REFERENCE_WEIGHTS.values()))[0]
     reference = None
@@ -116,7 +119,7 @@ def _noun_phrase(scene_object: SceneObject, attributes: Attributes, rng: Random)
 
 
 def _partial_reference(scene: Scene, scene_object: SceneObject, rng: Random) -> str | None:
-    """A plain reference with some of the attributes; None where only all four are unique."""
+    """A plain reference with some of the attributes; None if only all four are unique."""
     subsets = [subset for subset in _SUBSETS if _is_unique(scene, scene_object, subset)]
     if not subsets:
         return None
@@ -137,7 +140,7 @@ def _anchor_phrase(scene: Scene, anchor: SceneObject, rng: Random) -> str:
 def _relational_reference(
     scene: Scene, scene_object: SceneObject, head: Attributes, rng: Random
 ) -> str | None:
-    """A reference such as "the cube that is left of the ball"; None where no relation is clear."""
+    """A reference such as "the cube that is left of the ball"; None if no relation is clear."""
     possible = _distinguishing_relations(scene, scene_object, head)
     if not possible:
         return None
@@ -148,7 +151,7 @@ def _relational_reference(
 
 
 def _same_attribute_reference(scene: Scene, scene_object: SceneObject, rng: Random) -> str | None:
-    """A reference such as "the cube that is the same size as the ball"; None where none fits."""
+    """A reference such as "the cube that is the same size as the ball"; None if none fits."""
     attribute = rng.choice(tuple(SAME))
     head = rng.choice([head for head in _SAME_HEADS if attribute not in head])
     anchors = _same_attribute_anchors(scene, scene_object, attribute, head)
@@ -162,7 +165,7 @@ def _same_attribute_reference(scene: Scene, scene_object: SceneObject, rng: Rand
 def _same_attribute_anchors(
     scene: Scene, scene_object: SceneObject, attribute: str, head: Attributes
 ) -> list[SceneObject]:
-    """Objects with which, of those that the head fits, this one alone shares the attribute."""
+    """Objects that share the attribute with this object, but with no other that the head fits."""
     rivals = _lookalikes(scene, scene_object, (attribute, *head))
     return [
         anchor
@@ -200,15 +203,18 @@ def _distinguishing_relations(
         origin = positions[id(anchor)]
         others = [positions[id(rival)] for rival in rivals if rival is not anchor]
         for relation in RELATIONS:
-            holds = _clearly_holds(_margin(relation, positions[id(scene_object)], origin))
-            if holds and all(_clearly_fails(_margin(relation, other, origin)) for other in others):
+            own_margin = _margin(relation, positions[id(scene_object)], origin)
+            other_margins = [_margin(relation, other, origin) for other in others]
+            if _clearly_holds(own_margin) and all(map(_clearly_fails, other_margins)):
                 found.append((relation, anchor))
     return found
 
 
 def _positions(scene: Scene) -> dict[int, tuple[float, ...]]:
-    """For each object, by id(): pixel x and y of its footprint's centre, and its distance on the
-    plane to the camera's right and towards the camera."""
+    """For each object, by id(): its footprint's center in pixels x and y, and on the plane.
+
+    On the plane, the coordinates are the distances to the camera's right and towards the camera.
+    """
     centers = np.array([(one.x, one.y, 0) for one in scene.objects], np.float32)
     pixels = project(centers, scene.view.camera)
     axes = camera_axes(scene.view.camera)
@@ -224,7 +230,9 @@ def _margin(
     """By how many pixels, and how far on the plane, a relation to the anchor holds."""
     axis = 0 if relation in ("left", "right") else 1
     sign = 1 if relation in ("right", "front") else -1
-    return sign * (position[axis] - anchor[axis]), sign * (position[axis + 2] - anchor[axis + 2])
+    pixels = sign * (position[axis] - anchor[axis])
+    distance = sign * (position[axis + 2] - anchor[axis + 2])
+    return pixels, distance
 
 
 def _clearly_holds(margin: tuple[float, float]) -> bool:

@@ -1,4 +1,4 @@
-"""The light that reaches the camera from the objects: ray casting, three lamps, metal that mirrors.
+"""The light that reaches the camera from the objects: ray casting, three lamps, reflecting metal.
 
 All pixels of all objects of a picture are shaded in one flat batch. Light is linear, in BGR order.
 Dimensions: N objects, n pixels; vectors are (3, n) float32.
@@ -10,14 +10,13 @@ from dataloaders.clevr_vocabulary import COLORS
 from preprocess.scenes.geometry import (
     BEVELS,
     FOCAL,
-    HEIGHT,
-    WIDTH,
     Box,
     Point,
     Scene,
     SceneObject,
     View,
     camera_axes,
+    pixel_directions,
 )
 
 # A least-squares fit to the median of 144 real CLEVR-Change images (linear RGB, error 0.006).
@@ -30,7 +29,7 @@ _GROUND_ALBEDO = 0.72
 # How far the normals of a face tilt outwards at its edges, as in Blender's smooth shading.
 _EDGE_TILT = 0.12
 
-# How metal mirrors the lamps: sharpness of their images, and gain. A sharp image would flicker on
+# How metal reflects the lamps: sharpness of their images, and gain. A sharp image would flicker on
 # an edge, which has few pixels, so only spheres have one.
 _SPHERE_HIGHLIGHT = (220, 2.0)
 _EDGED_HIGHLIGHT = (20, 0.6)
@@ -39,7 +38,7 @@ _EDGED_HIGHLIGHT = (20, 0.6)
 def shade(scene: Scene, boxes: dict[int, Box]) -> np.ndarray:
     """Light (3, n) of all pixels of the boxes, one box after the other.
 
-    `boxes` is by the object's index, and the objects of one shape follow one another.
+    `boxes` maps an object's index to its box; objects of the same shape are adjacent.
     """
     objects = [scene.objects[i] for i in boxes]
     counts = [box.area for box in boxes.values()]
@@ -59,7 +58,7 @@ def shade(scene: Scene, boxes: dict[int, Box]) -> np.ndarray:
 
 
 def lamp_light(lamp: Point, points: np.ndarray, normals: np.ndarray | None) -> np.ndarray:
-    """Light (n,) that a lamp facing the origin throws on points (3, n) with normals (3, n).
+    """Light (n,) that a lamp facing the origin casts on points (3, n) with normals (3, n).
 
     Without normals the points face up.
     """
@@ -81,11 +80,9 @@ def _center(scene_object: SceneObject) -> Point:
 
 def _box_directions(box: Box) -> np.ndarray:
     """Camera directions (3, n) of a box's pixels, row by row."""
-    directions = np.empty((3, box.height, box.width), np.float32)
-    directions[0] = np.arange(box.left, box.right) + (0.5 - WIDTH / 2)
-    directions[1] = np.arange(box.top, box.bottom)[:, None] + (0.5 - HEIGHT / 2)
-    directions[2] = FOCAL
-    return directions.reshape(3, -1)
+    columns = np.arange(box.left, box.right) + 0.5
+    rows = np.arange(box.top, box.bottom) + 0.5
+    return pixel_directions(columns, rows)
 
 
 def _intersect(
@@ -93,7 +90,7 @@ def _intersect(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where unit rays (3, n) meet the objects, and the normals there, (3, n) each.
 
-    `counts` are the rays of each object. A ray that just misses meets the object's rim.
+    `counts` has the number of rays of each object. A ray that just misses meets the object's rim.
     """
     eye = np.array(camera, np.float32)
     centers = np.array([_center(one) for one in objects], np.float32).T
@@ -101,7 +98,8 @@ def _intersect(
     eyes = np.repeat(eye[:, None] - centers, counts, axis=1) / half
     settings = np.array([(one.angle, _bevel(one, eye)) for one in objects], np.float32).T
     angle, bevel = np.repeat(settings, counts, axis=1)
-    points, normals = np.empty_like(rays), np.empty_like(rays)
+    points = np.empty_like(rays)
+    normals = np.empty_like(rays)
     for shape, part in _slices(objects, counts).items():
         found = _INTERSECT_UNIT[shape](eyes[:, part], rays[:, part], angle[part], bevel[part])
         points[:, part], normals[:, part] = found
@@ -207,7 +205,7 @@ def _shade_metal(
     rays: np.ndarray,
     albedo: np.ndarray,
 ) -> np.ndarray:
-    """Light (3, n) from metal: it mirrors the ground, the sky, the lamps and other objects.
+    """Light (3, n) from metal: it reflects the ground, the sky, the lamps and other objects.
 
     `owner` (n,) is the index of the object that each pixel belongs to.
     """
@@ -240,7 +238,10 @@ def _mirror_surroundings(view: View, points: np.ndarray, mirrored: np.ndarray) -
 def _mirror_lamps(
     scene: Scene, owner: np.ndarray, points: np.ndarray, mirrored: np.ndarray
 ) -> np.ndarray:
-    """Light (3, n) of the lamps' images. All shine alike, whatever light they throw."""
+    """Light (3, n) of the lamps' images.
+
+    All lamps are equally bright in reflections, whatever light they cast.
+    """
     is_sphere = np.array([one.shape == "sphere" for one in scene.objects])
     choices = [np.float32(pair)[:, None] for pair in (_SPHERE_HIGHLIGHT, _EDGED_HIGHLIGHT)]
     sharpness, gain = np.where(is_sphere, *choices).take(owner, axis=1)
@@ -257,12 +258,12 @@ def _mirror_objects(
 ) -> None:
     """Replace, in place, the light where mirrored rays (3, n) meet another object.
 
-    Objects are taken for spheres.
+    Objects are treated as spheres.
     """
     for i, scene_object in enumerate(scene.objects):
         offset = points - np.array(_center(scene_object), np.float32)[:, None]
         along = _dot(offset, mirrored)
-        miss = _dot(offset, offset) - along * along  # squared distance of the ray to the centre
+        miss = _dot(offset, offset) - along * along  # squared distance of the ray to the center
         square = (1.1 * scene_object.half_height) ** 2
         hit = np.flatnonzero((miss < square) & (along < 0) & (owner != i))
         if len(hit):
