@@ -136,7 +136,7 @@ def spread_weights(model: CLIP4IDC) -> None:
 
 
 def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> None:
-    """Gray pictures of 80×60. All but the first show a coloured square; none does for `None`."""
+    """Gray pictures of 80×60. All but the first show a colored square; none does for `None`."""
     noise = np.random.default_rng(seed).integers(100, 130, (60, 80, 3), dtype=np.uint8)
     for number, name in enumerate(names):
         image = noise.copy()
@@ -148,7 +148,7 @@ def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> N
 
 
 def make_spot(root: Path, sizes: dict[str, int]) -> Path:
-    """Spot-the-Diff's layout, reformatted, with coloured squares; ground truth in root/gt."""
+    """Spot-the-Diff's layout, reformatted, with colored squares; ground truth in root/gt."""
     from dataloaders.coco_files import coco_ground_truth
     from system.json_files import write_json
 
@@ -175,7 +175,7 @@ def make_spot(root: Path, sizes: dict[str, int]) -> Path:
 
 
 def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
-    """CLEVR-Change's layout with coloured squares; ground truth in root/gt. Returns root."""
+    """CLEVR-Change's layout with colored squares; ground truth in root/gt. Returns root."""
     from dataloaders.coco_files import coco_ground_truth
     from dataloaders.datasets import open_dataset
     from system.json_files import write_json

@@ -164,7 +164,7 @@ def make_script_archive() -> bytes:
 def with_entries(
     archive: bytes, change: Callable[[bytes], bytes], ending: str = "/data.pkl"
 ) -> bytes:
-    """A zip like `archive`, the entries of this ending changed, with sound checksums."""
+    """A zip like `archive`, the entries of this ending changed, with valid checksums."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(buffer, "w") as new:
         for name in old.namelist():

@@ -27,7 +27,7 @@ def uploads(tmp_path: Path) -> UploadFolder:
 
 
 @pytest.fixture
-def sound(tmp_path: Path) -> str:
+def intact(tmp_path: Path) -> str:
     """An upload of 480×320 pixels."""
     return str(copy_example("removed_before.png", tmp_path))
 
@@ -86,8 +86,8 @@ def test_names_separated_by_commas_and_blanks_are_allowed():
     assert args.allowed_hosts == ["a.example", "b.example", "c.example"]
 
 
-def test_uploads_are_decoded(uploads, sound):
-    images = image_decoding.decode_uploads([sound, sound], uploads)
+def test_uploads_are_decoded(uploads, intact):
+    images = image_decoding.decode_uploads([intact, intact], uploads)
     assert [(image.mode, image.size) for image in images] == [("RGB", (480, 320))] * 2
 
 
@@ -105,14 +105,14 @@ def test_each_side_is_refused_by_its_name(name, content, message, tmp_path):
     folder = tmp_path / "uploads"
     folder.mkdir()
     uploads = UploadFolder(folder, max_age=60, max_bytes=10**9)
-    sound = str(copy_example("removed_before.png", folder))
+    intact = str(copy_example("removed_before.png", folder))
     path = None if name is None else str(folder / name)
     if content is not None:
         Path(path).write_bytes(content)
     with pytest.raises(image_decoding.PictureError, match=f"The before .*{message}"):
-        image_decoding.decode_uploads([path, sound], uploads)
+        image_decoding.decode_uploads([path, intact], uploads)
     with pytest.raises(image_decoding.PictureError, match=f"The after .*{message}"):
-        image_decoding.decode_uploads([sound, path], uploads)
+        image_decoding.decode_uploads([intact, path], uploads)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_each_side_is_refused_by_its_name(name, content, message, tmp_path):
         ("MAX_MEGABYTES", 0.001, "larger than 0.001 MB"),
     ],
 )
-def test_pictures_over_a_limit_are_refused(limit, value, message, uploads, sound, monkeypatch):
+def test_pictures_over_a_limit_are_refused(limit, value, message, uploads, intact, monkeypatch):
     monkeypatch.setattr(image_decoding, limit, value)
     with pytest.raises(image_decoding.PictureError, match=message):
-        image_decoding.decode_uploads([sound, sound], uploads)
+        image_decoding.decode_uploads([intact, intact], uploads)
 
 
 def slow_picture() -> bytes:
@@ -141,10 +141,10 @@ def slow_picture() -> bytes:
 def test_decoding_that_takes_too_long_is_ended(uploads, monkeypatch):
     monkeypatch.setattr(image_decoding, "MAX_SECONDS", 1)
     content = (EXAMPLES / "removed_before.png").read_bytes()
-    sound = str(uploads.store("a.png", io.BytesIO(content)))
+    intact = str(uploads.store("a.png", io.BytesIO(content)))
     slow = str(uploads.store("b.jpg", io.BytesIO(slow_picture())))
     with pytest.raises(image_decoding.PictureError, match="The before image takes too long"):
-        image_decoding.decode_uploads([slow, sound], uploads)
+        image_decoding.decode_uploads([slow, intact], uploads)
     assert multiprocessing.active_children() == []
 
 

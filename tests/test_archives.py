@@ -244,7 +244,7 @@ def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path
 
 
 def xz_that_asks_for_a_gibibyte(content: bytes) -> bytes:
-    """A sound xz file whose header says that its dictionary has 1 GiB."""
+    """An intact xz file whose header says that its dictionary has 1 GiB."""
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 12}]
     file = bytearray(lzma.compress(content, filters=filters))
     dictionary_size = file.index(b"\x21\x01", 12) + 2  # of the LZMA2 filter
@@ -255,8 +255,8 @@ def xz_that_asks_for_a_gibibyte(content: bytes) -> bytes:
 
 
 def test_an_xz_that_asks_for_too_much_memory_is_refused(tmp_path):
-    (tmp_path / "sound.tar.xz").write_bytes(lzma.compress(tarred("x"), preset=6))
-    with extract_to_temporary(tmp_path / "sound.tar.xz", tmp_path / "to") as folder:
+    (tmp_path / "intact.tar.xz").write_bytes(lzma.compress(tarred("x"), preset=6))
+    with extract_to_temporary(tmp_path / "intact.tar.xz", tmp_path / "to") as folder:
         assert (folder / "x").read_bytes() == b"x"
     assert archives.MAX_XZ_MEMORY < 1 << 30
     (tmp_path / "x.tar.xz").write_bytes(xz_that_asks_for_a_gibibyte(tarred("x")))

@@ -47,7 +47,7 @@ def test_what_is_drawn_is_parsed_as_it_was_meant():
 
 
 @pytest.mark.parametrize("sentence", NO_CHANGE_SENTENCES)
-def test_sentences_without_a_change_are_recognised(sentence):
+def test_sentences_without_a_change_are_recognized(sentence):
     assert parse_caption(sentence) == ParsedCaption("none", {}, None)
 
 

@@ -1,4 +1,4 @@
-"""Downloads of datasets and weights from a local server in the place of Google Drive; archives."""
+"""Downloads of datasets and weights from a local server instead of Google Drive; archives."""
 
 import gzip
 import hashlib

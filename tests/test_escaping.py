@@ -134,9 +134,9 @@ def report(group: str, system: str) -> ScoreReport:
 
 
 def test_tables_of_scores_have_a_line_for_each_group():
-    sound = format_report(report("moved", "a/system.json")).splitlines()
+    intact = format_report(report("moved", "a/system.json")).splitlines()
     forged = format_report(report(FORGED, f"a/{FORGED}.json")).splitlines()
-    assert len(forged) == len(sound)
+    assert len(forged) == len(intact)
     assert [line for line in forged if line.startswith("all            0.9999")] == []
     assert [line for line in forged if "\x1b" in line] == []
 

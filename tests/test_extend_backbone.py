@@ -190,7 +190,7 @@ def test_python_gets_captions_and_empty_maps(runs, spot):
     assert predictor.max_words == 12
 
 
-def test_images_are_normalised_as_the_backbone_says():
+def test_images_are_normalized_as_the_backbone_says():
     model = CLIP4IDC.from_weights(net_weights(), "retrieval")
     images = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 1, 1)
     assert model.normalize_images(images).flatten(1).tolist() == [[-2.0] * 3, [2.0] * 3]

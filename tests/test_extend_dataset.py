@@ -75,7 +75,7 @@ def registered(_own_registries: None) -> None:
 
 @pytest.fixture(scope="module")
 def levir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """LEVIR-CC of coloured squares in its layout; in every fourth pair nothing changes."""
+    """LEVIR-CC of colored squares in its layout; in every fourth pair nothing changes."""
     root = tmp_path_factory.mktemp("levir")
     rows = []
     for split, size in SIZES.items():

@@ -187,8 +187,8 @@ def test_meteor_alone_is_missing_and_is_back_in_the_next_evaluation(
     (message,) = [record.getMessage() for record in warnings]
     assert re.search(f"METEOR is missing: .*{reason}", message)
     stand_in.set_fault("none")
-    sound = scorer.score(CAPTIONS).scores(SUBSETS)
-    for name, group in sound.items():
+    intact = scorer.score(CAPTIONS).scores(SUBSETS)
+    for name, group in intact.items():
         assert group == {**scores[name], "METEOR": 0.5}
     assert stand_in.starts("meteor") == 1
 

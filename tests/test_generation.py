@@ -169,7 +169,7 @@ def test_beam_of_one_is_greedy(tiny_captioner):
 
 
 def plain_beams(model, tokens, max_words, beam_size, penalty):
-    """Beam search of one pair (1, S, E) over lists: (log-probability, words), prefixes anew."""
+    """Beam search of one pair (1, S, E) over lists, without a cache: (log-probability, words)."""
     beams, best = [(0.0, [])], (-float("inf"), [])
     for length in range(1, max_words + 1):
         ids = torch.tensor([[model.sot, *words] for _, words in beams])

@@ -49,7 +49,7 @@ def with_checksums(png: bytes) -> bytes:
 
 
 def image_files() -> dict[str, bytes]:
-    """A sound picture of each format."""
+    """An intact picture of each format."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
     deep = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30))
     exif = Image.Exif()
@@ -73,12 +73,12 @@ def image_files() -> dict[str, bytes]:
 
 
 def image_sources() -> dict[str, Source]:
-    """Mutated pictures of each format; of PNGs also such as have sound checksums."""
+    """Mutated pictures of each format; of PNGs also such with valid checksums."""
     sources = {}
     for name, content in image_files().items():
         sources[name] = partial(mutate, content)
         if name in ("PNG", "16 bits", "palette"):
-            sources[f"{name}, sound checksums"] = partial(mutated_png, content)
+            sources[f"{name}, valid checksums"] = partial(mutated_png, content)
     return sources
 
 
@@ -99,7 +99,7 @@ def damaged_pictures() -> dict[str, tuple[bytes, str]]:
     bomb[16:24] = struct.pack(">II", 100_000, 100_000)
     animated = bytearray(encoded(Image.new("P", (4, 4)), "GIF"))
     animated[6:10] = struct.pack("<HH", 65535, 65535)
-    sound = encoded(Image.new("RGB", (30, 20), "red"), "PNG")
+    intact = encoded(Image.new("RGB", (30, 20), "red"), "PNG")
     flags = bytearray(encoded(Image.new("RGB", (8, 8)), "DDS"))
     flags[80:84] = bytes(4)
     flat = encoded(dot, "BMP").replace(struct.pack("<ii", 1, 1), bytes(8))
@@ -109,8 +109,8 @@ def damaged_pictures() -> dict[str, tuple[bytes, str]]:
         "page.jpg": (b"<html></html>", "not an image"),
         "bomb.png": (with_checksums(bytes(bomb)), "more than 179 million pixels"),
         "bomb.gif": (bytes(animated), "more than 179 million pixels"),
-        "cut.png": (sound[: len(sound) // 2], ""),
-        "head.png": (sound[:20], ""),
+        "cut.png": (intact[: len(intact) // 2], ""),
+        "head.png": (intact[:20], ""),
         "flags.dds": (bytes(flags), "Unknown pixel format"),
         "flat.bmp": (flat, ""),
     }

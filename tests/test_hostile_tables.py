@@ -36,8 +36,8 @@ def tables() -> st.SearchStrategy[tuple[str, bytes]]:
     """Endings and contents of tables of pairs."""
     rubbish = st.binary(max_size=20)
     jsonl = _json_lines() | _mutations(as_lines(ROWS)) | rubbish
-    sound = ",".join(COLUMNS).encode() + b'\na.png,b.png,train,"a, box",1,add\n'
-    csv = _sheets() | _mutations(sound) | rubbish
+    intact = ",".join(COLUMNS).encode() + b'\na.png,b.png,train,"a, box",1,add\n'
+    csv = _sheets() | _mutations(intact) | rubbish
     return st.tuples(st.just(".jsonl"), jsonl) | st.tuples(st.just(".csv"), csv)
 
 
@@ -92,7 +92,7 @@ def test_any_table_of_pairs_is_read_or_refused_by_its_name(read, count, tmp_path
 
     sheet = ",".join(COLUMNS) + "\na.png,b.png,train,a box,1,add"
     for ending, content in ((".jsonl", as_lines(ROWS)), (".csv", sheet.encode())):
-        path = tmp_path / f"sound{ending}"
+        path = tmp_path / f"intact{ending}"
         path.write_bytes(b"\xef\xbb\xbf" + content)
         assert read(path)[0].id == "1"
     check_property(check, tables(), count)

@@ -54,7 +54,7 @@ def weight_sources() -> dict[str, Source]:
     for name, content in {**archives, **others}.items():
         sources[name] = partial(mutate, content)
     for name, content in archives.items():
-        sources[f"{name}, sound but for its pickle"] = partial(mutated_pickle, content)
+        sources[f"{name}, intact except for its pickle"] = partial(mutated_pickle, content)
     return sources
 
 

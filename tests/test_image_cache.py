@@ -1,4 +1,4 @@
-"""The cache of resized images: same pixels, decoded once, sound after builds cut short."""
+"""The cache of resized images: same pixels, decoded once, intact after builds cut short."""
 
 import os
 from collections.abc import Iterable
@@ -61,11 +61,11 @@ def test_it_notices_a_changed_source(tmp_path: Path, pictures: list[str]) -> Non
 
 def test_a_build_that_fails_keeps_what_it_has(tmp_path: Path, pictures: list[str]) -> None:
     file = Path(pictures[2])
-    sound = file.read_bytes()
-    file.write_bytes(sound[: len(sound) // 2])
+    intact = file.read_bytes()
+    file.write_bytes(intact[: len(intact) // 2])
     with pytest.raises(ValueError, match=r"cannot read the image .*2\.png"):
         open_cache(tmp_path / "cache", pictures)
-    file.write_bytes(sound)
+    file.write_bytes(intact)
     with open(tmp_path / "cache" / "images-32.uint8", "ab") as data:
         data.write(b"half a row of a killed build")
     # For two of the images nothing is missing, so the half row stays.

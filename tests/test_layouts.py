@@ -228,7 +228,7 @@ def test_open_clips_other_models_are_refused(part, change, problem):
         assert any(problem in found for found in open_clip_problems(config, SIZES))
 
 
-def test_open_clips_own_model_fits_with_the_usual_normalisation_only():
+def test_open_clips_own_model_fits_with_the_usual_normalization_only():
     assert open_clip_problems(OPEN_CLIP_CONFIG, SIZES) == []
     preprocessing = {"mean": [0.5] * 3, "std": [0.26862954, 0.26130258, 0.27577711]}
     config = OPEN_CLIP_CONFIG | {"preprocess_cfg": preprocessing}
@@ -273,7 +273,7 @@ def test_resnets_and_strangers_are_refused_by_name(name, content, message, tmp_p
         load_weights(None, str(tmp_path / name))
 
 
-def test_layouts_are_recognised_by_names():
+def test_layouts_are_recognized_by_names():
     released = tiny_weights()
     openai = strip_prefix(released, "clip")
     assert layout_of(released) == "released"

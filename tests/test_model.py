@@ -158,7 +158,7 @@ def test_intra_layers_out_of_range():
         CLIP4IDC.from_weights(tiny_weights(), "retrieval", intra_layers=9)
 
 
-def test_a_whole_backbone_is_recognised(tiny_captioner):
+def test_a_whole_backbone_is_recognized(tiny_captioner):
     weights = tiny_captioner.state_dict()
     assert has_all_pretrained_tensors(weights)
     assert has_all_pretrained_tensors(without_pair_tensors(weights))

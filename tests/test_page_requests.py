@@ -130,16 +130,16 @@ def swap_number(url: str) -> int:
     ids=["bare", "marked", "empty mark", "false mark", "with url"],
 )
 def test_no_file_is_opened_that_was_not_uploaded(url, upload_with_links, mark):
-    sound = {"path": str(upload_with_links), **mark}
+    intact = {"path": str(upload_with_links), **mark}
     number = swap_number(url)
     for path in hostile_paths(upload_with_links):
         status = expected_status(path)
         hostile = {"path": path, **mark}
-        for pair in ([hostile, sound], [sound, hostile]):
+        for pair in ([hostile, intact], [intact, hostile]):
             assert call(url, "call/caption", {"data": [*pair, *SETTINGS]})[0] == status, path
             swap = {"data": pair, "fn_index": number, "session_hash": "visitor"}
             assert call(url, "queue/join", swap)[0] == status, path
-    data = {"data": [sound, sound, *SETTINGS]}
+    data = {"data": [intact, intact, *SETTINGS]}
     status, answer = call(url, "call/caption", data)
     assert status == 200
     event = json.loads(answer)["event_id"]
@@ -147,8 +147,8 @@ def test_no_file_is_opened_that_was_not_uploaded(url, upload_with_links, mark):
 
 
 def test_other_ways_to_call_a_function_are_closed(url, upload_with_links):
-    sound = {"path": str(upload_with_links)}
-    data = {"data": [sound, sound, *SETTINGS]}
+    intact = {"path": str(upload_with_links)}
+    data = {"data": [intact, intact, *SETTINGS]}
     for route in ("run/caption", "api/caption", "call/v2/caption"):
         assert call(url, route, data)[0] == 404, route
     arguments = dict(zip(ARGUMENTS, data["data"], strict=True))
@@ -357,15 +357,15 @@ def test_only_the_pages_own_origin_sends(url):
 
 
 def test_an_answer_is_fetched_by_those_who_asked(url, upload_with_links):
-    sound = {"path": str(upload_with_links)}
+    intact = {"path": str(upload_with_links)}
     calls = f"{url}gradio_api/call"
     sessions = f"{url}gradio_api/queue/data?session_hash="
-    _, answer = call(url, "call/caption", {"data": [sound, sound, *SETTINGS]})
+    _, answer = call(url, "call/caption", {"data": [intact, intact, *SETTINGS]})
     event = json.loads(answer)["event_id"]
     assert request(f"{sessions}nobody")[0] == 404
     assert request(f"{calls}/none/{event}")[0] == 404
     assert "event: complete" in request(f"{calls}/caption/{event}")[1]
-    swap = {"data": [sound, sound], "fn_index": swap_number(url), "session_hash": "someone"}
+    swap = {"data": [intact, intact], "fn_index": swap_number(url), "session_hash": "someone"}
     event = json.loads(call(url, "queue/join", swap)[1])["event_id"]
     assert request(f"{sessions}{event}")[0] == 404
     assert '"success":true' in request(f"{sessions}someone")[1]

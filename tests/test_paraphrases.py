@@ -89,7 +89,7 @@ def chosen_pairs(table: paraphrases.ParaphraseTable, texts: list[str], path: Pat
         ("x" * 101 + " y", {"y"}),
     ],
 )
-def test_words_are_all_that_normalisation_can_make(text, words):
+def test_words_are_all_that_normalization_can_make(text, words):
     assert possible_words([text]) == words
 
 
@@ -134,10 +134,10 @@ def test_other_tables_have_files_of_their_own_and_the_oldest_go(cache, tmp_path)
 def test_a_file_that_is_cut_off_is_made_again(kept, cache, tmp_path):
     path = make_table(tmp_path / "table.gz", PAIRS)
     file = open_table(path).file
-    sound = file.read_bytes()
-    file.write_bytes(sound[:kept])
+    intact = file.read_bytes()
+    file.write_bytes(intact[:kept])
     assert chosen_pairs(open_table(path), ["gone"], tmp_path / "chosen.gz")[-1] == PAIRS[6]
-    assert len(file.read_bytes()) == len(sound)
+    assert len(file.read_bytes()) == len(intact)
 
 
 def test_damage_that_only_the_numbers_have_is_found_when_pairs_are_chosen(cache, tmp_path):

@@ -24,7 +24,7 @@ DEMO = ROOT / "ckpts" / "demo"
 
 
 def draw(path: Path, color: tuple[int, int, int] | None, seed: int = 0) -> Path:
-    """A gray picture of 150×120 with a square of a colour."""
+    """A gray picture of 150×120 with a square of a color."""
     pixels = np.random.default_rng(seed).integers(90, 110, (120, 150, 3), dtype=np.uint8)
     if color:
         pixels[30:80, 40:90] = color

@@ -15,7 +15,7 @@ from modules.weights.sources import find_weights, load_weights, random_clip, rea
 from tests.conftest import ROOT, TINY, tiny_weights
 
 
-def test_random_weights_are_initialised_as_openais():
+def test_random_weights_are_initialized_as_openais():
     width, layers, text_width = 256, 4, 128
     changes = {"vision_width": width, "vision_layers": layers, "transformer_width": text_width}
     torch.manual_seed(0)

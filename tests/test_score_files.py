@@ -1,4 +1,4 @@
-"""`gt/eval_utils.py score`: the evaluation's scores, sound intervals, comparisons, refusals."""
+"""`gt/eval_utils.py score`: the evaluation's scores, correct intervals, comparisons, refusals."""
 
 import json
 import random

@@ -194,7 +194,7 @@ ODD = {
 
 
 def test_odd_captions_score_as_plain_ones_and_shift_no_others(new_scorer):
-    """As captions and as references, each with a sound pair behind it; each pair also alone."""
+    """As captions and as references, each with an intact pair behind it; each pair also alone."""
     references, plain_references, captions, plain_captions = {}, {}, {}, {}
 
     def add(key: str, reference: tuple, caption: tuple) -> None:
@@ -202,18 +202,18 @@ def test_odd_captions_score_as_plain_ones_and_shift_no_others(new_scorer):
         captions[key], plain_captions[key] = caption
 
     for number, (text, words) in enumerate(ODD.items()):
-        sound = f"the {WORDS[number]} cube number {number} has moved"
+        intact = f"the {WORDS[number]} cube number {number} has moved"
         two, gone = ["the red cube is gone", "a line"], "the red cube is gone"
         add(f"{number} odd", (two, two), (text, words))
-        add(f"{number} next", ([sound], [sound]), (sound, sound))
+        add(f"{number} next", ([intact], [intact]), (intact, intact))
         add(f"{number} of odd", ([text, "a cube"], [words, "a cube"]), (gone, gone))
     each = {key: [key] for key in references}
     scored = new_scorer(references).score(captions)
     plain = new_scorer(plain_references).score(plain_captions)
     scores = scored.scores(each)
     assert scores == plain.scores(each)
-    sound = [scores[key]["Bleu_4"] for key in each if key.endswith("next")]
-    assert sound == pytest.approx([1.0] * len(ODD), abs=1e-6)
+    intact = [scores[key]["Bleu_4"] for key in each if key.endswith("next")]
+    assert intact == pytest.approx([1.0] * len(ODD), abs=1e-6)
     by_id = scored.whole.scores_by_id("CIDEr")
     assert by_id == plain.whole.scores_by_id("CIDEr")
     together = scored.whole.scores_by_id("METEOR")

@@ -138,7 +138,7 @@ def meant(reference: str, scene: Scene) -> list[SceneObject]:
 
 
 def pixel(scene_object: SceneObject, scene: Scene) -> tuple[float, float]:
-    """Where a pinhole camera, written out for this test, sees the centre of a footprint."""
+    """Where a pinhole camera, written out for this test, sees the center of a footprint."""
     eye = np.array(scene.view.camera)
     forward = -eye / np.linalg.norm(eye)
     right = np.cross(forward, [0, 0, 1])

@@ -123,6 +123,6 @@ def test_a_safetensors_file_that_begins_like_a_page_is_read(tmp_path):
 @pytest.mark.parametrize(
     "page", [b"<!DOCTYPE html>", b"\n  <html lang='en'>", b"\xef\xbb\xbf<?xml version='1.0'?>"]
 )
-def test_pages_are_recognised(page):
+def test_pages_are_recognized(page):
     assert is_html(page)
     assert not is_html(json.dumps({"clip": 1}).encode())

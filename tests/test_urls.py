@@ -164,5 +164,5 @@ def test_log_lines_lose_control_characters_and_secrets(message, args, line):
         (b"", False),
     ],
 )
-def test_html_is_recognised_by_its_beginning(head, expected):
+def test_html_is_recognized_by_its_beginning(head, expected):
     assert is_html(head) is expected
