@@ -1,7 +1,7 @@
-"""CLIP4IDC: the wiring of backbone, captioner and cross encoder; where weights become a model.
+"""CLIP4IDC: builds the model from backbone, captioner and cross encoder, and loads its weights.
 
-Dimensions: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
-L words, V vocabulary, R pixels along an image's side. See docs/reference.md, Model.
+Dimensions: B pairs, K pairs that share their first image, T tokens per image, E embedding size,
+L text tokens, V vocabulary, R pixels along an image's side. See docs/reference.md, Model.
 """
 
 import logging
@@ -37,7 +37,7 @@ class AttentionModules(NamedTuple):
 
     joint: list[Attention] | None  # of the backbone, over both images' tokens; None: no maps
     encoder: list[Attention]  # of the captioner's encoder layers
-    cross: list[Attention]  # from the captioner's words to its encoder layers
+    decoder_cross: list[Attention]  # from the captioner's decoder layers to its encoder layers
 
 
 class CLIP4IDC(nn.Module):
@@ -73,8 +73,8 @@ class CLIP4IDC(nn.Module):
     ) -> "CLIP4IDC":
         """A task's model, from tensors under the released names or OpenAI's own.
 
-        Sizes come from the shapes; float16 is widened to float32. The tensors that only pairs
-        need, `decoder.*` and `cross.*` are initialised at random where wholly absent. Raises
+        Sizes come from the shapes; float16 is widened to float32. The pair-specific tensors,
+        `decoder.*`, and `cross.*` are initialized at random if the whole group is absent. Raises
         ValueError naming any other tensor that is missing, unexpected or misshapen.
         """
         _check_task(task, sim_header)
@@ -86,7 +86,8 @@ class CLIP4IDC(nn.Module):
             cross = _build_cross(backbone, cross_config) if sim_header == "tight" else None
             return cls(backbone, decoder, cross)
 
-        # Names and shapes alone: to draw values that are then overwritten takes seconds.
+        # Only names and shapes are needed here. Drawing random values that are then overwritten
+        # would take seconds.
         with torch.device("meta"):
             model = build()
         weights |= model._derived_tensors(weights)
@@ -94,14 +95,14 @@ class CLIP4IDC(nn.Module):
         for group in absent:
             log.info("not in the weights, initialised at random: %s", abbreviate_keys(group))
         if absent:
-            model._complete(weights)  # refuses wrong shapes before memory is taken for them
+            model._complete(weights)  # rejects wrong shapes before memory is allocated for them
             model = build()
         model._load(model._complete(weights))
         return model
 
     @property
     def backbone(self) -> PairBackbone:
-        """What encodes pairs and sentences, also found under its key prefix: `model.clip`."""
+        """The encoder of pairs and sentences, also found under its key prefix: `model.clip`."""
         return self._modules[self.key_prefix]
 
     @property
@@ -126,12 +127,12 @@ class CLIP4IDC(nn.Module):
 
     @property
     def sot(self) -> int:
-        """The word id that starts a sentence."""
+        """The token id that starts a sentence."""
         return self.backbone.sot
 
     @property
     def eot(self) -> int:
-        """The word id that ends a sentence."""
+        """The token id that ends a sentence."""
         return self.backbone.eot
 
     def normalize_images(self, images: Tensor) -> Tensor:
@@ -139,29 +140,38 @@ class CLIP4IDC(nn.Module):
         return normalize(images, self.backbone.pixel_mean, self.backbone.pixel_std)
 
     def encode_pairs(self, images: Tensor) -> Features:
-        """(B, 2, 3, R, R) normalised, before first → tokens (B, 2T, E), pooled (B, E)."""
+        """(B, 2, 3, R, R) normalized, before first → tokens (B, 2T, E), pooled (B, E)."""
         self._check_images(images)
         return self.backbone.encode_pairs(images)
 
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first."""
+        """Pair image 0 with each other image: (B, 1+K, 3, R, R) → features of B·K pairs.
+
+        They are grouped by the other image: all (0, 1), then all (0, 2).
+        """
         self._check_images(images)
         return self.backbone.encode_against_first(images)
 
     def encode_text(self, ids: Tensor) -> Features:
-        """(B, L) word ids → tokens (B, L, E), pooled (B, E) at EOT, mask (B, L)."""
+        """(B, L) token ids → tokens (B, L, E), pooled (B, E) at EOT, mask (B, L)."""
         return self.backbone.encode_text(ids)
 
     def similarity(self, text_pooled: Tensor, pair_pooled: Tensor) -> Tensor:
-        """(N_text, E) and (N_pair, E) → (N_text, N_pair): cosines times exp(logit_scale)."""
-        # Always in float32: small differences here change the loss much.
+        """(N_text, E) and (N_pair, E) → (N_text, N_pair): cosines times exp(logit_scale).
+
+        `score_pairs` asks the cross encoder instead, if there is one.
+        """
+        # Always in float32: small differences here change the loss a lot.
         with torch.autocast(text_pooled.device.type, enabled=False):
             text = F.normalize(text_pooled.float(), dim=-1)
             pair = F.normalize(pair_pooled.float(), dim=-1)
             return self.backbone.logit_scale.exp() * text @ pair.T
 
     def score_pairs(self, text: Features, pair: Features) -> Tensor:
-        """(N_text, N_pair) similarities: cosines, or the cross encoder on every combination."""
+        """The (N_text, N_pair) similarities of all combinations.
+
+        They are those of `similarity`, or the cross encoder's if there is one.
+        """
         if not self.uses_cross_encoder:
             return self.similarity(text.pooled, pair.pooled)
         size = (len(text.tokens), len(pair.tokens))
@@ -174,15 +184,15 @@ class CLIP4IDC(nn.Module):
         return torch.cat(scores).unflatten(0, size).float()
 
     def caption_logits(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """Teacher forcing: (B, 2T, E), ids and mask (B, L), 1 = word → logits (B, L, V)."""
+        """Teacher forcing: (B, 2T, E), ids and mask (B, L), 1 = token → logits (B, L, V)."""
         return self.decoder.predictions(self.decoder(pair_tokens, ids, mask))
 
     def weighted_caption_loss(
         self, pair_tokens: Tensor, ids: Tensor, mask: Tensor, target_ids: Tensor, weights: Tensor
     ) -> Tensor:
-        """Teacher forcing → Σ weights · cross-entropy; all of ids … weights are (B, L).
+        """Teacher forcing → Σ weights · cross-entropy. All from `ids` to `weights` are (B, L).
 
-        Logits are computed only where there is a target, an id other than 0.
+        Logits are computed only where there is a target: an id other than 0.
         """
         has_target = target_ids != IGNORED_ID
         states = self.decoder(pair_tokens, ids, mask)[has_target]
@@ -195,25 +205,25 @@ class CLIP4IDC(nn.Module):
         return self.decoder.start(pair_tokens, max_words, per_pair)
 
     def next_token_logits(self, ids: Tensor, state: DecoderState) -> Tensor:
-        """The last words (B, per_pair) → float32 logits (B, per_pair, V) of the next ones.
+        """The last token ids (B, per_pair) → float32 logits (B, per_pair, V) of the next ones.
 
-        The state grows by one word.
+        The state grows by one token.
         """
         return self.decoder.step(ids, state)
 
     @property
     def attention_modules(self) -> AttentionModules:
-        """What `record_attention` records for pictures."""
+        """The modules that `record_attention` records for pictures."""
         return AttentionModules(
             joint=self.backbone.joint_attention(),
             encoder=[layer.slf_attn for layer in self.decoder.encoder.layer],
-            cross=[layer.enc_attn for layer in self.decoder.decoder.layer],
+            decoder_cross=[layer.enc_attn for layer in self.decoder.decoder.layer],
         )
 
     def compilable_blocks(self) -> list[nn.Module]:
-        """What --compile compiles: not the decoder's layers.
+        """The blocks that --compile compiles: all but the decoder's layers.
 
-        Those are small, and captioning calls them with another length for each word.
+        Those are small, and captioning calls them with another length for each token.
         """
         captioner = list(self.decoder.encoder.layer) if self.task == "caption" else []
         return self.backbone.blocks() + captioner
@@ -221,7 +231,9 @@ class CLIP4IDC(nn.Module):
     def part_of(self, name: str) -> Part | None:
         """The part of the backbone that a parameter belongs to; None outside the backbone."""
         start = f"{self.key_prefix}."
-        return self.backbone.part_of(name.removeprefix(start)) if name.startswith(start) else None
+        if not name.startswith(start):
+            return None
+        return self.backbone.part_of(name.removeprefix(start))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
@@ -229,7 +241,7 @@ class CLIP4IDC(nn.Module):
         self.backbone.logit_scale.clamp_(max=self.backbone.max_log_scale)
 
     def info(self, max_words: int) -> dict[str, Any]:
-        """What model.json says: the backbone's settings, caption length, a captioner's config."""
+        """The content of model.json: the settings that the shapes of the weights do not tell."""
         info = {**self.backbone.info(), "max_words": max_words}
         if self.task == "caption":
             config = asdict(self.decoder.config)
@@ -241,18 +253,18 @@ class CLIP4IDC(nn.Module):
         """Names of the captioner's copies of the backbone's embeddings → their originals."""
         if self.task != "caption":
             return {}
-        words, positions = self.backbone.caption_embeddings()
+        token_embedding, positions = self.backbone.caption_embeddings()
         names = {parameter: name for name, parameter in self.backbone.named_parameters()}
-        word_key = f"{self.key_prefix}.{names[words.weight]}"
+        token_key = f"{self.key_prefix}.{names[token_embedding.weight]}"
         position_key = f"{self.key_prefix}.{names[positions]}"
         return {
-            "decoder.embeddings.word_embeddings.weight": word_key,
+            "decoder.embeddings.word_embeddings.weight": token_key,
             "decoder.embeddings.position_embeddings.weight": position_key,
-            "decoder.classifier.cls.predictions.decoder.weight": word_key,
+            "decoder.classifier.cls.predictions.decoder.weight": token_key,
         }
 
     def optional_groups(self) -> list[list[str]]:
-        """Names of tensors that weights may lack, each group as a whole."""
+        """Names of tensors that weights may lack, in groups that are lacking as a whole."""
         keys = list(self.state_dict())
         tied = self.tied_keys
         return [
@@ -284,7 +296,7 @@ class CLIP4IDC(nn.Module):
 def load_model(
     weights: LoadedWeights, task: str, settings: ModelSettings
 ) -> tuple[CLIP4IDC, ModelSettings]:
-    """A task's model from loaded weights, and the settings it really has.
+    """A task's model from loaded weights, and the settings it was built with.
 
     What model.json beside the weights says takes precedence over `settings`. Raises ValueError as
     `CLIP4IDC.from_weights` does.
@@ -293,11 +305,11 @@ def load_model(
     model = CLIP4IDC.from_weights(
         weights.tensors,
         task,
-        settings.intra_num_hidden_layers,
-        settings.linear_patch,
-        settings.decoder_config,
-        settings.sim_header,
-        settings.cross_config,
+        intra_layers=settings.intra_num_hidden_layers,
+        linear_patch=settings.linear_patch,
+        decoder_config=settings.decoder_config,
+        sim_header=settings.sim_header,
+        cross_config=settings.cross_config,
     )
     return model, settings
 
@@ -309,7 +321,7 @@ def _check_task(task: str, sim_header: str) -> None:
         raise ValueError(f"sim_header is {sim_header!r}, expected 'loose' or 'tight'")
     if task == "caption" and sim_header == "tight":
         raise ValueError(
-            "sim_header 'tight' belongs to the retrieval task; captioning compares nothing"
+            "sim_header 'tight' belongs to the retrieval task; captioning computes no similarity"
         )
 
 

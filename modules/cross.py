@@ -1,7 +1,7 @@
 """The cross encoder of --sim_header tight: BERT over a text's and a pair's tokens together.
 
-After UniVL and CLIP4Clip. Dimensions: B combinations of a text and a pair, L words, S pair tokens,
-E hidden size.
+After UniVL and CLIP4Clip. Dimensions: B combinations of a text and a pair, L text tokens,
+S pair tokens, E hidden size.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from modules.model.bert import (
     BertConfig,
     DenseAddNorm,
     Intermediate,
+    LayerList,
     PostNormAttention,
     initialize_bert,
     load_cross_config,
@@ -33,14 +34,14 @@ class CrossEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, text_tokens: Tensor, pair_tokens: Tensor) -> Tensor:
-        """(B, L, E) and (B, S, E) → (B, L+S, E). ValueError where there are too few positions."""
+        """(B, L, E) and (B, S, E) → (B, L+S, E). ValueError if there are too few positions."""
         text_type, pair_type = self.token_type_embeddings.weight[:2]
         x = torch.cat([text_tokens + text_type, pair_tokens + pair_type], dim=1)
         length = x.shape[1]
         if length > self.position_embeddings.num_embeddings:
             raise ValueError(
-                f"{text_tokens.shape[1]} words and {pair_tokens.shape[1]} pair tokens exceed the "
-                f"cross encoder's {self.position_embeddings.num_embeddings} positions: lower "
+                f"{text_tokens.shape[1]} text tokens and {pair_tokens.shape[1]} pair tokens exceed "
+                f"the cross encoder's {self.position_embeddings.num_embeddings} positions: lower "
                 "--max_words or give a --cross_model with more max_position_embeddings"
             )
         return self.dropout(self.LayerNorm(x + self.position_embeddings.weight[:length]))
@@ -62,14 +63,6 @@ class CrossLayer(nn.Module):
         return self.output(self.intermediate(x), x)
 
 
-class CrossLayers(nn.Module):
-    """The list of layers under BERT's key `layer`."""
-
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(CrossLayer(config) for _ in range(config.num_layers))
-
-
 class CrossPooler(nn.Module):
     """Dense and tanh of token 0."""
 
@@ -89,7 +82,7 @@ class CrossEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = CrossEmbeddings(config)
-        self.encoder = CrossLayers(config)
+        self.encoder = LayerList([CrossLayer(config) for _ in range(config.num_layers)])
         self.pooler = CrossPooler(config.hidden_size)
         initialize_bert(self, config.initializer_range)
 
@@ -97,9 +90,10 @@ class CrossEncoder(nn.Module):
     def from_weights(
         cls, weights: Mapping[str, Tensor], config: str | Path | Mapping
     ) -> "CrossEncoder":
-        """From released key names, with or without the prefix `cross.`.
+        """A cross encoder alone, for other programs: `CLIP4IDC.from_weights` builds its own.
 
-        Raises ValueError for any key that does not fit.
+        Key names are the released ones, with or without the prefix `cross.`. Raises ValueError for
+        any key that does not fit.
         """
         encoder = cls(load_cross_config(config))
         state = {key.removeprefix("cross."): value.float() for key, value in weights.items()}
@@ -110,7 +104,7 @@ class CrossEncoder(nn.Module):
         return encoder
 
     def forward(self, text_tokens: Tensor, pair_tokens: Tensor, text_mask: Tensor) -> Features:
-        """(B, L, E), (B, S, E) and mask (B, L), 1 = word → tokens (B, L+S, E), pooled (B, E)."""
+        """(B, L, E), (B, S, E) and mask (B, L), 1 = token → tokens (B, L+S, E), pooled (B, E)."""
         pair_mask = text_mask.new_ones(pair_tokens.shape[:2])
         visible = torch.cat([text_mask, pair_mask], dim=1).float()
         mask = (1 - visible)[:, None, None, :] * MASK_VALUE  # (B, 1, 1, L+S)

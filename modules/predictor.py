@@ -4,9 +4,10 @@
     predictor = Predictor.load()  # the small model in ckpts/demo
     print(predictor.caption("before.png", "after.png"))
 
-A file of one's own: `Predictor.load("ckpts/ckpt_spot_caption/pytorch_model.bin.best")`.
+To use your own weights: `Predictor.load("ckpts/ckpt_spot_caption/pytorch_model.bin.best")`.
 
-Dimensions: B pairs, n captions of each, L words, T tokens per image, S = 2T.
+Dimensions: B pairs, n captions of each, L tokens of a caption, T tokens per image, S = 2T,
+E their size.
 """
 
 import logging
@@ -78,8 +79,8 @@ class Predictor:
 
         `checkpoint` is a file or folder, also one below ckpts/; a URL; or owner/name on the Hugging
         Face hub. Without one it is the small model in ckpts/demo. A model.json beside the weights
-        outranks intra_layers, linear_patch, decoder_config and max_words. Raises ValueError or
-        OSError for what cannot be found, read or used.
+        takes precedence over intra_layers, linear_patch, decoder_config and max_words. Raises
+        ValueError or OSError for what cannot be found, read or used.
         """
         device = torch.device(device) if device else select_device()
         source = Location.of(checkpoint or DEMO)
@@ -87,7 +88,7 @@ class Predictor:
         if checkpoint is None:
             folder = DEMO.parent.relative_to(ROOT)
             log.warning(
-                "no --init_model: using the small model in %s, trained on %s",
+                "no checkpoint given: using the small model in %s, trained on %s",
                 folder,
                 weights.info["trained_on"],
             )
@@ -114,25 +115,25 @@ class Predictor:
         self,
         pairs: Sequence[tuple[ImageLike, ImageLike]],
         decoding: Decoding = Decoding(),
-        numbers: Sequence[int] | None = None,
+        pair_indices: Sequence[int] | None = None,
     ) -> list[list[Caption]]:
         """The captions of each pair, all pairs in one batch.
 
-        What is random in the captions of a pair follows from the seed and its number (by default
-        0, 1, …). Raises ValueError for settings of the decoding that contradict each other.
+        What is random in a pair's captions follows from the seed and its index (by default 0, 1,
+        …). Raises ValueError for settings of the decoding that contradict each other.
         """
         if not pairs:
             return []
         with self._inference():
             tokens = self._encode(pairs)
-            ids = generate(self.model, tokens, self.max_words, decoding, numbers)
-            by_place = [self._scores(tokens, caption_ids) for caption_ids in ids.unbind(dim=1)]
-            scores = torch.stack(by_place, dim=1)  # (B, n)
-        found = []
+            ids = generate(self.model, tokens, self.max_words, decoding, pair_indices)
+            by_rank = [self._scores(tokens, caption_ids) for caption_ids in ids.unbind(dim=1)]
+            scores = torch.stack(by_rank, dim=1)  # (B, n)
+        captions = []
         for pair_ids, pair_scores in zip(ids.tolist(), scores.tolist(), strict=True):
-            texts = [decode(words) for words in pair_ids]
-            found.append([Caption(*one) for one in zip(texts, pair_scores, strict=True)])
-        return found
+            texts = map(decode, pair_ids)
+            captions.append([Caption(*one) for one in zip(texts, pair_scores, strict=True)])
+        return captions
 
     def explain(
         self, before: ImageLike, after: ImageLike, decoding: Decoding = Decoding()
@@ -144,36 +145,36 @@ class Predictor:
         self,
         pairs: Sequence[tuple[ImageLike, ImageLike]],
         decoding: Decoding = Decoding(),
-        numbers: Sequence[int] | None = None,
+        pair_indices: Sequence[int] | None = None,
     ) -> list[list[Explanation]]:
         """The captions of `captions` with their attention maps, recorded in the same passes.
 
-        A model whose tokens are no grid of patches has no maps.
+        Returns no maps if the model's tokens are not a grid of patches.
         """
         if not pairs:
             return []
-        joint, encoder, cross = self.model.attention_modules
+        joint, encoder, decoder_cross = self.model.attention_modules
         if joint is None:
-            found = self.captions(pairs, decoding, numbers)
-            return [[Explanation.without_maps(caption) for caption in one] for one in found]
-        by_place = []  # for each place among a pair's captions: the explanations of all pairs
+            by_pair = self.captions(pairs, decoding, pair_indices)
+            return [[Explanation.without_maps(one) for one in captions] for captions in by_pair]
+        by_rank = []  # the explanations of all pairs' first captions, of their second ones, …
         with self._inference():
             with record_attention(joint) as recorded:
                 tokens = self._encode(pairs)
             joint_rollout = rollout(recorded, tokens)  # (B, S, S)
             class_attention = joint_rollout[:, [0, tokens.shape[1] // 2]]  # (B, 2, S)
-            ids = generate(self.model, tokens, self.max_words, decoding, numbers)
+            ids = generate(self.model, tokens, self.max_words, decoding, pair_indices)
             for caption_ids in ids.unbind(dim=1):
-                with record_attention([*encoder, *cross]) as recorded:
+                with record_attention([*encoder, *decoder_cross]) as recorded:
                     scores = self._scores(tokens, caption_ids)
-                seen_by_encoder = recorded[: len(encoder)]
-                seen_by_words = recorded[len(encoder) :]
-                word_attention = compute_token_attention(
-                    seen_by_encoder, seen_by_words, joint_rollout
+                encoder_weights = recorded[: len(encoder)]
+                cross_weights = recorded[len(encoder) :]
+                token_attention = compute_token_attention(
+                    encoder_weights, cross_weights, joint_rollout
                 )
-                parts = (caption_ids, scores, class_attention, word_attention)
-                by_place.append([explain_caption(*one) for one in zip(*parts, strict=True)])
-        return [list(explanations) for explanations in zip(*by_place, strict=True)]
+                columns = (caption_ids, scores, class_attention, token_attention)
+                by_rank.append([explain_caption(*row) for row in zip(*columns, strict=True)])
+        return [list(explanations) for explanations in zip(*by_rank, strict=True)]
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -185,12 +186,14 @@ class Predictor:
     def _encode(self, pairs: Sequence[tuple[ImageLike, ImageLike]]) -> Tensor:
         """The tokens (B, S, E) of the pairs."""
         side = self.model.image_resolution
-        images = [torch.stack([to_tensor(picture, side) for picture in pair]) for pair in pairs]
+        images = []
+        for before, after in pairs:
+            images.append(torch.stack([to_tensor(before, side), to_tensor(after, side)]))
         batch = torch.stack(images).to(self.runtime.device)
         return self.model.encode_pairs(self.model.normalize_images(batch)).tokens
 
     def _scores(self, tokens: Tensor, ids: Tensor) -> Tensor:
-        """The mean log-probability (B,) of each caption's ids (B, L), all words in one pass."""
+        """The mean log-probability (B,) of each caption's ids (B, L), all tokens in one pass."""
         previous, mask = shift_for_teacher_forcing(ids, self.model.sot)
         logits = self.model.caption_logits(tokens, previous, mask).float()
         log_probs = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]

@@ -105,7 +105,7 @@ def test_inspect_of_weights_that_are_no_clips_says_why_they_do_not_fit(tmp_path,
     torch.save({"clip.visual.x": torch.zeros(1)}, tmp_path / "part.bin")
     said = inspected(tmp_path / "part.bin", capsys)
     assert "backbone   unknown" in said
-    assert "fits       no:\n           no CLIP weights: visual.conv1.weight is missing" in said
+    assert "fits       no:\n           not CLIP weights: visual.conv1.weight is missing" in said
 
 
 def test_transformers_reads_what_is_converted_to_its_layout(tmp_path):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from modules.clip4idc import CLIP4IDC, load_model
-from modules.model.bert import MAX_PARAMETERS
 from modules.model.clip import CLIP, PAIR_PREFIXES
 from modules.model.clip_sizes import ClipSizes
+from modules.model.limits import MAX_PARAMETERS
 from modules.predictor import Predictor
 from modules.weights.model_info import ModelSettings
 from modules.weights.sources import LoadedWeights, read_sizes

@@ -4,8 +4,8 @@ A new backbone is a file with a subclass of `PairBackbone`, and one entry in
 `modules.registries.BACKBONES`. It knows its tensors without its prefix: what is saved as
 `clip.logit_scale` is `logit_scale` to CLIP.
 
-Dimensions: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
-L words, R pixels along an image's side.
+Dimensions: B pairs, K pairs that share their first image, T tokens per image, E embedding size,
+L text tokens, R pixels along an image's side.
 """
 
 from abc import ABC, abstractmethod
@@ -39,13 +39,13 @@ class PairBackbone(nn.Module, ABC):
     key_prefix: ClassVar[str]  # "clip": `model.clip`, and its tensors are saved as `clip.…`
     image_resolution: int  # R
     num_tokens: int  # T
-    embed_dim: int  # E, also the width of its word embeddings
+    embed_dim: int  # E, also the width of its token embeddings
     vocab_size: int
     context_length: int  # the largest L
     pixel_mean: tuple[float, float, float]  # of each color channel, in [0, 1]
     pixel_std: tuple[float, float, float]
-    sot: int  # the word id that starts a sentence
-    eot: int  # the word id that ends it
+    sot: int  # the token id that starts a sentence
+    eot: int  # the token id that ends it
     logit_scale: nn.Parameter  # (): log of the factor on cosine similarities
     max_log_scale: float  # training keeps logit_scale at or below this
 
@@ -54,28 +54,31 @@ class PairBackbone(nn.Module, ABC):
     def from_weights(
         cls, weights: Mapping[str, Tensor], intra_layers: int, linear_patch: str
     ) -> "PairBackbone | None":
-        """A backbone of the sizes that these weights have, or None: they are of another kind.
+        """Return a backbone with the sizes of these weights.
 
-        Only shapes are read; CLIP4IDC loads the values later. `intra_layers` and `linear_patch`
-        are --intra_num_hidden_layers and --linear_patch. Raises ValueError for weights of its own
-        kind from which none can be built.
+        Returns None if the weights belong to another kind. Only shapes are read; CLIP4IDC loads the
+        values later. `intra_layers` and `linear_patch` are --intra_num_hidden_layers and
+        --linear_patch. Raises ValueError if no backbone can be built from weights of its own kind.
         """
 
     @abstractmethod
     def encode_pairs(self, images: Tensor) -> Features:
-        """(B, 2, 3, R, R) normalised, before first → tokens (B, 2T, E), pooled (B, E)."""
+        """(B, 2, 3, R, R) normalized, before first → tokens (B, 2T, E), pooled (B, E)."""
 
     @abstractmethod
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first."""
+        """Pair image 0 with each other image: (B, 1+K, 3, R, R) → features of B·K pairs.
+
+        They are grouped by the other image: all (0, 1), then all (0, 2).
+        """
 
     @abstractmethod
     def encode_text(self, ids: Tensor) -> Features:
-        """(B, L) word ids → tokens (B, L, E), pooled (B, E), mask (B, L)."""
+        """(B, L) token ids → tokens (B, L, E), pooled (B, E), mask (B, L)."""
 
     @abstractmethod
     def caption_embeddings(self) -> tuple[nn.Embedding, nn.Parameter]:
-        """Word embedding (vocabulary, E) and positions (context, E) that the captioner shares."""
+        """Token embedding (vocabulary, E) and positions (context, E) that the captioner shares."""
 
     @abstractmethod
     def vision_tower(self) -> nn.Module:
@@ -83,7 +86,7 @@ class PairBackbone(nn.Module, ABC):
 
     @abstractmethod
     def part_of(self, name: str) -> Part:
-        """Which part a tensor belongs to: what decides its learning rate, and whether it freezes.
+        """The part that a tensor belongs to, which decides its learning rate and its freezing.
 
         "pair": new for image pairs, and absent from pretrained weights. "head": always trained.
         A number: its block, counted from the input. "stem": before all blocks.
@@ -91,7 +94,7 @@ class PairBackbone(nn.Module, ABC):
 
     @abstractmethod
     def unused_prefixes(self, task: str) -> tuple[str, ...]:
-        """How the names of tensors begin that this task's loss does not depend on.
+        """The prefixes of the names of tensors that this task's loss does not depend on.
 
         logit_scale is not among them: CLIP4IDC knows when it is used.
         """
@@ -109,29 +112,29 @@ class PairBackbone(nn.Module, ABC):
         return []
 
     def derived_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors that the weights lack and that follow from those they have."""
+        """Tensors that the weights lack, computed from those they have."""
         return {}
 
     @classmethod
     def resize_weights(
         cls, weights: Mapping[str, Tensor], image_resolution: int
     ) -> dict[str, Tensor]:
-        """The weights for images of another side. ValueError where that cannot be."""
+        """The weights, changed for images of another size. ValueError if that is impossible."""
         raise ValueError(
             f"--image_resolution is {image_resolution}, but {cls.__name__} reads images of one "
             "size only: leave the option out"
         )
 
     def pretrained_names(self) -> list[str]:
-        """The names that weights from before the pairs have: all but those of part "pair"."""
+        """Names of all tensors that pretrained weights contain: all but part "pair"."""
         return [name for name in self.state_dict() if self.part_of(name) != "pair"]
 
     def info(self) -> dict[str, Any]:
-        """What model.json has to say of it: settings that cannot be read from the shapes."""
+        """Settings for model.json, which cannot be read from the shapes."""
         return {}
 
     def size_facts(self) -> dict[str, int]:
-        """Its sizes by name, for people."""
+        """Its sizes by name, for people to read."""
         names = ("image_resolution", "num_tokens", "embed_dim", "vocab_size", "context_length")
         return {name: getattr(self, name) for name in names}
 
@@ -141,8 +144,8 @@ def build_backbone(
 ) -> PairBackbone:
     """A backbone of the first registered kind that takes these released-name weights.
 
-    Its values are initial ones. Raises ValueError where no kind takes the weights, or where the
-    kind that does lacks a member.
+    Its parameters still have their initial values. Raises ValueError if no kind takes the weights,
+    or if the kind that does lacks a member.
     """
     reasons = []
     for name in BACKBONES:
@@ -160,7 +163,7 @@ def build_backbone(
 
 
 def has_all_pretrained_tensors(weights: Mapping[str, Tensor]) -> bool:
-    """Whether released-name weights have all that some registered backbone's pretraining gives."""
+    """Whether released-name weights hold every pretrained tensor of a registered backbone."""
     try:
         with torch.device("meta"):
             backbone = build_backbone(weights, intra_layers=0, linear_patch="2d")
@@ -171,16 +174,15 @@ def has_all_pretrained_tensors(weights: Mapping[str, Tensor]) -> bool:
 
 
 def key_prefixes() -> tuple[str, ...]:
-    """What the names of the registered backbones' tensors begin with, such as `clip.`."""
+    """The prefixes of the registered backbones' tensors, such as `clip.`."""
     return tuple(f"{BACKBONES[name].key_prefix}." for name in BACKBONES)
 
 
 def strip_prefix(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix` and a dot, named without both."""
+    """The tensors whose names begin with `prefix` and a dot, named without both; no others."""
     start = f"{prefix}."
-    return {
-        key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)
-    }
+    own = {key: value for key, value in weights.items() if key.startswith(start)}
+    return {key.removeprefix(start): value for key, value in own.items()}
 
 
 def no_backbone_message(keys: Iterable[str]) -> str:

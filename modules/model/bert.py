@@ -1,6 +1,6 @@
-"""BERT's family: configs of the captioner and the cross encoder, and their post-norm layers.
+"""BERT-style layers, and the configs of the captioner and the cross encoder.
 
-Dimensions: B rows, S tokens, D width, H heads, d = D/H, K keys.
+Dimensions: B rows, S tokens, D width, H heads, d = D/H, K attended tokens.
 """
 
 import os
@@ -14,13 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.model.layers import Attention, LayerNorm, attend, split_heads
+from modules.model.limits import HEAD_WIDTH, MAX_LAYERS, MAX_PARAMETERS, MAX_SIZE, check_size
 from system.json_files import read_json
 
 MODULES = Path(__file__).parents[1]
-# What a config may ask for; more is a mistake or an attack.
-MAX_SIZE = 2**20
-MAX_LAYERS = 2**10
-MAX_PARAMETERS = 2**32
 
 
 @dataclass(frozen=True)
@@ -43,16 +40,17 @@ class BertConfig:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name.endswith("prob") or name == "initializer_range":
-                _check_share(name, value)
+                _check_fraction(name, value)
             else:
-                _check_size(name, value, MAX_LAYERS if name == "num_layers" else MAX_SIZE)
+                most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
+                check_size(f"config value {name}", value, most)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"config hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        rows_of_layer = 12 * self.hidden_size + 4 * self.intermediate_size
-        if self.num_layers * rows_of_layer * self.hidden_size > MAX_PARAMETERS:
+        rows_per_layer = 12 * self.hidden_size + 4 * self.intermediate_size
+        if self.num_layers * rows_per_layer * self.hidden_size > MAX_PARAMETERS:
             raise ValueError(
                 f"config hidden_size {self.hidden_size}, intermediate_size "
                 f"{self.intermediate_size} and {self.num_layers} layers ask for more than "
@@ -70,7 +68,8 @@ class BertConfig:
         if isinstance(source, cls):
             return source
         if isinstance(source, Mapping):
-            values, origin = source, "the config"
+            values = source
+            origin = "the config"
         else:
             values, origin = read_config(source, file_name)
         if values.get("hidden_act", "gelu") != "gelu":
@@ -88,16 +87,21 @@ class BertConfig:
             raise ValueError(f"{origin}: {error}") from None
 
     def with_layers(self, num_layers: int | None) -> "BertConfig":
-        """This config, with another number of layers where one is given."""
+        """This config, with another number of layers if one is given."""
         return self if num_layers is None else replace(self, num_layers=num_layers)
 
     def fitted_to(self, embed_dim: int) -> "BertConfig":
-        """This config where its hidden size is E; else one of E/64 heads and 4E intermediate."""
+        """This config if its hidden size is `embed_dim`; otherwise a copy with that hidden size.
+
+        The copy has embed_dim / 64 heads and a feed-forward width of 4 · embed_dim.
+        """
         if self.hidden_size == embed_dim:
             return self
-        heads = max(1, embed_dim // 64)
         return replace(
-            self, hidden_size=embed_dim, num_attention_heads=heads, intermediate_size=4 * embed_dim
+            self,
+            hidden_size=embed_dim,
+            num_attention_heads=max(1, embed_dim // HEAD_WIDTH),
+            intermediate_size=4 * embed_dim,
         )
 
 
@@ -107,14 +111,14 @@ def read_config(source: str | Path, file_name: str) -> tuple[dict, str]:
     Raises ValueError or OSError.
     """
     tried = [MODULES / source / file_name, Path(source) / file_name, Path(source)]
-    path = next((place for place in tried if os.path.isfile(place)), None)
+    path = next((candidate for candidate in tried if os.path.isfile(candidate)), None)
     if path is None:
         raise FileNotFoundError(f"no config {str(source)!r}: tried {', '.join(map(str, tried))}")
     return read_json(path, dict), str(path)
 
 
 def load_decoder_config(source: str | Path | Mapping | BertConfig) -> BertConfig:
-    """The captioner's config; num_decoder_layers is the number of its encoder's layers too."""
+    """The captioner's config; its encoder has num_decoder_layers layers too."""
     return BertConfig.load(source, "decoder_config.json", "num_decoder_layers")
 
 
@@ -123,19 +127,11 @@ def load_cross_config(source: str | Path | Mapping | BertConfig) -> BertConfig:
     return BertConfig.load(source, "cross_config.json", "num_hidden_layers")
 
 
-def _check_share(name: str, value: Any) -> None:
+def _check_fraction(name: str, value: Any) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and 0 <= value < 1):
         raise ValueError(
             f"config value {name} is {reprlib.repr(value)}, expected a number in [0, 1)"
-        )
-
-
-def _check_size(name: str, value: Any, most: int) -> None:
-    if type(value) is not int or not 1 <= value <= most:
-        raise ValueError(
-            f"config value {name} is {reprlib.repr(value)}, "
-            f"expected a whole number of at least 1 and at most {most}"
         )
 
 
@@ -190,13 +186,13 @@ class PostNormAttention(Attention):
 
     @property
     def projections(self) -> QueryKeyValue:
-        """q, k and v, under whichever name."""
+        """The projections to q, k and v, under whichever name."""
         return self._modules[self._projections]
 
     def forward(
         self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
-        """x (B, S, D), keys and values (B, H, K, d), a mask that is added → (B, S, D)."""
+        """x (B, S, D), keys and values (B, H, K, d) → (B, S, D). A mask is added to the scores."""
         keys, values = keys_values
         mixed = attend(
             self.projections.queries(x),
@@ -209,8 +205,16 @@ class PostNormAttention(Attention):
         return self.output(mixed, x)
 
     def self_attend(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, S, D) attends to itself."""
+        """x (B, S, D) attends to itself → (B, S, D)."""
         return self(x, self.projections.keys_values(x), mask)
+
+
+class LayerList(nn.Module):
+    """A list of layers under the released key `layer`."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(layers)
 
 
 class Intermediate(nn.Module):
@@ -226,7 +230,7 @@ class Intermediate(nn.Module):
 
 
 def initialize_bert(module: nn.Module, std: float) -> None:
-    """BERT's initialisation: N(0, std) for linear and embedding layers below, biases 0."""
+    """BERT's initialization: N(0, std) for linear and embedding layers, biases 0."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.normal_(part.weight, std=std)

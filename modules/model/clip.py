@@ -1,7 +1,7 @@
 """OpenAI's CLIP as a backbone for pairs. Every size comes from the weights' shapes.
 
-Dimensions: B pairs, K pairs that share their first image, T tokens an image, E embedding size,
-L words, W text width, R pixels along an image's side.
+Dimensions: B pairs, K pairs that share their first image, T tokens per image, E embedding size,
+L text tokens, W text width, D vision width, R pixels along an image's side.
 """
 
 import logging
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from dataloaders.images import MEAN, STD
 from modules.model.backbone import Features, PairBackbone, Part
-from modules.model.clip_sizes import HEAD_WIDTH, ClipSizes
+from modules.model.clip_sizes import ClipSizes
 from modules.model.clip_vision import PairVisionTower, inflate_patches
 from modules.model.layers import Attention, LayerNorm, Transformer
+from modules.model.limits import HEAD_WIDTH
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,10 @@ BLOCK_NUMBER = re.compile(r"(?:visual\.)?transformer\.resblocks\.(\d+)\.")
 
 
 class CLIP(PairBackbone):
-    """CLIP with a vision tower that reads pairs. Tensor names are OpenAI's, and those for pairs."""
+    """CLIP with a vision tower that reads pairs.
+
+    Tensor names are OpenAI's, plus a few for pairs.
+    """
 
     key_prefix = "clip"
     pixel_mean = MEAN
@@ -73,20 +77,20 @@ class CLIP(PairBackbone):
         self.ln_final = LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, sizes.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.initialize()
+        self._initialize()
 
     @classmethod
     def from_weights(
         cls, weights: Mapping[str, Tensor], intra_layers: int, linear_patch: str
     ) -> "CLIP | None":
-        """A CLIP ViT of the weights' sizes; None for no weights at all."""
+        """A CLIP ViT of the weights' sizes; None if there are no weights at all."""
         if not weights:
             return None
         return cls(ClipSizes.from_weights(weights), intra_layers, linear_patch)
 
     @torch.no_grad()
-    def initialize(self) -> None:
-        """OpenAI's initialisation; the vision tower draws its vectors where it makes them."""
+    def _initialize(self) -> None:
+        """Initialize as OpenAI does. The vision tower draws its own vectors when it is built."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.sizes.transformer_width**-0.5)
@@ -96,22 +100,25 @@ class CLIP(PairBackbone):
             self.visual.conv2.weight.copy_(inflate_patches(self.visual.conv1.weight))
 
     def encode_pairs(self, images: Tensor) -> Features:
-        """(B, 2, 3, R, R) normalised, before first → tokens (B, 2T, E), pooled (B, E)."""
+        """(B, 2, 3, R, R) normalized, before first → tokens (B, 2T, E), pooled (B, E)."""
         return self.visual(images)
 
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first."""
+        """Pair image 0 with each other image: (B, 1+K, 3, R, R) → features of B·K pairs.
+
+        They are grouped by the other image: all (0, 1), then all (0, 2).
+        """
         return self.visual.encode_against_first(images)
 
     def encode_text(self, ids: Tensor) -> Features:
-        """(B, L) word ids → tokens (B, L, E), pooled (B, E) at the largest id (EOT), mask (B, L).
+        """(B, L) token ids → tokens (B, L, E), pooled (B, E) at EOT (the largest id), mask (B, L).
 
-        Raises ValueError where L exceeds the context length.
+        Raises ValueError if L exceeds the context length.
         """
         length = ids.shape[1]
         if length > self.context_length:
             raise ValueError(
-                f"{length} words exceed CLIP's context length of {self.context_length}"
+                f"{length} tokens exceed CLIP's context length of {self.context_length}"
             )
         x = self.token_embedding(ids) + self.positional_embedding[:length]  # (B, L, W)
         tokens = self.ln_final(self.transformer(x, causal=True)) @ self.text_projection  # (B, L, E)
@@ -120,24 +127,24 @@ class CLIP(PairBackbone):
         return Features(tokens, tokens[torch.arange(len(ids), device=ids.device), end], mask)
 
     def caption_embeddings(self) -> tuple[nn.Embedding, nn.Parameter]:
-        """The text tower's words and positions."""
+        """The token and position embeddings of the text tower."""
         return self.token_embedding, self.positional_embedding
 
     def vision_tower(self) -> nn.Module:
-        """`visual`."""
+        """The module `visual`."""
         return self.visual
 
     def joint_attention(self) -> list[Attention]:
-        """That of the vision blocks which see both images."""
+        """The attention of the vision blocks that see both images."""
         joint = self.visual.transformer.resblocks[self.visual.intra_layers :]
         return [block.attn for block in joint]
 
     def blocks(self) -> list[nn.Module]:
-        """Those of both towers."""
+        """The blocks of both towers."""
         return [*self.visual.transformer.resblocks, *self.transformer.resblocks]
 
     def part_of(self, name: str) -> Part:
-        """See `PairBackbone`; blocks of both towers have numbers from 0."""
+        """See `PairBackbone`. The blocks of each tower are counted from 0."""
         if name.startswith(PAIR_PREFIXES):
             return "pair"
         if name.startswith(HEAD_PREFIXES):
@@ -146,13 +153,13 @@ class CLIP(PairBackbone):
         return int(block.group(1)) if block else "stem"
 
     def unused_prefixes(self, task: str) -> tuple[str, ...]:
-        """conv1 beside conv2; for captions also the text tower, but for its embeddings."""
+        """conv1 if conv2 replaces it; for captioning also the text tower except its embeddings."""
         patches = ("visual.conv1.",) if self.visual.linear_patch == "3d" else ()
         text = ("transformer.", "ln_final.", "text_projection")
         return patches + text if task == "caption" else patches
 
     def derived_tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """conv2 from conv1, where a 3d model's weights are of 2d patches."""
+        """conv2, made from conv1 if a 3d model is given weights for 2d patches."""
         if self.visual.linear_patch == "2d" or "visual.conv2.weight" in weights:
             return {}
         return {"visual.conv2.weight": inflate_patches(weights["visual.conv1.weight"])}
@@ -161,10 +168,10 @@ class CLIP(PairBackbone):
     def resize_weights(
         cls, weights: Mapping[str, Tensor], image_resolution: int
     ) -> dict[str, Tensor]:
-        """The position embeddings of an image, and of both halves of a pair, are interpolated.
+        """Interpolate the position embeddings of an image, and of both halves of a pair.
 
-        Bicubic, antialiased, over the grid of patches; the class token's stays. Raises ValueError
-        where patches do not fill the new side.
+        Bicubic and antialiased, over the grid of patches; the class token's is kept. Raises
+        ValueError if patches do not fill the new side.
         """
         sizes = ClipSizes.from_weights(weights)
         resized = replace(sizes, image_resolution=image_resolution)
@@ -189,7 +196,7 @@ class CLIP(PairBackbone):
         return {**weights, **changed}
 
     def info(self) -> dict[str, Any]:
-        """Blocks that see one image alone, the kind of patches, and the heads' width."""
+        """How many blocks see each image alone, the kind of patches, and the width of a head."""
         return {
             "intra_num_hidden_layers": self.visual.intra_layers,
             "linear_patch": self.visual.linear_patch,

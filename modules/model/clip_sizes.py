@@ -1,16 +1,13 @@
-"""The sizes of a CLIP ViT: what a random one is built from, and what weights' shapes say."""
+"""The sizes of a CLIP ViT, given to build a random one or read from the shapes of weights."""
 
 import math
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from modules.model.bert import MAX_LAYERS, MAX_PARAMETERS, MAX_SIZE
-
-HEAD_WIDTH = 64  # all of OpenAI's CLIPs have heads of 64
+from modules.model.limits import HEAD_WIDTH, MAX_LAYERS, MAX_PARAMETERS, MAX_SIZE, check_size
 
 
 @dataclass(frozen=True)
@@ -30,11 +27,7 @@ class ClipSizes:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             most = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
-            if type(value) is not int or not 1 <= value <= most:
-                raise ValueError(
-                    f"CLIP size {name} is {reprlib.repr(value)}, "
-                    f"expected a whole number of at least 1 and at most {most}"
-                )
+            check_size(f"CLIP size {name}", value, most)
         for name in ("vision_width", "transformer_width"):
             width = getattr(self, name)
             if width % HEAD_WIDTH:
@@ -55,7 +48,7 @@ class ClipSizes:
 
     @property
     def approximate_num_parameters(self) -> int:
-        """About as many as the model has: its matrices and embeddings, those for pairs included."""
+        """Those of all matrices and embeddings, those for pairs included."""
         vision = self.vision_width
         patches = 3 * self.vision_patch_size**2
         positions = 3 * self.num_tokens
@@ -77,17 +70,17 @@ class ClipSizes:
 
     @property
     def sot(self) -> int:
-        """The word id that starts a sentence: the last but one."""
+        """The token id that starts a sentence: the last but one."""
         return self.vocab_size - 2
 
     @property
     def eot(self) -> int:
-        """The word id that ends a sentence: the last."""
+        """The token id that ends a sentence: the last."""
         return self.vocab_size - 1
 
     @classmethod
     def from_weights(cls, weights: Mapping[str, Tensor]) -> "ClipSizes":
-        """Read from tensors under OpenAI's names. ValueError for what is no CLIP ViT."""
+        """Read from tensors under OpenAI's names. ValueError if they are not a CLIP ViT's."""
         if any(key.startswith("visual.layer1.") for key in weights):
             raise ValueError(
                 "these are the weights of a ResNet CLIP; a CLIP with a ViT vision tower is expected"
@@ -121,10 +114,10 @@ def _key_shapes(weights: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
     """The shapes of the tensors in DIMENSIONS, in its order."""
     missing = [name for name in DIMENSIONS if name not in weights]
     if missing:
-        raise ValueError(f"no CLIP weights: {missing[0]} is missing")
+        raise ValueError(f"not CLIP weights: {missing[0]} is missing")
     shapes = {name: tuple(weights[name].shape) for name in DIMENSIONS}
     if [len(shape) for shape in shapes.values()] != list(DIMENSIONS.values()):
-        raise ValueError(f"no CLIP ViT weights: {shapes}")
+        raise ValueError(f"weights that are not a CLIP ViT's: {shapes}")
     return list(shapes.values())
 
 

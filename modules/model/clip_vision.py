@@ -1,6 +1,6 @@
 """CLIP's vision tower, reading pairs of images (paper, section 3.2).
 
-Dimensions: B pairs, K pairs that share their first image, N images, T tokens an image (1 + grid²),
+Dimensions: B pairs, K pairs that share their first image, N images, T tokens per image (1 + grid²),
 D vision width, E embedding size, p patch size, R pixels along an image's side.
 """
 
@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.model.backbone import Features
-from modules.model.clip_sizes import HEAD_WIDTH, ClipSizes
+from modules.model.clip_sizes import ClipSizes
 from modules.model.layers import LayerNorm, Transformer
+from modules.model.limits import HEAD_WIDTH
 
 
 class PairVisionTower(nn.Module):
@@ -45,16 +46,17 @@ class PairVisionTower(nn.Module):
         self.proj = nn.Parameter(scale * torch.randn(width, sizes.embed_dim))
 
     def forward(self, images: Tensor) -> Features:
-        """(B, 2, 3, R, R) normalised pairs → tokens (B, 2T, E), pooled (B, E)."""
+        """(B, 2, 3, R, R) normalized pairs → tokens (B, 2T, E), pooled (B, E)."""
         if self.linear_patch == "3d":
             tokens = self._intra_blocks(self._patches_3d(images))  # (2B, T, D)
             return self._joint_blocks(tokens.unflatten(0, images.shape[:2]))
         return self._joint_blocks(self.encode_images(images))
 
     def encode_against_first(self, images: Tensor) -> Features:
-        """(B, 1+K, 3, R, R): image 0 with each other → B·K pairs, all pairs of image 1 first.
+        """Pair image 0 with each other image: (B, 1+K, 3, R, R) → features of B·K pairs.
 
-        With 2d patches image 0 goes through the blocks for single images once for all its pairs.
+        They are grouped by the other image: all (0, 1), then all (0, 2). With 2d patches image 0
+        goes through the blocks for single images once for all its pairs.
         """
         others = range(1, images.shape[1])
         if self.linear_patch == "3d":
@@ -63,7 +65,7 @@ class PairVisionTower(nn.Module):
         return self._joint_blocks(torch.cat([tokens[:, [0, other]] for other in others]))
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """(B, n, 3, R, R) → (B, n, T, D): each image alone, with 2d patches."""
+        """(B, n, 3, R, R) → (B, n, T, D): each image alone, from 2d patches."""
         tokens = self._intra_blocks(self._patches_2d(images.flatten(0, 1)))
         return tokens.unflatten(0, images.shape[:2])
 
@@ -76,7 +78,9 @@ class PairVisionTower(nn.Module):
 
         oneDNN's Conv3d gave a wrong gradient of its weight in bf16 (torch 2.15 on an AMD CPU).
         """
-        taps = self.conv2.weight.transpose(1, 2)  # (D, 3 frames, 3, p, p), the own frame in between
+        taps = self.conv2.weight.transpose(
+            1, 2
+        )  # (D, 3 frames, 3, p, p), its own frame in the middle
         before_taps = taps[:, 1:]
         after_taps = taps[:, :2]
         kernel = torch.cat([before_taps, after_taps]).flatten(1)  # (2D, 2·3·p·p)
@@ -108,7 +112,8 @@ class PairVisionTower(nn.Module):
 
 
 def inflate_patches(conv1: Tensor) -> Tensor:
-    """conv2 from conv1: (D, 3, p, p) → (D, 3, 3, p, p), the middle frame, and zeros elsewhere."""
+    """conv2 from conv1: (D, 3, p, p) → (D, 3, 3, p, p), conv1 as the middle frame,
+    zeros in the other two."""
     conv2 = torch.zeros(*conv1.shape[:2], 3, *conv1.shape[2:], dtype=conv1.dtype)
     conv2[:, :, 1] = conv1
     return conv2

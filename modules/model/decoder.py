@@ -1,6 +1,7 @@
 """The captioner: UniVL's encoder-decoder on a pair's tokens (paper, section 3.3).
 
-Dimensions: B pairs, S pair tokens (2T), E hidden size, L words, V vocabulary, H heads, d = E/H.
+Dimensions: B pairs, S pair tokens (2T), E hidden size, L tokens of a caption, V vocabulary,
+H heads, d = E/H.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from modules.model.bert import (
     BertConfig,
     DenseAddNorm,
     Intermediate,
+    LayerList,
     PostNormAttention,
     initialize_bert,
 )
@@ -50,13 +52,15 @@ class CaptionDecoderLayer(nn.Module):
         self.output = DenseAddNorm(config.intermediate_size, width, config.hidden_dropout_prob)
 
     def forward(
-        self, x: Tensor, words: KeysValues, memory: KeysValues, mask: Tensor | None
+        self, x: Tensor, own: KeysValues, memory: KeysValues, mask: Tensor | None
     ) -> Tensor:
-        """x (R, L, E), keys and values of words so far (R, H, K, d) and of the pair (B, H, S, d).
+        """x (R, L, E) → (R, L, E).
 
-        R is a multiple of B: the captions of one pair are next to each other and share its memory.
+        `own` are keys and values of the caption so far (R, H, K, d), `memory` those of the pair
+        (B, H, S, d). R is a multiple of B: the captions of one pair are next to each other and
+        share its memory. `mask`, if given, is added to the caption's attention scores.
         """
-        x = self.slf_attn(x, words, mask)
+        x = self.slf_attn(x, own, mask)
         by_pair = x.reshape(len(memory[0]), -1, x.shape[-1])  # (B, R/B · L, E)
         x = self.enc_attn(by_pair, memory).view_as(x)
         return self.output(self.intermediate(x), x)
@@ -71,13 +75,15 @@ class TiedWeight(nn.Module):
 
 
 class CaptionEmbeddings(nn.Module):
-    """Word and position embeddings, both the backbone's own tensors; LayerNorm, dropout."""
+    """Token and position embeddings, both the backbone's own tensors; LayerNorm, dropout."""
 
-    def __init__(self, words: nn.Embedding, positions: nn.Parameter, dropout: float) -> None:
+    def __init__(
+        self, token_embedding: nn.Embedding, positions: nn.Parameter, dropout: float
+    ) -> None:
         super().__init__()
-        self.word_embeddings = words
+        self.word_embeddings = token_embedding
         self.position_embeddings = TiedWeight(positions)
-        self.LayerNorm = LayerNorm(words.embedding_dim, eps=1e-12)
+        self.LayerNorm = LayerNorm(token_embedding.embedding_dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor, start: int = 0) -> Tensor:
@@ -87,7 +93,7 @@ class CaptionEmbeddings(nn.Module):
 
 
 class PredictionTransform(nn.Module):
-    """Dense, exact GELU, LayerNorm before the vocabulary."""
+    """Dense, exact GELU and LayerNorm, before the projection to the vocabulary."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -100,13 +106,13 @@ class PredictionTransform(nn.Module):
 
 
 class Predictions(nn.Module):
-    """Logits over the vocabulary; the projection is the word embedding."""
+    """Logits over the vocabulary; the projection is the token embedding."""
 
-    def __init__(self, words: nn.Embedding) -> None:
+    def __init__(self, token_embedding: nn.Embedding) -> None:
         super().__init__()
-        self.transform = PredictionTransform(words.embedding_dim)
-        self.decoder = TiedWeight(words.weight)
-        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+        self.transform = PredictionTransform(token_embedding.embedding_dim)
+        self.decoder = TiedWeight(token_embedding.weight)
+        self.bias = nn.Parameter(torch.zeros(token_embedding.num_embeddings))
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, E) → (…, V)."""
@@ -121,20 +127,12 @@ class Predictions(nn.Module):
         return vocabulary_loss(states, self.decoder.weight, self.bias, target_ids, weights)
 
 
-class Layers(nn.Module):
-    """A list of layers under the released key `layer`."""
-
-    def __init__(self, layers: list[nn.Module]) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(layers)
-
-
 @dataclass
 class DecoderState:
     """Keys and values of `per_pair` unfinished captions for each of B pairs, layer by layer.
 
-    `memory` is the encoder's, each (B, H, S, d); of `self_cache`, each
-    (B, per_pair, H, max_words, d), the first `length` words are filled.
+    `memory` is the encoder's, each (B, H, S, d). `self_cache` is the captions', each
+    (B, per_pair, H, max_words, d), filled for the first `length` tokens.
     """
 
     memory: list[KeysValues]
@@ -157,31 +155,35 @@ class DecoderState:
 class CaptionDecoder(nn.Module):
     """The whole captioner, under the released keys `decoder.*`.
 
-    `words` and `positions` are the backbone's. Raises ValueError where their width is not the
-    hidden size.
+    `token_embedding` and `positions` are the backbone's. Raises ValueError if their width is not
+    the hidden size.
     """
 
-    def __init__(self, config: BertConfig, words: nn.Embedding, positions: nn.Parameter) -> None:
+    def __init__(
+        self, config: BertConfig, token_embedding: nn.Embedding, positions: nn.Parameter
+    ) -> None:
         super().__init__()
-        if words.embedding_dim != config.hidden_size:
+        if token_embedding.embedding_dim != config.hidden_size:
             raise ValueError(
                 f"the captioner's hidden size {config.hidden_size} must equal the width "
-                f"{words.embedding_dim} of the backbone's word embeddings"
+                f"{token_embedding.embedding_dim} of the backbone's token embeddings"
             )
         self.config = config
-        self.encoder = Layers([CaptionEncoderLayer(config) for _ in range(config.num_layers)])
-        self.decoder = Layers([CaptionDecoderLayer(config) for _ in range(config.num_layers)])
-        self.classifier = nn.ModuleDict({"cls": nn.ModuleDict({"predictions": Predictions(words)})})
+        self.encoder = LayerList([CaptionEncoderLayer(config) for _ in range(config.num_layers)])
+        self.decoder = LayerList([CaptionDecoderLayer(config) for _ in range(config.num_layers)])
+        predictions = nn.ModuleDict({"predictions": Predictions(token_embedding)})
+        self.classifier = nn.ModuleDict({"cls": predictions})
         # The tied embeddings are left as they are: they belong to the backbone.
         for part in (self.encoder, self.decoder, self.predictions.transform):
             initialize_bert(part, config.initializer_range)
-        self.embeddings = CaptionEmbeddings(words, positions, config.hidden_dropout_prob)
+        dropout = config.hidden_dropout_prob
+        self.embeddings = CaptionEmbeddings(token_embedding, positions, dropout)
 
-    def tie(self, words: nn.Embedding, positions: nn.Parameter) -> None:
+    def tie(self, token_embedding: nn.Embedding, positions: nn.Parameter) -> None:
         """Share the backbone's embeddings again, after loading has replaced all parameters."""
-        self.embeddings.word_embeddings = words
+        self.embeddings.word_embeddings = token_embedding
         self.embeddings.position_embeddings.weight = positions
-        self.predictions.decoder.weight = words.weight
+        self.predictions.decoder.weight = token_embedding.weight
 
     @property
     def predictions(self) -> Predictions:
@@ -200,23 +202,24 @@ class CaptionDecoder(nn.Module):
         return memory
 
     def forward(self, pair_tokens: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, E), ids and mask (B, L), 1 = word → states (B, L, E) before the vocabulary.
+        """(B, S, E), ids and mask (B, L), 1 = token → states (B, L, E).
 
-        Raises ValueError where there are more words than positions.
+        The states are those before the projection to the vocabulary. Raises ValueError if there
+        are more tokens than positions.
         """
-        num_words = ids.shape[1]
-        self._check_length(num_words)
-        future = torch.ones(num_words, num_words, device=ids.device).triu(1)
+        length = ids.shape[1]
+        self._check_length(length)
+        future = torch.ones(length, length, device=ids.device).triu(1)
         padding = 1 - mask[:, None, None, :].float()
         attention_mask = torch.maximum(future, padding) * MASK_VALUE  # (B, 1, L, L)
         x = self.embeddings(ids)
         for layer, memory in zip(self.decoder.layer, self.encode_memory(pair_tokens), strict=True):
-            words = layer.slf_attn.projections.keys_values(x)
-            x = layer(x, words, memory, attention_mask)
+            own = layer.slf_attn.projections.keys_values(x)
+            x = layer(x, own, memory, attention_mask)
         return x
 
     def start(self, pair_tokens: Tensor, max_words: int, per_pair: int = 1) -> DecoderState:
-        """Encode the pairs (B, S, E) once; room for `per_pair` captions of max_words each."""
+        """Encode the pairs (B, S, E) once; make room for `per_pair` captions of max_words each."""
         self._check_length(max_words)
         memory = [(k.contiguous(), v.contiguous()) for k, v in self.encode_memory(pair_tokens)]
         size = (len(pair_tokens), per_pair, self.config.num_attention_heads, max_words)
@@ -226,9 +229,9 @@ class CaptionDecoder(nn.Module):
         return DecoderState(memory, self_cache)
 
     def step(self, ids: Tensor, state: DecoderState) -> Tensor:
-        """The last words (B, per_pair) → float32 logits (B, per_pair, V) of the next.
+        """The last token ids (B, per_pair) → float32 logits (B, per_pair, V) of the next.
 
-        The state grows by one word, in place.
+        The state grows by one token, in place.
         """
         start = state.length
         end = start + 1
@@ -240,14 +243,12 @@ class CaptionDecoder(nn.Module):
             new_keys, new_values = layer.slf_attn.projections.keys_values(x)
             keys[:, :, start:end] = new_keys
             values[:, :, start:end] = new_values
-            words = (keys[:, :, :end], values[:, :, :end])
-            x = layer(x, words, memory, mask=None)
+            own = (keys[:, :, :end], values[:, :, :end])
+            x = layer(x, own, memory, mask=None)
         state.length = end
         return self.predictions(x[:, 0]).float().unflatten(0, ids.shape)
 
-    def _check_length(self, num_words: int) -> None:
+    def _check_length(self, length: int) -> None:
         positions = len(self.embeddings.position_embeddings.weight)
-        if num_words > positions:
-            raise ValueError(
-                f"{num_words} words exceed the {positions} positions of the text tower"
-            )
+        if length > positions:
+            raise ValueError(f"{length} tokens exceed the {positions} positions of the text tower")

@@ -1,6 +1,6 @@
-"""Attention, in one place for all modules, LayerNorm in float32, and CLIP's pre-norm blocks.
+"""The attention of all modules, LayerNorm in float32, and CLIP's pre-norm blocks.
 
-Dimensions: B rows, S or L tokens, D width, H heads, d = D/H, K keys.
+Dimensions: B rows, S tokens, D width, H heads, d = D/H, K attended tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 MAX_PRODUCT_KEYS = 200
 QUICK_GELU_SCALE = 1.702
 # BERT's mask, which is added to scores. It is finite, so that a row in which everything is masked
-# still has numbers.
+# still has finite weights.
 MASK_VALUE = -10000.0
 
 
@@ -36,7 +36,7 @@ def attend(
 
     q (B, H, S, d); k and v (B, H, K, d); `mask` is added to the scores and broadcasts to
     (B, H, S, K). Returns (B, S, D), heads joined. The attention weights (B, H, S, K), float32, are
-    appended to `recorded` where it is given.
+    appended to `recorded` if it is given.
     """
     if mask is not None:
         mask = mask.to(q.dtype)
@@ -81,9 +81,9 @@ class Attention(nn.Module):
 
 @contextmanager
 def record_attention(modules: Sequence[Attention]) -> Iterator[list[list[Tensor]]]:
-    """Inside, each module records the attention weights (B, H, S, K), float32, of its calls.
+    """Record the attention weights (B, H, S, K), float32, of each module's calls in the block.
 
-    Yields one list of them for each module.
+    Yields a list for each module, with one tensor per call.
     """
     for module in modules:
         module.recorded = []
@@ -166,7 +166,7 @@ class Transformer(nn.Module):
     def forward(
         self, x: Tensor, causal: bool = False, start: int = 0, stop: int | None = None
     ) -> Tensor:
-        """(B, S, D) → (B, S, D) by the blocks from `start` to before `stop`."""
+        """(B, S, D) → (B, S, D) by the blocks from `start` up to but not including `stop`."""
         for block in self.resblocks[start:stop]:
             x = block(x, causal)
         return x

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from modules.model.clip import CLIP
-from modules.model.clip_sizes import HEAD_WIDTH, ClipSizes
+from modules.model.clip_sizes import ClipSizes
+from modules.model.limits import HEAD_WIDTH
 
 HUGGING_FACE_CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"

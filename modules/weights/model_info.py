@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.model.bert import BertConfig, load_decoder_config
-from modules.model.clip_sizes import HEAD_WIDTH
+from modules.model.limits import HEAD_WIDTH
 from system.files import atomic_write
 from system.json_files import read_json
 
