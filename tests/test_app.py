@@ -169,7 +169,7 @@ def test_the_pages_settings_choose_how_to_decode(settings, values):
         "temperature": None,
         "top_p": None,
     }
-    assert found.values() == defaults | values
+    assert found.settings_by_name() == defaults | values
 
 
 def test_beams_and_several_captions_are_refused():
