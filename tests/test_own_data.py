@@ -10,6 +10,7 @@ from PIL import Image
 import CLIP4IDCinference
 import main_task_retrieval
 from dataloaders.datasets import open_dataset
+from dataloaders.datasets.pair_table import read_rows
 from dataloaders.pairs import ImagePair
 from gt import eval_utils
 from preprocess import check_dataset
@@ -151,6 +152,15 @@ def test_wrong_tables_name_their_line(row: str, message: str, table: Path) -> No
     with pytest.raises((ValueError, OSError), match=message) as error:
         pairs_of(table)
     assert str(table) in str(error.value)
+
+
+def test_a_row_of_several_lines_is_named_by_its_first(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.csv"
+    rows = 'before,after,split,caption\n"a.png","b.png",train,"one\ntwo"\n\n,"b.png",train,"x\ny"\n'
+    table.write_text(rows)
+    assert [line for line, _ in read_rows(table)] == [2, 5]
+    with pytest.raises(ValueError, match="line 5: no before"):
+        open_dataset("pairs", table).pairs("train", need_images=False)
 
 
 def test_a_table_is_checked(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

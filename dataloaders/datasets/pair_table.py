@@ -5,6 +5,7 @@ import io
 import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +98,20 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
-        names = reader.fieldnames or []
+        names = next(reader, [])
         _check_header(path, names)
-        for row in reader:
-            if None in row:
-                count = len(names) + len(row[None])
+        line = reader.line_num + 1
+        for values in reader:
+            if len(values) > len(names):
                 raise ValueError(
-                    f"{path} line {reader.line_num} has {count} fields, the header {len(names)}: "
+                    f"{path} line {line} has {len(values)} fields, the header {len(names)}: "
                     "put values that contain commas in double quotes"
                 )
-            yield reader.line_num, row
+            if values:
+                yield line, dict(zip_longest(names, values, fillvalue=""))
+            line = reader.line_num + 1  # the next row's first line: quoted values may have several
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from None
 
