@@ -1,6 +1,6 @@
 """What CLEVR-Change's objects can be, and the words that its sentences use for objects and changes.
 
-`preprocess/scenes` draws with these values and words; `gt/caption_accuracy.py` judges captions by
+`preprocess/scenes` draws with these values and words; `gt/caption_accuracy.py` checks captions by
 them. The order of each tuple and dictionary is part of the random draws: do not sort them.
 """
 
@@ -38,6 +38,12 @@ SYNONYMS = {
     "metal": ("metal", "metallic", "shiny"),
     "cube": ("cube", "block"),
     "sphere": ("sphere", "ball"),
+}
+
+# Attribute → every word for one of its values.
+WORDS = {
+    attribute: tuple(word for value in values for word in SYNONYMS.get(value, (value,)))
+    for attribute, values in ATTRIBUTE_VALUES.items()
 }
 
 # For each type of change, with the object in the first braces and its new value in the second.

@@ -215,7 +215,7 @@ def test_wrong_spot_annotations(spot: Path, content: bytes, message: str) -> Non
         ("splits.json", {}, '"train" is not'),
         ("splits.json", {"train": [1, 1]}, "lists a scene twice"),
         ("splits.json", {"train": []}, "lists no pairs"),
-        ("change_captions.json", {}, "no captions of CLEVR_default_000000.png"),
+        ("change_captions.json", {}, "no captions for CLEVR_default_000000.png"),
         ("no_change_captions.json", {"x": ["y"]}, "entry 'x'"),
         ("splits.json", {"train": [99]}, "000099"),
     ],

@@ -276,7 +276,7 @@ class NeedsGpsFile(LevirCC):
         (LevirSettings, "dataset 'bad' lacks name, title, "),
         ("no_such_package.bad:Bad", "cannot be loaded from no_such_package.bad:Bad: No module"),
         (f"{__name__}:NoSuchClass", "has no attribute 'NoSuchClass'"),
-        (LevirCC, "'bad' is called 'levir-cc' by its class"),
+        (LevirCC, "'bad' is registered, but its class has name = 'levir-cc'"),
         (TakesSeed, "--seed"),
         (SetsUnknownFlag, "max_wrods"),
         (SetsRefusedValue, "--max_words is 100, expected 3 to 77"),

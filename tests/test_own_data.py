@@ -135,15 +135,15 @@ def test_the_splits_and_types_of_a_table(table: Path) -> None:
         ),
         (
             "img/0a.png,img/0b.jpg,train,x,7,\nimg/1a.png,img/1b.jpg,train,x,7,",
-            "line 3: the id 7 belongs to another",
+            "line 3: the id 7 is already used by another",
         ),
         (
             "img/0a.png,img/0b.jpg,train,x,7,\nimg/0a.png,img/0b.jpg,train,y,8,",
-            "line 3: the id is '8', but '7' in line 2",
+            "line 3: the id is '8', but line 2, for the same two images, says '7'",
         ),
         (
             "img/0a.png,img/0b.jpg,train,x,,add\nimg/0a.png,img/0b.jpg,train,y,,drop",
-            "line 3: the type is 'drop', but 'add' in line 2",
+            "line 3: the type is 'drop', but line 2, .*says 'add'",
         ),
     ],
 )

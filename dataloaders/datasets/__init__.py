@@ -52,10 +52,10 @@ def open_dataset(
 
     Raises ValueError for a name that is not registered, or a class that cannot be used.
     """
-    found = DATASETS[name]
-    if found.name != name:
+    dataset_class = DATASETS[name]
+    if dataset_class.name != name:
         raise ValueError(
-            f"dataset {name!r} is called {found.name!r} by its class: expected {name!r}"
+            f"dataset {name!r} is registered, but its class has name = {dataset_class.name!r}"
         )
     images = None if image_path is None else Path(image_path)
-    return found(DataSource(Path(data_path), images, Path(gt_dir), settings))
+    return dataset_class(DataSource(Path(data_path), images, Path(gt_dir), settings))

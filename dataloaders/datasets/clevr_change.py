@@ -8,11 +8,7 @@ import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataloaders.clevr_vocabulary import (
-    ATTRIBUTE_VALUES,
-    NO_CHANGE_SENTENCES,
-    SYNONYMS,
-)
+from dataloaders.clevr_vocabulary import NO_CHANGE_SENTENCES, WORDS
 from dataloaders.pairs import (
     ALL_PAIRS,
     SPLITS,
@@ -39,7 +35,7 @@ TYPE_FILE = "type_mapping.json"
 class ClevrChange(PairDataset):
     """CLEVR-Change, and drawn scenes in its layout; all files are below data_path.
 
-    Published finetuning on it does not train the token embedding.
+    The published recipe does not finetune the token embedding on it.
     """
 
     name = "clevr"
@@ -47,10 +43,7 @@ class ClevrChange(PairDataset):
     trains_token_embedding = False
     ground_truth_splits = SPLITS
     no_change_phrases = NO_CHANGE_SENTENCES
-    vocabulary = {
-        attribute: tuple(word for value in values for word in SYNONYMS.get(value, (value,)))
-        for attribute, values in ATTRIBUTE_VALUES.items()
-    }
+    vocabulary = WORDS
 
     def pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
         root = self.source.data_path
@@ -62,8 +55,8 @@ class ClevrChange(PairDataset):
             missing = [name for name in names if name not in sentences]
             if missing:
                 raise ValueError(
-                    f"{root / file} has no captions of {KEY_PREFIX}{missing[0]}, "
-                    f"which splits.json lists in {split}"
+                    f"{root / file} has no captions for {KEY_PREFIX}{missing[0]}, "
+                    f"which splits.json lists under {split}"
                 )
         self._check_images(names if need_images else [], split)
         change, no_change = captions.values()
@@ -74,7 +67,7 @@ class ClevrChange(PairDataset):
 
     def ground_truth(self, split: str) -> list[tuple[str, list[str]]]:
         """The captions of all splits: change captions first, then no-change captions."""
-        change, no_change = (read_captions(self.source.data_path / file) for file in CAPTION_FILES)
+        change, no_change = [read_captions(self.source.data_path / file) for file in CAPTION_FILES]
         distractors = [(distractor_id_of(name), texts) for name, texts in no_change.items()]
         return [*change.items(), *distractors]
 
@@ -92,21 +85,21 @@ class ClevrChange(PairDataset):
 
     def _check_images(self, names: Sequence[str], split: str) -> None:
         for folder, prefix in FOLDERS.items():
-            place = self.source.data_path / folder
-            if not place.is_dir():
-                raise FileNotFoundError(f"no image folder {place}")
-            present = set(os.listdir(place))
+            path = self.source.data_path / folder
+            if not path.is_dir():
+                raise FileNotFoundError(f"no image folder {path}")
+            present = set(os.listdir(path))
             missing = [prefix + name for name in names if prefix + name not in present]
             if missing:
                 raise FileNotFoundError(
-                    f"no image {place / missing[0]}, which splits.json lists in {split}"
+                    f"no image {path / missing[0]}, which splits.json lists under {split}"
                 )
 
     def _pair(self, name: str, change: Sequence[str], no_change: Sequence[str]) -> ImagePair:
-        before, after, distractor = (
+        before, after, distractor = [
             str(self.source.data_path / folder / (prefix + name))
             for folder, prefix in FOLDERS.items()
-        )
+        ]
         return ImagePair(name, before, after, tuple(change), distractor, tuple(no_change))
 
 
@@ -137,7 +130,7 @@ def read_split(data_path: str | Path, split: str) -> list[str]:
 
 
 def read_change_types(data_path: str | Path) -> dict[str, list[str]]:
-    """Change type → image names, where the data has a type_mapping.json; else nothing."""
+    """Change type → image names, if the data has a type_mapping.json; else nothing."""
     path = Path(data_path) / TYPE_FILE
     return read_type_mapping(path) if path.is_file() else {}
 

@@ -19,10 +19,10 @@ BeforeAfter = tuple[Path, Path]  # before, after
 
 
 class PairTable(PairDataset):
-    """A table whose columns are before, after, split, caption and, if wanted, id and type.
+    """A table with the columns before, after, split, caption, and optionally id and type.
 
-    JSON may have captions, a list, instead of caption. Rows of the same two images in a split are
-    one pair with several captions. Paths are relative to the table.
+    JSON may have `captions`, a list, instead of `caption`. Rows of the same two images in a split
+    are one pair with several captions. Paths are relative to the table.
     """
 
     name = "pairs"
@@ -59,7 +59,7 @@ class TableRow:
 
 @dataclass
 class Entry:
-    """The rows of the same two images, merged. id and type are those of the rows that have them."""
+    """The rows of the same two images, merged. id and type come from the rows that have them."""
 
     line: int  # of the first row
     captions: list[str] = field(default_factory=list)
@@ -68,7 +68,7 @@ class Entry:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and content of each row of a .csv with a header or a .jsonl, both in UTF-8.
+    """First line and content of each row of a .csv with a header or a .jsonl, both in UTF-8.
 
     Raises FileNotFoundError for no file, and ValueError that names the line that is wrong.
     """
@@ -80,7 +80,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
-    yield from (_csv_rows if path.suffix == ".csv" else _json_rows)(path, text)
+    if path.suffix == ".csv":
+        yield from _csv_rows(path, text)
+    else:
+        yield from _json_rows(path, text)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -131,8 +134,8 @@ def read_split(path: Path, line: int, row: dict[str, Any]) -> str:
     """The split of a row. Raises ValueError for none, or an unknown one."""
     split = row.get("split")
     if split not in SPLITS:
-        found = f"the split is {reprlib.repr(split)}" if split else "no split"
-        raise ValueError(f"{path} line {line}: {found}, expected one of {', '.join(SPLITS)}")
+        problem = f"the split is {reprlib.repr(split)}" if split else "no split"
+        raise ValueError(f"{path} line {line}: {problem}, expected one of {', '.join(SPLITS)}")
     return split
 
 
@@ -144,7 +147,8 @@ def read_images(path: Path, line: int, row: dict[str, Any]) -> BeforeAfter:
             raise ValueError(f"{path} line {line}: no {name}")
         if "\0" in value:
             raise ValueError(
-                f"{path} line {line}: {name} is {reprlib.repr(value)}, and a path cannot hold a NUL"
+                f"{path} line {line}: {name} is {reprlib.repr(value)}, but a path cannot contain a "
+                "NUL byte"
             )
     return path.parent / row["before"].strip(), path.parent / row["after"].strip()
 
@@ -154,11 +158,11 @@ def read_id(path: Path, line: int, row: dict[str, Any]) -> str | None:
     value = row.get("id")
     if value in (None, ""):
         return None
-    place = f"{path} line {line}: the id is {reprlib.repr(value)}"
+    found = f"{path} line {line}: the id is {reprlib.repr(value)}"
     if type(value) not in (str, int):
-        raise ValueError(f"{place}, expected text")
+        raise ValueError(f"{found}, expected text or a whole number")
     if has_control_characters(str(value)):
-        raise ValueError(f"{place}, which has a control character in it")
+        raise ValueError(f"{found}, which has a control character in it")
     return str(value)
 
 
@@ -166,11 +170,11 @@ def _read_type(path: Path, line: int, row: dict[str, Any]) -> str | None:
     value = row.get("type") or None
     if value is None:
         return None
-    place = f"{path} line {line}: the type is {reprlib.repr(value)}"
+    found = f"{path} line {line}: the type is {reprlib.repr(value)}"
     if not isinstance(value, str) or value == ALL_PAIRS:
-        raise ValueError(f"{place}, expected text other than {ALL_PAIRS!r}")
+        raise ValueError(f"{found}, expected text other than {ALL_PAIRS!r}")
     if has_control_characters(value):
-        raise ValueError(f"{place}, which has a control character in it")
+        raise ValueError(f"{found}, which has a control character in it")
     return value
 
 
@@ -178,10 +182,10 @@ def _read_captions(path: Path, line: int, row: dict[str, Any]) -> list[str]:
     caption = row.get("caption")
     captions = row.get("captions") if caption in (None, "") else [caption]
     is_list = isinstance(captions, list) and captions
-    if not (is_list and all(isinstance(text, str) and text.strip() for text in captions)):
+    if not is_list or not all(isinstance(text, str) and text.strip() for text in captions):
         raise ValueError(
-            f"{path} line {line}: no caption; expected caption, a text, or in JSON captions, "
-            "a list of texts"
+            f"{path} line {line}: no caption; expected `caption` (text) or, in JSON, `captions` "
+            "(a list of texts)"
         )
     return captions
 
@@ -189,45 +193,46 @@ def _read_captions(path: Path, line: int, row: dict[str, Any]) -> list[str]:
 def parse_row(path: Path, line: int, row: dict[str, Any]) -> TableRow:
     """Check a row. Raises ValueError that names its line and what is wrong."""
     return TableRow(
-        line,
-        read_images(path, line, row),
-        _read_captions(path, line, row),
-        read_id(path, line, row),
-        _read_type(path, line, row),
+        line=line,
+        images=read_images(path, line, row),
+        captions=_read_captions(path, line, row),
+        id=read_id(path, line, row),
+        type=_read_type(path, line, row),
     )
 
 
 def merge_rows(path: Path, rows: Iterable[TableRow]) -> dict[BeforeAfter, Entry]:
-    """The rows of each two images as one entry, in order of first appearance.
+    """Merge the rows that name the same two images into one entry, in order of first appearance.
 
-    Raises ValueError where they contradict each other.
+    Raises ValueError if they contradict each other.
     """
     entries: dict[BeforeAfter, Entry] = {}
     for row in rows:
         entry = entries.setdefault(row.images, Entry(row.line))
         entry.captions += row.captions
         for name in ("id", "type"):
-            value, earlier = getattr(row, name), getattr(entry, name)
+            value = getattr(row, name)
+            earlier = getattr(entry, name)
             if value is None:
                 continue
             if earlier not in (None, value):
                 raise ValueError(
-                    f"{path} line {row.line}: the {name} is {value!r}, but {earlier!r} in line "
-                    f"{entry.line} of the same two images"
+                    f"{path} line {row.line}: the {name} is {value!r}, but line {entry.line}, for "
+                    f"the same two images, says {earlier!r}"
                 )
             setattr(entry, name, value)
     return entries
 
 
 def make_pairs(path: Path, split: str, entries: dict[BeforeAfter, Entry]) -> list[ImagePair]:
-    """The entries as pairs; one without an id gets the split and its number as an id."""
+    """The entries as pairs; one without an id gets the split and its index as an id."""
     pairs: dict[str, ImagePair] = {}
-    for number, ((before, after), entry) in enumerate(entries.items()):
-        pair_id = entry.id or f"{split}-{number}"
+    for index, ((before, after), entry) in enumerate(entries.items()):
+        pair_id = entry.id or f"{split}-{index}"
         if pair_id in pairs:
             raise ValueError(
-                f"{path} line {entry.line}: the id {pair_id} belongs to another pair of images "
-                "already"
+                f"{path} line {entry.line}: the id {pair_id} is already used by another pair of "
+                "images"
             )
         captions = tuple(entry.captions)
         pairs[pair_id] = ImagePair(
