@@ -141,7 +141,7 @@ class CLIP4IDC(nn.Module):
 
     def encode_pairs(self, images: Tensor) -> Features:
         """(B, 2, 3, R, R) normalized, before first → tokens (B, 2T, E), pooled (B, E)."""
-        self._check_images(images)
+        self._check_images(images, allow_more=False)
         return self.backbone.encode_pairs(images)
 
     def encode_against_first(self, images: Tensor) -> Features:
@@ -149,7 +149,7 @@ class CLIP4IDC(nn.Module):
 
         They are grouped by the other image: all (0, 1), then all (0, 2).
         """
-        self._check_images(images)
+        self._check_images(images, allow_more=True)
         return self.backbone.encode_against_first(images)
 
     def encode_text(self, ids: Tensor) -> Features:
@@ -286,11 +286,14 @@ class CLIP4IDC(nn.Module):
         if self.task == "caption":
             self.decoder.tie(*self.backbone.caption_embeddings())
 
-    def _check_images(self, images: Tensor) -> None:
+    def _check_images(self, images: Tensor, allow_more: bool) -> None:
         side = self.image_resolution
-        if images.ndim != 5 or tuple(images.shape[2:]) != (3, side, side) or images.shape[1] < 2:
-            shape = tuple(images.shape)
-            raise ValueError(f"images of shape {shape}, expected (pairs, 2, 3, {side}, {side})")
+        shape = tuple(images.shape)
+        if shape[2:] != (3, side, side) or shape[1] < 2 or (shape[1] > 2 and not allow_more):
+            count = "2 or more" if allow_more else "2"
+            raise ValueError(
+                f"images of shape {shape}, expected (pairs, {count}, 3, {side}, {side})"
+            )
 
 
 def load_model(

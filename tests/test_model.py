@@ -180,6 +180,19 @@ def test_one_before_image_for_two_pairs_equals_two_pairs(patch, intra):
     torch.testing.assert_close(together.pooled, torch.cat([first.pooled, second.pooled]))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 3, 64, 64), (2, 1, 3, 64, 64), (2, 2, 3, 32, 64)])
+def test_a_pair_is_exactly_two_images(tiny_captioner, shape):
+    """With 2d patches a third image would be ignored."""
+    with pytest.raises(ValueError, match=r"expected \(pairs, 2, 3, 64, 64\)"):
+        tiny_captioner.encode_pairs(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 3, 64, 64), (2, 3, 64, 64)])
+def test_images_against_the_first_are_two_or_more(tiny_captioner, shape):
+    with pytest.raises(ValueError, match=r"expected \(pairs, 2 or more, 3, 64, 64\)"):
+        tiny_captioner.encode_against_first(torch.zeros(shape))
+
+
 def test_a_batch_equals_its_rows(tiny_captioner):
     images = torch.randn(4, 2, 3, 64, 64)
     batch = tiny_captioner.encode_pairs(images).tokens
