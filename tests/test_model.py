@@ -11,6 +11,7 @@ from modules.clip4idc import CLIP4IDC
 from modules.evaluation.retrieval import compute_similarity
 from modules.losses import caption_loss
 from modules.model.backbone import has_all_pretrained_tensors
+from modules.model.bert import load_cross_config
 from modules.tokenizer import tokenize_caption
 from system.runtime import Runtime
 from tests.conftest import tiny_weights
@@ -265,6 +266,11 @@ def test_a_loose_model_ignores_the_cross_encoder_and_part_of_one_is_refused(capl
     del weights["similarity_dense.weight"]
     with pytest.raises(ValueError, match=r"similarity_dense.weight is missing"):
         tight_model(weights)
+
+
+def test_a_cross_encoder_of_one_token_type_is_refused():
+    with pytest.raises(ValueError, match="type_vocab_size 1, expected at least 2"):
+        load_cross_config({**CROSS, "type_vocab_size": 1})
 
 
 def test_too_long_for_the_cross_encoder():

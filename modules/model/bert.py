@@ -123,8 +123,14 @@ def load_decoder_config(source: str | Path | Mapping | BertConfig) -> BertConfig
 
 
 def load_cross_config(source: str | Path | Mapping | BertConfig) -> BertConfig:
-    """The cross encoder's config."""
-    return BertConfig.load(source, "cross_config.json", "num_hidden_layers")
+    """The cross encoder's config, which needs two token types: text and pair."""
+    config = BertConfig.load(source, "cross_config.json", "num_hidden_layers")
+    if config.type_vocab_size < 2:
+        raise ValueError(
+            f"the cross encoder's config has type_vocab_size {config.type_vocab_size}, "
+            "expected at least 2: one for text, one for pairs"
+        )
+    return config
 
 
 def _check_fraction(name: str, value: Any) -> None:
