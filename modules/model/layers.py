@@ -35,9 +35,12 @@ def attend(
     """Scaled dot-product attention over split heads.
 
     q (B, H, S, d); k and v (B, H, K, d); `mask` is added to the scores and broadcasts to
-    (B, H, S, K). Returns (B, S, D), heads joined. The attention weights (B, H, S, K), float32, are
-    appended to `recorded` if it is given.
+    (B, H, S, K). `causal` masks the keys after each query. Returns (B, S, D), heads joined. The
+    attention weights (B, H, S, K), float32, are appended to `recorded` if it is given. Raises
+    ValueError for a mask together with `causal`.
     """
+    if causal and mask is not None:
+        raise ValueError("attention is either causal or has a mask, not both")
     if mask is not None:
         mask = mask.to(q.dtype)
     is_small = q.device.type == "cpu" and k.shape[2] <= MAX_PRODUCT_KEYS
