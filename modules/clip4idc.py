@@ -213,7 +213,12 @@ class CLIP4IDC(nn.Module):
 
     @property
     def attention_modules(self) -> AttentionModules:
-        """The modules that `record_attention` records for pictures."""
+        """The modules that `record_attention` records for pictures.
+
+        Raises ValueError for a retrieval model, which writes no captions.
+        """
+        if self.task != "caption":
+            raise ValueError("attention maps are those of a captioner; this is a retrieval model")
         return AttentionModules(
             joint=self.backbone.joint_attention(),
             encoder=[layer.slf_attn for layer in self.decoder.encoder.layer],

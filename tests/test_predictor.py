@@ -172,6 +172,12 @@ def test_without_joint_blocks_a_class_token_sees_nothing_but_words_see_patches(t
     assert (found.word_maps > 0).all()
 
 
+def test_a_retrieval_model_has_no_attention_maps():
+    model = CLIP4IDC.from_weights(tiny_weights(), "retrieval", 1)
+    with pytest.raises(ValueError, match="this is a retrieval model"):
+        _ = model.attention_modules
+
+
 def test_tokens_of_one_word_are_one_word():
     ids = [*load_clip_tokenizer().encode("the cyan zebra-like thing"), EOT]
     words = split_words(ids)
