@@ -86,7 +86,7 @@ def test_what_cannot_be_continued_is_refused_before_anything_is_written(
         ([*resumed, "--freeze_layer_num", "2", "--resume_force"], "with these options"),
         ([*resumed, "--output_dir", str(other)], "set --output_dir to"),
         ([*resumed, "--resume", "auto"], "give either"),
-        (["--resume_force"], "belongs to --resume auto"),
+        (["--resume_force"], "works only with --resume auto"),
     ):
         assert message in run_refused("retrieval", [*options, *more], capsys)
     assert contents(run) == before
