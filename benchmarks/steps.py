@@ -165,7 +165,9 @@ def _time_training(
         StopSignals(),
         train_token_embedding=objective_name == "cross_entropy",
     )
-    return time_runs(lambda: train_epoch(trainer, NoOutput(), Progress()), runtime.device, repeats)
+    return time_runs(
+        lambda: train_epoch(trainer, NoOutput(), Progress(), log_every=100), runtime.device, repeats
+    )
 
 
 def time_greedy(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:

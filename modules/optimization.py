@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-NUMERIC_SETTINGS = ("lr", "warmup", "t_total", "eps", "weight_decay", "max_grad_norm")  # of a group
+# Those of a parameter group.
+NUMERIC_SETTINGS = ("lr", "warmup", "t_total", "eps", "weight_decay", "max_grad_norm")
 
 
 def warmup_cosine(x: float, warmup: float) -> float:
@@ -17,7 +18,10 @@ def warmup_cosine(x: float, warmup: float) -> float:
 
 
 def warmup_linear(x: float, warmup: float) -> float:
-    """x/warmup, then along a line to 0 at x = 1."""
+    """x/warmup, then along a line to 0 at x = 1.
+
+    With warmup −1 the line is (1 − x)/2: it starts at ½, as published.
+    """
     return x / warmup if x < warmup else max((1 - x) / (1 - warmup), 0.0)
 
 
@@ -37,11 +41,12 @@ class BertAdam(torch.optim.Optimizer):
     """BERT's Adam: no bias correction, decay added to the update, each gradient's norm clipped.
 
     `lr` is the peak rate (groups may have their own), `warmup` a share of `t_total` steps (−1:
-    none), `betas` and `eps` as in Adam. `max_global_norm` first scales all gradients down to that
-    common norm; both clips change the gradients in place. Where the common norm is not finite,
-    nothing moves and `skipped_steps` grows by one. Parameters without a gradient stay as they are,
-    without decay too. With `bias_correction`, and `max_grad_norm` 0, this is AdamW. Raises
-    ValueError for settings out of range.
+    none, but "linear" then starts at lr/2), `betas` and `eps` as in Adam. `max_global_norm` first
+    scales all gradients down to that common norm; if it is set and the common norm is not finite,
+    no parameter is updated and `skipped_steps` grows by one. Both clips change the gradients in
+    place. Parameters without a gradient are left alone, weight decay included. With
+    `bias_correction`, and `max_grad_norm` 0, this is AdamW. Raises ValueError for settings out of
+    range.
     """
 
     def __init__(
@@ -82,16 +87,19 @@ class BertAdam(torch.optim.Optimizer):
         self.skipped_steps = 0
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As torch's. ValueError for what no such optimizer's `state_dict` returned."""
+        """As torch's.
+
+        Raises ValueError for anything that this optimizer's `state_dict` could not have returned.
+        """
         names = self.param_groups[0].keys()
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             if not (group.keys() == names and _are_settings(group)):
-                raise ValueError("the optimizer's settings in it make no sense")
+                raise ValueError("the saved optimizer settings are invalid")
             for parameter in group["params"]:
                 state = self.state.get(parameter)
                 if state and not _is_own_state(state, parameter):
-                    raise ValueError("the optimizer's state in it does not fit its parameters")
+                    raise ValueError("the saved optimizer state does not fit the parameters")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -117,9 +125,9 @@ class BertAdam(torch.optim.Optimizer):
         return loss
 
     def _clip(self, gradients: list[Tensor], max_norms: list[float]) -> bool:
-        """To the common norm, then each to its own (0: none), in one pass over the gradients.
+        """Clip all gradients to the common norm, then each to its own limit (0: none), in one pass.
 
-        False, and nothing changed, where the common norm is not finite.
+        Returns False, and changes nothing, if the common norm is limited and not finite.
         """
         if not gradients or not (self.max_global_norm or any(max_norms)):
             return True
@@ -188,7 +196,7 @@ class BertAdam(torch.optim.Optimizer):
         return group["lr"] * SCHEDULES[group["schedule"]](step / group["t_total"], group["warmup"])
 
     def first_learning_rate(self) -> float:
-        """The rate of the first group's next step, for the log."""
+        """The first group's rate at its next step, for the log."""
         group = self.param_groups[0]
         steps = [self.state[p]["step"] for p in group["params"] if p in self.state]
         return self._scheduled_lr(group, max(steps, default=0))
@@ -228,8 +236,7 @@ def parameter_groups(
     """The parameters that learn, in up to four groups by learning rate and weight decay.
 
     The backbone learns at lr·coef_lr and the rest at lr; in adaptation the backbone's parts for
-    pairs learn at lr too. Biases, and the weights of BERT's LayerNorms, do not decay. Empty groups
-    are left out.
+    pairs learn at lr too. Biases, and the weights of BERT's LayerNorms, do not decay.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -28,7 +28,7 @@ def finished(spot, tiny_sizes, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def broken_off(spot, tiny_sizes, tmp_path_factory) -> Path:
-    """An adaptation that ended when its first epoch had been evaluated, but not judged."""
+    """An adaptation that ended when its first epoch had been evaluated, but not recorded."""
     run = tmp_path_factory.mktemp("broken_off") / "run"
     break_off(options_of(spot, run, tiny_sizes, *SAVED_OFTEN))
     return run
@@ -161,7 +161,7 @@ def save_epochs(folder: Path, keep: int, scores: list[float]) -> None:
         saved.save_weights(weights, epoch)
         saved.save_state({"model": weights}, progress)
         progress.record_score(score)
-        saved.save_progress(progress)
+        saved.record_evaluation(progress)
     assert (folder / "pytorch_model.bin.best").resolve().name == "pytorch_model.bin.1"
 
 

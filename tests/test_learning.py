@@ -108,7 +108,7 @@ def train(model: CLIP4IDC, pairs, images, task: str) -> float:
         stop=StopSignals(),
     )
     for epoch in range(OPTIONS[task].epochs):
-        loss = train_epoch(trainer, NoOutput(), Progress(epoch))
+        loss = train_epoch(trainer, NoOutput(), Progress(epoch), log_every=100)
     return loss
 
 

@@ -52,7 +52,7 @@ def test_a_state_of_another_optimizer_is_refused(spoil):
     optimizer().load_state_dict(trained.state_dict())
     state = copy.deepcopy(trained.state_dict())
     spoil(state)
-    with pytest.raises(ValueError, match="the optimizer's"):
+    with pytest.raises(ValueError, match="the saved optimizer"):
         optimizer().load_state_dict(state)
 
 

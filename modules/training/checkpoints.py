@@ -43,8 +43,10 @@ class Checkpoints:
         info: Mapping[str, Any],
         is_new_run: bool = False,
     ) -> None:
-        """`keep` is the number of newest states and weights kept beside the best weights, -1 for
-        all; `options`, `data` (a fingerprint) and `info` (of the model) go into the sidecars."""
+        """`keep` is the number of newest states and weights kept besides the best weights; -1: all.
+
+        `options`, `data` (a fingerprint) and `info` (of the model) go into the sidecars.
+        """
         self.folder = folder
         self.keep = keep
         self.options = {name: to_jsonable(value) for name, value in options.items()}
@@ -61,7 +63,7 @@ class Checkpoints:
     def save_state(
         self, tensors: Mapping[str, Any], progress: Progress, steps: int | None = None
     ) -> Path:
-        """The state after `steps` of an epoch, or after all of it; older ones are removed.
+        """Save the state after `steps` of an epoch, or after all of it, and remove older ones.
 
         Raises OSError for a full disk.
         """
@@ -71,21 +73,23 @@ class Checkpoints:
         path = self.folder / name
         self._save(path, tensors)
         self._write_sidecar(path, progress, compute_sha256(path))
-        self._remove((old for old in self._earlier_run if old != path), "an earlier run's")
+        stale = [state for state in self._earlier_run if state != path]
+        self._remove(stale, "an earlier run's")
         self._earlier_run = []
         if self.keep >= 0:
             self._remove(list_states(self.folder)[self.keep :])
         return path
 
-    def save_progress(self, progress: Progress) -> None:
-        """After an evaluation: write the standing beside the epoch's state, and point
-        `pytorch_model.bin.best` at the chosen epoch. Older weights are removed, except the best.
+    def record_evaluation(self, progress: Progress) -> None:
+        """Put the run's progress after an evaluation next to the epoch's state.
+
+        Then `pytorch_model.bin.best` points at the chosen epoch, and older weights are removed.
         """
         state = self.folder / f"{STATE_FILE}.{progress.epoch - 1}"
-        self._write_sidecar(state, progress, read_json(sidecar_path(state), dict)["sha256"])
+        sha256 = read_json(sidecar_path(state), dict)["sha256"]
+        self._write_sidecar(state, progress, sha256)
         self.link_best(progress)
-        if self.keep >= 0:
-            self._remove_old_weights(progress)
+        self._remove_old_weights(progress)
 
     def link_best(self, progress: Progress) -> None:
         """Point `pytorch_model.bin.best` at the chosen epoch."""
@@ -95,7 +99,9 @@ class Checkpoints:
         link.replace(weights_path(self.folder, "best"))
 
     def _remove_old_weights(self, progress: Progress) -> None:
-        # Epochs still to come are an earlier run's: a new run replaces those one by one.
+        if self.keep < 0:
+            return
+        # Later epochs are an earlier run's: a new run replaces them one by one.
         saved = [epoch for epoch in saved_epochs(self.folder) if epoch < progress.epoch]
         old = sorted(saved, reverse=True)[self.keep :]
         self._remove(
@@ -130,7 +136,7 @@ class Checkpoints:
             "progress": asdict(progress),
             "options": self.options,
             "data": self.data,
-            "card": self.info,
+            "card": self.info,  # the key of earlier versions
         }
         write_json(sidecar_path(path), content)
 
@@ -142,7 +148,7 @@ class Checkpoints:
 
 
 def import_state(resume: ResumePoint, folder: Path) -> None:
-    """Copy a state that is elsewhere, and what its run needs to continue, into a run's folder."""
+    """Copy a state from elsewhere, and the files its run needs, into a run's folder."""
     if resume.path.parent.resolve() == folder.resolve():
         return
     names = [*companion_files(resume), resume.path.name, sidecar_path(resume.path).name]

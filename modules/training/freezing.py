@@ -1,4 +1,4 @@
-"""Which parameters learn: blocks below a number are frozen, and what a task does not use."""
+"""Chooses which parameters learn: early blocks, and whatever the task does not use, are frozen."""
 
 from modules.clip4idc import CLIP4IDC
 
@@ -6,8 +6,8 @@ from modules.clip4idc import CLIP4IDC
 def freeze(model: CLIP4IDC, freeze_layer_num: int, train_token_embedding: bool = False) -> None:
     """Freeze the backbone's early parts: blocks below freeze_layer_num, and what precedes them.
 
-    −1 freezes nothing. `train_token_embedding` leaves the word embedding learning. Raises
-    ValueError where freeze_layer_num is out of range. See docs/reference.md, Optimization.
+    −1 freezes nothing. With `train_token_embedding` the token embedding learns all the same. Raises
+    ValueError if freeze_layer_num is out of range. See docs/reference.md, Optimization.
     """
     num_blocks = _count_blocks(model)
     if not -1 <= freeze_layer_num <= num_blocks:
@@ -17,16 +17,16 @@ def freeze(model: CLIP4IDC, freeze_layer_num: int, train_token_embedding: bool =
         )
     if freeze_layer_num == -1:
         return
-    words = model.backbone.caption_embeddings()[0].weight
+    token_embedding = model.backbone.caption_embeddings()[0].weight
     for name, parameter in model.named_parameters():
-        is_kept = train_token_embedding and parameter is words
+        is_kept = train_token_embedding and parameter is token_embedding
         parameter.requires_grad_(is_kept or _learns(model, name, freeze_layer_num))
 
 
 def freeze_unused(model: CLIP4IDC) -> None:
     """Freeze what the task's loss does not depend on, such as the text tower in finetuning.
 
-    Those parameters would get no gradient anyway; DistributedDataParallel has to know beforehand.
+    Those parameters would get no gradient anyway, but DistributedDataParallel must know beforehand.
     """
     backbone = model.backbone
     unused = backbone.unused_prefixes(model.task)

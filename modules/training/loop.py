@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, each epoch saved, evaluated and judged."""
+"""The training loop: each epoch is trained, saved, evaluated and compared with the best so far."""
 
 import logging
 import math
@@ -21,12 +21,15 @@ class Evaluator(Protocol):
     """Evaluates a model on one split, epoch after epoch."""
 
     def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
-        """The score that chooses epochs, and all scores; `label` names the epoch in files."""
+        """The score that is compared with the best so far, and all scores.
+
+        `label` names the epoch in files.
+        """
 
     def draw_samples(self) -> Image.Image:
-        """Some pairs of the latest evaluation, the same in every epoch, and the model's answers.
+        """A picture of some pairs of the latest evaluation, with the model's answers.
 
-        For the main process only.
+        The pairs are the same in every epoch. Only the main process may call this.
         """
 
 
@@ -35,11 +38,11 @@ def fit(
     output: RunOutput,
     progress: Progress,
     evaluator: Evaluator,
-    log_every: int = 100,
+    log_every: int,
 ) -> None:
     """Train to the last epoch, or until scores have not improved for the recipe's patience.
 
-    Starts where `progress` stands and keeps it up to date; logs every `log_every` steps. Raises
+    Starts where `progress` stands and keeps it up to date. Logs every `log_every` steps. Raises
     StopRequested after a signal, once the state is saved.
     """
     patience = trainer.recipe.patience
@@ -47,26 +50,27 @@ def fit(
         if patience is not None and progress.epochs_without >= patience:
             log.info("early stopping: no improvement for %d epochs", patience)
             break
-        if progress.unjudged_loss is None:  # else a run broke off between training and evaluation
+        if progress.unjudged_loss is None:  # otherwise a run ended before this epoch's evaluation
             _train_and_save(trainer, output, progress, log_every)
-        _evaluate_and_judge(trainer, output, progress, evaluator)
+        _evaluate_and_compare(trainer, output, progress, evaluator)
 
 
 def _train_and_save(
     trainer: Trainer, output: RunOutput, progress: Progress, log_every: int
 ) -> None:
     with trainer.stop.deferred():
-        progress.finish_epoch(train_epoch(trainer, output, progress, log_every))
+        loss = train_epoch(trainer, output, progress, log_every)
+        progress.finish_epoch(loss)
         log.info(
             "epoch %d: mean loss %.4f, at most %s of memory",
             progress.epoch,
-            progress.unjudged_loss,
+            loss,
             trainer.runtime.describe_peak_memory(),
         )
         output.save_trained_epoch(trainer.tensors(), progress)
 
 
-def _evaluate_and_judge(
+def _evaluate_and_compare(
     trainer: Trainer, output: RunOutput, progress: Progress, evaluator: Evaluator
 ) -> None:
     epoch = progress.epoch
@@ -84,13 +88,11 @@ def _verdict(score: float, is_best: bool, progress: Progress) -> str:
     if is_best:
         return f"the best so far, {score:.4f}"
     if math.isnan(score):
-        return "not judged, because the score that chooses the epoch is missing"
+        return "not compared: the score that selects the best epoch is missing"
     return f"no improvement on {progress.best_score:.4f} for {progress.epochs_without} epoch(s)"
 
 
-def train_epoch(
-    trainer: Trainer, output: RunOutput, progress: Progress, log_every: int = 100
-) -> float:
+def train_epoch(trainer: Trainer, output: RunOutput, progress: Progress, log_every: int) -> float:
     """Train the rest of `progress.epoch`; returns its mean loss over all batches and processes."""
     runtime = trainer.runtime
     trainer.objective.train()
@@ -98,15 +100,16 @@ def train_epoch(
     guard = NonFiniteGuard(progress, runtime)
     logger = StepLogger(trainer, output, progress.epoch, log_every)
     for micro_batch in _micro_batches(trainer, progress):
-        # Dropout depends on the place in the run alone, so that a resumed run draws the same.
-        runtime.seed(trainer.seed, progress.epoch, micro_batch.number)
+        # Dropout depends only on the position in the run, so a resumed run draws the same.
+        runtime.seed(trainer.seed, progress.epoch, micro_batch.index)
         guard.add_ids(micro_batch.batch["id"])
         loss = trainer.backward(micro_batch.batch, micro_batch.completes_step)
         losses.add(loss)
         logger.add(loss, len(micro_batch.batch["images"]))
         if not micro_batch.completes_step:
             continue
-        guard.check(trainer.step(), loss)
+        was_taken = trainer.step()
+        guard.check(was_taken, loss)
         logger.log_if_due(micro_batch.steps)
         if micro_batch.steps < trainer.steps_per_epoch:
             _save_or_stop(trainer, output, progress, losses, micro_batch)
@@ -115,22 +118,22 @@ def train_epoch(
 
 
 class _MicroBatch(NamedTuple):
-    """A batch, its number in the epoch, and the steps taken once it has been trained on."""
+    """One of the batches that make up an optimizer step."""
 
     batch: dict[str, Any]
-    number: int
-    steps: int
+    index: int  # in the epoch
+    steps: int  # of the epoch, taken once this batch has been trained on
     completes_step: bool
 
 
 def _micro_batches(trainer: Trainer, progress: Progress) -> Iterator[_MicroBatch]:
-    """The epoch's batches that are left, a number of which make up each step."""
+    """The batches of the epoch that are still to be trained on."""
     micro_batches_per_step = trainer.options.gradient_accumulation_steps
     trainer.loader.set_epoch(progress.epoch, progress.batches)
     batches = trainer.runtime.progress_bar(trainer.loader, f"epoch {progress.epoch}")
-    for number, batch in enumerate(batches, progress.batches):
-        steps, rest = divmod(number + 1, micro_batches_per_step)
-        yield _MicroBatch(batch, number, steps, completes_step=rest == 0)
+    for index, batch in enumerate(batches, progress.batches):
+        steps, rest = divmod(index + 1, micro_batches_per_step)
+        yield _MicroBatch(batch, index, steps, completes_step=rest == 0)
 
 
 def _save_or_stop(
@@ -140,11 +143,14 @@ def _save_or_stop(
     losses: EpochLoss,
     micro_batch: _MicroBatch,
 ) -> None:
-    """Save the state within an epoch, every --save_every_steps and when a signal asks to stop."""
+    """Save the state within an epoch if --save_every_steps or a signal asks for it.
+
+    Raises StopRequested after a signal.
+    """
     every = trainer.options.save_every_steps
     stop = trainer.runtime.any_process(trainer.stop.requested)
     if stop or (every and micro_batch.steps % every == 0):
-        progress.batches = micro_batch.number + 1
+        progress.batches = micro_batch.index + 1
         progress.losses = losses.of_each_process()
         output.save_within_epoch(trainer.tensors(), progress, micro_batch.steps)
     if stop:

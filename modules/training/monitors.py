@@ -1,7 +1,8 @@
-"""What a training epoch keeps an eye on: its mean loss, non-finite gradients, and its speed."""
+"""Watches a training epoch: mean loss, non-finite gradients, speed."""
 
 import logging
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -13,12 +14,12 @@ from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-MAX_NONFINITE_STEPS = 25  # in a row, after which training ends
-MAX_IDS_LOGGED = 8  # of the pairs of a skipped step
+MAX_NONFINITE_STEPS = 25  # in a row; then training ends
+MAX_IDS_LOGGED = 8  # per skipped step
 
 
 class EpochLoss:
-    """The sum and the number of an epoch's finite losses."""
+    """Sum and count of an epoch's finite losses."""
 
     def __init__(self, progress: Progress, runtime: Runtime) -> None:
         self.epoch = progress.epoch
@@ -27,15 +28,15 @@ class EpochLoss:
         self._sum_and_count = torch.tensor(saved, device=runtime.device)
 
     def add(self, loss: Tensor) -> None:
-        """A batch's loss (), which a GPU may still be computing."""
+        """Add a batch's scalar loss; does not wait for the GPU."""
         self._sum_and_count += torch.stack([loss.nan_to_num(0, 0, 0), loss.isfinite()])
 
     def of_each_process(self) -> list[list[float]]:
-        """[sum, count] by rank, as `Progress.losses` keeps them."""
+        """[sum, count] of each rank, as in `Progress.losses`."""
         return self.runtime.gather_objects(self._sum_and_count.tolist())
 
     def mean(self) -> float:
-        """Over all processes. Raises ValueError if no loss was finite."""
+        """The mean over all processes. Raises ValueError if no loss was finite."""
         total, count = self.runtime.sum_over_processes(self._sum_and_count).tolist()
         if not count:
             raise ValueError(
@@ -46,7 +47,7 @@ class EpochLoss:
 
 
 class NonFiniteGuard:
-    """Counts the steps that are skipped because of non-finite gradients; too many end the run."""
+    """Counts steps that are skipped for non-finite gradients, and ends the run after too many."""
 
     def __init__(self, progress: Progress, runtime: Runtime) -> None:
         self.progress = progress
@@ -55,14 +56,17 @@ class NonFiniteGuard:
         self._ids: list[str] = []  # of the next step's pairs, on this process
 
     def add_ids(self, ids: list[str]) -> None:
-        """The ids of pairs that the next step learns from."""
+        """Note the ids of pairs in the next step."""
         self._ids += ids
 
-    def check(self, taken: bool, loss: Tensor) -> None:
-        """After each step. Raises ValueError after MAX_NONFINITE_STEPS skipped ones in a row."""
+    def check(self, was_taken: bool, loss: Tensor) -> None:
+        """Call after each step; `loss` is that of its last micro-batch on this process.
+
+        Raises ValueError after MAX_NONFINITE_STEPS skipped steps in a row.
+        """
         ids = self._ids
         self._ids = []
-        if taken:
+        if was_taken:
             self.consecutive = 0
             return
         self.consecutive += 1
@@ -92,7 +96,7 @@ class NonFiniteGuard:
 
 
 class StepLogger:
-    """A log line every `log_every` steps: loss, learning rate, seconds a step, pairs a second."""
+    """Loss, learning rate and speed every `log_every` steps, in the log and in TensorBoard."""
 
     def __init__(self, trainer: Trainer, output: RunOutput, epoch: int, log_every: int) -> None:
         self.trainer = trainer
@@ -108,33 +112,40 @@ class StepLogger:
         self._losses = torch.zeros((), device=self.trainer.runtime.device)
 
     def add(self, loss: Tensor, num_pairs: int) -> None:
-        """A batch's loss () and the number of its pairs on this process."""
+        """Add a batch's scalar loss and its number of pairs on this process."""
         self._batches += 1
         self._pairs += num_pairs
         self._losses = self._losses + loss
 
     def log_if_due(self, number: int) -> None:
-        """After the step of that number in the epoch, from 1."""
+        """Call after step `number` (from 1) of the epoch; logs if due."""
         if number % self.log_every:
             return
-        trainer = self.trainer
-        runtime = trainer.runtime
         seconds = time.perf_counter() - self._since
+        values = self._measure(seconds)
+        self._log(number, values, seconds)
+        self.output.record_step(self.epoch * self.trainer.steps_per_epoch + number, values)
+        self._restart()
+
+    def _measure(self, seconds: float) -> dict[str, float]:
+        """Means since the last log line, over all processes."""
+        runtime = self.trainer.runtime
         loss = runtime.sum_over_processes(self._losses) / runtime.world_size / self._batches
-        values = {
+        return {
             "loss": loss.item(),
-            "learning_rate": trainer.optimizer.first_learning_rate(),
+            "learning_rate": self.trainer.optimizer.first_learning_rate(),
             "pairs_per_second": self._pairs * runtime.world_size / seconds,
         }
+
+    def _log(self, number: int, values: Mapping[str, float], seconds: float) -> None:
+        batches_per_step = self.trainer.options.gradient_accumulation_steps
         log.info(
             "epoch %d step %d/%d  loss %.4f  lr %.3e  %.3f s/step  %.1f pairs/s",
             self.epoch,
             number,
-            trainer.steps_per_epoch,
+            self.trainer.steps_per_epoch,
             values["loss"],
             values["learning_rate"],
-            seconds * trainer.options.gradient_accumulation_steps / self._batches,
+            seconds * batches_per_step / self._batches,
             values["pairs_per_second"],
         )
-        self.output.record_step(self.epoch * trainer.steps_per_epoch + number, values)
-        self._restart()

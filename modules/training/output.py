@@ -1,4 +1,4 @@
-"""Where a training's results go: the files of a run, or nowhere."""
+"""Where the results of training go: the files of a run, or nowhere."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -28,21 +28,21 @@ class EpochResult(NamedTuple):
 
 
 class RunOutput(Protocol):
-    """Takes what a training produces. The main process keeps it, the others do not."""
+    """Takes what training produces. The main process keeps it, the others do not."""
 
     def record_step(self, number: int, values: Mapping[str, float]) -> None:
-        """Loss and speed at a step that was logged; steps count from 1 over the whole training."""
+        """Record loss and speed at a step; steps count from 1 over the whole training."""
 
     def save_within_epoch(self, tensors: Tensors, progress: Progress, steps: int) -> None:
-        """The state after so many steps of an epoch."""
+        """Save the state after `steps` steps of an epoch."""
 
     def save_trained_epoch(self, tensors: Tensors, progress: Progress) -> None:
-        """The state after all steps of an epoch, which has not been evaluated yet."""
+        """Save weights and state after an epoch's last step, before its evaluation."""
 
     def record_epoch(
         self, result: EpochResult, progress: Progress, draw_samples: Callable[[], Image.Image]
     ) -> None:
-        """An epoch's scores; `draw_samples` draws a picture of some pairs."""
+        """Record an epoch's scores and progress; `draw_samples` draws a picture of some pairs."""
 
 
 class NoOutput:
@@ -60,7 +60,7 @@ class NoOutput:
 
 
 class RunFiles:
-    """What the main process writes: weights and states, history.csv, TensorBoard."""
+    """The main process's output: weights and states, history.csv, TensorBoard."""
 
     def __init__(self, checkpoints: Checkpoints, board: TensorBoardWriter) -> None:
         self.checkpoints = checkpoints
@@ -82,17 +82,17 @@ class RunFiles:
     ) -> None:
         history = self.checkpoints.folder / HISTORY_FILE
         append_history(history, {"epoch": result.epoch, **result.values})
-        # Drawn before, because a run killed between the next two lines loses TensorBoard's epoch.
+        # Drawn first: if the run is killed between the two lines below, TensorBoard lacks an epoch.
         samples = draw_samples()
-        self.checkpoints.save_progress(progress)
+        self.checkpoints.record_evaluation(progress)
         self.board.add_epoch(result.values, samples, result.last_step)
 
 
 def append_history(path: Path, row: Mapping[str, float]) -> None:
-    """Add an epoch's row. Rows from this epoch on are of a run that was here before: they go."""
+    """Add an epoch's row, and remove rows from this epoch on, which an earlier run left."""
     rows = []
     if row["epoch"] > 0 and path.is_file():
         rows = pd.read_csv(path).to_dict("records")
-    kept = [old for old in rows if old["epoch"] < row["epoch"]]
+    kept = [earlier for earlier in rows if earlier["epoch"] < row["epoch"]]
     with atomic_write(path) as temporary:
         pd.DataFrame([*kept, row]).to_csv(temporary, index=False)

@@ -1,9 +1,10 @@
-"""Training states on the disk: named, found again, checked, compared with a run's options.
+"""Training states on disk: how they are named, found, checked and compared with options.
 
 `training_state.bin.<epoch>` has all that is needed to continue after an epoch, and
 `training_state.bin.<epoch>.<steps>` all that is needed to continue inside one. A JSON sidecar holds
-its SHA-256, the run's standing and options; a state without a sidecar that fits does not count.
-Random states are not saved: every draw is made from (seed, epoch, place, process).
+its SHA-256, the run's progress and options. It is written last, so a state without one is
+incomplete and does not count. Random states are not saved: every draw is made from (seed, epoch,
+position, process).
 """
 
 import logging
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -29,8 +31,10 @@ log = logging.getLogger(__name__)
 WEIGHTS_FILE = "pytorch_model.bin"
 STATE_FILE = "training_state.bin"
 HISTORY_FILE = "history.csv"
+WEIGHTS_PATTERN = re.compile(re.escape(WEIGHTS_FILE) + r"\.(\d+)")  # epoch
+STATE_PATTERN = re.compile(re.escape(STATE_FILE) + r"\.(\d+)(?:\.(\d+))?")  # epoch, steps
 # Options that do not change the result: where files are, how they are read, what is logged and
-# kept. Whether the data are the same follows from their fingerprint.
+# kept. The fingerprint tells whether the data are the same.
 HARMLESS_OPTIONS = frozenset(
     {
         "output_dir",
@@ -61,7 +65,7 @@ SIDECAR_TYPES = {"sha256": str, "progress": dict, "options": dict, "data": str, 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A state that has been found and checked."""
+    """A state that was found and checked."""
 
     path: Path
     progress: Progress
@@ -70,26 +74,27 @@ class ResumePoint:
     info: dict[str, Any]  # of the model, as in model.json
 
     def tensors(self) -> dict[str, Any]:
-        """`Trainer.tensors` as saved. Raises ValueError where the file holds something else."""
-        found = read_torch_file(self.path)
-        weights = found.get("model") if isinstance(found, dict) else None
-        is_state_dict = isinstance(weights, dict) and weights
-        if not is_state_dict or not all(isinstance(one, Tensor) for one in weights.values()):
+        """`Trainer.tensors` as saved. Raises ValueError if the file holds something else."""
+        content = read_torch_file(self.path)
+        weights = content.get("model") if isinstance(content, dict) else None
+        is_filled = isinstance(weights, dict) and len(weights) > 0
+        if not is_filled or not all(isinstance(value, Tensor) for value in weights.values()):
             raise ValueError(f"{self.path} holds no training state")
-        return found
+        return content
 
     def changed_options(self, options: Mapping[str, Any], data: str) -> tuple[list[str], list[str]]:
-        """What differs from now, in words: what affects the result, and what is harmless.
+        """Describe what differs from the present options.
 
-        `data` is the present fingerprint. Options that the saved run did not know are not compared.
+        First comes what affects the result, then what does not. `data` is the present fingerprint.
+        Options that the saved run did not know are not compared.
         """
         affecting: list[str] = []
         harmless: list[str] = []
         for name, value in options.items():
             if name not in self.options or self.options[name] == to_jsonable(value):
                 continue
-            kind = harmless if name in HARMLESS_OPTIONS else affecting
-            kind.append(f"--{name} is {value}, was {self.options[name]}")
+            changes = harmless if name in HARMLESS_OPTIONS else affecting
+            changes.append(f"--{name} is {value}, was {self.options[name]}")
         if data != self.data:
             affecting.append("the pairs to train on, or those that choose the epoch, have changed")
         return affecting, harmless
@@ -101,7 +106,7 @@ def weights_path(folder: Path, epoch: int | str) -> Path:
 
 
 def sidecar_path(path: Path) -> Path:
-    """The JSON file beside a state."""
+    """The JSON file next to a state."""
     return path.with_name(f"{path.name}.json")
 
 
@@ -126,7 +131,7 @@ def newest_state(folder: Path) -> ResumePoint | None:
 def named_state(name: str) -> ResumePoint:
     """The state of `pytorch_model.bin.<epoch>`, or the `training_state.bin.…` that is named.
 
-    Raises ValueError or OSError where it cannot be used.
+    Raises ValueError or OSError if it cannot be used.
     """
     path = Path(name)
     state = path.with_name(_state_name(path.name))
@@ -140,15 +145,15 @@ def named_state(name: str) -> ResumePoint:
 
 
 def state_at(url: Location, cache_dir: str | None) -> ResumePoint:
-    """Download a state and what its run needs to continue; the state, in the cache.
+    """Download a state and the files its run needs; returns the state, now in the cache.
 
-    Raises ValueError or OSError where it cannot be used.
+    Raises ValueError or OSError if it cannot be used.
     """
     remote_folder, local_folder, name = locate_in_cache(url, cache_dir)
     if url != remote_folder.joined(name):
         raise ValueError(
-            f"--resume_model {url}: a state needs the files beside it, "
-            "which an address with a query does not lead to"
+            f"--resume_model {url}: a state needs other files from the same folder, "
+            "and a URL with a query gives no access to them"
         )
     state = local_folder / _state_name(name)
     sidecar = sidecar_path(state)
@@ -167,8 +172,10 @@ def state_at(url: Location, cache_dir: str | None) -> ResumePoint:
 
 
 def companion_files(resume: ResumePoint) -> list[str]:
-    """The files beside a state that its run needs to continue: the scores so far, and the weights
-    of the best epoch and of one that has not been evaluated yet."""
+    """The other files in a state's folder that its run needs to continue.
+
+    These are the scores so far, and the weights of the best epoch and of one not evaluated yet.
+    """
     progress = resume.progress
     epochs = {progress.chosen_epoch}
     if progress.unjudged_loss is not None:
@@ -179,21 +186,22 @@ def companion_files(resume: ResumePoint) -> list[str]:
 
 def list_states(folder: Path) -> list[Path]:
     """A run's states, the latest in the training first."""
-    places = {}
+    positions = {}
     for path in folder.glob(f"{STATE_FILE}.*"):
-        match = re.fullmatch(rf"{re.escape(STATE_FILE)}\.(\d+)(?:\.(\d+))?", path.name)
+        match = STATE_PATTERN.fullmatch(path.name)
         if match:
             epoch, steps = match.groups()
-            # Without a number of steps it stands at the end of its epoch.
-            places[path] = int(epoch), math.inf if steps is None else int(steps)
-    return sorted(places, key=places.get, reverse=True)
+            # A name without a number of steps means the end of the epoch.
+            steps_done = math.inf if steps is None else int(steps)
+            positions[path] = (int(epoch), steps_done)
+    return sorted(positions, key=positions.get, reverse=True)
 
 
 def saved_epochs(folder: Path) -> list[int]:
-    """The epochs whose weights are there."""
+    """The epochs whose weights are in a run's folder."""
     epochs = []
     for path in folder.glob(f"{WEIGHTS_FILE}.*"):
-        match = re.fullmatch(rf"{re.escape(WEIGHTS_FILE)}\.(\d+)", path.name)
+        match = WEIGHTS_PATTERN.fullmatch(path.name)
         if match:
             epochs.append(int(match.group(1)))
     return epochs
@@ -205,12 +213,14 @@ def to_jsonable(value: Any) -> Any:
 
 
 def _state_name(name: str) -> str:
-    """`pytorch_model.bin.<epoch>` → the name of its state; a state's name stays. ValueError for
-    any other name."""
-    weights = re.fullmatch(rf"{re.escape(WEIGHTS_FILE)}\.(\d+)", name)
+    """`pytorch_model.bin.<epoch>` → the name of its state. A state's name stays.
+
+    Raises ValueError for any other name.
+    """
+    weights = WEIGHTS_PATTERN.fullmatch(name)
     if weights:
         return f"{STATE_FILE}.{weights.group(1)}"
-    if re.fullmatch(rf"{re.escape(STATE_FILE)}\.\d+(?:\.\d+)?", name):
+    if STATE_PATTERN.fullmatch(name):
         return name
     raise ValueError(
         f"--resume_model {name}: expected a file {WEIGHTS_FILE}.<epoch> or "
@@ -219,33 +229,37 @@ def _state_name(name: str) -> str:
 
 
 def _verify(path: Path) -> ResumePoint:
-    """Check a state against its sidecar. Raises ValueError or OSError where they do not fit."""
+    """Check a state against its sidecar. Raises ValueError or OSError if they do not fit."""
     sidecar = sidecar_path(path)
-    found = read_json(sidecar, dict)
-    has_all = all(isinstance(found.get(name), kind) for name, kind in SIDECAR_TYPES.items())
-    if not has_all or not _is_progress(found["progress"]):
+    content = read_json(sidecar, dict)
+    has_all = all(isinstance(content.get(name), kind) for name, kind in SIDECAR_TYPES.items())
+    if not has_all or not _is_progress(content["progress"]):
         raise ValueError(f"{sidecar} does not describe a training state")
-    if compute_sha256(path) != found["sha256"]:
+    if compute_sha256(path) != content["sha256"]:
         raise ValueError(f"{path} is corrupt: its SHA-256 is not the one in {sidecar}")
-    info = check_model_info(found["card"], str(sidecar))
-    return ResumePoint(path, Progress(**found["progress"]), found["options"], found["data"], info)
+    progress = Progress(**content["progress"])
+    info = check_model_info(content["card"], str(sidecar))
+    return ResumePoint(path, progress, content["options"], content["data"], info)
 
 
 def _is_progress(values: dict[str, Any]) -> bool:
     """Whether these are all values of a Progress, each of its type and in its range."""
-    if values.keys() != {one.name for one in fields(Progress)}:
+    if values.keys() != {field.name for field in fields(Progress)}:
         return False
-    loss = values["unjudged_loss"]
+    counts = [values[name] for name in ("epoch", "batches", "skipped", "epochs_without")]
+    return all(map(_is_count, counts)) and _has_scores(values) and _has_losses(values)
+
+
+def _has_scores(values: dict[str, Any]) -> bool:
     best_epoch = values["best_epoch"]
-    return (
-        all(_is_count(values[name]) for name in ("epoch", "batches", "skipped", "epochs_without"))
-        and type(values["best_score"]) is float
-        and (loss is None or type(loss) is float)
-        and type(best_epoch) is int
-        and -1 <= best_epoch < max(values["epoch"], 1)
-        and isinstance(values["losses"], list)
-        and all(map(_is_sum_and_count, values["losses"]))
-    )
+    is_trained = type(best_epoch) is int and -1 <= best_epoch < max(values["epoch"], 1)
+    return is_trained and type(values["best_score"]) is float
+
+
+def _has_losses(values: dict[str, Any]) -> bool:
+    if type(values["unjudged_loss"]) not in (float, NoneType):
+        return False
+    return isinstance(values["losses"], list) and all(map(_is_sum_and_count, values["losses"]))
 
 
 def _is_count(value: Any) -> bool:

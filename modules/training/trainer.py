@@ -1,4 +1,4 @@
-"""A model with all that trains it: objective, optimizer, gradient scaler, data."""
+"""A model with everything that trains it: objective, optimizer, gradient scaler, data."""
 
 import contextlib
 import logging
@@ -54,12 +54,12 @@ class Trainer:
     ) -> "Trainer":
         """Freeze, move to the device, make the optimizer, compile, wrap for several processes.
 
-        `train_token_embedding` leaves the token embedding learning where early parts are frozen.
-        Raises ValueError where an epoch has no step, or the options do not fit the model.
+        With `train_token_embedding` the token embedding learns even if early parts are frozen.
+        Raises ValueError if an epoch has no step, or if the options do not fit the model.
         """
         _freeze(model, options, train_token_embedding)
         model.to(runtime.device)
-        optimizer = _build_optimizer(model, objective.recipe, options, len(loader))
+        optimizer = _build_optimizer(model, objective.recipe, options, loader)
         scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         if options.compile:
             compile_blocks(model)
@@ -80,29 +80,34 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps; an incomplete accumulation at the end of an epoch is none."""
-        return len(self.loader) // self.options.gradient_accumulation_steps
+        """Optimizer steps per epoch; an incomplete accumulation at its end does not count."""
+        return _count_steps(self.loader, self.options)
 
     def backward(self, batch: dict[str, Any], is_last_micro_batch: bool) -> Tensor:
-        """Add a batch's gradients to those of the step; returns its loss (), detached.
+        """Add a batch's gradients to those of the step; returns its scalar loss, detached.
 
-        Until the last micro-batch of an accumulation, processes do not exchange gradients.
+        Processes exchange gradients only at the last micro-batch of a step.
         """
         tensors = {
             name: value.to(self.runtime.device, non_blocking=True)
             for name, value in batch.items()
             if isinstance(value, Tensor)
         }
-        exchange_later = self.runtime.world_size > 1 and not is_last_micro_batch
-        with self.objective.no_sync() if exchange_later else contextlib.nullcontext():
+        with self._gradient_exchange(is_last_micro_batch):
             with self.runtime.autocast():
                 loss = self.objective(tensors)
             scaled_loss = loss / self.options.gradient_accumulation_steps
             self.scaler.scale(scaled_loss).backward()
         return loss.detach()
 
+    def _gradient_exchange(self, is_due: bool) -> contextlib.AbstractContextManager:
+        """A context in which backward exchanges gradients between processes only if due."""
+        if self.runtime.world_size == 1 or is_due:
+            return contextlib.nullcontext()
+        return self.objective.no_sync()
+
     def step(self) -> bool:
-        """One optimizer step; False where the gradients are not finite, so that nothing moved."""
+        """Take one optimizer step; False if gradients are not finite and nothing was updated."""
         scale = self.scaler.get_scale()
         skipped = self.optimizer.skipped_steps
         self.scaler.step(self.optimizer)
@@ -114,11 +119,11 @@ class Trainer:
         return True
 
     def discard_gradients(self) -> None:
-        """Forget the gradients of a step, or of an accumulation that the epoch did not complete."""
+        """Discard the gradients of a step, or of an incomplete accumulation."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Any]:
-        """All that training changes, as `restore` wants it."""
+        """Everything that training changes, as `restore` expects it."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -126,7 +131,7 @@ class Trainer:
         }
 
     def restore(self, resume: ResumePoint) -> None:
-        """Continue from a state. Raises ValueError where it does not fit these options."""
+        """Continue from a state. Raises ValueError if it does not fit these options."""
         tensors = resume.tensors()
         try:
             self.model.load_state_dict(tensors["model"])
@@ -157,14 +162,14 @@ def _freeze(model: CLIP4IDC, options: TrainingOptions, train_token_embedding: bo
 
 
 def _build_optimizer(
-    model: CLIP4IDC, recipe: Recipe, options: TrainingOptions, batches_per_epoch: int
+    model: CLIP4IDC, recipe: Recipe, options: TrainingOptions, loader: Batches
 ) -> BertAdam:
-    """The recipe's BertAdam, or AdamW, whose schedule counts the steps that really happen."""
+    """The recipe's BertAdam, or AdamW; the schedule counts the steps that really happen."""
     groups = parameter_groups(model, options.lr, options.coef_lr, recipe.weight_decay)
-    num_steps = batches_per_epoch // options.gradient_accumulation_steps * options.epochs
+    num_steps = _count_steps(loader, options) * options.epochs
     if num_steps == 0:
         raise ValueError(
-            f"an epoch has {batches_per_epoch} batches, fewer than --gradient_accumulation_steps "
+            f"an epoch has {len(loader)} batches, fewer than --gradient_accumulation_steps "
             f"{options.gradient_accumulation_steps}: no step would ever be taken"
         )
     adamw = {}
@@ -183,6 +188,11 @@ def _build_optimizer(
     )
 
 
+def _count_steps(loader: Batches, options: TrainingOptions) -> int:
+    """The optimizer steps of an epoch."""
+    return len(loader) // options.gradient_accumulation_steps
+
+
 def _wrap(objective: Objective, runtime: Runtime) -> nn.Module:
     if runtime.world_size == 1:
         return objective
@@ -191,11 +201,12 @@ def _wrap(objective: Objective, runtime: Runtime) -> nn.Module:
 
 
 def compile_blocks(model: CLIP4IDC) -> None:
-    """torch.compile the model's blocks; all names stay.
+    """torch.compile the model's `compilable_blocks`; the names of parameters do not change.
 
-    Raises ValueError where there is no C++ compiler.
+    Raises ValueError if there is no C++ compiler.
     """
-    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))):
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")
+    if not any(shutil.which(compiler) for compiler in compilers):
         raise ValueError(
             "--compile needs a C++ compiler (g++, clang++ or cl), and none was found on the PATH"
         )

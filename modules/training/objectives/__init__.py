@@ -1,4 +1,4 @@
-"""What a training minimises: batch → loss, and the samples and optimizer settings that go with it.
+"""What training minimizes: batch → loss, with its samples and optimizer settings.
 
 A new objective is a subclass of `Objective` and one line in `modules/registries.py`.
 """
@@ -20,12 +20,12 @@ class Recipe(NamedTuple):
     betas: tuple[float, float]
     eps: float
     weight_decay: float
-    # Epochs in a row without a better score, after which training stops; None: it never does.
+    # Training stops after this many epochs in a row without a better score; None: never.
     patience: int | None
 
 
 class TrainingData(NamedTuple):
-    """What an objective may want to know beside the batches."""
+    """What an objective may need besides the batches."""
 
     pairs: Sequence[ImagePair]
     max_words: int
@@ -35,19 +35,20 @@ class TrainingData(NamedTuple):
 class Objective(nn.Module):
     """Batch → scalar loss. With several processes the gradient is that of the whole batch.
 
-    It is wrapped in DistributedDataParallel, which averages gradients over the processes: what an
-    objective sums over all of them it multiplies by their number, as `CrossEntropy` does.
+    It is wrapped in DistributedDataParallel, which averages gradients over the processes. So an
+    objective that sums over processes must multiply by the number of processes, as `CrossEntropy`
+    does.
     """
 
     task: ClassVar[str]  # "retrieval" or "caption": the model that it trains
     samples: ClassVar[type[PairSamples]]
     recipe: ClassVar[Recipe]
-    needs_captioner: ClassVar[bool] = False  # whether the captioner must have been trained before
+    needs_captioner: ClassVar[bool] = False  # whether it starts from a trained captioner
 
     def __init__(self, model: CLIP4IDC, data: TrainingData) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """The tensors that `samples` gave, B of each, on the model's device → loss ()."""
+        """A batch (the tensors from `samples`, on the model's device) → scalar loss."""
         raise NotImplementedError

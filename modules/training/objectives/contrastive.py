@@ -14,7 +14,7 @@ class _ConcatenateOverProcesses(torch.autograd.Function):
     """Rows of all processes in rank order; backward gives each process the gradients of its own.
 
     Every process computes the same loss from the gathered rows, so backward sums the gradients over
-    the processes. DistributedDataParallel then averages: what remains is the gradient of the whole
+    the processes. DistributedDataParallel then averages, which leaves the gradient of the whole
     batch.
     """
 
@@ -39,7 +39,10 @@ def concatenate_over_processes(rows: Tensor) -> Tensor:
 
 
 class Contrastive(Objective):
-    """Images (B, 2, 3, H, W) uint8 and text_ids (B, L) → contrastive loss over the global batch."""
+    """Images (B, 2, 3, R, R) uint8 and text_ids (B, L) → contrastive loss over the global batch.
+
+    Each process scores its own texts against the pairs of all, and gets the others' rows.
+    """
 
     task = "retrieval"
     samples = RetrievalSamples

@@ -9,10 +9,10 @@ from modules.training.objectives import Objective, Recipe
 
 
 class CrossEntropy(Objective):
-    """Images (B, 1+K, 3, H, W) uint8 and caption arrays (B, K, L) → token cross-entropy.
+    """Images (B, 1+K, 3, R, R) uint8 and caption arrays (B, K, L) → token cross-entropy.
 
-    K is 2 with a distractor, else 1. The losses of the K pairs are added, each a mean over its own
-    tokens on all processes.
+    K is 2 with a distractor, else 1. The loss is the sum of the mean over the changes' tokens and
+    the mean over the distractors', each over all processes.
     """
 
     task = "caption"
@@ -40,7 +40,10 @@ def _changes_first(captions: Tensor) -> Tensor:
 
 
 def _token_weights(target: Tensor) -> Tensor:
-    """(K, B, L) target ids → the weight of each token, 1 / number of its kind on all processes."""
+    """(K, B, L) target ids → the weight of each token: processes / tokens.
+
+    `tokens` counts those of all changes' captions, or of all distractors', on all processes.
+    """
     counts = (target != IGNORED_ID).sum(dim=(1, 2)).float()
     scale = 1
     if dist.is_initialized():

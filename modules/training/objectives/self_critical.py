@@ -16,10 +16,11 @@ SAMPLES_PER_PAIR = 5
 
 
 class SelfCritical(Objective):
-    """Images (B, 1+K, 3, H, W) uint8 and `index` (B,) → minus the mean reward.
+    """Images (B, 1+K, 3, R, R) uint8 and `index` (B,) → minus the mean reward.
 
-    Of each pair SAMPLES_PER_PAIR captions are sampled. The gradient makes each of them likelier in
-    proportion to its advantage: its CIDEr-D less the mean of the pair's other captions (Luo 2020).
+    SAMPLES_PER_PAIR captions of each pair are sampled. The gradient raises the probability of each
+    in proportion to its advantage: its CIDEr-D minus the mean of the pair's other captions (Luo
+    2020).
     """
 
     task = "caption"
@@ -60,15 +61,18 @@ class SelfCritical(Objective):
         self.model.train(was_training)
         return captions
 
-    def _rewards(self, numbers: list[int], rows: Tensor) -> Tensor:
-        """Of sampled ids (pairs·SAMPLES_PER_PAIR, L) → CIDEr-D (pairs, SAMPLES_PER_PAIR).
+    def _rewards(self, indices: list[int], rows: Tensor) -> Tensor:
+        """Sampled token ids (pairs·SAMPLES_PER_PAIR, L) → CIDEr-D (pairs, SAMPLES_PER_PAIR).
 
-        `numbers` are the batch's places in the training pairs; first come all their change pairs,
-        then all their distractors.
+        `indices` are the batch's positions in the training pairs. The pairs are first all their
+        changes, then all their distractors.
         """
-        kinds = len(rows) // (len(numbers) * SAMPLES_PER_PAIR)
-        keys = [self.caption_ids[number][kind] for kind in range(kinds) for number in numbers]
-        keys = [key for key in keys for _ in range(SAMPLES_PER_PAIR)]
+        captions_per_index = len(rows) // (len(indices) * SAMPLES_PER_PAIR)
+        keys = []
+        for position in range(captions_per_index):
+            for index in indices:
+                caption_id = self.caption_ids[index][position]
+                keys += [caption_id] * SAMPLES_PER_PAIR
         eot = self.model.eot
         sentences = [reward_tokens(decode(ids), ended=eot in ids) for ids in rows.tolist()]
         rewards = torch.tensor(self.reward(keys, sentences), device=rows.device)
@@ -76,6 +80,6 @@ class SelfCritical(Objective):
 
 
 def _advantages(rewards: Tensor) -> Tensor:
-    """(pairs, SAMPLES_PER_PAIR): each reward less the mean of its pair's others."""
+    """(pairs, SAMPLES_PER_PAIR): each reward minus the mean of its pair's others."""
     above_mean = rewards - rewards.mean(dim=1, keepdim=True)
     return above_mean * SAMPLES_PER_PAIR / (SAMPLES_PER_PAIR - 1)
