@@ -175,7 +175,8 @@ def test_the_pages_settings_choose_how_to_decode(settings, values):
 def test_beams_and_several_captions_are_refused():
     from modules.web.page import choose_decoding
 
-    with pytest.raises(ValueError, match="cannot be combined"):
+    expected = "^Beams and captions cannot be combined: set one of the two to 1.$"
+    with pytest.raises(ValueError, match=expected):
         choose_decoding(2, 0, 2, 1, 0.9, 42)
 
 

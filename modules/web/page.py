@@ -203,6 +203,8 @@ def choose_decoding(
 ) -> Decoding:
     """The Decoding of the page's settings. Raises ValueError, for the visitor to read."""
     has_several = num_captions > 1
+    if has_several and beam_size > 1:
+        raise ValueError("Beams and captions cannot be combined: set one of the two to 1.")
     decoding = Decoding(
         beam_size=int(beam_size),
         length_penalty=float(length_penalty),
