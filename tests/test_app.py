@@ -143,7 +143,7 @@ def test_decoding_that_takes_too_long_is_ended(uploads, monkeypatch):
     content = (EXAMPLES / "removed_before.png").read_bytes()
     intact = str(uploads.store("a.png", io.BytesIO(content)))
     slow = str(uploads.store("b.jpg", io.BytesIO(slow_picture())))
-    with pytest.raises(image_decoding.PictureError, match="The before image takes too long"):
+    with pytest.raises(image_decoding.PictureError, match="The before image took too long"):
         image_decoding.decode_uploads([slow, intact], uploads)
     assert multiprocessing.active_children() == []
 

@@ -58,8 +58,8 @@ class Picture:
 class PageFunction:
     """A function of the page.
 
-    `number` is Gradio's, `name` that in the API, if it has one. Calls of a `queued` function wait
-    for their turn.
+    `number` is Gradio's; `name` is the name in the API, if it has one. Calls of a `queued` function
+    wait for their turn.
     """
 
     number: int
@@ -69,7 +69,7 @@ class PageFunction:
 
 
 def parse_call(content: bytes) -> dict:
-    """The JSON object of a call, read as strictly as all our JSON. Raises Refused if it is not."""
+    """The JSON object in a call's body, parsed strictly. Raises Refused for anything else."""
     try:
         body = parse_json(content.decode())
     except ValueError:

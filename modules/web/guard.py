@@ -61,10 +61,10 @@ NOTHING_HERE = "nothing is here"
 
 
 class PendingAnswers(Protocol):
-    """Which answers are still to come."""
+    """The answers that are still to come."""
 
     def has_session(self, name: str) -> bool:
-        """Whether a session waits for answers."""
+        """Whether a session is waiting for answers."""
 
     def has_event(self, name: str) -> bool:
         """Whether the answer to a call is still to come, or to be fetched."""
@@ -109,21 +109,24 @@ class Guard:
         except asyncio.CancelledError:  # the server is stopping
             return
         except Exception as error:
-            # A mistake of a visitor's that nobody foresaw is one log line, too, not a traceback.
+            # An unforeseen error caused by a visitor is one log line too, not a traceback.
             route = f"{scope['method']} {scope['path'][:MAX_PART_LENGTH]}"
             log.warning("%s: %s: %s", route, type(error).__name__, summarize_error(error))
             await answer.refuse(Refused(500, "this request cannot be answered"))
 
     def _check_host(self, scope: dict) -> None:
-        """Refuse other names than the page's in Host, and data that another site's page sends."""
+        """Refuse a Host that is not one of the page's names, and data from another site's page."""
         given = header_values(scope, b"host")
-        if not given or not all(host_name(value) in self.hosts for value in given):
+        is_own_name = given and all(host_name(value) in self.hosts for value in given)
+        if not is_own_name:
             reason = "this page is not served under that name (--allowed_hosts adds names)"
             raise Refused(421, reason)
         if scope["method"] in READ_METHODS:
             return
-        if not all(self._is_own_origin(one, given[0]) for one in header_values(scope, b"origin")):
-            raise Refused(403, "another site's page sends this (--allowed_hosts adds names)")
+        origins = header_values(scope, b"origin")
+        if not all(self._is_own_origin(origin, given[0]) for origin in origins):
+            reason = "this request comes from another site's page (--allowed_hosts adds names)"
+            raise Refused(403, reason)
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
         """Whether a page of that origin came from this server, or from the one in front of it."""
@@ -134,7 +137,10 @@ class Guard:
         return place == host.strip().lower() or host_name(place) in self.proxy_hosts
 
     def _drop_trusted_headers(self, scope: dict) -> dict:
-        """The scope without what Gradio trusts although a visitor may have made it up."""
+        """The scope without headers that Gradio trusts although a visitor may have made them up.
+
+        For the page itself, the query is dropped too.
+        """
         headers = [pair for pair in scope["headers"] if self._is_safe_header(*pair)]
         query = b"" if scope["path"] in PAGE_PATHS else scope["query_string"]
         return {**scope, "headers": headers, "query_string": query}
@@ -147,7 +153,7 @@ class Guard:
         return name != b"range" and not name.startswith(TRUSTED_HEADERS)
 
     async def _check_request(self, scope: dict, receive: Receive) -> tuple[dict, Receive]:
-        """What the application gets: a file's real path, a call's body rebuilt."""
+        """What the application gets: a file's real path, or a rebuilt body of a call."""
         path = scope["path"]
         is_read = scope["method"] in READ_METHODS
         file = FILE_PATHS.fullmatch(path)
@@ -183,7 +189,7 @@ class Guard:
         return with_length(scope, len(content)), replay(content, receive)
 
     def _check_read_path(self, scope: dict, path: str) -> None:
-        """Raise Refused for a path that is not read here, or an answer that nobody waits for."""
+        """Raise Refused for a path that cannot be read, or an answer that nobody is waiting for."""
         if READ_PATHS.fullmatch(path):
             return
         event = EVENT_PATHS.fullmatch(path)
@@ -194,7 +200,7 @@ class Guard:
             sessions = query.get("session_hash", [])
             if len(sessions) == 1 and self.pending.has_session(sessions[0]):
                 return
-            raise Refused(404, "no session of that name waits for answers")
+            raise Refused(404, "no session of that name is waiting for answers")
         raise Refused(404, NOTHING_HERE)
 
     def _with_real_path(self, scope: dict, name: str) -> dict:
@@ -202,17 +208,17 @@ class Guard:
             path = self.uploads.resolve(name)
             is_file = path.is_file()
         except (OSError, ValueError):  # PermissionError is an OSError
-            raise Refused(403, "it was not uploaded to this page") from None
+            raise Refused(403, "this file was not uploaded to this page") from None
         if not is_file:
-            raise Refused(404, "it is no longer on the server")
+            raise Refused(404, "this file is no longer on the server")
         real = f"{API}/file={path}"
         return {**scope, "path": real, "raw_path": quote(real).encode()}
 
     def _rebuild_call(self, body: Mapping[str, Any], way: str, name: str | None) -> dict[str, Any]:
         """A call rebuilt from the values that its function takes.
 
-        `way` is queue/join, call, run or api. Raises Refused for a call that the page does not
-        have, or other values.
+        `way` is queue/join, call, run or api. Raises Refused for a function that the page does not
+        have, or for wrong values.
         """
         is_numbered = way == "queue/join" or (way != "call" and body.get("fn_index") is not None)
         if is_numbered:

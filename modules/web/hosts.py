@@ -1,6 +1,6 @@
 """The host names that the page answers to.
 
-With DNS rebinding, another site can lead a browser here under its own name, and could then read
+With DNS rebinding, another site can send a browser here under its own name, and could then read
 what this server sends.
 """
 
@@ -24,14 +24,14 @@ def own_hosts(host: str) -> frozenset[str]:
 
 
 def plain_names(names: Iterable[str]) -> frozenset[str]:
-    """The names as `host_name` writes them. Text that is not a host name is left out."""
+    """The names as `host_name` writes them. Strings that are not host names are left out."""
     return frozenset(filter(None, map(host_name, names)))
 
 
 def host_name(header: str) -> str | None:
-    """The name in a Host header, in small letters, without its port and final dot.
+    """The name in a Host header, in lower case, without its port and final dot.
 
-    IP addresses are written in their usual form. None for text that is not a host name.
+    IP addresses are written in their usual form. None if it is not a host name.
     """
     name, port = _split_port(header.strip().lower())
     if port and not (port.isascii() and port.isdigit()):
@@ -42,7 +42,7 @@ def host_name(header: str) -> str | None:
     try:
         return str(ipaddress.ip_address(name))
     except ValueError:
-        is_name = name and all(letter.isalnum() or letter in "-._" for letter in name)
+        is_name = name and all(character.isalnum() or character in "-._" for character in name)
         return name if is_name else None
 
 

@@ -20,10 +20,10 @@ try:
 except ImportError:  # Windows
     resource = None
 
-MAX_MEGABYTES = 20  # of 2**20 bytes, of an upload
+MAX_MEGABYTES = 20  # of an upload; of 2**20 bytes each, as Gradio counts in its own messages
 MAX_MEGAPIXELS = 50
 MAX_SIDE = 20_000  # pixels: resizing a long, thin picture takes far more memory than the picture
-MAX_SECONDS = 10  # that decoding the pictures of a request may take
+MAX_SECONDS = 10  # for decoding the pictures of a request
 MAX_MEMORY = 4 << 30  # bytes of address space of a decoding process
 START_METHOD = "spawn" if sys.platform == "win32" else "forkserver"
 
@@ -34,7 +34,7 @@ UNREADABLE = "unreadable"
 
 
 class PictureError(ValueError):
-    """What is wrong with a visitor's picture, in words for the visitor, without a server path."""
+    """What is wrong with a visitor's picture: a message for the visitor, without a server path."""
 
 
 def start_fork_server() -> None:
@@ -48,14 +48,14 @@ def start_fork_server() -> None:
 
 
 def _do_nothing() -> None:
-    """The job of a process that is only started."""
+    """The job of a process that only starts the fork server."""
 
 
 def decode_uploads(paths: Sequence[str | None], uploads: UploadFolder) -> list[Image.Image]:
     """The two uploads of a request, before and after, in RGB.
 
-    Raises PictureError for a file that is not an upload, is too large, or cannot be decoded in
-    time.
+    Raises PictureError for an image that is missing, is not an upload, is too large, or cannot be
+    decoded in time.
     """
     sides = ("before", "after")
     found = [check_upload(path, side, uploads) for path, side in zip(paths, sides, strict=True)]
@@ -80,10 +80,10 @@ def check_upload(path: str | None, side: str, uploads: UploadFolder) -> str:
 def decode_images(
     paths: Sequence[str], names: Sequence[str], max_pixels: int, max_side: int, seconds: float
 ) -> list[Image.Image]:
-    """The pictures in RGB. `names` ("before", "after") are what messages call them.
+    """The pictures in RGB. Messages call them by their `names` ("before", "after").
 
-    Raises PictureError for a picture that cannot be read, has too many pixels or a side above
-    `max_side`, or is not decoded within `seconds`, all pictures together.
+    Raises PictureError for a picture that cannot be read, that has too many pixels or a side above
+    `max_side`, or that is not decoded in time; all pictures together have `seconds`.
     """
     context = multiprocessing.get_context(START_METHOD)
     receiver, sender = context.Pipe(duplex=False)
@@ -105,12 +105,12 @@ def _receive(
     connection: Connection, name: str, max_pixels: int, max_side: int, deadline: float
 ) -> Image.Image:
     if not connection.poll(max(deadline - time.monotonic(), 0)):
-        raise PictureError(f"The {name} image takes too long to be read.")
+        raise PictureError(f"The {name} image took too long to decode.")
     try:
         result, size = connection.recv()
         if result == DECODED:
             return Image.frombytes("RGB", size, connection.recv_bytes())
-    except (EOFError, OSError):  # the process has crashed, or was ended by its limits
+    except (EOFError, OSError):  # the process crashed, or its limits ended it
         result = UNREADABLE
     if result == TOO_LARGE:
         limits = f"{max_pixels / 1e6:g} million pixels, or a side of more than {max_side}"
@@ -123,7 +123,9 @@ def _decode_into(
     connection: Connection, paths: Sequence[str], max_pixels: int, max_side: int, seconds: float
 ) -> None:
     """In the separate process: send each decoded picture, until one cannot be read."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to the server, which ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _limit_resources(seconds)
     for path in paths:

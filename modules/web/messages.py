@@ -1,4 +1,4 @@
-"""ASGI requests and responses of the page's server: bounded bodies, changed headers, refusals."""
+"""ASGI requests and answers of the page's server: bounded bodies, changed headers, refusals."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 MAX_CALL_BYTES = 1 << 20  # of the JSON of a call
-MAX_DRAINED_BYTES = 256 << 20  # read of a body that was refused
+MAX_DRAINED_BYTES = 256 << 20  # that are still read of a body that was refused
 DRAIN_SECONDS = 20  # how long reading it may take
 TOO_LARGE = f"the body has more than {MAX_CALL_BYTES} bytes"
 
@@ -19,7 +19,7 @@ class TooLarge(Exception):
 
 
 class Refused(Exception):
-    """A request is answered with an HTTP status and one line instead."""
+    """The request is answered with an HTTP status and one line instead."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -59,7 +59,7 @@ class BoundedBody:
         """
         self._left = MAX_DRAINED_BYTES
         self._count_bytes = None
-        # Before Python 3.11 the two timeouts are two classes.
+        # Before Python 3.11 the two timeout errors are different classes.
         with suppress(TimeoutError, asyncio.TimeoutError, TooLarge):
             await asyncio.wait_for(self._read_rest(), DRAIN_SECONDS)
 
@@ -100,7 +100,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 def header_values(scope: dict, name: bytes) -> list[str]:
-    """All values of a request's header; `name` is in small letters."""
+    """All values of a request's header; `name` is in lower case."""
     return [value.decode("latin-1") for other, value in scope["headers"] if other == name]
 
 
@@ -112,7 +112,7 @@ def with_length(scope: dict, length: int) -> dict:
 
 
 class AnswerSender:
-    """A `send` whose answer no other site can read, and that knows how far the answer has got."""
+    """Wraps `send`: stops other sites from reading the answer, and tracks its begin and end."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -130,7 +130,7 @@ class AnswerSender:
     async def refuse(self, refusal: Refused) -> None:
         """Answer with a status and {"detail": …, "error": …}, which Gradio's clients show.
 
-        An answer that has begun is only ended.
+        An answer that has already begun is only ended.
         """
         if self.has_ended:
             return

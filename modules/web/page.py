@@ -1,4 +1,4 @@
-"""The page that visitors see: two pictures, how to decode, and what was found."""
+"""The page that visitors see: two pictures, the settings of decoding, and the results."""
 
 import html
 import json
@@ -24,7 +24,7 @@ ERROR_SECONDS = 8  # that a message stays on the page
 MAX_BEAMS = 10
 MAX_CAPTIONS = 10
 MAX_QUEUE = 32  # requests that may wait; others are asked to come back later
-MAX_CONCURRENT_CALLS = 4  # requests whose pictures are decoded while another is captioned
+MAX_CONCURRENT_CALLS = 4  # one is captioned while the pictures of the others are decoded
 
 STYLE = """
 .words { display: flex; flex-wrap: wrap; gap: 10px; }
@@ -32,7 +32,7 @@ STYLE = """
 .words img { width: 49%; display: inline-block; border-radius: 4px; }
 """
 
-# The browser saves the result in a file of the visitor's; the server writes none.
+# The visitor's browser saves the result in a file; the server writes none.
 SAVE_RESULT_SCRIPT = """(text) => {
   if (!text) { return; }
   const link = document.createElement('a');
@@ -82,8 +82,8 @@ def page_heading(model_name: str, max_age: float) -> str:
     limits = f"{MAX_MEGABYTES} MB and {MAX_MEGAPIXELS} million pixels"
     return (
         "# What changed?\n"
-        "Two pictures of nearly the same scene go in, a sentence that says what changed comes out. "
-        f"Each may have up to {limits}; none is kept longer than {kept}.\n\n"
+        "Upload two pictures of nearly the same scene and get a sentence that says what changed. "
+        f"Each picture can have up to {limits}. Pictures are deleted after {kept}.\n\n"
         f"Model: {escape_markdown(model_name)}"
     )
 
@@ -122,7 +122,7 @@ def add_examples(pictures: list[gr.Image]) -> None:
 
 
 def add_settings() -> list[gr.Component]:
-    """The components of the settings, in the order of `choose_decoding`."""
+    """The components of the settings, in the order of `choose_decoding`'s parameters."""
     sampled = "Captions (more than 1: words are sampled)"
     with gr.Accordion("How words are chosen", open=False):
         return [
@@ -136,7 +136,7 @@ def add_settings() -> list[gr.Component]:
 
 
 def add_results() -> tuple[gr.Component, ...]:
-    """The score table, the attention, the text to download, and their column, which is hidden."""
+    """The score table, the attention, the result to download, and their hidden column."""
     with gr.Column(visible=False) as column:
         scores = gr.Dataframe(
             headers=["caption", "score"],
@@ -146,7 +146,8 @@ def add_results() -> tuple[gr.Component, ...]:
             column_widths=["75%", "25%"],
         )
         gr.Markdown(
-            "Where the model looked: from each class token in the joint layers, and for each word."
+            "Where the model looked: the attention of each class token in the joint layers, and of "
+            "each word."
         )
         attention = gr.HTML(elem_id="attention")
         download = gr.Button("Download the result", elem_id="download")
@@ -156,7 +157,10 @@ def add_results() -> tuple[gr.Component, ...]:
 
 
 class PageCaptioner:
-    """Captions the page's uploads, one pair at a time, since the model records its attention."""
+    """Captions the page's uploads.
+
+    One pair at a time, because the model stores the attention of the pass that is running.
+    """
 
     def __init__(self, predictor: Predictor, uploads: UploadFolder) -> None:
         self.predictor = predictor
@@ -184,13 +188,21 @@ class PageCaptioner:
             raise page_error(str(error)) from None
         with self._lock:
             [explanations] = self.predictor.explanations([(before, after)], decoding)
-        captions = [explanation.caption for explanation in explanations]
-        rows = [{"caption": one.text, "score": round(one.score, 4)} for one in captions]
-        sentences = "\n".join(row["caption"] for row in rows)
-        table = [[row["caption"], row["score"]] for row in rows]
+        sentences, table, result = format_captions(explanations, decoding)
         attention = attention_html(before, after, explanations)
-        result = json.dumps({"captions": rows, "decoding": decoding.settings_by_name()}, indent=2)
         return sentences, table, attention, result, gr.Column(visible=True)
+
+
+def format_captions(
+    explanations: Sequence[Explanation], decoding: Decoding
+) -> tuple[str, list[list[Any]], str]:
+    """A pair's captions, one a line; rows of the score table; the JSON to download."""
+    captions = [explanation.caption for explanation in explanations]
+    rows = [{"caption": one.text, "score": round(one.score, 4)} for one in captions]
+    sentences = "\n".join(row["caption"] for row in rows)
+    table = [[row["caption"], row["score"]] for row in rows]
+    result = json.dumps({"captions": rows, "decoding": decoding.settings_by_name()}, indent=2)
+    return sentences, table, result
 
 
 def choose_decoding(
@@ -201,7 +213,7 @@ def choose_decoding(
     top_p: float,
     seed: float | None,
 ) -> Decoding:
-    """The Decoding of the page's settings. Raises ValueError, for the visitor to read."""
+    """The Decoding of the page's settings. Raises ValueError with a message for the visitor."""
     has_several = num_captions > 1
     if has_several and beam_size > 1:
         raise ValueError("Beams and captions cannot be combined: set one of the two to 1.")
@@ -209,7 +221,7 @@ def choose_decoding(
         beam_size=int(beam_size),
         length_penalty=float(length_penalty),
         num_captions=int(num_captions),
-        # The page always sends a value; it counts only where several captions are asked for.
+        # The page always sends a value; it only matters if several captions are asked for.
         temperature=temperature if has_several else None,
         top_p=top_p if has_several else None,
         seed=int(seed or 0),
@@ -221,7 +233,7 @@ def choose_decoding(
 def attention_html(
     before: Image.Image, after: Image.Image, explanations: Sequence[Explanation]
 ) -> str:
-    """The pictures of a pair's explanations, as data URIs; several explanations have headings."""
+    """The pictures of a pair's explanations as data URIs; several explanations get headings."""
     parts = []
     for explanation in explanations:
         panels = attention_panels(before, after, explanation)
@@ -233,7 +245,7 @@ def attention_html(
 
 
 def figure_html(label: str, images: Sequence[np.ndarray]) -> str:
-    """Before and after, RGB arrays (H, W, 3) each, under a label."""
+    """Two images with a label, before and after, RGB arrays (H, W, 3) each."""
     text = html.escape(label)
     pictures = ""
     for side, image in zip(("before", "after"), images, strict=True):

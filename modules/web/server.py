@@ -16,7 +16,7 @@ from modules.web.guard import UPLOAD, Guard
 from modules.web.messages import BoundedBody, Refused, TooLarge
 from modules.web.uploads import NoRoom, UploadFolder
 
-MAX_FILES = 2  # in one upload
+MAX_FILES = 2  # of one upload
 MAX_FIELDS = 8
 MAX_FIELD_BYTES = 1 << 16  # of a field that is not a file
 FORM_BYTES = 1 << 16  # of a form besides its files
@@ -87,7 +87,7 @@ def build_application(
 class QueuedAnswers:
     """Which answers are still to come, as Gradio's queue knows it.
 
-    The queue itself fails when it is asked for sessions and calls that it does not have.
+    The queue itself fails if it is asked for sessions and calls that it does not have.
     """
 
     def __init__(self, queue: Any) -> None:
@@ -133,7 +133,7 @@ def _input_of(block: Any) -> Number | Picture:
 
 
 async def receive_upload(request: Any, uploads: UploadFolder, file_bytes: int) -> Any:
-    """Store a form's `files` and answer with their paths, as Gradio's own upload does.
+    """Store a form's `files` and answer with their paths, as Gradio's own upload route does.
 
     An upload that breaks off leaves nothing.
     """
@@ -148,7 +148,7 @@ async def receive_upload(request: Any, uploads: UploadFolder, file_bytes: int) -
         except Refused as refusal:
             answer = PlainTextResponse(str(refusal), refusal.status)
         except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
-            answer = PlainTextResponse("the upload takes too long", 408)
+            answer = PlainTextResponse("the upload took too long", 408)
     if answer.status_code in (400, 413):
         await body.drain()
     return answer
@@ -160,9 +160,9 @@ def max_form_bytes(file_bytes: int) -> int:
 
 
 def with_plain_form(scope: dict) -> dict:
-    """The scope of a form without its charset, so that its texts are read as UTF-8.
+    """The scope of a form without its charset, so that its strings are read as UTF-8.
 
-    Python decodes some charsets, such as punycode, in time that grows with the square of the text.
+    Python decodes some charsets, such as punycode, in time that grows with the length's square.
     Raises Refused for a request that is not a form.
     """
     types = [value for name, value in scope["headers"] if name == b"content-type"]
@@ -210,7 +210,7 @@ async def _store(
 
 
 def _too_large(file_bytes: int) -> Refused:
-    return Refused(413, f"a file may have {file_bytes // 2**20} MB")
+    return Refused(413, f"a file may be at most {file_bytes // 2**20} MB")
 
 
 def _check_sizes(sizes: list[int], uploads: UploadFolder, file_bytes: int) -> None:
@@ -219,7 +219,7 @@ def _check_sizes(sizes: list[int], uploads: UploadFolder, file_bytes: int) -> No
     if max(sizes) > file_bytes:
         raise _too_large(file_bytes)
     if sum(sizes) > uploads.max_bytes:
-        reason = f"all uploads together may have {uploads.max_bytes} bytes (--upload_space)"
+        reason = f"all uploads together may take at most {uploads.max_bytes} bytes (--upload_space)"
         raise Refused(413, reason)
 
 
@@ -235,9 +235,9 @@ async def _store_files(files: list[Any], uploads: UploadFolder) -> list[Path]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Inside, SIGTERM and a closed terminal end the process with exit code 0.
+    """In this block, SIGTERM and a closed terminal end the process with exit code 0.
 
-    That is how services are stopped. `finally` blocks run, and a second signal does not interrupt
+    Services are stopped in this way. `finally` blocks run, and a second signal does not interrupt
     them.
     """
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

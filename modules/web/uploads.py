@@ -18,10 +18,11 @@ from dataloaders.picture_files import picture_endings
 from system.escaping import has_control_characters
 from system.files import READ_BYTES
 
-PREFIX = "clip4idc-page-"  # of the folder's name; its lock is beside it, with the ending LOCK
+# The folder's name starts with PREFIX; its lock file is next to it and ends in LOCK.
+PREFIX = "clip4idc-page-"
 LOCK = ".lock"
 SWEEP_SECONDS = 1.0  # between two searches for uploads that are too old
-MAX_PATH_LENGTH = 4096  # the time that it takes to resolve a path grows with its length squared
+MAX_PATH_LENGTH = 4096  # the time to resolve a path grows with the square of its length
 MAX_NAME_LENGTH = 80  # characters that are kept of an upload's name
 
 
@@ -30,10 +31,10 @@ class NoRoom(OSError):
 
 
 class UploadFolder:
-    """The uploads, each in a folder of its own whose name nobody can guess.
+    """The uploads, each in its own folder, whose name nobody can guess.
 
-    Whoever knows the path of an upload may use it; only the visitor who sent it learns it. Use
-    `open_upload_folder` to make one.
+    Anyone who knows the path of an upload may use it; only the visitor who sent it learns the path.
+    Use `open_upload_folder` to make one.
     """
 
     def __init__(self, root: Path, max_age: float, max_bytes: int) -> None:
@@ -59,7 +60,7 @@ class UploadFolder:
         except (OSError, RuntimeError, ValueError):  # a long name; circular links; lone surrogates
             raise PermissionError("there is no upload of that name") from None
         if is_folder or self.root not in real.parents:
-            raise PermissionError("it was not uploaded to this page")
+            raise PermissionError("this file was not uploaded to this page")
         return real
 
     def store(self, name: str, content: IO[bytes]) -> Path:
@@ -79,8 +80,8 @@ class UploadFolder:
     def count_arriving_bytes(self) -> Iterator[Callable[[int], None]]:
         """Count an upload while it arrives. Call the yielded function with the size of each part.
 
-        The function raises NoRoom when all uploads under way exceed `max_bytes` together. Bytes
-        that were only announced do not count.
+        The function raises NoRoom if all arriving uploads together exceed `max_bytes`. Bytes that
+        were only announced do not count.
         """
         own = 0
 
@@ -99,7 +100,7 @@ class UploadFolder:
                 self._arriving -= own
 
     def exempt_current_files(self) -> None:
-        """Never delete what is there now: the page's own examples."""
+        """Never delete what is in the folder now: the page's own examples."""
         self._kept = frozenset(self.root.iterdir())
 
     def sweep(self) -> None:
@@ -122,9 +123,11 @@ class UploadFolder:
         for path in self.root.iterdir():
             if path in self._kept:
                 continue
-            with suppress(OSError):  # it may be deleted meanwhile
+            try:
                 changed, size = _time_and_size(path)
-                yield changed, size, path
+            except OSError:  # it may be deleted meanwhile
+                continue
+            yield changed, size, path
 
 
 def safe_name(name: str) -> str:
@@ -137,7 +140,7 @@ def safe_name(name: str) -> str:
 
 
 def _time_and_size(path: Path) -> tuple[float, int]:
-    """Time of the last change and bytes on the disk of a file, or of all that a folder holds."""
+    """Time of the last change and bytes on the disk, of a file or of everything in a folder."""
     status = path.lstat()
     changed = status.st_mtime
     size = _bytes_on_disk(status)
@@ -150,7 +153,7 @@ def _time_and_size(path: Path) -> tuple[float, int]:
 
 
 def _bytes_on_disk(status: os.stat_result) -> int:
-    """Bytes used on the disk, where the system tells, so that empty files count too."""
+    """Bytes used on the disk, if the system tells, so that empty files count too."""
     return max(status.st_size, getattr(status, "st_blocks", 0) * 512)
 
 
@@ -197,7 +200,7 @@ def _sweep_until(stop: threading.Event, uploads: UploadFolder) -> None:
 
 
 def remove_orphans(place: Path) -> None:
-    """Delete the folders of servers that were killed: nobody holds their locks any more."""
+    """Delete the folders of servers that were killed: nobody holds their locks anymore."""
     for path in place.glob(f"{PREFIX}*{LOCK}"):
         with suppress(OSError, NotImplementedError):
             _remove_if_orphan(path)
