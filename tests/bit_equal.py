@@ -55,10 +55,10 @@ TRAININGS = (
         ("--linear_patch", "3d", "--scst"),
         init_from="clevr caption",
     ),
-    Training("clevr retrieval by two", "retrieval", "clevr", processes=2),
-    Training("clevr caption by two", "caption", "clevr", processes=2),
+    Training("clevr retrieval, two processes", "retrieval", "clevr", processes=2),
+    Training("clevr caption, two processes", "caption", "clevr", processes=2),
     Training(
-        "spot caption in parts by two",
+        "spot caption accumulated, two processes",
         "caption",
         "spot",
         ("--gradient_accumulation_steps", "2", "--save_every_steps", "1"),

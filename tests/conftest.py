@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from dataloaders.coco_files import coco_ground_truth
+from dataloaders.datasets import open_dataset
 from modules.clip4idc import CLIP4IDC
 from modules.model.bert import load_decoder_config
 from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
+from system.json_files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -147,68 +150,56 @@ def draw_pair(folder: Path, names: list[str], color: str | None, seed: int) -> N
         assert cv2.imwrite(str(path), image)
 
 
+def color_of(number: int) -> str:
+    """The color of a drawn pair's square."""
+    return list(COLORS)[number % len(COLORS)]
+
+
 def make_spot(root: Path, sizes: dict[str, int]) -> Path:
     """Spot-the-Diff's layout, reformatted, with colored squares; ground truth in root/gt."""
-    from dataloaders.coco_files import coco_ground_truth
-    from system.json_files import write_json
-
+    references = {}
     number = 0
     for split, size in sizes.items():
         entries = []
         for _ in range(size):
-            color = list(COLORS)[number % len(COLORS)]
+            color = color_of(number)
             draw_pair(root / "images_test", [f"{number}.png", f"{number}_2.png"], color, number)
-            entries.append(
-                {
-                    "img_id": str(number),
-                    "sentences": [f"a {color} square has appeared", f"there is a {color} box now"],
-                }
-            )
+            sentences = [f"a {color} square has appeared", f"there is a {color} box now"]
+            entries.append({"img_id": str(number), "sentences": sentences})
+            if split == "test":
+                references[f"{number}.png"] = sentences
             number += 1
         write_json(root / f"{split}.json", entries)
         write_json(root / f"reformat_{split}.json", entries)
-    truth = coco_ground_truth(
-        (f"{e['img_id']}.png", e["sentences"]) for e in json.loads((root / "test.json").read_text())
-    )
+    truth = coco_ground_truth(references.items())
     write_json(root / "gt" / "spot_total_change_captions_reformat.json", truth)
     return root
 
 
 def make_clevr(root: Path, sizes: dict[str, int]) -> Path:
     """CLEVR-Change's layout with colored squares; ground truth in root/gt. Returns root."""
-    from dataloaders.coco_files import coco_ground_truth
-    from dataloaders.datasets import open_dataset
-    from system.json_files import write_json
-
-    change, no_change, splits, number = {}, {}, {}, 0
+    change = {}
+    no_change = {}
+    splits = {}
+    names = []
     for split, size in sizes.items():
-        splits[split] = list(range(number, number + size))
-        for _ in range(size):
-            color, name = list(COLORS)[number % len(COLORS)], f"{number:06d}.png"
-            draw_pair(
-                root,
-                [f"images/CLEVR_default_{name}", f"sc_images/CLEVR_semantic_{name}"],
-                color,
-                number,
-            )
+        splits[split] = list(range(len(names), len(names) + size))
+        for number in splits[split]:
+            name = f"{number:06d}.png"
+            names.append(name)
+            color = color_of(number)
+            before = f"CLEVR_default_{name}"
+            pair = [f"images/{before}", f"sc_images/CLEVR_semantic_{name}"]
+            draw_pair(root, pair, color, number)
             draw_pair(root, [f"nsc_images/CLEVR_nonsemantic_{name}"], None, number)
-            change[f"CLEVR_default_{name}"] = [
-                f"a {color} square has appeared",
-                f"someone added a {color} square",
-            ]
-            no_change[f"CLEVR_default_{name}"] = ["no change was made", "nothing has changed"]
-            number += 1
-    for file, value in (
-        ("change_captions.json", change),
-        ("no_change_captions.json", no_change),
-        ("splits.json", splits),
-        ("type_mapping.json", {"add": [f"{n:06d}.png" for n in range(number)], "drop": []}),
-    ):
-        write_json(root / file, value)
-    write_json(
-        root / "gt" / "clevr_total_change_captions_reformat.json",
-        coco_ground_truth(open_dataset("clevr", root).ground_truth("test")),
-    )
+            change[before] = [f"a {color} square has appeared", f"someone added a {color} square"]
+            no_change[before] = ["no change was made", "nothing has changed"]
+    write_json(root / "change_captions.json", change)
+    write_json(root / "no_change_captions.json", no_change)
+    write_json(root / "splits.json", splits)
+    write_json(root / "type_mapping.json", {"add": names, "drop": []})
+    truth = coco_ground_truth(open_dataset("clevr", root).ground_truth("test"))
+    write_json(root / "gt" / "clevr_total_change_captions_reformat.json", truth)
     return root
 
 

@@ -175,11 +175,17 @@ def with_entries(
 
 def pickle_of_tensor(numbers: tuple, storage: int = 4) -> bytes:
     """The pickle {"a": a tensor of (offset, size, stride)} on a storage of so many float32."""
-    arguments = b"".join(pickle.dumps(value, 2)[2:-1] for value in numbers)
+
+    def instructions_of(value: Any) -> bytes:
+        """Without the protocol before them and the stop behind them."""
+        return pickle.dumps(value, 2)[2:-1]
+
     head = b"\x80\x02}X\1\0\0\0actorch._utils\n_rebuild_tensor_v2\n(("
-    kind = b"X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0" + b"X\3\0\0\0cpu"
-    count = pickle.dumps(storage, 2)[2:-1]
-    return head + kind + count + b"tQ" + arguments + b"\x89}tRs."
+    kind = b"X\7\0\0\0storagectorch\nFloatStorage\n"
+    place = b"X\1\0\0\0" + b"0" + b"X\3\0\0\0cpu"
+    count = instructions_of(storage)
+    arguments = b"".join(instructions_of(value) for value in numbers)
+    return head + kind + place + count + b"tQ" + arguments + b"\x89}tRs."
 
 
 def pickles(*values: Any) -> bytes:

@@ -58,18 +58,25 @@ def corrupted(draw: st.DrawFn, valid: Any) -> Any:
     whole = copy.deepcopy(valid)
     place = whole
     while True:
-        key = draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
-        if not (isinstance(place[key], list | dict) and place[key] and draw(st.booleans())):
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        key = draw(st.sampled_from(keys))
+        is_container = isinstance(place[key], list | dict) and place[key]
+        goes_deeper = is_container and draw(st.booleans())
+        if not goes_deeper:
             break
         place = place[key]
     value = place.pop(key)
     how = draw(st.sampled_from(("replaced", "missing", "renamed")))
-    if how != "missing":
-        replacement = draw(VALUES) if how == "replaced" else value
-        if isinstance(place, list):
-            place.insert(key, replacement)
-        else:
-            place[key if how == "replaced" else draw(TEXTS)] = replacement
+    if how == "missing":
+        return whole
+    if how == "replaced":
+        value = draw(VALUES)
+    if isinstance(place, list):
+        place.insert(key, value)
+    elif how == "replaced":
+        place[key] = value
+    else:
+        place[draw(TEXTS)] = value
     return whole
 
 
