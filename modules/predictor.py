@@ -21,7 +21,7 @@ from torch import Tensor
 from dataloaders.images import ImageLike, to_tensor
 from modules.clip4idc import CLIP4IDC, load_model
 from modules.generation import generate
-from modules.generation.steps import shift_for_teacher_forcing
+from modules.generation.steps import count_tokens, shift_for_teacher_forcing
 from modules.model.explanation import (
     Caption,
     Explanation,
@@ -172,7 +172,8 @@ class Predictor:
                 token_attention = compute_token_attention(
                     encoder_weights, cross_weights, joint_rollout
                 )
-                columns = (caption_ids, scores, class_attention, token_attention)
+                lengths = count_tokens(caption_ids, self.model.eot)
+                columns = (caption_ids, lengths, scores, class_attention, token_attention)
                 by_rank.append([explain_caption(*row) for row in zip(*columns, strict=True)])
         return [list(explanations) for explanations in zip(*by_rank, strict=True)]
 
@@ -194,7 +195,7 @@ class Predictor:
 
     def _scores(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """The mean log-probability (B,) of each caption's ids (B, L), all tokens in one pass."""
-        previous, mask = shift_for_teacher_forcing(ids, self.model.sot)
+        previous, mask = shift_for_teacher_forcing(ids, self.model.sot, self.model.eot)
         logits = self.model.caption_logits(tokens, previous, mask).float()
         log_probs = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
         return (log_probs * mask).sum(dim=1) / mask.sum(dim=1)

@@ -130,9 +130,11 @@ def test_open_captions_close_when_all_of_a_pair_have_ended():
 
 
 def test_teacher_forcing_shifts_captions_behind_the_start():
-    previous, mask = shift_for_teacher_forcing(torch.tensor([[5, 6, 9], [9, 0, 0]]), sot=8)
-    assert previous.tolist() == [[8, 5, 6], [8, 9, 0]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    """A 0 before the end, or without one, is a token like others."""
+    ids = torch.tensor([[5, 0, 9], [9, 0, 0], [0, 0, 0]])
+    previous, mask = shift_for_teacher_forcing(ids, sot=8, eot=9)
+    assert previous.tolist() == [[8, 5, 0], [8, 9, 0], [8, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
 
 
 def all_captions(max_words):
@@ -158,6 +160,12 @@ def test_wide_beam_is_brute_force(penalty, max_words):
         best = max(all_captions(max_words), key=score)
         assert tuple(row[: len(best)]) == best
         assert not any(row[len(best) :])
+
+
+def test_a_caption_that_ends_with_the_token_0_keeps_it():
+    table = torch.full((5, 5), -50.0)
+    table[:, 0] = 0.0  # token 0 follows everything
+    assert beam_search(Markov(), table[None], 3, beam_size=2).tolist() == [[0, 0, 0]]
 
 
 def test_beam_of_one_is_greedy(tiny_captioner):

@@ -12,7 +12,12 @@ from dataloaders.images import load_image, to_tensor
 from gt.caption_accuracy import accuracy, check_captions
 from modules import predictor as predictor_module
 from modules.clip4idc import CLIP4IDC
-from modules.model.explanation import compute_token_attention, rollout
+from modules.model.explanation import (
+    compute_token_attention,
+    explain_caption,
+    patch_maps,
+    rollout,
+)
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
 from modules.report.pictures import draw_explanation
@@ -64,8 +69,8 @@ def test_paths_images_and_arrays_give_the_same_captions(tiny, pairs):
 def test_the_score_is_the_mean_log_probability_of_the_words_and_the_end(
     tiny_captioner, pairs, monkeypatch
 ):
-    """Of captions that are handed in: of two words and the end, and of four words."""
-    ids = torch.tensor([[3, 4, 49, 0], [5, 6, 7, 8]])
+    """Of captions that are handed in: two tokens and the end; and four tokens, one of them 0."""
+    ids = torch.tensor([[3, 4, 49, 0], [5, 0, 7, 8]])
     monkeypatch.setattr(predictor_module, "generate", lambda *_: ids[:, None])
     predictor = Predictor(tiny_captioner, 4)
     found = [captions[0].score for captions in predictor.captions(pairs[:2])]
@@ -73,7 +78,7 @@ def test_the_score_is_the_mean_log_probability_of_the_words_and_the_end(
     expected = []
     with torch.no_grad():
         tokens = tiny_captioner.encode_pairs(tiny_captioner.normalize_images(images)).tokens
-        for row, words in ((0, [3, 4, 49]), (1, [5, 6, 7, 8])):
+        for row, words in ((0, [3, 4, 49]), (1, [5, 0, 7, 8])):
             read = torch.tensor([[tiny_captioner.sot, *words[:-1]]])
             logits = tiny_captioner.caption_logits(
                 tokens[row : row + 1], read, torch.ones_like(read)
@@ -137,6 +142,19 @@ def test_rollout_is_written_out():
     second = cross[1][0][0].mean(0) @ half[1][1] @ half[1][0] @ joint_rollout
     found = compute_token_attention(encoder, cross, rollout(joint, tokens))
     torch.testing.assert_close(found[0], (first + second) / 2)
+
+
+def test_a_token_0_shifts_no_words_map():
+    """It decodes to "!", at which a caption is cut."""
+    attention = torch.eye(5, 10)  # of each token of the caption to one token of the pair
+    ids = torch.tensor([320, 0, 539, EOT, 0])  # a, !, of
+    found = explain_caption(ids, torch.tensor(4), torch.tensor(-1.0), attention[:2], attention)
+    assert found.caption.text == "a"
+    assert found.words == ("a", "", "(end)")
+    np.testing.assert_array_equal(found.word_maps[2], patch_maps(attention[3:4])[0])
+    zeros = torch.zeros(5, dtype=torch.long)
+    found = explain_caption(zeros, torch.tensor(5), torch.tensor(-1.0), attention[:2], attention)
+    assert found.words == ("",)
 
 
 def test_attention_finds_what_was_drawn(demo, tmp_path):

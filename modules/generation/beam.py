@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.generation.steps import OpenCaptions, StepModel
+from modules.generation.steps import OpenCaptions, StepModel, count_tokens
 from modules.options.decoding import Decoding
 from modules.tokenizer import PAD
 
@@ -33,7 +33,7 @@ def beam_search(
         log_probs = beams.captions.next_logits().log_softmax(dim=-1)
         beams.record_best(log_probs)
         beams.extend(log_probs)
-    return _trim(beams.best_ids)
+    return _trim(beams.best_ids, model.eot)
 
 
 class Beams:
@@ -127,7 +127,7 @@ def _select_beam(values: Tensor, beam: Tensor) -> Tensor:
     return values[rows, beam]
 
 
-def _trim(ids: Tensor) -> Tensor:
-    """(B, L) without the last columns that are 0 in all rows, but for one."""
-    used = (ids != PAD).any(dim=0).nonzero().flatten()
-    return ids[:, : int(used[-1]) + 1] if len(used) else ids[:, :1]
+def _trim(ids: Tensor, eot: int) -> Tensor:
+    """(B, L) without the columns after the end of the longest caption."""
+    lengths = count_tokens(ids, eot).tolist()
+    return ids[:, : max(lengths, default=1)]

@@ -106,11 +106,23 @@ class OpenCaptions:
         return self.ids[..., : self.length]
 
 
-def shift_for_teacher_forcing(ids: Tensor, sot: int) -> tuple[Tensor, Tensor]:
+def count_tokens(ids: Tensor, eot: int) -> Tensor:
+    """Captions (N, L) → how many tokens each has (N,), its EOT included.
+
+    The ids after EOT do not count. A 0 before it does: it is a token of the vocabulary.
+    """
+    is_eot = ids == eot
+    first_eot = is_eot.long().argmax(dim=1)
+    return torch.where(is_eot.any(dim=1), first_eot + 1, ids.shape[1])
+
+
+def shift_for_teacher_forcing(ids: Tensor, sot: int, eot: int) -> tuple[Tensor, Tensor]:
     """Finished captions (N, L) → the tokens that precede each position (N, L), and the mask (N, L).
 
     Ids are 0 after EOT. From these a model computes the logits of all tokens in one pass.
     """
     previous = ids.roll(1, dims=1)
     previous[:, 0] = sot
-    return previous, (ids != PAD).long()
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    mask = positions < count_tokens(ids, eot)[:, None]
+    return previous, mask.long()

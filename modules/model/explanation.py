@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modules.tokenizer import PAD, decode, split_words
+from modules.tokenizer import decode, split_words
 
 RecordedWeights = list[Tensor]  # the attention weights (B, H, …, S) of a module, one per call
 
@@ -49,18 +49,19 @@ class Explanation:
 
 
 def explain_caption(
-    ids: Tensor, score: Tensor, class_attention: Tensor, token_attention: Tensor
+    ids: Tensor, length: Tensor, score: Tensor, class_attention: Tensor, token_attention: Tensor
 ) -> Explanation:
     """The explanation of one caption.
 
-    ids (L,), 0 after EOT; score (); the attention that the pair's tokens receive from the two class
-    tokens (2, S) and from each token of the caption (L, S).
+    ids (L,), of which the first `length` () are the caption's; score (); the attention that the
+    pair's tokens receive from the two class tokens (2, S) and from each token of the caption
+    (L, S).
     """
-    used = [token for token in ids.tolist() if token != PAD]
-    words = split_words(used)
+    caption_ids = ids[:length].tolist()
+    words = split_words(caption_ids)
     maps = [token_attention[positions].mean(dim=0) for _, positions in words]
     return Explanation(
-        Caption(decode(used), score.item()),
+        Caption(decode(caption_ids), score.item()),
         tuple(word for word, _ in words),
         patch_maps(class_attention),
         patch_maps(torch.stack(maps)),

@@ -44,7 +44,7 @@ class SelfCritical(Objective):
         rows = self._sample(tokens.detach()).flatten(0, 1)
         rewards = self._rewards(batch["index"].tolist(), rows)
         weights = _advantages(rewards) / rewards.numel()
-        previous, mask = shift_for_teacher_forcing(rows, self.model.sot)
+        previous, mask = shift_for_teacher_forcing(rows, self.model.sot, self.model.eot)
         weighted_loss = self.model.weighted_caption_loss(
             tokens, previous, mask, rows, weights.view(-1, 1).expand_as(rows)
         )
