@@ -105,6 +105,15 @@ def test_a_cache_that_lost_rows_is_built_again(tmp_path: Path, pictures: list[st
     assert torch.equal(cache(pictures), read_small(pictures))
 
 
+def test_a_lost_data_file_is_built_again_and_said_to_be_missing(
+    tmp_path: Path, pictures: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    open_cache(tmp_path / "cache", pictures)
+    (tmp_path / "cache" / "images-32.uint8").unlink()
+    assert open_cache(tmp_path / "cache", pictures)[1] == pictures
+    assert "images-32.uint8 is missing" in caplog.text
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -129,6 +138,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, pictures: list[str]) ->
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot build the image cache in .*file.*--image_cache"):
         open_cache(tmp_path / "file" / "below", pictures)
+
+
+def test_an_error_without_a_number_names_the_folder(
+    tmp_path: Path, pictures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no lock")
+
+    monkeypatch.setattr(image_cache, "_append", fail)
+    with pytest.raises(OSError, match=r"cannot build the image cache in .*: no lock"):
+        open_cache(tmp_path / "cache", pictures)
 
 
 def test_an_image_that_it_was_not_opened_for(tmp_path: Path, pictures: list[str]) -> None:

@@ -74,10 +74,11 @@ def open_image_cache(
         try:
             entries = _add_missing(files, stamps, progress)
         except OSError as error:
-            if error.strerror is None:  # one of ours, about an image
-                raise
+            if isinstance(error, FileNotFoundError) and error.strerror is None:
+                raise  # one of ours, about an image
+            reason = error.strerror or error
             raise OSError(
-                f"cannot build the image cache in {folder} (--image_cache): {error.strerror}"
+                f"cannot build the image cache in {folder} (--image_cache): {reason}"
             ) from None
     rows = {path: entries[name][0] for path, name in names.items()}
     return ImageCache(files.data, resolution, rows)
@@ -188,7 +189,10 @@ def _read_index(files: CacheFiles) -> dict[str, Entry]:
             "again"
         )
     needed = _num_rows(entries) * files.image_bytes
-    if not files.data.is_file() or files.data.stat().st_size < needed:
+    if entries and not files.data.is_file():
+        log.warning("%s is missing: the cache is built again", files.data)
+        return {}
+    if entries and files.data.stat().st_size < needed:
         log.warning("%s is shorter than its index says: the cache is built again", files.data)
         return {}
     return entries
