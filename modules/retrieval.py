@@ -20,14 +20,14 @@ def ranks_of(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def rank_metrics(ranks: Tensor, median: str) -> dict[str, float]:
-    """R1, R5 and R10 in per cent, MedianR and MeanR.
+    """ranks (N,) → R1, R5 and R10 in percent, MedianR and MeanR.
 
     median: "lower" takes the lower of two middle ranks, "mean_of_middle" their mean.
     """
     ranks = ranks.double()
     middle = ranks.median() if median == "lower" else ranks.quantile(0.5)
-    found = {f"R{k}": 100 * (ranks <= k).double().mean().item() for k in RECALL_RANKS}
-    return {**found, "MedianR": middle.item(), "MeanR": ranks.mean().item()}
+    recalls = {f"R{k}": 100 * (ranks <= k).double().mean().item() for k in RECALL_RANKS}
+    return {**recalls, "MedianR": middle.item(), "MeanR": ranks.mean().item()}
 
 
 def retrieval_metrics(
@@ -44,8 +44,8 @@ def retrieval_metrics(
 def retrieval_ranks(similarity: Tensor, sentences_per_pair: Sequence[int]) -> dict[str, Tensor]:
     """similarity (N_text, N_pair) → text_to_pair (N_text,), pair_to_text (N_pair,).
 
-    The texts stand pair by pair. A pair's similarity to the sentences of another one is their
-    maximum. Raises ValueError where the counts do not fit.
+    The texts stand pair by pair. A pair's similarity to another pair's sentences is the largest of
+    theirs. Raises ValueError if the counts do not fit.
     """
     counts = torch.as_tensor(sentences_per_pair)
     if similarity.shape != (int(counts.sum()), len(counts)) or (counts < 1).any():
@@ -65,7 +65,7 @@ def retrieval_ranks(similarity: Tensor, sentences_per_pair: Sequence[int]) -> di
 
 
 def chance_level(num_pairs: int) -> dict[str, float]:
-    """`rank_metrics` on average, where each of num_pairs ranks is as likely as any other."""
+    """`rank_metrics` on average, if each of num_pairs ranks is as likely as any other."""
     middle = (num_pairs + 1) / 2
-    found = {f"R{k}": 100 * min(k / num_pairs, 1.0) for k in RECALL_RANKS}
-    return {**found, "MedianR": middle, "MeanR": middle}
+    recalls = {f"R{k}": 100 * min(k / num_pairs, 1.0) for k in RECALL_RANKS}
+    return {**recalls, "MedianR": middle, "MeanR": middle}

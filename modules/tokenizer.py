@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding, as open_clip has it, and the arrays that are made of a caption.
+"""CLIP's byte-pair encoding, as open_clip has it, and the arrays that a caption becomes.
 
 Source: docs/reference.md, Text arrays.
 """
@@ -23,7 +23,7 @@ END_OF_WORD = "</w>"  # how a token that ends a word is written in the vocabular
 def load_clip_tokenizer() -> "SimpleTokenizer":
     """open_clip's tokenizer with CLIP's vocabulary of 49,408.
 
-    Only its file is run, not the package, whose models take a second to import and are not needed.
+    Runs only that file: importing the whole package loads models, takes a second and is not needed.
     """
     package = importlib.util.find_spec("open_clip")
     file = Path(package.submodule_search_locations[0], "tokenizer.py")
@@ -34,16 +34,17 @@ def load_clip_tokenizer() -> "SimpleTokenizer":
 
 
 def tokenize_caption(caption: str, max_words: int) -> dict[str, np.ndarray]:
-    """A caption → five int64 arrays (max_words,), padded with 0; masks are 1 for words.
+    """A caption → five int64 arrays (max_words,), padded with 0; masks are 1 for tokens.
 
     Retrieval text ids and mask: `[SOT, w…, EOT]`, where SOT and words are cut to max_words − 1.
     Caption input ids and mask: `[SOT, w…]`; target ids: `[w…, EOT]`; words cut to max_words − 1.
+    Here w… are the token ids of the caption's words.
     """
-    words = load_clip_tokenizer().encode(caption)
-    text = [SOT, *words][: max_words - 1] + [EOT]
-    words = words[: max_words - 1]
-    source = [SOT, *words]
-    target = [*words, EOT]
+    token_ids = load_clip_tokenizer().encode(caption)
+    text = [SOT, *token_ids][: max_words - 1] + [EOT]
+    token_ids = token_ids[: max_words - 1]
+    source = [SOT, *token_ids]
+    target = [*token_ids, EOT]
     return {
         "retrieval_text_ids": _pad(text, max_words),
         "retrieval_text_mask": _pad([1] * len(text), max_words),
@@ -61,8 +62,8 @@ def decode(ids: Sequence[int]) -> str:
     ids = list(ids)
     if EOT in ids:
         ids = ids[: ids.index(EOT)]
-    words = load_clip_tokenizer().decode([token for token in ids if token != SOT])
-    return words.split("!")[0].strip()
+    sentence = load_clip_tokenizer().decode([token for token in ids if token != SOT])
+    return sentence.split("!")[0].strip()
 
 
 def split_words(ids: Sequence[int]) -> list[tuple[str, list[int]]]:

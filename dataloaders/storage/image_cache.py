@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 CHUNK_IMAGES = 2048  # decoded and written before the index is saved
 
 Progress = Callable[[Iterable, str, str], Iterable]  # (iterable, what, unit): draws a bar
-Stamp = list[int]  # a source's size in bytes and its time of change in nanoseconds
+Stamp = list[int]  # a source's size in bytes and its modification time in nanoseconds
 Entry = list[int]  # row in the data file, then the source's stamp
 
 
@@ -38,7 +38,7 @@ class ImageCache:
         self.pixels: np.memmap | None = None
         if (self.keys[1:] == self.keys[:-1]).any():
             raise ValueError(
-                f"two of the images for {data} have the same key of 64 bits: rename one of them"
+                f"two of the images for {data} have the same 64-bit hash: rename one of them"
             )
 
     def __call__(self, paths: Sequence[str]) -> Tensor:
@@ -47,10 +47,10 @@ class ImageCache:
             shape = (int(self.rows.max()) + 1, 3, self.resolution, self.resolution)
             self.pixels = np.memmap(self.data, np.uint8, mode="r", shape=shape)
         wanted = torch.tensor([_key(path) for path in paths])
-        places = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        if not torch.equal(self.keys[places], wanted):
+        found = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        if not torch.equal(self.keys[found], wanted):
             raise KeyError(f"not all of {', '.join(paths)} are in {self.data}")
-        return torch.from_numpy(self.pixels[self.rows[places].numpy()])
+        return torch.from_numpy(self.pixels[self.rows[found].numpy()])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": None}
@@ -61,14 +61,13 @@ def open_image_cache(
 ) -> ImageCache:
     """The cache of these images at this resolution; images that are new or have changed are added.
 
-    A lock lets one process build while others wait; a complete cache is only read. A build that
-    fails keeps what it has done, and one that is killed all but its last chunk. Raises ValueError
-    or OSError naming an image that cannot be read, a corrupt index, or a folder that cannot be
-    written.
+    A lock lets one process build while others wait; a complete cache is only read. A failed build
+    keeps what it has done; a killed one loses only its last chunk. Raises ValueError or OSError
+    that names an image that cannot be read, a corrupt index, or a folder that cannot be written.
     """
     files = CacheFiles.in_folder(Path(folder), resolution)
-    names = {path: os.path.abspath(path) for path in paths}
-    stamps = {name: _stamp(name) for name in names.values()}
+    absolute_paths = {path: os.path.abspath(path) for path in paths}
+    stamps = {path: stamp_file(path) for path in absolute_paths.values()}
     entries = _read_index(files)
     if _missing(entries, stamps):
         try:
@@ -80,7 +79,7 @@ def open_image_cache(
             raise OSError(
                 f"cannot build the image cache in {folder} (--image_cache): {reason}"
             ) from None
-    rows = {path: entries[name][0] for path, name in names.items()}
+    rows = {path: entries[absolute][0] for path, absolute in absolute_paths.items()}
     return ImageCache(files.data, resolution, rows)
 
 
@@ -94,10 +93,13 @@ class CacheFiles(NamedTuple):
 
     @classmethod
     def in_folder(cls, folder: Path, resolution: int) -> "CacheFiles":
-        data, index, lock = (
-            folder / f"images-{resolution}.{ending}" for ending in ("uint8", "json", "lock")
+        name = f"images-{resolution}"
+        return cls(
+            data=folder / f"{name}.uint8",
+            index=folder / f"{name}.json",
+            lock=folder / f"{name}.lock",
+            resolution=resolution,
         )
-        return cls(data, index, lock, resolution)
 
     @property
     def image_bytes(self) -> int:
@@ -158,7 +160,8 @@ def _key(path: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _stamp(path: str) -> Stamp:
+def stamp_file(path: str) -> Stamp:
+    """What changes if the file does. Raises FileNotFoundError that names a missing image."""
     try:
         status = os.stat(path)
     except FileNotFoundError:
@@ -171,7 +174,7 @@ def _num_rows(entries: dict[str, Entry]) -> int:
 
 
 def _read_index(files: CacheFiles) -> dict[str, Entry]:
-    """Path → entry; empty where the cache is new, or its data file is shorter than it was.
+    """Path → entry; empty if the cache is new, or its data file is missing or cut short.
 
     Raises ValueError for an index that is corrupt or of another resolution.
     """

@@ -3,11 +3,12 @@
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dataloaders.picture_files import read_image
+from dataloaders.storage.image_cache import stamp_file
 from system.files import choose_cache_folder
 from system.json_files import read_json, write_json
 
@@ -21,10 +22,10 @@ def unreadable_images(
     cache_dir: str | None,
     progress: Callable[[Iterable, str, str], Iterable],
 ) -> dict[str, str]:
-    """Path → reason of every image that is missing or cannot be decoded. Uses all cores.
+    """Path → reason for every image that is missing or cannot be decoded. Uses all cores.
 
     `progress(iterable, what, unit)` draws the bar. The answer is kept in the cache folder, for
-    files of exactly these paths, sizes and times.
+    files of exactly these paths, sizes and modification times.
     """
     paths = list(paths)
     name = f"{_fingerprint_files(paths)}.json"
@@ -42,30 +43,32 @@ def unreadable_images(
 
 
 def _read_known(path: Path) -> dict[str, str] | None:
-    """The answer of an earlier check; None where there is none, or it is corrupt."""
+    """The answer of an earlier check; None if there is none, or it is corrupt."""
     try:
-        found = read_json(path, dict)
+        answer = read_json(path, dict)
     except (OSError, ValueError):
         return None
-    is_sound = all(isinstance(reason, str) for reason in found.values())
-    return found if is_sound else None
+    is_sound = all(isinstance(reason, str) for reason in answer.values())
+    return answer if is_sound else None
 
 
 def _decode_all(paths: list[str], progress: Callable) -> dict[str, str]:
-    bar = iter(progress(paths, "images checked", "image"))
+    bar = progress(paths, "images checked", "image")
     bad = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), CHUNK_IMAGES):
-            part = paths[start : start + CHUNK_IMAGES]
-            for path, reason in zip(part, pool.map(_decode_error, part), strict=True):
-                next(bar)
-                if reason:
-                    bad[path] = reason
-    next(bar, None)  # closes it
+    for path, reason in zip(bar, _find_reasons(paths), strict=True):
+        if reason:
+            bad[path] = reason
     return bad
 
 
-def _decode_error(path: str) -> str | None:
+def _find_reasons(paths: list[str]) -> Iterator[str | None]:
+    """Why each image cannot be decoded; None if it can."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), CHUNK_IMAGES):
+            yield from pool.map(_find_reason, paths[start : start + CHUNK_IMAGES])
+
+
+def _find_reason(path: str) -> str | None:
     try:
         read_image(path)
     except (ValueError, OSError) as error:
@@ -77,8 +80,8 @@ def _fingerprint_files(paths: list[str]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
         try:
-            status = os.stat(path)
-            stamp = f"{status.st_size} {status.st_mtime_ns}"
+            size, modification_time = stamp_file(path)
+            stamp = f"{size} {modification_time}"
         except OSError:
             stamp = "missing"
         digest.update(f"{os.path.abspath(path)}\0{stamp}\n".encode())

@@ -1,7 +1,7 @@
 """A read-only list in two tensors, so that worker processes share its memory instead of copying it.
 
-Python writes a reference count into every object that it looks at. A forked worker that reads a
-list of pairs thus gets its own copy of each memory page it touches, and in the end of all of them.
+Python updates the reference count of every object it touches. A forked worker that reads an
+ordinary list therefore ends up with its own copy of every memory page.
 """
 
 import pickle
@@ -25,9 +25,9 @@ class PackedList(Sequence):
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+            return [self[position] for position in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of {len(self)}")
-        place = index % len(self)
-        start, end = self._offsets[place : place + 2].tolist()
+        position = index % len(self)
+        start, end = self._offsets[position : position + 2].tolist()
         return pickle.loads(self._bytes[start:end].numpy().tobytes())
