@@ -35,7 +35,7 @@ MAGIC_BYTES = max(map(len, COMPRESSIONS))
 
 
 class NotAnArchive(ValueError):
-    """The file is not an archive of the kind that it is opened as."""
+    """The file is not an archive of the expected format."""
 
 
 class BoundedReader:
@@ -54,9 +54,7 @@ class BoundedReader:
 
     def _check(self, size: int) -> None:
         if size > self._max_bytes:
-            raise ValueError(
-                f"a part of it that is read at once has more than {self._max_bytes} bytes"
-            )
+            raise ValueError(f"a single read of it takes more than {self._max_bytes} bytes")
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Like `file.seek`."""

@@ -58,26 +58,26 @@ def test_names_of_files_that_exist_stay_whole(tmp_path):
     [
         str,
         repr,
-        lambda address: f"{address}",
-        lambda address: f"{address:>40}",
-        lambda address: "%s" % address,  # noqa: UP031
-        lambda address: "{}".format(address),  # noqa: UP032
-        lambda address: f"{[address]}",
+        lambda location: f"{location}",
+        lambda location: f"{location:>40}",
+        lambda location: "%s" % location,  # noqa: UP031
+        lambda location: "{}".format(location),  # noqa: UP032
+        lambda location: f"{[location]}",
     ],
 )
-def test_text_made_from_an_address_has_no_secrets(write):
+def test_text_made_from_a_location_has_no_secrets(write):
     text = write(Location(f"http://user:{SECRET}@host/x.bin?sig={SECRET}"))
     assert "http://host/x.bin" in text
     assert SECRET not in text
 
 
-def test_an_address_cannot_be_written_by_mistake():
-    address = Location(f"http://user:{SECRET}@host/x.bin?sig={SECRET}")
+def test_a_location_cannot_be_written_by_mistake():
+    location = Location(f"http://user:{SECRET}@host/x.bin?sig={SECRET}")
     with pytest.raises(TypeError):
-        json.dumps(address)
+        json.dumps(location)
     with pytest.raises(TypeError):
-        "".join([address])
-    assert address.reveal() == f"http://user:{SECRET}@host/x.bin?sig={SECRET}"
+        "".join([location])
+    assert location.reveal() == f"http://user:{SECRET}@host/x.bin?sig={SECRET}"
     assert Location("x") == Location("x") != Location("y")
 
 
@@ -146,7 +146,7 @@ def test_texts_lose_the_secrets_of_the_environment(name, monkeypatch):
         ("%s", (Location(f"http://u:{SECRET}@h/x"),), "http://h/x"),
         ("%s 字 é 👩‍👩‍👧", ("字 é 👩‍👩‍👧 \ud800",), "字 é 👩‍👩‍👧 \\ud800 字 é 👩‍👩‍👧"),
     ],
-    ids=["lines", "numbers", "error", "address", "unicode"],
+    ids=["lines", "numbers", "error", "location", "unicode"],
 )
 def test_log_lines_lose_control_characters_and_secrets(message, args, line):
     record = logging.LogRecord("x", logging.INFO, "x", 1, message, args, None)
