@@ -2,9 +2,9 @@
 
     python benchmarks/data_path.py --datatype clevr --scenes 40000 --workers 1 2 4
 
-prints one JSON line. 60 scenes are drawn and used under other names for all. With `--datatype spot
+prints one JSON line. 60 scenes are drawn and reused under other names. With `--datatype spot
 --annotations FOLDER` ids and sentences come from a real train.json. Images are read and resized for
-`--read` pairs only, the captions of all pairs once.
+`--read` pairs only; the captions of all pairs are read once.
 """
 
 import argparse
@@ -48,14 +48,14 @@ tokenize = partial(tokenize_caption, max_words=MAX_WORDS)
 
 
 class BlankImages:
-    """An image reader that reads nothing, where only captions matter."""
+    """An image reader that reads nothing, for runs in which only captions matter."""
 
     def __call__(self, paths: Sequence[str]) -> torch.Tensor:
         return torch.zeros(len(paths), 3, 1, 1, dtype=torch.uint8)
 
 
 def replicate_clevr(drawn: Path, root: Path, num_scenes: int) -> None:
-    """The drawn scenes, over and over, under `num_scenes` numbers; images are hard links."""
+    """Repeat the drawn scenes under `num_scenes` numbers; images are hard links."""
     for folder, prefix in FOLDERS.items():
         (root / folder).mkdir(parents=True)
         for number in range(num_scenes):
@@ -86,14 +86,16 @@ def replicate_spot(drawn: Path, root: Path, annotations: Path) -> None:
 
 
 def private_memory(process: int) -> float:
-    """MB that a process shares with no other one."""
+    """MB that a process does not share with any other."""
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
 def caption_rate(samples_class: type, pairs: Sequence[ImagePair], workers: int) -> dict[str, float]:
-    """All captions once, without images: samples per second, and by how many MB the memory of the
-    worker grows that grows most."""
+    """Samples per second over all captions without images, and how much a worker's memory grows.
+
+    That is the largest growth of a worker's private memory, in MB.
+    """
     loader = build_batches(
         samples_class(pairs, BlankImages(), tokenize), CAPTION_BATCH, True, workers
     )
@@ -114,7 +116,7 @@ def caption_rate(samples_class: type, pairs: Sequence[ImagePair], workers: int) 
 def pair_rate(
     samples_class: type, pairs: Sequence[ImagePair], workers: int, num_pairs: int
 ) -> float:
-    """Pairs per second that are decoded, resized, tokenised and collated."""
+    """Pairs per second that are decoded, resized, tokenized and collated."""
     loader = build_batches(samples_class(pairs, ImageFiles(), tokenize), IMAGE_BATCH, True, workers)
     batches = iter(loader)
     next(batches)
@@ -134,7 +136,7 @@ def measure_dataset(
     pairs = PackedList(dataset.checked_pairs("train"))
     startup = time.perf_counter() - start
     results: dict[str, object] = {"scenes": len(pairs), "startup_seconds": round(startup, 2)}
-    objects = list(pairs)  # Python objects in the place of shared tensors
+    objects = list(pairs)  # Python objects instead of shared tensors
     most_workers = max(workers)
     for training, samples_class in SAMPLES.items():
         row: dict[str, object] = dict(caption_rate(samples_class, pairs, most_workers))
@@ -148,7 +150,7 @@ def measure_dataset(
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Draw scenes, replicate them, measure."""
+    """Draw scenes, replicate them, and measure."""
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn"
         root = Path(folder) / "data"

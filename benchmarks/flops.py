@@ -1,4 +1,4 @@
-"""The arithmetic that a step cannot do without, counted by hand from the sizes.
+"""The least arithmetic that a step needs, counted by hand from the sizes.
 
 A multiplication and an addition count as two operations. All functions return the operations of a
 forward pass.
@@ -9,8 +9,7 @@ from modules.model.clip_sizes import ClipSizes
 
 
 def clip_block(tokens: int, width: int) -> float:
-    """One block on one sequence: four projections, a perceptron of four times the width, and the
-    attention itself."""
+    """One block on one sequence: four projections, an MLP of four times the width, attention."""
     return 24 * tokens * width**2 + 4 * tokens**2 * width
 
 

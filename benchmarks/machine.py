@@ -19,7 +19,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def time_runs(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` runs, after one that warms up."""
+    """Seconds of each of `repeats` runs, after one run to warm up."""
     times = []
     for _ in range(repeats + 1):
         synchronize(device)
@@ -31,7 +31,7 @@ def time_runs(work: Callable[[], object], device: torch.device, repeats: int) ->
 
 
 def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of a product of two square matrices of GEMM_SIZE: the fastest of several."""
+    """GFLOP/s of a product of two square matrices of GEMM_SIZE, in the fastest of several runs."""
     left = torch.randn(GEMM_SIZE, GEMM_SIZE, device=device, dtype=dtype)
     right = torch.randn(GEMM_SIZE, GEMM_SIZE, device=device, dtype=dtype)
     repeats = 6 if device.type == "cpu" else 50
@@ -54,14 +54,15 @@ def _cpu_name() -> str:
     """The processor's model, and which of CPU_FEATURES it has."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
-        return f"{platform.processor()} ()"
+        return platform.processor()
     values: dict[str, str] = {}
     for line in cpuinfo.read_text().splitlines():
         key, _, value = line.partition(":")
         values.setdefault(key.strip(), value.strip())
     flags = values.get("flags", "").split()
     features = [feature for feature in CPU_FEATURES if feature in flags]
-    return f"{values.get('model name', '')} ({', '.join(features)})"
+    name = values.get("model name", platform.processor())
+    return f"{name} ({', '.join(features)})" if features else name
 
 
 def all_cores() -> int:

@@ -1,4 +1,4 @@
-"""All benchmarks of the model, and a table of their costs beside the aims.
+"""Run all benchmarks of the model, and print their costs next to the aims.
 
     python benchmarks/run_all.py [--quick] [--output FILE]
     python benchmarks/run_all.py --scale [--annotations FOLDER] [--quick] [--output FILE]
@@ -23,7 +23,7 @@ from system.command import OneLineParser
 
 FOLDER = Path(__file__).parent
 
-# Cost of a pair: that of the published code on two CPU cores (float32), and what is aimed at.
+# Cost of a pair: the published code's on two CPU cores (float32), and the aims for ours.
 AIMS = {
     "finetuning": {"published": 118, "fp32": 80, "bf16": 40},
     "adaptation": {"published": 93, "fp32": 72, "bf16": 36},
@@ -85,7 +85,7 @@ def _repeats(args: argparse.Namespace) -> list[str]:
 
 
 def _step_commands(args: argparse.Namespace) -> list[list[str]]:
-    """steps.py on each of its benchmarks, in float32 and bf16."""
+    """Commands that run each benchmark of steps.py in float32 and bf16."""
     return [
         [str(FOLDER / "steps.py"), "--what", what, "--precision", precision, *_repeats(args)]
         for what in AIMS
@@ -94,7 +94,7 @@ def _step_commands(args: argparse.Namespace) -> list[list[str]]:
 
 
 def _scale_commands(args: argparse.Namespace) -> list[list[str]]:
-    """data_path.py on datasets of growing size, and steps.py by several processes."""
+    """Commands that run data_path.py at growing sizes, and steps.py in several processes."""
     data_path = str(FOLDER / "data_path.py")
     commands = [
         [data_path, "--datatype", "clevr", "--scenes", str(count)] for count in CLEVR_SCENES
@@ -110,16 +110,16 @@ def _scale_commands(args: argparse.Namespace) -> list[list[str]]:
 
 
 def _print_line(cells: Sequence[object], widths: Sequence[int]) -> None:
-    """Cells in columns: the first one to the left, the others to the right."""
+    """Cells in columns: the first is aligned left, the others right."""
     first, *others = cells
     columns = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
     print(f"{first:<{widths[0]}}" + "".join(columns).rstrip())
 
 
 def print_costs(rows: Sequence[Row]) -> None:
-    """For each benchmark the cost of a pair beside the published one and the aim.
+    """For each benchmark, the cost of a pair next to the published one and the aim.
 
-    "tuned" is the cost by the rate of the product that the scripts use; see README.md here.
+    "tuned" is the cost at the rate of the product that the scripts use; see README.md here.
     """
     widths = (30, 10, 10, 8, 10, 10, 9, 5)
     title = "cost a pair (GFLOP of GEMM)"
@@ -142,7 +142,7 @@ def print_costs(rows: Sequence[Row]) -> None:
 
 
 def print_data_paths(rows: Sequence[Row]) -> None:
-    """Start-up, the memory of a worker, and pairs a second by the number of workers."""
+    """Start-up, the memory of a worker, and pairs per second by the number of workers."""
     workers = list(rows[0]["adaptation"]["pairs_per_second"])
     widths = (34, 11, 11, 10, *(13 for _ in workers))
     rates = [f"pairs/s, {count}w" for count in workers]
@@ -163,9 +163,9 @@ def print_data_paths(rows: Sequence[Row]) -> None:
 
 
 def print_processes(rows: Sequence[Row]) -> None:
-    """Pairs a second by the number of processes, and the speed relative to one process.
+    """Pairs per second by the number of processes, and the speed relative to one process.
 
-    All of them share the same cores.
+    All processes share the same cores.
     """
     widths = (24, 10, 10, 8)
     alone = {row["benchmark"]: row["seconds"] for row in rows if row["processes"] == 1}

@@ -1,4 +1,4 @@
-"""The cost of a training step and of captioning, with images that are decoded already.
+"""The cost of a training step and of captioning, with images that are already decoded.
 
     python benchmarks/steps.py --what finetuning --precision fp32
     torchrun --nproc_per_node=2 benchmarks/steps.py --what adaptation
@@ -16,6 +16,7 @@ import statistics
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ MAX_WORDS = 32
 BEAM_SIZE = 5
 SEED = 42
 
-# Of the kind and the length of Spot-the-Diff's.
+# Similar to Spot-the-Diff's in kind and length.
 SENTENCES = (
     "the white car near the entrance is gone",
     "there are two more people walking on the sidewalk",
@@ -70,14 +71,14 @@ TEXT_ARRAYS = {
 
 
 class Timing(NamedTuple):
-    """Seconds of each run, and the operations that a pair needs at least, in GFLOP."""
+    """Seconds of each run, and the least operations that a pair needs, in GFLOP."""
 
     seconds: list[float]
     min_gflop_per_pair: float
 
 
 class RepeatedBatch:
-    """A loader that gives the same batch `steps` times."""
+    """A loader that yields the same batch `steps` times."""
 
     def __init__(self, batch: dict[str, Any], steps: int) -> None:
         self.batch = batch
@@ -100,7 +101,7 @@ def random_model(task: str) -> CLIP4IDC:
 
 
 def random_batch(task: str, num_pairs: int) -> dict[str, Any]:
-    """Images of noise with real sentences, in the form that the loaders give."""
+    """Images of noise with sentences, in the form of the loaders' batches."""
     sentences = [SENTENCES[number % len(SENTENCES)] for number in range(num_pairs)]
     arrays = [tokenize_caption(sentence, MAX_WORDS) for sentence in sentences]
     side = VIT_B_32.image_resolution
@@ -114,7 +115,9 @@ def random_batch(task: str, num_pairs: int) -> dict[str, Any]:
     return trim_padding(batch)
 
 
-def time_adaptation(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:
+def time_adaptation(
+    num_pairs: int, runtime: Runtime, repeats: int, compiled: bool = False
+) -> Timing:
     """Steps of the real training loop on this process's `num_pairs`."""
     model = random_model("retrieval")
     batch = random_batch("retrieval", num_pairs)
@@ -124,26 +127,31 @@ def time_adaptation(num_pairs: int, runtime: Runtime, repeats: int, compiled: bo
     return Timing(seconds, _training_gflop(pair + text))
 
 
-def time_finetuning(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:
+def time_finetuning(
+    num_pairs: int, runtime: Runtime, repeats: int, compiled: bool = False
+) -> Timing:
     """Steps of the real training loop on this process's `num_pairs`."""
     model = random_model("caption")
     batch = random_batch("caption", num_pairs)
     seconds = _time_training("cross_entropy", model, batch, runtime, repeats, compiled)
     pair = flops.pair_encoder(VIT_B_32, INTRA_LAYERS)
     num_targets = int((batch["caption_target_ids"] != PAD).sum()) / num_pairs
-    return Timing(seconds, _training_gflop(pair + _captioner_flops(model, batch, num_targets)))
+    num_words = batch["caption_mask"].shape[-1]
+    encoder, decoder = _captioner_flops(model, num_words, num_targets)
+    return Timing(seconds, _training_gflop(pair + encoder + decoder))
 
 
-def _captioner_flops(model: CLIP4IDC, batch: dict[str, Any], num_targets: float) -> float:
+def _captioner_flops(model: CLIP4IDC, num_words: int, num_targets: float) -> tuple[float, float]:
+    """Operations of the captioner's encoder, and those of its decoder with the vocabulary."""
     config = model.decoder.config
-    tokens = 2 * VIT_B_32.num_tokens
-    encoder = flops.caption_encoder(config, tokens)
-    decoder = flops.caption_decoder(config, tokens, batch["caption_mask"].shape[-1])
-    return encoder + decoder + flops.vocabulary(VIT_B_32, num_targets)
+    num_tokens = 2 * VIT_B_32.num_tokens
+    decoder = flops.caption_decoder(config, num_tokens, num_words)
+    vocabulary = flops.vocabulary(VIT_B_32, num_targets)
+    return flops.caption_encoder(config, num_tokens), decoder + vocabulary
 
 
 def _training_gflop(forward: float) -> float:
-    """Forward and backward, which takes twice as many operations."""
+    """GFLOP of forward and backward passes; backward takes twice as many operations as forward."""
     return 3e-9 * forward
 
 
@@ -165,22 +173,15 @@ def _time_training(
         StopSignals(),
         train_token_embedding=objective_name == "cross_entropy",
     )
-    return time_runs(
-        lambda: train_epoch(trainer, NoOutput(), Progress(), log_every=100), runtime.device, repeats
-    )
+
+    def work() -> None:
+        train_epoch(trainer, NoOutput(), Progress(), log_every=100)
+
+    return time_runs(work, runtime.device, repeats)
 
 
-def time_greedy(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:
-    """Greedy captions of a batch, with all MAX_WORDS words."""
-    return _time_captioning(1, num_pairs, runtime, repeats)
-
-
-def time_beams(num_pairs: int, runtime: Runtime, repeats: int, compiled: bool) -> Timing:
-    """Captions of a batch by beam search, with all MAX_WORDS words."""
-    return _time_captioning(BEAM_SIZE, num_pairs, runtime, repeats)
-
-
-def _time_captioning(beams: int, num_pairs: int, runtime: Runtime, repeats: int) -> Timing:
+def time_captioning(num_pairs: int, runtime: Runtime, repeats: int, beams: int) -> Timing:
+    """Captions of a batch by greedy or beam search, each of MAX_WORDS words."""
     decoding = Decoding(beam_size=beams)
     model = random_model("caption").to(runtime.device).eval()
     with torch.no_grad():
@@ -190,9 +191,8 @@ def _time_captioning(beams: int, num_pairs: int, runtime: Runtime, repeats: int)
     @torch.no_grad()
     def work() -> None:
         with runtime.autocast():
-            tokens = model.encode_against_first(
-                model.normalize_images(images.to(runtime.device))
-            ).tokens
+            normalized = model.normalize_images(images.to(runtime.device))
+            tokens = model.encode_against_first(normalized).tokens
             num_words = generate(model, tokens, MAX_WORDS, decoding).shape[-1]
         if num_words != MAX_WORDS:
             raise RuntimeError(
@@ -201,19 +201,18 @@ def _time_captioning(beams: int, num_pairs: int, runtime: Runtime, repeats: int)
             )
 
     seconds = time_runs(work, runtime.device, repeats)
-    config = model.decoder.config
-    num_tokens = 2 * VIT_B_32.num_tokens
     pair = flops.pair_encoder(VIT_B_32, INTRA_LAYERS)
-    encoder = flops.caption_encoder(config, num_tokens)
-    decoder = flops.caption_decoder(config, num_tokens, MAX_WORDS)
-    words = flops.vocabulary(VIT_B_32, MAX_WORDS)
-    return Timing(seconds, 1e-9 * (pair + encoder + beams * (decoder + words)))
+    encoder, decoder = _captioner_flops(model, MAX_WORDS, MAX_WORDS)
+    return Timing(seconds, 1e-9 * (pair + encoder + beams * decoder))
 
 
 class Benchmark(NamedTuple):
-    """What is timed, the pairs of a batch, and whether --compile makes a difference."""
+    """What is timed, the pairs of a batch, and whether `run` can be told to use --compile.
 
-    run: Callable[[int, Runtime, int, bool], Timing]
+    `run` takes the number of this process's pairs, the runtime and the number of repeats.
+    """
+
+    run: Callable[..., Timing]
     num_pairs: int
     can_compile: bool = False
 
@@ -221,14 +220,14 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "finetuning": Benchmark(time_finetuning, 16, can_compile=True),
     "adaptation": Benchmark(time_adaptation, 32, can_compile=True),
-    "greedy": Benchmark(time_greedy, 16),
-    "beam": Benchmark(time_beams, 16),
+    "greedy": Benchmark(partial(time_captioning, beams=1), 16),
+    "beam": Benchmark(partial(time_captioning, beams=BEAM_SIZE), 16),
 }
 COMPILABLE = [name for name, benchmark in BENCHMARKS.items() if benchmark.can_compile]
 
 
 def whole_machine_rate(dtype: torch.dtype, runtime: Runtime) -> float:
-    """The GEMM rate with all cores, however few the launcher leaves to each process.
+    """The GEMM rate with all cores, even if the launcher leaves fewer to each process.
 
     The main process measures while the others wait.
     """
@@ -245,17 +244,18 @@ def measure(
 ) -> dict[str, object]:
     """One benchmark's numbers.
 
-    The plain rate is that of torch's own choice of matrix product, taken before and after; the
+    The plain rate is that of torch's own choice of matrix product, measured before and after; the
     benchmark uses the product that the scripts use (`system.compute.use_fast_matmuls`).
     """
     benchmark = BENCHMARKS[what]
     pairs = pairs or benchmark.num_pairs
+    run = partial(benchmark.run, compiled=True) if compiled else benchmark.run
     device = runtime.device
     if device.type == "cpu":
         keep_freed_memory()
     rate_before = whole_machine_rate(torch.float32, runtime)
     with use_fast_matmuls(device, runtime.precision):
-        timing = benchmark.run(pairs // runtime.world_size, runtime, repeats, compiled)
+        timing = run(pairs // runtime.world_size, runtime, repeats)
         tuned = whole_machine_rate(torch.float32, runtime)
         own = whole_machine_rate(DTYPES[runtime.precision], runtime)
     plain = (rate_before + whole_machine_rate(torch.float32, runtime)) / 2
@@ -283,7 +283,7 @@ def measure(
 
 @contextlib.contextmanager
 def silence_logs() -> Iterator[None]:
-    """Without log lines of the parts that are measured."""
+    """In this block, the parts that are measured log nothing below warnings."""
     logging.disable(logging.INFO)
     try:
         yield

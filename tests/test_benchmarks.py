@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import data_path, flops, run_all, steps
+from benchmarks import attention, data_path, flops, run_all, steps
+from modules.model import layers
 from modules.model.bert import load_decoder_config
 from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
@@ -62,6 +63,21 @@ def test_steps_and_their_table(what, monkeypatch, capsys):
     run_all.print_costs([row, {**row, "cost_per_pair": aim}, {**row, "cost_per_pair": aim + 0.1}])
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.endswith("met") for line in lines[2:]] == [True, False]
+
+
+def test_attention_is_timed_in_both_ways_and_the_limit_is_put_back(monkeypatch):
+    found = []
+
+    def record(work, device, repeats):
+        found.append(layers.MAX_PRODUCT_KEYS)
+        return [0.002, 0.001]
+
+    monkeypatch.setattr(attention, "time_runs", record)
+    chosen = layers.MAX_PRODUCT_KEYS
+    results = attention.measure("fp32", 2)
+    assert results["25f"] == results["800fb"] == [1.0, 1.0]
+    assert set(found) == {800, 0}
+    assert chosen == layers.MAX_PRODUCT_KEYS
 
 
 def test_data_path(capsys):
