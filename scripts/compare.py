@@ -1,15 +1,16 @@
-"""Recipes compared at equal compute, over seeds, on drawn scenes that stand still.
+"""Compare recipes at equal compute, over seeds, on drawn scenes in which nothing moves by itself.
 
-    python scripts/compare.py --seeds 1 2 3             # all that is not there yet, and the table
+    python scripts/compare.py --seeds 1 2 3             # all rows that are missing, and the table
     python scripts/compare.py --seeds 2 --only base     # some rows of one seed
-    python scripts/compare.py --table                   # the tables of what is there
+    python scripts/compare.py --table                   # the tables of the results so far
     python scripts/compare.py --choice --seeds 1 2 3    # epochs chosen on val and on test
 
-A row of the table is a small CLIP of random weights, adapted and finetuned, and scored on val after
-its last epoch. Scores go into --results, those of --choice into chosen_epoch.csv beside it. What is
-there is not run again; neither are runs in --runs that rows share. So such commands may run side by
-side. Rows of --results that are not in ROWS tried options that lost and were removed:
-docs/experiments.md names the commit that has them. Draw the scenes first, into --data:
+For a row of the table, a small CLIP with random weights is adapted and finetuned, and scored on val
+after its last epoch. Scores go into --results, those of --choice into chosen_epoch.csv next to it.
+Finished rows, and finished runs in --runs that several rows share, are not repeated, so several
+commands can run at the same time. Rows of --results that are not in ROWS tried options that lost
+and were removed: docs/experiments.md names the commit that has them. Draw the scenes first, into
+--data:
 
     python preprocess/synthesize.py --seed 0 --jitter 0 --train 10000 --val 500 --test 1000 \\
         --output runs/compare/data
@@ -41,16 +42,18 @@ GROUND_TRUTH = "clevr_total_change_captions_reformat.json"
 
 @dataclass(frozen=True)
 class Row:
-    """Options beyond the base's."""
+    """Options that differ from the base."""
 
     architecture: str = JOINT
+    """Options of all stages."""
     adapt: str | None = ""
-    """Of the adaptation; None leaves it out."""
+    """Options of the adaptation; None skips it."""
     finetune: str = "--epochs 3"
+    """Options of the finetuning."""
     more: str | None = None
-    """Of a second finetuning, from the weights of the first."""
+    """Options of a second finetuning, which starts from the weights of the first."""
     decode: str | None = None
-    """Of another evaluation of the last weights."""
+    """Options of another evaluation of the last weights."""
 
 
 ROWS = {
@@ -65,13 +68,14 @@ ROWS = {
     "AdamW in stage 2": Row(finetune="--epochs 3 --optimizer adamw"),
     "stage 1 twice as long": Row(adapt="--epochs 2"),
     "base, then an epoch of cross-entropy": Row(more="--epochs 1 --lr 1e-4"),
-    # As long as the next one took.
+    # Takes as long as the next row.
     "base, then five epochs of cross-entropy": Row(more="--epochs 5 --lr 1e-4"),
     "base, then an epoch of --scst": Row(more="--epochs 1 --lr 1e-4 --scst"),
     "base, 5 beams": Row(decode="--beam_size 5"),
     "base, 5 beams, length penalty .7": Row(decode="--beam_size 5 --length_penalty .7"),
     "base, 5 beams, length penalty 1": Row(decode="--beam_size 5 --length_penalty 1"),
 }
+# Score → its column in --results.
 COLUMNS = {
     "text_to_pair_R10": "R@10",
     "CIDEr": "CIDEr",
@@ -79,19 +83,19 @@ COLUMNS = {
     "change recognised": "change",
     "type": "type",
     "color and shape": "color and shape",
-}  # score → its column in --results
+}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command of a row, and the folder that it writes, named after all stages up to it."""
+    """A command of a row, and the folder that it writes, which is named after all stages so far."""
 
     folder: Path
     command: str
 
 
 def stages_of(row: Row, runs: Path) -> list[Stage]:
-    """A row's commands in order; rows share the stages that they have in common."""
+    """A row's commands in order; rows with the same first stages share their folders."""
     steps: list[tuple[str, str | None]] = [(row.architecture, None)]
     if row.adapt is None:
         steps.append(("no-adaptation", None))
@@ -102,7 +106,8 @@ def stages_of(row: Row, runs: Path) -> list[Stage]:
         steps.append((row.more, f"{FINETUNE} {row.more}"))
     if row.decode:
         steps.append((row.decode, f"{CAPTION} --do_eval {row.decode}"))
-    names, stages = [], []
+    names: list[str] = []
+    stages: list[Stage] = []
     for options, command in steps:
         names.append("".join(options.replace("--", " ").split()))
         if command:
@@ -112,7 +117,7 @@ def stages_of(row: Row, runs: Path) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where the scenes are, and where runs are kept."""
+    """The folder of the scenes, and the folder of the runs."""
 
     data: Path
     runs: Path
@@ -123,14 +128,14 @@ class Comparison:
         return self.runs / "gt"
 
     def make_ground_truth(self) -> None:
-        """Write the references, where they are not there yet."""
+        """Write the references if they are not there yet."""
         path = self.ground_truth / GROUND_TRUTH
         if not path.is_file():
             options = ["--datatype", "clevr", "--data_path", str(self.data), "--output", str(path)]
             run_script(["gt/eval_utils.py", *options], path.parent)
 
     def run_row(self, row: Row, seed: int) -> dict[str, float]:
-        """Run the stages that have no results yet; column → score, accuracies in per cent."""
+        """Run the stages without results. Returns column → score, accuracies in percent."""
         values: dict[str, float] = {}
         weights: Path | None = None
         folder = self.runs
@@ -146,7 +151,7 @@ class Comparison:
         return {column: values[name] for name, column in COLUMNS.items() if name in values}
 
     def _run(self, stage: Stage, options: list[str], weights: Path | None) -> None:
-        """Run a stage, from the weights of the stage before it."""
+        """Run a stage, starting from the weights of the stage before it."""
         words = [*stage.command.split(), *COMMON.split(), *options]
         words += ["--data_path", str(self.data), "--image_cache", str(self.runs / "cache")]
         if stage.command.startswith(CAPTION.split()[0]):
@@ -156,7 +161,7 @@ class Comparison:
         run_script([*words, "--output_dir", str(stage.folder)], stage.folder)
 
     def _accuracies(self, folder: Path) -> dict[str, float]:
-        """Question → right answers of a run's last captions, in per cent."""
+        """Question → correct answers in a run's last captions, in percent."""
         path = folder / "changes.json"
         if not path.is_file():
             by_epoch = folder.glob("hyp_ep_[0-9]*.json")
@@ -168,7 +173,7 @@ class Comparison:
         return {name: 100 * row["share"] for name, row in shares.items()}
 
     def judge_epochs(self, seed: int) -> list[dict[str, float]]:
-        """CIDEr of each epoch of one run, on val and on the test scenes."""
+        """CIDEr of each epoch of one run, on the val scenes and on the test scenes."""
         row = Row(finetune=CHOOSE_EPOCH)
         self.run_row(row, seed)
         folder = stages_of(row, self.runs / str(seed))[-1].folder
@@ -185,7 +190,7 @@ class Comparison:
 
 
 def run_script(command: list[str], folder: Path) -> None:
-    """Run a script of ours; its output goes into terminal.log. SystemExit where it fails."""
+    """Run one of our scripts; its output goes into terminal.log. Raises SystemExit if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "terminal.log"
     with open(log, "a", encoding="utf-8") as file:
@@ -197,7 +202,7 @@ def run_script(command: list[str], folder: Path) -> None:
 
 
 def read_scores(folder: Path) -> dict[str, float]:
-    """The last epoch's scores of a training, or those of an evaluation."""
+    """The scores of a training's last epoch, or those of an evaluation."""
     history = folder / "history.csv"
     if history.is_file():
         return dict(pd.read_csv(history).iloc[-1])
@@ -215,7 +220,7 @@ def number_in(path: Path) -> int:
 
 
 def format_epoch_choice(judged: pd.DataFrame) -> str:
-    """Markdown: the test scores of the epochs that val and test choose, and of the last epoch."""
+    """A Markdown table: test scores of the epochs that val and test choose, and of the last."""
     lines = [
         "| seed | epoch by val, its test | epoch by test, its test | the last's test "
         "| by test − by val |",
@@ -223,7 +228,8 @@ def format_epoch_choice(judged: pd.DataFrame) -> str:
     ]
     gaps = []
     for seed, epochs in judged.groupby("seed"):
-        by_val, by_test = (epochs.loc[epochs[split].idxmax()] for split in ("val", "test"))
+        by_val = epochs.loc[epochs["val"].idxmax()]
+        by_test = epochs.loc[epochs["test"].idxmax()]
         gap = by_test["test"] - by_val["test"]
         gaps.append(gap)
         cells = [f"{row['epoch']:.0f}, {row['test']:.3f}" for row in (by_val, by_test)]
@@ -233,17 +239,15 @@ def format_epoch_choice(judged: pd.DataFrame) -> str:
 
 
 def format_results(results: pd.DataFrame) -> str:
-    """Markdown: mean ± standard deviation over the seeds, and the same of CIDEr minus base's.
+    """A Markdown table: mean ± standard deviation over the seeds.
 
-    The difference is to base with the same seed.
+    The last column is the difference to base's CIDEr with the same seed.
     """
     headings = ["row", "seeds", *COLUMNS.values(), "CIDEr − base's"]
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     base = results[results["row"] == "base"].set_index("seed")["CIDEr"]
-    there = set(results["row"])
-    for name in dict.fromkeys([*ROWS, *results["row"]]):
-        if name not in there:
-            continue
+    known = [name for name in ROWS if name in set(results["row"])]
+    for name in dict.fromkeys([*known, *results["row"]]):
         found = results[results["row"] == name].sort_values("seed")
         gains = (found.set_index("seed")["CIDEr"] - base).dropna()
         cells = [name, ", ".join(map(str, found["seed"]))]
@@ -254,7 +258,7 @@ def format_results(results: pd.DataFrame) -> str:
 
 
 def format_mean_and_deviation(values: pd.Series) -> str:
-    """Mean ± standard deviation; – where there is no value."""
+    """Mean ± standard deviation; – if there is no value."""
     if values.empty:
         return "–"
     digits = 1 if values.abs().max() > 10 else 3
@@ -263,14 +267,14 @@ def format_mean_and_deviation(values: pd.Series) -> str:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """A line for each row and seed that has been run."""
+    """The table of results so far: a line for each row and seed."""
     if path.is_file():
         return pd.read_csv(path)
     return pd.DataFrame(columns=["row", "seed", *COLUMNS.values()])
 
 
 def append_lines(path: Path, lines: pd.DataFrame) -> None:
-    """Add lines to a CSV file, which gets a header with the first ones."""
+    """Add lines to a CSV file; a new file gets a header."""
     header = not path.is_file()
     lines.to_csv(path, mode="a", header=header, index=False, float_format="%.6g")
 
@@ -326,7 +330,7 @@ def _build_parser() -> argparse.ArgumentParser:
         help="judge each epoch of one run on val and on test, instead of the rows",
     )
     parser.add_argument(
-        "--table", action="store_true", help="print the tables of what is there, run nothing"
+        "--table", action="store_true", help="print the tables of the results so far, run nothing"
     )
     return parser
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# All of CLIP4IDC in small, from nothing: draws a CLEVR-Change of simple scenes with a camera that
-# does not move, adapts and finetunes a small CLIP of random weights on it, and evaluates both stages.
+# A small end-to-end run from scratch: draws simple scenes in CLEVR-Change's layout, seen by a camera
+# that does not move, adapts and finetunes a small CLIP with random weights on them, and evaluates
+# both stages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
@@ -12,7 +13,7 @@ common="--datatype clevr --data_path $data --image_cache $run/cache --num_thread
 caption="--decoder_model decoder-demo --gt_dir $run/gt"
 
 echo "== draw scenes, make the ground truth"
-rm -rf "$run/cache"  # its images are now drawn again
+rm -rf "$run/cache"  # its images are drawn again
 $python preprocess/synthesize.py --output $data --train 3000 --val 20 --test 200 --captions_per_image 3 --jitter 0 --overwrite
 $python gt/eval_utils.py --datatype clevr --data_path $data --output $run/gt/clevr_total_change_captions_reformat.json
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Both stages at the published sizes and batches (CLEVR-Change's, docs/train_on_clevr_change.md) on
-# drawn scenes: how long a step takes, and how much memory. The weights are random ones of ViT-B/32's
+# drawn scenes: how long a step takes, and how much memory. The weights are random, in ViT-B/32's
 # sizes, so that no download is needed. With TRAIN=1067 an epoch of stage 1 has 50 steps.
 # Environment: FULL_DIR TRAIN VAL TEST EPOCHS1 EPOCHS2 MORE (options of both stages).
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Captions all scenes of a folder in CLEVR-Change's layout, whatever split they are in, and prints
-# how many captions are right:
+# how many captions are correct. The folder needs a changed_object.json.
 # scripts/judge_real.sh SCENES WEIGHTS OUTPUT [further options of CLIP4IDCinference.py]
 set -euo pipefail
 scenes=$(realpath "$1") weights=$(realpath "$2") output=$(realpath -m "$3")
@@ -10,9 +10,16 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p "$output/data" "$output/gt"
 ln -sfn "$scenes"/* "$output/data"
 rm "$output/data/splits.json"
-$python -c 'import json, sys
-ids = [i for ids in json.load(open(sys.argv[1])).values() for i in ids]
-json.dump({"train": ids, "val": ids, "test": ids}, open(sys.argv[2], "w"))' "$scenes/splits.json" "$output/data/splits.json"
+$python - "$scenes/splits.json" "$output/data/splits.json" <<'EOF'
+import json
+import sys
+
+with open(sys.argv[1]) as file:
+    splits = json.load(file)
+scenes = sum(splits.values(), [])
+with open(sys.argv[2], "w") as file:
+    json.dump({"train": scenes, "val": scenes, "test": scenes}, file)
+EOF
 $python gt/eval_utils.py --datatype clevr --data_path "$output/data" --output "$output/gt/clevr_total_change_captions_reformat.json"
 $python CLIP4IDCinference.py --do_eval --datatype clevr --data_path "$output/data" --gt_dir "$output/gt" --output_dir "$output/run" \
   --init_model "$weights" --intra_num_hidden_layers 0 --linear_patch 3d --decoder_model decoder-mini --max_words 28 \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# "CLEVR-Change mini", from nothing to scores: draws scenes whose camera and lamps move a little
-# between the pictures, adapts and finetunes a small CLIP of random weights on them, and prints
-# scores with 95 % intervals, by type, and how many captions are right. Stage 1 begins with scenes that do
-# not move, where a change can be seen patch by patch: without them it hardly learns. Stage 2 gets
-# larger images, in which small objects can be told apart (docs/experiments.md). Epochs are chosen on
-# val. Takes hours on two cores.
+# "CLEVR-Change mini", from scratch to scores: draws scenes whose camera and lamps move a little
+# between the pictures, adapts and finetunes a small CLIP with random weights on them, and prints
+# scores with 95 % intervals, by type, and how many captions are correct. Stage 1 begins with scenes in
+# which camera and lamps do not move, so that a change can be seen patch by patch: without them it
+# hardly learns. Stage 2 gets larger images, in which small objects can be told apart
+# (docs/experiments.md). Epochs are chosen on val. Takes hours on two cores.
 # Environment: MINI_DIR STILL TRAIN VAL TEST SEED EPOCHS0 EPOCHS1 EPOCHS2.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,7 +23,7 @@ draw 5 "$run/still" --jitter 0 --train "${STILL:-10000}" --val 500 --test 0
 draw 0 "$run/data" --train "${TRAIN:-30000}" --val "${VAL:-1000}" --test "${TEST:-2000}"
 $python gt/eval_utils.py --datatype clevr --data_path "$run/data" --output "$truth"
 
-echo "== stage 1, adaptation: scenes that do not move, then the others"
+echo "== stage 1, adaptation: scenes without camera movement, then the others"
 $adapt --data_path "$run/still" --eval_split val --output_dir "$run/still-retrieval" --epochs "${EPOCHS0:-1}" --lr 7e-4
 $adapt --data_path "$run/data" --output_dir "$run/retrieval" --epochs "${EPOCHS1:-3}" --lr 5e-4 \
   --init_model "$run/still-retrieval/pytorch_model.bin.best"

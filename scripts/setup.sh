@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with everything in requirements.txt; with the argument "dev", in requirements-dev.txt.
-# Running it again only checks.
+# Creates .venv and installs requirements.txt, or requirements-dev.txt with the argument "dev".
+# Running it again installs only what is missing or has another version.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 requirements=requirements${1:+-$1}.txt
