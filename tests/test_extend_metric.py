@@ -231,7 +231,7 @@ def test_files_are_scored_by_a_protocol_and_with_a_datasets_words(files, tmp_pat
     assert table[3].index("both") + len("both") == len(table[4]), "columns are aligned"
     assert eval_utils.main([*options, "--format", "latex"]) == 0
     latex = capsys.readouterr().out
-    assert r"system & pairs & length\_ratio & no\_change\_accuracy & both \\" in latex
+    assert r"system & group & length\_ratio & no\_change\_accuracy & both \\" in latex
     assert r"one & all & 66.7 {\scriptsize" in latex
 
 
