@@ -13,7 +13,7 @@ import main_task_retrieval
 from modules.training import output
 from modules.training.checkpoints import Checkpoints
 from modules.training.progress import Progress
-from modules.training.states import list_states, newest_state
+from modules.training.states import list_states, newest_state, sidecar_path
 from modules.training.trainer import Trainer
 from tests.runs import SAVED_OFTEN, Killed, arguments, die_at, run_refused
 
@@ -59,6 +59,25 @@ def test_a_corrupt_state_is_logged_and_an_older_one_used(broken_off, tmp_path, c
     older.with_name(f"{older.name}.json").write_text("{}")
     with pytest.raises(ValueError, match=f"no state in {run} can be used"):
         newest_state(run)
+
+
+def test_a_run_killed_before_its_first_sidecar_begins_anew(tmp_path):
+    first = Checkpoints(tmp_path, 2, {}, "data", {})
+    state = first.save_state({"model": {}}, Progress(epoch=0), steps=1)
+    sidecar_path(state).unlink()
+    assert newest_state(tmp_path) is None
+    second = Checkpoints(tmp_path, 2, {}, "data", {}, is_new_run=True)
+    second.save_state({"model": {}}, Progress(epoch=0), steps=2)
+    assert names_in(tmp_path) == ["training_state.bin.0.2"]
+    assert newest_state(tmp_path).path.name == "training_state.bin.0.2"
+
+
+def test_a_state_killed_before_its_sidecar_is_left_for_the_one_before(tmp_path):
+    saved = Checkpoints(tmp_path, 2, {}, "data", {})
+    saved.save_state({"model": {}}, Progress(epoch=0), steps=1)
+    state = saved.save_state({"model": {}}, Progress(epoch=0), steps=2)
+    sidecar_path(state).unlink()
+    assert newest_state(tmp_path).path.name == "training_state.bin.0.1"
 
 
 def test_what_cannot_be_continued_is_refused_before_anything_is_written(

@@ -8,7 +8,13 @@ from dataloaders.pairs import ImagePair
 from modules.options import Options
 from modules.options.groups import ModelOptions
 from modules.pipeline.data import fingerprint
-from modules.training.states import STATE_FILE, ResumePoint, named_state, newest_state, state_at
+from modules.training.states import (
+    ResumePoint,
+    list_complete_states,
+    named_state,
+    newest_state,
+    state_at,
+)
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -46,7 +52,7 @@ def _find_on_main(source: ModelOptions, folder: Path) -> ResumePoint | None:
         return newest_state(folder)
     if not source.resume_model.is_remote:
         return named_state(source.resume_model.reveal())
-    if any(folder.glob(f"{STATE_FILE}.*")):
+    if list_complete_states(folder):
         raise ValueError(
             f"{folder} holds states of a run already: --resume auto continues it; to continue the "
             f"one at {source.resume_model}, give --output_dir an empty folder"

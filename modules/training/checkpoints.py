@@ -16,6 +16,7 @@ from modules.training.states import (
     WEIGHTS_FILE,
     ResumePoint,
     companion_files,
+    list_complete_states,
     list_states,
     saved_epochs,
     sidecar_path,
@@ -126,7 +127,7 @@ class Checkpoints:
             raise DiskFull(f"{error}{self._recovery_hint()}") from None
 
     def _recovery_hint(self) -> str:
-        if list_states(self.folder):
+        if list_complete_states(self.folder):
             return "; make room, and --resume auto continues from the last state"
         return "; make room"
 

@@ -111,11 +111,11 @@ def sidecar_path(path: Path) -> Path:
 
 
 def newest_state(folder: Path) -> ResumePoint | None:
-    """The newest intact state; None where the folder has no state at all. Logs corrupt ones.
+    """The newest intact state; None if the folder has no complete state. Logs corrupt ones.
 
-    Raises ValueError where it has states and all are corrupt.
+    Raises ValueError if it has complete states and all are corrupt.
     """
-    states = list_states(folder)
+    states = list_complete_states(folder)
     for path in states:
         try:
             return _verify(path)
@@ -137,7 +137,7 @@ def named_state(name: str) -> ResumePoint:
     state = path.with_name(_state_name(path.name))
     if state.is_file():
         return _verify(state)
-    newest = next(iter(list_states(path.parent)), None)
+    newest = next(iter(list_complete_states(path.parent)), None)
     advice = "to start a new run from weights, give --init_model"
     if newest:
         advice = f"the newest state of this run is {newest}"
@@ -195,6 +195,11 @@ def list_states(folder: Path) -> list[Path]:
             steps_done = math.inf if steps is None else int(steps)
             positions[path] = (int(epoch), steps_done)
     return sorted(positions, key=positions.get, reverse=True)
+
+
+def list_complete_states(folder: Path) -> list[Path]:
+    """Like `list_states`, but only those with a sidecar: a run killed in a save leaves others."""
+    return [path for path in list_states(folder) if sidecar_path(path).is_file()]
 
 
 def saved_epochs(folder: Path) -> list[int]:
