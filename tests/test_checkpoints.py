@@ -80,6 +80,17 @@ def test_a_state_killed_before_its_sidecar_is_left_for_the_one_before(tmp_path):
     assert newest_state(tmp_path).path.name == "training_state.bin.0.1"
 
 
+@pytest.mark.parametrize(("epoch", "best_epoch", "is_state"), [(0, -1, True), (0, 0, False)])
+def test_the_best_epoch_of_a_state_has_been_trained(tmp_path, epoch, best_epoch, is_state):
+    progress = Progress(epoch=epoch, best_epoch=best_epoch)
+    Checkpoints(tmp_path, 2, {}, "data", {}).save_state({"model": {}}, progress, steps=1)
+    if is_state:
+        assert newest_state(tmp_path).progress == progress
+    else:
+        with pytest.raises(ValueError, match="no state in"):
+            newest_state(tmp_path)
+
+
 def test_what_cannot_be_continued_is_refused_before_anything_is_written(
     finished, spot, tiny_sizes, tmp_path, capsys
 ):

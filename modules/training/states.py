@@ -257,8 +257,8 @@ def _is_progress(values: dict[str, Any]) -> bool:
 
 def _has_scores(values: dict[str, Any]) -> bool:
     best_epoch = values["best_epoch"]
-    is_trained = type(best_epoch) is int and -1 <= best_epoch < max(values["epoch"], 1)
-    return is_trained and type(values["best_score"]) is float
+    is_finished = type(best_epoch) is int and -1 <= best_epoch < values["epoch"]
+    return is_finished and type(values["best_score"]) is float
 
 
 def _has_losses(values: dict[str, Any]) -> bool:
