@@ -21,6 +21,7 @@ from modules.model.explanation import (
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
 from modules.report.pictures import draw_explanation
+from modules.report.pictures import space_evenly
 from modules.tokenizer import EOT, decode, load_clip_tokenizer, split_words
 from modules.weights.sources import LoadedWeights
 from tests.conftest import COLORS, ROOT, draw_pair, tiny_weights
@@ -281,3 +282,11 @@ def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_
     }
     for name, floor in floors.items():
         assert shares[name] >= floor, f"{name}: {shares[name]}"
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "indices"),
+    [(0, 2, []), (2, 3, [0, 1]), (9, 3, [0, 4, 8]), (9, 1, [0]), (1, 1, [0])],
+)
+def test_indices_are_spaced_evenly(count, wanted, indices):
+    assert space_evenly(count, wanted) == indices

@@ -1,4 +1,4 @@
-"""Evaluation of a split: scores, sample pictures after each epoch, and a report of the last one."""
+"""Evaluation of a split: scores and sample pictures after each epoch, a report of the last one."""
 
 import platform
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class RunDescription:
     """Where an evaluation's files go, and what they say about the run."""
 
     folder: Path
-    data: str  # the name of the dataset's files, for the title
+    data: str  # --data_path as given, for the title
     split: str
     options: Mapping[str, Any] = field(default_factory=dict)  # flag → value, as given
     defaults: Mapping[str, Any] = field(default_factory=dict)  # flag → value, not given
@@ -26,7 +26,7 @@ class RunDescription:
     def report_path(self) -> Path:
         return self.folder / REPORT_FILE
 
-    def facts(self, checkpoint: str) -> dict[str, Any]:
+    def list_facts(self, checkpoint: str) -> dict[str, Any]:
         """What led to the scores of a checkpoint: versions, then the options that were given."""
         return {
             "checkpoint": checkpoint,

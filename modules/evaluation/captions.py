@@ -9,7 +9,7 @@ from PIL import Image
 
 from dataloaders.batches import Batches
 from dataloaders.coco_files import write_references, write_results
-from dataloaders.pairs import ImagePair
+from dataloaders.pairs import ALL_PAIRS, ImagePair
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import NUM_SAMPLES, RunDescription
 from modules.evaluation.split_scorer import SplitScorer
@@ -19,7 +19,7 @@ from modules.options.decoding import Decoding
 from modules.predictor import Predictor
 from modules.report.caption_page import ReportedPair, shown_pairs, write_caption_page
 from modules.report.page import Page
-from modules.report.pictures import draw_pairs, evenly_spaced
+from modules.report.pictures import draw_pairs, space_evenly
 from modules.tokenizer import decode
 from modules.training.states import HISTORY_FILE
 from system.runtime import Runtime
@@ -41,30 +41,32 @@ class CaptionEvaluator:
     decoding: Decoding
     run: RunDescription
     runtime: Runtime
-    keeps_references: bool = False  # whether the report brings a copy of the references with it
+    keeps_references: bool = False  # whether to write a copy of the references next to the report
     # Of the latest evaluation: by caption id, and by group.
     captions: dict[str, str] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
-        """The selecting score and all scores of all captions, which go into hyp_ep_<label>.json."""
+        """Return the selection score and all scores. The captions go into hyp_ep_<label>.json."""
         self.captions = generate_captions(
             model, self.pairs, self.loader, self.max_words, self.decoding, self.runtime
         )
         if self.runtime.is_main:
-            log.info("captions in %s", write_results(self.run.folder, label, self.captions))
+            path = write_results(self.run.folder, label, self.captions)
+            log.info("captions in %s", path)
         self.scores = self.runtime.on_main(lambda: self.scorer.score(self.captions))
-        return self.scores["all"][self.scorer.selection], self.scores["all"]
+        scores = self.scores[ALL_PAIRS]
+        return scores[self.scorer.selection], scores
 
     def draw_samples(self) -> Image.Image:
         """Some pairs of the latest evaluation, with the caption and a reference of each."""
         caption_ids = list(self.captions)
-        images = self._images()
+        images = self._find_images()
         samples = []
-        for number in evenly_spaced(len(caption_ids), NUM_SAMPLES):
-            caption_id = caption_ids[number]
-            wanted = self.scorer.references[caption_id][0]
-            lines = [self.captions[caption_id], f"wanted: {wanted}"]
+        for index in space_evenly(len(caption_ids), NUM_SAMPLES):
+            caption_id = caption_ids[index]
+            reference = self.scorer.references[caption_id][0]
+            lines = [self.captions[caption_id], f"reference: {reference}"]
             samples.append((*images[caption_id], lines))
         return draw_pairs(samples)
 
@@ -74,53 +76,57 @@ class CaptionEvaluator:
             write_references(self.run.folder, self.scorer.references, self.scorer.subsets)
         summary = (
             f"{len(self.pairs)} pairs of the {self.run.split} split, {len(self.captions)} "
-            f"captions. Best and worst go by {self.scorer.selection}."
+            f"captions. Best and worst are ranked by {self.scorer.selection}."
         )
         page = Page(
-            f"Captions: {self.run.data}",
-            summary,
-            self.scores,
-            self.scorer.baselines,
-            self.run.folder / HISTORY_FILE,
-            self.run.facts(checkpoint),
-            self.run.defaults,
+            title=f"Captions: {self.run.data}",
+            summary=summary,
+            scores=self.scores,
+            baselines=self.scorer.baselines,
+            history=self.run.folder / HISTORY_FILE,
+            facts=self.run.list_facts(checkpoint),
+            defaults=self.run.defaults,
         )
-        groups = self._reported_groups()
+        groups = self._group_reported_pairs()
         explanations = self._explain(model, groups)
-        name = self.scorer.selection
-        write_caption_page(self.run.report_path, page, groups, explanations, name)
+        score_name = self.scorer.selection
+        write_caption_page(self.run.report_path, page, groups, explanations, score_name)
         log.info("report in %s", self.run.report_path)
 
-    def _reported_groups(self) -> dict[str, list[ReportedPair]]:
-        images = self._images()
+    def _group_reported_pairs(self) -> dict[str, list[ReportedPair]]:
+        images = self._find_images()
         scores = self.scorer.scores_by_id()
-        reported = {
-            caption_id: ReportedPair(
-                caption_id,
-                *images[caption_id],
-                caption,
-                self.scorer.references[caption_id],
-                scores[caption_id],
+        reported = {}
+        for caption_id, caption in self.captions.items():
+            before, after = images[caption_id]
+            reported[caption_id] = ReportedPair(
+                id=caption_id,
+                before=before,
+                after=after,
+                caption=caption,
+                references=self.scorer.references[caption_id],
+                score=scores[caption_id],
             )
-            for caption_id, caption in self.captions.items()
-        }
-        subsets = self.scorer.subsets or {"all": list(reported)}
-        return {name: [reported[one] for one in ids] for name, ids in subsets.items() if ids}
+        groups = {}
+        for name, ids in (self.scorer.subsets or {ALL_PAIRS: list(reported)}).items():
+            if ids:
+                groups[name] = [reported[caption_id] for caption_id in ids]
+        return groups
 
     def _explain(
         self, model: CLIP4IDC, groups: Mapping[str, Sequence[ReportedPair]]
     ) -> dict[str, Explanation]:
-        """By caption id, where the model looked in the pairs that the page shows."""
+        """Caption id → where the model looked, for the pairs that the page shows."""
         predictor = Predictor(model, self.max_words, self.runtime)
-        numbers = {caption_id: number for number, caption_id in enumerate(self.captions)}
+        indices = {caption_id: index for index, caption_id in enumerate(self.captions)}
         explanations = {}
         for pair in shown_pairs(groups):
             images = (pair.before, pair.after)
-            found = predictor.explanations([images], self.decoding, [numbers[pair.id]])
+            found = predictor.explanations([images], self.decoding, [indices[pair.id]])
             explanations[pair.id] = found[0][0]
         return explanations
 
-    def _images(self) -> dict[str, tuple[str, str]]:
+    def _find_images(self) -> dict[str, tuple[str, str]]:
         """The two images of each caption id."""
         images = {pair.id: (pair.before, pair.after) for pair in self.pairs}
         for pair in self.pairs:
@@ -142,30 +148,30 @@ def generate_captions(
     """Caption id → sentence: all change pairs in file order, then all distractors.
 
     Each process captions its share of the pairs, whose images its `loader` gives. A caption's
-    number, from which sampling draws, is its place in this order, so that the number of processes
-    does not matter.
+    index in this order seeds its random draws, so that the number of processes does not matter.
     """
     own: list[tuple[str, ...]] = []  # the captions of each pair: one, or two with a distractor
-    own_numbers = runtime.own_share(range(len(pairs)))
+    own_indices = runtime.own_share(range(len(pairs)))
     with runtime.autocast():
         for batch in runtime.progress_bar(loader, "captions"):
             images = model.normalize_images(batch["images"].to(runtime.device))
             tokens = model.encode_against_first(images).tokens
-            numbers = list(own_numbers[len(own) : len(own) + len(images)])
+            indices = list(own_indices[len(own) : len(own) + len(images)])
             if len(tokens) > len(images):  # distractors
-                numbers += [number + len(pairs) for number in numbers]
-            ids = generate(model, tokens, max_words, decoding, numbers)[:, 0]
-            sentences = [decode(words) for words in ids.tolist()]
-            own += _by_pair(sentences, len(images))
+                indices += [index + len(pairs) for index in indices]
+            ids = generate(model, tokens, max_words, decoding, indices)[:, 0]
+            sentences = [decode(token_ids) for token_ids in ids.tolist()]
+            own += _group_by_pair(sentences, len(images))
     ordered = runtime.merge_shares(own)
     captions = {}
-    for kind in range(len(ordered[0])):
+    for part in range(len(ordered[0])):  # 0: changes, 1: distractors
         for pair, texts in zip(pairs, ordered, strict=True):
-            captions[pair.caption_ids[kind]] = texts[kind]
+            captions[pair.caption_ids[part]] = texts[part]
     return captions
 
 
-def _by_pair(sentences: list[str], num_pairs: int) -> list[tuple[str, ...]]:
+def _group_by_pair(sentences: list[str], num_pairs: int) -> list[tuple[str, ...]]:
     """All pairs' first sentences, then all second ones → the sentences of each pair."""
-    kinds = [sentences[start : start + num_pairs] for start in range(0, len(sentences), num_pairs)]
-    return list(zip(*kinds, strict=True))
+    starts = range(0, len(sentences), num_pairs)
+    parts = [sentences[start : start + num_pairs] for start in starts]
+    return list(zip(*parts, strict=True))

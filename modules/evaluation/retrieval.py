@@ -15,7 +15,7 @@ from modules.clip4idc import CLIP4IDC
 from modules.evaluation import NUM_SAMPLES, RunDescription
 from modules.model.backbone import Features
 from modules.report.page import Page
-from modules.report.pictures import draw_pairs, evenly_spaced
+from modules.report.pictures import draw_pairs, space_evenly
 from modules.report.retrieval_page import write_retrieval_page
 from modules.report.tables import format_table
 from modules.retrieval import chance_level, retrieval_metrics
@@ -49,7 +49,7 @@ class RetrievalEvaluator:
             )
 
     def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
-        """text→pair R@1 and all scores; writes no file, so that `label` is not used."""
+        """Return text→pair R@1 and all scores. Writes no file, so `label` is unused."""
         self.similarity = compute_similarity(
             model, self.pairs, self.loader, self.max_words, self.runtime
         )
@@ -67,12 +67,12 @@ class RetrievalEvaluator:
     def draw_samples(self) -> Image.Image:
         """Some sentences of the latest evaluation, each with the pair found nearest to it."""
         texts = list_change_captions(self.pairs)
-        chosen = evenly_spaced(len(texts), NUM_SAMPLES)
+        chosen = space_evenly(len(texts), NUM_SAMPLES)
         nearest = self.similarity[chosen].argmax(dim=1).tolist()
         samples = []
-        for text_number, pair_number in zip(chosen, nearest, strict=True):
-            pair = self.pairs[pair_number]
-            lines = [f"nearest: {pair.id}", texts[text_number]]
+        for text_index, pair_index in zip(chosen, nearest, strict=True):
+            pair = self.pairs[pair_index]
+            lines = [f"nearest: {pair.id}", texts[text_index]]
             samples.append((pair.before, pair.after, lines))
         return draw_pairs(samples)
 
@@ -80,17 +80,17 @@ class RetrievalEvaluator:
         """report.html of the latest evaluation."""
         summary = (
             f"{len(self.similarity)} sentences and {len(self.pairs)} pairs of the "
-            f"{self.run.split} split. R1, R5, R10: per cent of the queries whose own is among the "
-            "first 1, 5, 10 found."
+            f"{self.run.split} split. R1, R5, R10: percentage of queries whose own match is among "
+            "the first 1, 5 or 10 results."
         )
         page = Page(
-            f"Retrieval: {self.run.data}",
-            summary,
-            self._scores_by_direction(),
-            [("chance", chance_level(len(self.pairs)))],
-            self.run.folder / HISTORY_FILE,
-            self.run.facts(checkpoint),
-            self.run.defaults,
+            title=f"Retrieval: {self.run.data}",
+            summary=summary,
+            scores=self._scores_by_direction(),
+            baselines=[("chance", chance_level(len(self.pairs)))],
+            history=self.run.folder / HISTORY_FILE,
+            facts=self.run.list_facts(checkpoint),
+            defaults=self.run.defaults,
         )
         write_retrieval_page(self.run.report_path, page, self.pairs, self.similarity)
         log.info("report in %s", self.run.report_path)

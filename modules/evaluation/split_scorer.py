@@ -5,11 +5,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dataloaders.pairs import ALL_PAIRS, CHANGES, DISTRACTORS, ImagePair, PairDataset
+from dataloaders.pairs import ALL_PAIRS, CHANGES, DISTRACTORS, ImagePair, PairDataset, list_captions
 from modules.metrics.baselines import best_constant, random_captions
 from modules.metrics.metric import ScoringContext, Subsets
 from modules.metrics.scorer import CaptionScorer, ScoredCaptions
 from modules.registries import PROTOCOLS
+from modules.report.pictures import space_evenly
 from modules.report.tables import format_table
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ BASELINE_GROUPS = (CHANGES, DISTRACTORS)  # subsets that have baselines of their
 class SplitScorer:
     """Scores a split's captions, epoch after epoch, beside two baselines that are scored once.
 
-    References are tokenized once. What is missing, of references or baselines, is tried again in
-    the next evaluation. Build one before training: references that do not fit are found then.
+    References are tokenized once. If references or baselines could not be computed, the next
+    evaluation tries again. Build it before training, so that unusable references are found early.
     """
 
     references: Mapping[str, Sequence[str]]
@@ -31,7 +32,7 @@ class SplitScorer:
     subsets: Subsets = field(default_factory=dict)
     protocols: Sequence[str] = ("coco",)
     baselines: list[tuple[str, dict[str, float]]] = field(default_factory=list)
-    """(label, scores), once something was scored and there are training captions."""
+    """(label, scores); empty until captions are scored, and without training captions."""
     scorers: list[CaptionScorer] = field(init=False)
     _scored: list[ScoredCaptions] = field(init=False, default_factory=list)
 
@@ -53,13 +54,12 @@ class SplitScorer:
         split: str,
     ) -> "SplitScorer":
         """For a split of a dataset, with its references, subsets and protocols."""
-        captions = [
-            caption
-            for pair in training_pairs
-            for sentences in pair.captions_by_id.values()
-            for caption in sentences
-        ]
-        context = ScoringContext(pairs, dataset.no_change_phrases, dataset.vocabulary, captions)
+        context = ScoringContext(
+            pairs=pairs,
+            no_change_phrases=dataset.no_change_phrases,
+            vocabulary=dataset.vocabulary,
+            train_captions=list_captions(training_pairs),
+        )
         references = dataset.references(split, pairs)
         return cls(references, context, dataset.subsets(pairs), dataset.protocols)
 
@@ -69,19 +69,23 @@ class SplitScorer:
         return self.scorers[0].selection
 
     def score(self, captions: Mapping[str, str]) -> dict[str, dict[str, float]]:
-        """Scores of all captions and of each subset, NaN where they are missing, which are logged.
+        """Scores of all captions and of each subset, NaN if missing. They are also logged.
 
-        The first call also logs the baselines' scores.
+        As long as the baselines lack a score, they are scored and logged as well.
         """
         self._scored = [scorer.score(captions) for scorer in self.scorers]
         scores = _merge([scored.scores(self.subsets) for scored in self._scored])
         if self._lacks_baselines():
             self._score_baselines()
         log.info("caption scores\n%s", format_table(list(scores.items())))
-        step = max(1, len(captions) // NUM_EXAMPLES)
-        for key in list(captions)[::step][:NUM_EXAMPLES]:
-            log.info("  %s: “%s” (a reference: “%s”)", key, captions[key], self.references[key][0])
+        self._log_examples(captions)
         return scores
+
+    def _log_examples(self, captions: Mapping[str, str]) -> None:
+        caption_ids = list(captions)
+        for index in space_evenly(len(caption_ids), NUM_EXAMPLES):
+            key = caption_ids[index]
+            log.info("  %s: “%s” (a reference: “%s”)", key, captions[key], self.references[key][0])
 
     def scores_by_id(self) -> dict[str, float]:
         """Caption id → the `selection` of each caption that was scored last."""
@@ -99,28 +103,29 @@ class SplitScorer:
         if not all(scorer.train_tokens for scorer in self.scorers):
             log.warning("the baselines are missing: training captions could not be tokenized")
             return
-        candidates, references = self.scorers[0].train_tokens, self.scorers[0].reference_tokens
+        candidates = self.scorers[0].train_tokens
+        references = self.scorers[0].reference_tokens
         apart = {name: ids for name, ids in self.subsets.items() if name in BASELINE_GROUPS}
         drawn = random_captions(range(len(candidates)), list(self.references))
         random_scores = self._score_training_captions(drawn, apart)
         self.baselines = []
         for name, ids in {ALL_PAIRS: list(self.references), **apart}.items():
             constant = best_constant(candidates, {key: references[key] for key in ids})
-            places = dict.fromkeys(ids, candidates.index(constant))
-            constant_scores = self._score_training_captions(places)[ALL_PAIRS]
+            indices = dict.fromkeys(ids, candidates.index(constant))
+            constant_scores = self._score_training_captions(indices)[ALL_PAIRS]
             self.baselines.append((f"best constant ({name}: “{constant}”)", constant_scores))
             self.baselines.append((f"random training caption ({name})", random_scores[name]))
         log.info("baselines\n%s", format_table(self.baselines))
 
     def _score_training_captions(
-        self, places: Mapping[str, int], subsets: Subsets | None = None
+        self, indices: Mapping[str, int], subsets: Subsets | None = None
     ) -> dict[str, dict[str, float]]:
-        """Scores of captions that are training captions, by their places among those."""
-        found = []
+        """Scores if each id gets the training caption of that index."""
+        scores = []
         for scorer, scored in zip(self.scorers, self._scored, strict=True):
-            tokens = {key: scorer.train_tokens[place] for key, place in places.items()}
-            found.append(scorer.score_tokens(tokens, scored.whole.failures).scores(subsets))
-        return _merge(found)
+            tokens = {key: scorer.train_tokens[index] for key, index in indices.items()}
+            scores.append(scorer.score_tokens(tokens, scored.whole.failures).scores(subsets))
+        return _merge(scores)
 
 
 def _merge(scores: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -35,11 +35,13 @@ def jpeg_uri(image: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """`wanted` numbers below `count`, evenly spaced from the first to the last; all where there
-    are no more."""
+def space_evenly(count: int, wanted: int) -> list[int]:
+    """`wanted` indices below `count`, evenly spaced from first to last; all of them if `count` is
+    not larger."""
     if count <= wanted:
         return list(range(count))
+    if wanted == 1:
+        return [0]
     return [round(n * (count - 1) / (wanted - 1)) for n in range(wanted)]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dataloaders.pairs import ImagePair
 from modules.report.page import Page, template_values
-from modules.report.pictures import evenly_spaced
+from modules.report.pictures import space_evenly
 from modules.retrieval import retrieval_ranks
 
 NUM_QUERIES = 5  # in each direction
@@ -77,7 +77,7 @@ def _nearest(similarity: Tensor) -> list[tuple[float, int]]:
 def _evenly_over_ranks(ranks: Tensor) -> list[int]:
     """Places of NUM_QUERIES ranks, evenly spaced from the lowest rank to the highest."""
     order = ranks.argsort(stable=True).tolist()
-    return [order[place] for place in evenly_spaced(len(order), NUM_QUERIES)]
+    return [order[place] for place in space_evenly(len(order), NUM_QUERIES)]
 
 
 def _images_of(pair: ImagePair) -> dict[str, str]:
