@@ -195,7 +195,7 @@ def test_a_run_trains_chooses_and_reports_by_it(tiny_sizes, tmp_path):
     log = (run / "log.txt").read_text()
     assert f"best epoch: 0 with {metrics['no_change_accuracy']:.4f}" in log
     page = (run / "report.html").read_text()
-    assert "Best and worst go by no_change_accuracy." in page
+    assert "Best and worst are ranked by no_change_accuracy." in page
     assert ", no_change_accuracy 1.00)" in page
     assert "CIDEr" not in page.replace("the highest CIDEr", "")
 
