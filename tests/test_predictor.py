@@ -20,8 +20,7 @@ from modules.model.explanation import (
 )
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
-from modules.report.pictures import draw_explanation
-from modules.report.pictures import space_evenly
+from modules.report.pictures import draw_explanation, space_evenly
 from modules.tokenizer import EOT, decode, load_clip_tokenizer, split_words
 from modules.weights.sources import LoadedWeights
 from tests.conftest import COLORS, ROOT, draw_pair, tiny_weights
