@@ -93,7 +93,7 @@ class CLIP4IDC(nn.Module):
         weights |= model._derived_tensors(weights)
         absent = missing_groups(weights, model.optional_groups())
         for group in absent:
-            log.info("not in the weights, initialised at random: %s", abbreviate_keys(group))
+            log.info("not in the weights, initialized at random: %s", abbreviate_keys(group))
         if absent:
             model._complete(weights)  # rejects wrong shapes before memory is allocated for them
             model = build()

@@ -1,5 +1,6 @@
-"""What there is of each kind, by name: one line for each. Texts only, so that nothing is imported.
+"""The registries: every choice by name, one line each.
 
+Entries are strings, so nothing is imported until it is used.
 Datasets have their own registry, `dataloaders.datasets.DATASETS`. How to add an entry, here or from
 a package of your own: CONTRIBUTING.md.
 """

@@ -134,7 +134,7 @@ def test_adaptation_trains_and_resumes(runs):
     assert not torch.equal(first["net.side"], second["net.side"])
     assert second["net.logit_scale"].item() <= ConvNet.max_log_scale
     log = (runs / "adapted" / "log.txt").read_text()
-    assert "not in the weights, initialised at random: net.side" in log
+    assert "not in the weights, initialized at random: net.side" in log
     assert json.loads((runs / "adapted" / "model.json").read_text()) == {"max_words": 12}
 
 

@@ -142,17 +142,17 @@ class PairBackbone(nn.Module, ABC):
 def build_backbone(
     weights: Mapping[str, Tensor], intra_layers: int, linear_patch: str
 ) -> PairBackbone:
-    """A backbone of the first registered kind that takes these released-name weights.
+    """A backbone of the first registered class that takes these released-name weights.
 
-    Its parameters still have their initial values. Raises ValueError if no kind takes the weights,
-    or if the kind that does lacks a member.
+    Its parameters still have their initial values. Raises ValueError if no class takes the weights,
+    or if the class that does lacks a member.
     """
     reasons = []
     for name in BACKBONES:
-        kind = BACKBONES[name]
-        own = strip_prefix(weights, kind.key_prefix)
+        backbone_class = BACKBONES[name]
+        own = strip_prefix(weights, backbone_class.key_prefix)
         try:
-            backbone = kind.from_weights(own, intra_layers, linear_patch)
+            backbone = backbone_class.from_weights(own, intra_layers, linear_patch)
         except ValueError as error:
             reasons.append(str(error))
             continue
