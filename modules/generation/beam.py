@@ -102,8 +102,8 @@ class Beams:
         width = min(beam_size, log_probs.shape[-1])
         top = log_probs.topk(width, dim=-1)
         totals = (self.scores[..., None] + top.values).flatten(1)  # (O, n · width)
-        scores, choice = totals.topk(beam_size, dim=1)
-        return scores, choice // width, top.indices.flatten(1).gather(1, choice)
+        scores, indices = totals.topk(beam_size, dim=1)
+        return scores, indices // width, top.indices.flatten(1).gather(1, indices)
 
     def _length_divisor(self, length: int) -> float:
         return length**self.length_penalty
