@@ -1,8 +1,8 @@
-"""Every command in README.md and docs/ is run as it stands there, page by page, with small data.
+"""Every command in README.md and docs/ is run as it is there, page by page, with small data.
 
 Blocks marked `bash` and `python` are run, from a page's first to its last. A `text` block after one
 is exactly what it prints on stdout. `<!-- not run: reason -->` before a block is the one way out.
-Data and weights are small stand-ins, and training commands get options at their end that fit them
+Data and weights are small replacements, and training commands get options at their end that fit them
 (SHRUNK); all else is word for word.
 """
 
@@ -87,7 +87,7 @@ def blocks(page: str) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    """A copy of the project with small stand-ins for all that the pages name."""
+    """A copy of the project with small replacements of everything that the pages name."""
     root = tmp_path_factory.mktemp("docs") / "project"
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],

@@ -1,4 +1,4 @@
-"""A tiny model learns 16 drawn pairs by heart in a bounded number of steps, in both tasks.
+"""A tiny model memorizes 16 drawn pairs in a bounded number of steps, in both tasks.
 
 With a broken path of gradients it does not, so that the bound proves something.
 """

@@ -1,4 +1,4 @@
-"""The stand-in for `python` that tests start: it must end, print and die as Python does."""
+"""The program that tests start instead of `python`: it must end, print and die as Python does."""
 
 import os
 import signal

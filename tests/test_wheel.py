@@ -143,7 +143,7 @@ def test_a_command_passes_its_words_on(
 
 
 def copy_checkout(target: Path) -> None:
-    """Without what pip leaves where it builds, and without weights of one's own."""
+    """Without what pip leaves where it builds, and without custom weights."""
     for name in known_files():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
