@@ -1,9 +1,9 @@
-"""Every command in README.md and docs/ is run as it is there, page by page, with small data.
+"""Every command in README.md and docs/ is run as written, page by page, with small data.
 
 Blocks marked `bash` and `python` are run, from a page's first to its last. A `text` block after one
 is exactly what it prints on stdout. `<!-- not run: reason -->` before a block is the one way out.
-Data and weights are small replacements, and training commands get options at their end that fit them
-(SHRUNK); all else is word for word.
+Data and weights are small replacements. Training commands get options at their end that fit them
+(SHRUNK); everything else is word for word.
 """
 
 import csv
