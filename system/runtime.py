@@ -130,6 +130,10 @@ class Runtime:
             raise box[0]
         return box[0]
 
+    def wait_for_main(self) -> None:
+        """Wait until the main process is here, however long its work before takes."""
+        self.on_main(lambda: None)
+
     def any_process(self, value: bool) -> bool:
         """Whether the value is true on any process."""
         if self.world_size == 1:

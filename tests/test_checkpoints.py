@@ -135,8 +135,8 @@ def test_other_data_are_refused_and_harmless_changes_are_logged(
     more = ("--data_path", str(moved), "--resume", "auto", "--n_display", "7")
     options = options_of(spot, run, tiny_sizes, *more)
     assert main_task_retrieval.main(options) == 0
-    assert f"continuing although --data_path is {moved}, was {spot}" in caplog.text
-    assert "continuing although --n_display is 7, was 1" in caplog.text
+    assert f"changed since the state was saved: --data_path is {moved}, was {spot}" in caplog.text
+    assert "changed since the state was saved: --n_display is 7, was 1" in caplog.text
     entries = json.loads((moved / "reformat_train.json").read_text())
     entries[3]["sentences"][0] += " now"
     (moved / "reformat_train.json").write_text(json.dumps(entries))

@@ -134,7 +134,7 @@ def test_results_of_other_settings_are_not_continued(folder, tiny, tmp_path, cap
     named = refused(capsys, *words, *tiny, "--decoding", "greedy")
     assert f"{path} was made with decoding None" in named
     (tmp_path / "out.csv.origin.json").unlink()
-    assert "has no out.csv.origin.json beside it" in refused(capsys, *words, *tiny)
+    assert "has no out.csv.origin.json next to it" in refused(capsys, *words, *tiny)
     assert path.read_bytes() == content
 
 

@@ -1,8 +1,8 @@
-"""The data of a run: its splits, with images that can be read, and what it reads images by."""
+"""The data of a run: its splits, with images that can be read, and the reader of its images."""
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from dataloaders.images import ImageFiles
 from dataloaders.pairs import ImagePair
@@ -21,30 +21,42 @@ Splits = Mapping[str, Sequence[ImagePair]]
 def read_splits(options: Options, runtime: Runtime) -> dict[str, Sequence[ImagePair]]:
     """The splits that this run needs, in memory that worker processes share.
 
-    Captioning needs the training captions even in an evaluation, for the baselines. An image that
-    cannot be read is a ValueError, or with --on_bad_image skip its pair is left out.
+    Captioning needs the training captions even in an evaluation, for the baselines. Raises
+    ValueError if an image cannot be read; with --on_bad_image skip, its pair is left out.
     """
-    dataset = options.data.open_dataset()
     skips = options.data.on_bad_image == "skip"
-    splits = {
-        split: PackedList(dataset.checked_pairs(split, need_images=not skips))
-        for split in _needed_splits(options)
-    }
+    splits = _read_pairs(options, need_images=not skips)
     if options.data.image_cache and not skips:
         return splits  # building the cache reads all images
     read = _splits_with_images(splits, options)
-    paths = list(dict.fromkeys(_image_paths(read)))
-    cache_dir = options.model.cache_dir
-    bad = runtime.on_main(lambda: unreadable_images(paths, cache_dir, runtime.progress_bar))
-    if bad and not skips:
-        more = f"; {len(bad) - 1} more of {len(paths)} images cannot be read either"
-        raise ValueError(
-            f"{next(iter(bad.values()))}{more if len(bad) > 1 else ''} "
-            "(--on_bad_image skip would leave their pairs out)"
-        )
+    bad = _find_unreadable(read, options, runtime)
     for split, pairs in read.items():
         splits[split] = drop_unreadable(bad, split, pairs)
     return splits
+
+
+def _read_pairs(options: Options, need_images: bool) -> dict[str, Sequence[ImagePair]]:
+    dataset = options.data.open_dataset()
+    return {
+        split: PackedList(dataset.checked_pairs(split, need_images=need_images))
+        for split in _needed_splits(options)
+    }
+
+
+def _find_unreadable(splits: Splits, options: Options, runtime: Runtime) -> dict[str, str]:
+    """Path → what is wrong, for every image that cannot be read.
+
+    Raises ValueError if there is one, except with --on_bad_image skip.
+    """
+    paths = list(dict.fromkeys(_image_paths(splits)))
+    cache_dir = options.model.cache_dir
+    bad = runtime.on_main(lambda: unreadable_images(paths, cache_dir, runtime.progress_bar))
+    if not bad or options.data.on_bad_image == "skip":
+        return bad
+    message = next(iter(bad.values()))
+    if len(bad) > 1:
+        message += f"; {len(bad) - 1} more of {len(paths)} images cannot be read either"
+    raise ValueError(f"{message} (--on_bad_image skip would leave their pairs out)")
 
 
 def _needed_splits(options: Options) -> list[str]:
@@ -58,20 +70,25 @@ def _needed_splits(options: Options) -> list[str]:
 
 
 def _splits_with_images(splits: Splits, options: Options) -> dict[str, Sequence[ImagePair]]:
-    """The splits whose images this run reads: an evaluation reads one split's only."""
+    """The splits whose images this run reads: an evaluation reads only those of one split."""
     if options.run.do_train:
         return dict(splits)
     return {options.data.eval_split: splits[options.data.eval_split]}
 
 
-def _image_paths(splits: Splits) -> Iterable[str]:
-    return (path for pairs in splits.values() for pair in pairs for path in pair.image_paths)
+def _image_paths(splits: Splits) -> Iterator[str]:
+    for pairs in splits.values():
+        for pair in pairs:
+            yield from pair.image_paths
 
 
 def drop_unreadable(
     bad: Mapping[str, str], split: str, pairs: Sequence[ImagePair]
 ) -> Sequence[ImagePair]:
-    """The pairs without those that have a bad image, which are logged. `bad` is path → reason."""
+    """The pairs without those that have a bad image, which are logged.
+
+    `bad` is path → what is wrong. Raises ValueError if no pair is left.
+    """
     readable = [pair for pair in pairs if not any(path in bad for path in pair.image_paths)]
     if len(readable) == len(pairs):
         return pairs
@@ -91,7 +108,10 @@ def drop_unreadable(
 
 
 def fingerprint(options: Options, splits: Splits) -> str:
-    """A hash of the ids and captions that training reads, but not of images or where they are."""
+    """A hash of the ids and captions of the training pairs and of those that select the best epoch.
+
+    It depends neither on the images nor on where they are.
+    """
     digest = hashlib.sha256()
     for split in ("train", options.data.select_on):
         for pair in splits[split]:
@@ -101,7 +121,7 @@ def fingerprint(options: Options, splits: Splits) -> str:
 
 
 def open_images(resolution: int, splits: Splits, options: Options, runtime: Runtime) -> ImageReader:
-    """What reads images at this resolution: from their files, or from the cache if there is one."""
+    """The reader of images at this resolution: from their files, or from --image_cache."""
     folder = options.data.image_cache
     if not folder:
         return ImageFiles(resolution)

@@ -1,11 +1,9 @@
-"""Evaluation within a run: the evaluator of a split, the last evaluation and its report."""
+"""Evaluation within a run: the evaluator of a split, the final evaluation and its report."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataloaders.batches import build_batches
-from dataloaders.pairs import ImagePair
 from dataloaders.samples import EvaluationPairs, ImageReader
 from modules.clip4idc import CLIP4IDC
 from modules.evaluation import RunDescription
@@ -13,6 +11,7 @@ from modules.evaluation.captions import CaptionEvaluator
 from modules.evaluation.retrieval import RetrievalEvaluator
 from modules.evaluation.split_scorer import SplitScorer
 from modules.options import Options
+from modules.pipeline.data import Splits
 from modules.training.progress import Progress
 from modules.training.states import weights_path
 from modules.weights.tensor_files import read_weights
@@ -27,24 +26,26 @@ SplitEvaluator = RetrievalEvaluator | CaptionEvaluator
 
 
 def build_evaluator(
-    splits: Mapping[str, Sequence[ImagePair]],
+    splits: Splits,
     images: ImageReader,
     split: str,
     options: Options,
     runtime: Runtime,
 ) -> SplitEvaluator:
-    """The evaluator of the options' task for a split; raises ValueError or OSError where the
-    ground truth does not fit the pairs."""
+    """The evaluator of the options' task for a split.
+
+    Raises ValueError or OSError if the ground truth does not fit the pairs.
+    """
     pairs = splits[split]
     data = options.data
     samples = EvaluationPairs(pairs, images, distractors=options.task == "caption")
     loader = build_batches(
         samples,
         data.batch_size_val,
-        False,
-        data.num_thread_reader,
-        runtime.rank,
-        runtime.world_size,
+        training=False,
+        num_workers=data.num_thread_reader,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
     )
     run = _describe_run(split, options)
     if options.task == "retrieval":
@@ -79,11 +80,11 @@ def evaluate_best_epoch(
     options: Options,
     runtime: Runtime,
 ) -> None:
-    """After a training: load the weights of the chosen epoch, evaluate them and report."""
+    """After training: load the weights of the chosen epoch, evaluate them and report."""
     chosen = weights_path(evaluator.run.folder, progress.chosen_epoch)
     if progress.best_epoch < 0:
         log.warning(
-            "no epoch has a score on the %s split: the last one, %s, is taken as the best",
+            "no epoch has a score on the %s split: the last one, %s, is used as the best",
             options.data.select_on,
             chosen,
         )
@@ -95,7 +96,7 @@ def evaluate_best_epoch(
             options.data.select_on,
             chosen,
         )
-    runtime.on_main(lambda: None)  # the others wait here until the main process has written it
+    runtime.wait_for_main()  # until it has written the weights
     model.load_state_dict(read_weights(chosen))
     evaluate_and_report(model, evaluator, str(chosen), options, runtime)
 
@@ -107,12 +108,15 @@ def evaluate_and_report(
     options: Options,
     runtime: Runtime,
 ) -> None:
-    """Scores into metrics.json, and the report; `checkpoint` says where the weights come from."""
+    """Evaluate, then write metrics.json and the report.
+
+    `checkpoint` says where the weights come from.
+    """
     split = evaluator.run.split
     log.info("evaluating on the %s split", split)
     model.to(runtime.device).eval()
     _, scores = evaluator.evaluate(model, "eval")
     if runtime.is_main:
-        about = {"stage": options.task, "datatype": options.data.datatype, "split": split}
-        write_json(evaluator.run.folder / METRICS_FILE, {**about, **scores})
+        description = {"stage": options.task, "datatype": options.data.datatype, "split": split}
+        write_json(evaluator.run.folder / METRICS_FILE, {**description, **scores})
         evaluator.write_report(model, checkpoint)

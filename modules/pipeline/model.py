@@ -11,9 +11,9 @@ from modules.weights.sources import LoadedWeights, load_weights
 
 
 def build_model(options: Options, resumed: LoadedWeights | None = None) -> CLIP4IDC:
-    """The task's model: of a training state, else of --init_model and --pretrained_clip_name.
+    """The task's model: from a training state, otherwise from --init_model or CLIP's weights.
 
-    model.json beside the weights takes precedence over the options. Raises ValueError or OSError
+    A model.json next to the weights takes precedence over the options. Raises ValueError or OSError
     for weights that cannot be found, read or used with these options.
     """
     source = options.model
@@ -29,12 +29,13 @@ def build_model(options: Options, resumed: LoadedWeights | None = None) -> CLIP4
         weights = resumed
     _require_captioner(options, weights)
     model, _ = load_model(weights, options.task, _read_settings(options))
-    _check_words(model, options.data.max_words)
+    _check_vocabulary(model, options.data.max_words)
     return model
 
 
 def _require_captioner(options: Options, weights: LoadedWeights) -> None:
-    """ValueError where captions are evaluated or improved with weights that have no captioner."""
+    """Raise ValueError if captions are to be evaluated or improved with weights that have no
+    captioner."""
     if options.run.do_eval:
         flag = "--do_eval"
     elif OBJECTIVES[options.objective].needs_captioner:
@@ -67,14 +68,12 @@ def _read_settings(options: Options) -> ModelSettings:
     )
 
 
-def _check_words(model: CLIP4IDC, max_words: int) -> None:
-    """ValueError where the model's words are not the tokenizer's, or captions are too long."""
-    found = (model.vocab_size, model.sot, model.eot)
-    if found != (VOCAB_SIZE, SOT, EOT):
+def _check_vocabulary(model: CLIP4IDC, max_words: int) -> None:
+    """Raise ValueError if the vocabulary is not the tokenizer's, or captions are too long."""
+    if (model.vocab_size, model.sot, model.eot) != (VOCAB_SIZE, SOT, EOT):
         raise ValueError(
-            f"this model has a vocabulary of {model.vocab_size} in which a sentence starts with "
-            f"{model.sot} and ends with {model.eot}, expected the tokenizer's {VOCAB_SIZE}, "
-            f"{SOT} and {EOT}"
+            f"this model has {model.vocab_size} token ids, of which {model.sot} starts a sentence "
+            f"and {model.eot} ends it, expected the tokenizer's {VOCAB_SIZE}, {SOT} and {EOT}"
         )
     if max_words > model.context_length:
         raise ValueError(

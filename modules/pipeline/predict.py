@@ -9,7 +9,7 @@ from typing import Any
 from dataloaders.pairs import ImagePair
 from dataloaders.user_pairs import find_pairs
 from modules.model.bert import load_decoder_config
-from modules.model.explanation import Caption
+from modules.model.explanation import Caption, Explanation
 from modules.options import Options
 from modules.options.decoding import Decoding
 from modules.pipeline.results import (
@@ -30,19 +30,21 @@ from system.runtime import Runtime
 log = logging.getLogger(__name__)
 
 BATCH_SIZE = 32  # pairs
-EXPLAIN_BATCH_SIZE = 8  # pairs, where all attention weights are kept
+EXPLAIN_BATCH_SIZE = 8  # pairs, when all attention weights are kept
 MAX_ID_BYTES = 80  # of a pair's id in the name of a picture
 
 
 def predict(options: Options) -> None:
-    """Caption the pairs that the options name. All their images are known to exist before anything
-    is computed or written."""
-    predict = options.predict
+    """Caption the pairs that the options name.
+
+    All their images are known to exist before anything is computed or written.
+    """
+    inputs = options.predict
     decoding = options.decoding
-    folder = Path(predict.save_attention) if predict.save_attention else None
-    path = Path(predict.predictions) if predict.predictions else None
+    folder = Path(inputs.save_attention) if inputs.save_attention else None
+    path = Path(inputs.predictions) if inputs.predictions else None
     with start_runtime(options) as runtime:
-        pairs = find_pairs(predict.before, predict.after, predict.pairs)
+        pairs = find_pairs(inputs.before, inputs.after, inputs.pairs)
         finished = read_finished(path, pairs, decoding.num_captions) if path else FinishedPairs()
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,11 +56,12 @@ def predict(options: Options) -> None:
                 check_settings(path, settings)
             append_captions(batches, path, finished, settings, runtime)
         else:
-            is_one_pair = not predict.pairs and Path(predict.before).is_file()
+            is_one_pair = not inputs.pairs and Path(inputs.before).is_file()
             print_captions(batches, sentences_only=is_one_pair)
         if folder:
             count = len(pairs) - finished.num_done
-            log.warning("where the model looked: %d pair(s) in %s", count, folder)
+            # A warning, because a prediction shows no other lines.
+            log.warning("attention pictures of %d pair(s) are in %s", count, folder)
 
 
 def _load_predictor(options: Options, runtime: Runtime) -> Predictor:
@@ -94,46 +97,59 @@ def caption_batches(
     own_size = EXPLAIN_BATCH_SIZE if attention_folder else BATCH_SIZE
     size = own_size * runtime.world_size
     for start in runtime.progress_bar(range(num_done, len(pairs), size), "captions"):
-        numbers = range(start, min(start + size, len(pairs)))
-        own = runtime.own_share(numbers)
-        share = _caption(predictor, pairs, own, decoding, attention_folder)
+        indices = range(start, min(start + size, len(pairs)))
+        own_indices = runtime.own_share(indices)
+        share = _caption(predictor, pairs, own_indices, decoding, attention_folder)
         captions = runtime.merge_shares(share)
-        yield list(zip(pairs[start : numbers.stop], captions, strict=True))
+        yield list(zip(pairs[start : indices.stop], captions, strict=True))
 
 
 def _caption(
     predictor: Predictor,
     pairs: Sequence[ImagePair],
-    numbers: Sequence[int],
+    indices: Sequence[int],
     decoding: Decoding,
     attention_folder: Path | None,
 ) -> list[list[Caption]]:
-    """The captions of the pairs with these numbers, and a picture of each one's attention."""
-    images = [(pairs[number].before, pairs[number].after) for number in numbers]
+    """The captions of the pairs with these indices; with a folder, also their pictures."""
+    images = [(pairs[index].before, pairs[index].after) for index in indices]
     if attention_folder is None:
-        return predictor.captions(images, decoding, numbers)
-    has_several = decoding.num_captions > 1 or decoding.method_name() == "sampling"
-    explained = predictor.explanations(images, decoding, numbers)
-    for number, explanations in zip(numbers, explained, strict=True):
-        pair = pairs[number]
-        for place, explanation in enumerate(explanations):
-            name = picture_name(number, pair.id, place if has_several else None)
-            draw_explanation(attention_folder / name, pair.before, pair.after, explanation)
-    return [[one.caption for one in explanations] for explanations in explained]
+        return predictor.captions(images, decoding, indices)
+    numbers_captions = decoding.num_captions > 1 or decoding.method_name() == "sampling"
+    explained = predictor.explanations(images, decoding, indices)
+    for index, explanations in zip(indices, explained, strict=True):
+        _draw_explanations(index, pairs[index], explanations, attention_folder, numbers_captions)
+    return [[explanation.caption for explanation in of_pair] for of_pair in explained]
 
 
-def picture_name(number: int, pair_id: str, place: int | None = None) -> str:
-    """The file name of a caption's picture: the pair's number and the beginning of its id, without
-    special characters; and the caption's place among the pair's captions."""
+def _draw_explanations(
+    index: int,
+    pair: ImagePair,
+    explanations: Sequence[Explanation],
+    folder: Path,
+    numbers_captions: bool,
+) -> None:
+    """Draw a picture for each caption of a pair; `numbers_captions` puts numbers in their names."""
+    for number, explanation in enumerate(explanations):
+        name = picture_name(index, pair.id, number if numbers_captions else None)
+        draw_explanation(folder / name, pair.before, pair.after, explanation)
+
+
+def picture_name(pair_index: int, pair_id: str, caption_index: int | None = None) -> str:
+    """The file name of a caption's picture.
+
+    It consists of the pair's index, the beginning of its id without special characters, and the
+    caption's index among the pair's captions.
+    """
     plain = re.sub(r"[^\w.]+", "_", pair_id).encode()[:MAX_ID_BYTES].decode(errors="ignore")
-    parts = [f"{number:05d}", plain]
-    if place is not None:
-        parts.append(str(place))
-    return "-".join(parts) + ".png"
+    pieces = [f"{pair_index:05d}", plain]
+    if caption_index is not None:
+        pieces.append(str(caption_index))
+    return "-".join(pieces) + ".png"
 
 
 def caption_settings(options: Options) -> dict[str, Any]:
-    """All that captions depend on, besides the images."""
+    """Everything that captions depend on, besides the images."""
     model = options.model
     return {
         "checkpoint_sha256": compute_sha256(

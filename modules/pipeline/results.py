@@ -1,4 +1,4 @@
-"""The captions of --do_predict: printed, or written to a file that an interrupted run continues."""
+"""The captions of --do_predict: printed, or written to a file that the next run can continue."""
 
 import csv
 import io
@@ -24,19 +24,20 @@ CaptionedPair = tuple[ImagePair, Sequence[Caption]]
 
 
 class FinishedPairs(NamedTuple):
-    """What a file of an earlier run holds: whole pairs, and the bytes of these and the header."""
+    """How much of an earlier run's file is complete: pairs, and bytes including the header."""
 
     num_done: int = 0
     valid_bytes: int = 0
 
 
 def print_captions(batches: Iterable[Sequence[CaptionedPair]], sentences_only: bool) -> None:
-    """Print CSV, or only the sentences, a line each."""
+    """Print CSV, or only the sentences, one per line."""
     if not sentences_only:
         print(_csv_lines([COLUMNS]), end="")
     for captioned in batches:
         if sentences_only:
-            sentences = [to_one_line(one.text) for _, captions in captioned for one in captions]
+            texts = [caption.text for _, captions in captioned for caption in captions]
+            sentences = map(to_one_line, texts)
             show("\n".join(sentences), flush=True)
         else:
             text = format_rows(captioned, ".csv")
@@ -50,12 +51,13 @@ def append_captions(
     settings: Mapping[str, Any],
     runtime: Runtime,
 ) -> None:
-    """Append each batch to the file and sync it; the main process alone writes.
+    """Append each batch to the file and sync it; only the main process writes.
 
     Nothing is written before the first batch is there. Then everything after the last whole pair is
-    removed, and beside a new file its settings are written.
+    removed, and a new file gets its settings next to it.
     """
     if finished.num_done:
+        # A warning, because a prediction shows no other lines.
         log.warning("resuming %s after %d finished pairs", path, finished.num_done)
     is_prepared = False
     for captioned in batches:
@@ -85,7 +87,7 @@ def _append(path: Path, text: str) -> None:
 
 
 def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> FinishedPairs:
-    """What the file holds of these pairs. ValueError where it holds anything else."""
+    """How much of the file is complete. Raises ValueError if it is not a file of these pairs."""
     if not path.is_file():
         return FinishedPairs()
     is_csv = path.suffix == ".csv"
@@ -124,11 +126,11 @@ def _written_id(pair: ImagePair, is_csv: bool) -> str:
 
 
 def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    """ValueError or OSError where the file's results were not made with these settings."""
+    """Raise ValueError or OSError if the file's captions were not made with these settings."""
     origin = origin_path(path)
     if not origin.is_file():
         raise FileNotFoundError(
-            f"{path} has no {origin.name} beside it, which would say how it was made: "
+            f"{path} has no {origin.name} next to it, which would say how it was made: "
             "give --predictions another file, or remove this one"
         )
     earlier = read_json(origin, dict)
@@ -145,23 +147,27 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def origin_path(path: Path) -> Path:
-    """Where the settings behind a file of captions are kept."""
+    """The file that records how a file of captions was made."""
     return path.with_name(f"{path.name}.origin.json")
 
 
 def format_rows(captioned: Sequence[CaptionedPair], suffix: str) -> str:
     """CSV with a row for each caption, or JSON with a line for each pair."""
     if suffix == ".csv":
-        return _csv_lines([_csv_row(pair, one) for pair, captions in captioned for one in captions])
+        rows = [_csv_row(pair, caption) for pair, captions in captioned for caption in captions]
+        return _csv_lines(rows)
     return "".join(_json_line(pair, captions) for pair, captions in captioned)
 
 
 def _csv_row(pair: ImagePair, caption: Caption) -> tuple[str, ...]:
     """A row for a spreadsheet, which must not take other people's texts for formulas."""
-    text = to_one_line(caption.text)
-    score = f"{caption.score:.4f}"
-    before, after = escape_formula(str(pair.before)), escape_formula(str(pair.after))
-    return escape_formula(pair.id), escape_formula(text), score, before, after
+    return (
+        escape_formula(pair.id),
+        escape_formula(to_one_line(caption.text)),
+        f"{caption.score:.4f}",
+        escape_formula(str(pair.before)),
+        escape_formula(str(pair.after)),
+    )
 
 
 def _csv_lines(rows: Sequence[Sequence[str]]) -> str:
@@ -171,7 +177,7 @@ def _csv_lines(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _json_line(pair: ImagePair, captions: Sequence[Caption]) -> str:
-    rows = [{"caption": one.text, "score": round(one.score, 4)} for one in captions]
+    rows = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in captions]
     content = {
         "id": pair.id,
         "before": str(pair.before),

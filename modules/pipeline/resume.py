@@ -1,13 +1,10 @@
-"""The state that a run continues from, and whether it may with these options."""
+"""Finds the state that a run continues from, and refuses one that its options do not fit."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataloaders.pairs import ImagePair
 from modules.options import Options
 from modules.options.groups import ModelOptions
-from modules.pipeline.data import fingerprint
 from modules.training.states import (
     ResumePoint,
     list_complete_states,
@@ -21,11 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def find_resume_point(
-    options: Options, splits: Mapping[str, Sequence[ImagePair]], runtime: Runtime
+    options: Options, data_fingerprint: str, runtime: Runtime
 ) -> ResumePoint | None:
     """The state that --resume_model names, or that --resume auto finds; None for a new run.
 
-    Raises ValueError where it was saved with other options, and OSError where it is not there.
+    The main process looks for it, and every process checks it. Raises ValueError if it was saved
+    with other options, and OSError if it does not exist.
     """
     source = options.model
     folder = Path(options.run.output_dir)
@@ -39,7 +37,7 @@ def find_resume_point(
         raise FileNotFoundError(
             f"process {runtime.rank} does not see {resume.path}: all machines must share its folder"
         )
-    _refuse_changed_options(resume, options, fingerprint(options, splits))
+    _refuse_changed_options(resume, options, data_fingerprint)
     log.info(
         "continuing from %s; --init_model and --pretrained_clip_name are not read", resume.path
     )
@@ -60,13 +58,15 @@ def _find_on_main(source: ModelOptions, folder: Path) -> ResumePoint | None:
     return state_at(source.resume_model, source.cache_dir)
 
 
-def _refuse_changed_options(resume: ResumePoint, options: Options, data: str) -> None:
-    """Refuse options that would change the result, unless --resume_force allows it; log them."""
-    affecting, harmless = resume.changed_options(dict(options.items()), data)
+def _refuse_changed_options(resume: ResumePoint, options: Options, data_fingerprint: str) -> None:
+    """Refuse options that would change the result, unless --resume_force allows it; log others."""
+    affecting, harmless = resume.changed_options(dict(options.items()), data_fingerprint)
     if affecting and not options.model.resume_force:
         raise ValueError(
             f"{resume.path} was saved with other options: {'; '.join(affecting)}. Restore them, "
             "or pass --resume_force to continue anyway"
         )
-    for text in affecting + harmless:
-        log.warning("continuing although %s", text)
+    for change in affecting:
+        log.warning("continuing although %s", change)
+    for change in harmless:
+        log.info("changed since the state was saved: %s", change)

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def start_runtime(options: Options) -> Iterator[Runtime]:
-    """Open the runtime, and log what it is and what was asked. A prediction logs warnings only."""
+    """Open the runtime, and log the hardware and the options. A prediction logs only warnings."""
     run = options.run
     precision = "fp16" if run.fp16 else run.precision
     with open_runtime(
@@ -43,7 +43,7 @@ def _log_start(options: Options, runtime: Runtime) -> None:
         names = ", ".join(options.ignored)
         log.warning("accepted but without effect, as in the published code: %s", names)
     if allows_onednn():
-        log.info("float32 matrix products by oneDNN")
+        log.info("float32 matrix products use oneDNN")
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """Training within a run: build → restore → open the folder → fit → evaluate the best epoch."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from dataloaders.pairs import ImagePair
 from dataloaders.samples import ImageReader
 from modules.clip4idc import CLIP4IDC
 from modules.options import Options
-from modules.pipeline.data import fingerprint
+from modules.pipeline.data import Splits
 from modules.pipeline.evaluate import build_evaluator, evaluate_best_epoch
 from modules.registries import OBJECTIVES
 from modules.report.tensorboard import TensorBoardWriter
@@ -47,7 +47,8 @@ def choose_objective(options: Options) -> type[Objective]:
 def train(
     model: CLIP4IDC,
     objective_class: type[Objective],
-    splits: Mapping[str, Sequence[ImagePair]],
+    splits: Splits,
+    data_fingerprint: str,
     images: ImageReader,
     options: Options,
     runtime: Runtime,
@@ -56,7 +57,8 @@ def train(
 ) -> None:
     """Train to the last epoch, then evaluate the best one on --eval_split.
 
-    Nothing is written before everything is built and the state to resume fits.
+    Nothing is written into the output folder before everything is built and the state to resume
+    fits.
     """
     select_on = options.data.select_on
     eval_split = options.data.eval_split
@@ -81,9 +83,7 @@ def train(
         trainer.restore(resume)
         progress = resume.progress
     with open_run_folder(Path(options.run.output_dir), runtime) as folder:
-        output = _open_output(
-            trainer, folder, fingerprint(options, splits), options, runtime, resume
-        )
+        output = _open_output(trainer, folder, data_fingerprint, options, runtime, resume)
         as_published = ", as in the paper" if select_on == "test" else ""
         log.info("epochs are chosen on the %s split%s", select_on, as_published)
         fit(trainer, output, progress, selector, options.run.n_display)
@@ -104,28 +104,28 @@ def _build_loader(
     return build_batches(
         samples,
         data.batch_size // micro_batches,
-        True,
-        data.num_thread_reader,
-        runtime.rank,
-        runtime.world_size,
-        options.run.seed,
+        training=True,
+        num_workers=data.num_thread_reader,
+        rank=runtime.rank,
+        world_size=runtime.world_size,
+        seed=options.run.seed,
     )
 
 
 def _trains_token_embedding(options: Options) -> bool:
-    """As published: finetuning does, except on datasets that say otherwise."""
+    """As published, finetuning does, except on datasets that say otherwise."""
     return options.task == "caption" and options.data.open_dataset().trains_token_embedding
 
 
 def _open_output(
     trainer: Trainer,
     folder: Path,
-    data: str,
+    data_fingerprint: str,
     options: Options,
     runtime: Runtime,
     resume: ResumePoint | None,
 ) -> RunOutput:
-    """What this process writes into the run's folder; `data` is the pairs' fingerprint."""
+    """What this process writes into the run's folder."""
     if not runtime.is_main:
         return NoOutput()
     info = trainer.model.info(options.data.max_words)
@@ -133,27 +133,37 @@ def _open_output(
         folder,
         options.training.keep_checkpoints,
         dict(options.items()),
-        data,
+        data_fingerprint,
         info,
         is_new_run=resume is None,
     )
     done_steps = 0
     if resume:
-        import_state(resume, folder)
-        if resume.progress.epoch > 0:  # its link may be missing: a kill can come just before it
-            checkpoints.link_best(resume.progress)
+        _continue_in(folder, resume, checkpoints)
         done_steps = _steps_before(resume.progress, trainer)
-    elif weights_path(folder, "best").exists():
+    else:
+        _warn_of_earlier_run(folder)
+    write_model_info(folder / MODEL_INFO_FILE, info)
+    return RunFiles(checkpoints, TensorBoardWriter(folder, done_steps))
+
+
+def _continue_in(folder: Path, resume: ResumePoint, checkpoints: Checkpoints) -> None:
+    import_state(resume, folder)
+    if resume.progress.epoch > 0:
+        # The link may be missing, if the run was killed just before.
+        checkpoints.link_best(resume.progress)
+
+
+def _warn_of_earlier_run(folder: Path) -> None:
+    if weights_path(folder, "best").exists():
         log.warning(
             "%s holds an earlier run, whose files are removed as soon as this one saves its own; "
             "until then it can be stopped, and --resume auto continues the earlier one",
             folder,
         )
-    write_model_info(folder / MODEL_INFO_FILE, info)
-    return RunFiles(checkpoints, TensorBoardWriter(folder, done_steps))
 
 
 def _steps_before(progress: Progress, trainer: Trainer) -> int:
-    """The optimizer steps that were taken before this place in a training."""
+    """The optimizer steps that were taken before this point of the training."""
     within_epoch = progress.batches // trainer.options.gradient_accumulation_steps
     return progress.trained_epochs * trainer.steps_per_epoch + within_epoch
