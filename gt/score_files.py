@@ -7,10 +7,12 @@
 import argparse
 import math
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dataloaders.coco_files import read_ground_truth, read_results
 from dataloaders.datasets import DATASETS
@@ -26,12 +28,12 @@ from system.escaping import escape_latex, show, to_one_line
 from system.json_files import to_json, write_json
 
 MIN_DRAWS = 100
-FEW_PAIRS = 30  # below which a bootstrap's intervals say little
+FEW_CAPTIONS = 30  # below which a bootstrap's intervals say little
 WIDTH = 16  # of a column of scores
 
 REFERENCE_MODES = {
     "each": "every sentence of a pair is a reference",
-    "joined": "the sentences of a pair are joined to one reference",
+    "joined": "the sentences of a pair are joined into one reference",
 }
 LATEX_HEADINGS = {
     "Bleu_1": "B-1",
@@ -54,7 +56,7 @@ class SystemReport:
     scores: dict[str, dict[str, float]]
     intervals: dict[str, Intervals] = field(default_factory=dict)
     against_first: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """interval and p of the difference to the first system."""
+    """interval and p of the difference from the first system."""
 
 
 @dataclass
@@ -86,23 +88,31 @@ def score_files(args: argparse.Namespace) -> ScoreReport:
     references = choose_references(ground_truth, args.gt, ids, args.references == "joined")
     subsets = choose_subsets(ids, ground_truth, args.type_mapping)
     scorer = CaptionScorer(references, protocol, _context_of(args.datatype))
-    groups, reports = {}, {}
+    groups = {}
+    reports = {}
     for name, tokens in zip(systems, scorer.tokenize(*systems.values()), strict=True):
         scored = scorer.score_tokens(tokens)
-        groups[name], reports[name] = scored.groups(subsets), SystemReport(scored.scores(subsets))
-    counts = {ALL_PAIRS: len(ids)} | {group: len(members) for group, members in subsets.items()}
-    report = ScoreReport(str(args.gt), REFERENCE_MODES[args.references], counts, reports)
+        groups[name] = scored.groups(subsets)
+        reports[name] = SystemReport(scored.scores(subsets))
+    report = ScoreReport(
+        gt=str(args.gt),
+        references=REFERENCE_MODES[args.references],
+        ids={ALL_PAIRS: len(ids)} | {name: len(members) for name, members in subsets.items()},
+        systems=reports,
+    )
     if args.bootstrap:
         add_confidence_intervals(report, groups, args.bootstrap, args.seed)
     return report
 
 
 def _context_of(datatype: str | None) -> ScoringContext:
-    """What metrics may need of a dataset and is not in its files."""
+    """What metrics may need to know about a dataset that is not in its files."""
     if datatype is None:
         return ScoringContext()
     dataset = DATASETS[datatype]
-    return ScoringContext((), dataset.no_change_phrases, dataset.vocabulary)
+    return ScoringContext(
+        no_change_phrases=dataset.no_change_phrases, vocabulary=dataset.vocabulary
+    )
 
 
 def read_systems(paths: Sequence[Path]) -> dict[str, dict[str, str]]:
@@ -172,23 +182,28 @@ def add_confidence_intervals(
     draws: int,
     seed: int,
 ) -> None:
-    """Add intervals of each score, and of the differences of all systems to the first.
+    """Add intervals of each score, and of the differences of all systems from the first.
 
     groups: system → group → rows.
     """
     report.bootstrap = {"draws": draws, "seed": seed, "level": LEVEL / 100}
     for group in report.ids:
         drawn = bootstrap([groups[name][group] for name in report.systems], draws, seed)
-        first = drawn[0]
         for system, values in zip(report.systems.values(), drawn, strict=True):
             system.intervals[group] = {name: interval(values[name]) for name in report.names}
-            if values is first:
-                continue
-            compared = {}
-            for name in report.names:
-                difference = values[name] - first[name]
-                compared[name] = {"interval": interval(difference), "p": p_value(difference)}
-            system.against_first[group] = compared
+            if values is not drawn[0]:
+                system.against_first[group] = _compare(values, drawn[0])
+
+
+def _compare(
+    values: Mapping[str, np.ndarray], first: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """Score name → interval and p of the difference; both arguments have arrays (draws,)."""
+    compared = {}
+    for name in values:
+        difference = values[name] - first[name]
+        compared[name] = {"interval": interval(difference), "p": p_value(difference)}
+    return compared
 
 
 def as_json(report: ScoreReport) -> dict[str, Any]:
@@ -204,35 +219,47 @@ def as_json(report: ScoreReport) -> dict[str, Any]:
 
 
 def format_report(report: ScoreReport) -> str:
-    """Aligned text: a line for each system and group, then the differences to the first system.
+    """Aligned text: one line per system and group, then the differences from the first system.
 
     A line of intervals stands below each line of scores.
     """
-    label_width = max(len(to_one_line(group)) for group in report.ids)
-
-    def row(label: str, cells: Iterable[str]) -> str:
-        cells = zip(report.names, cells, strict=True)
-        texts = [f"{cell:>{max(WIDTH, len(name) + 2)}}" for name, cell in cells]
-        return f"{label:<{label_width}}" + "".join(texts)
-
-    lines = [f"{report.ids[ALL_PAIRS]} pairs; {report.references}"]
+    lines = [f"{report.ids[ALL_PAIRS]} captions; {report.references}"]
     for name, system in report.systems.items():
-        lines += ["", to_one_line(name), row("", report.names)]
-        for group, scores in system.scores.items():
-            lines.append(row(to_one_line(group), map(format_score, scores.values())))
-            if group in system.intervals:
-                lines.append(row("", map(_format_interval, system.intervals[group].values())))
-        for group, compared in system.against_first.items():
-            first = to_one_line(next(iter(report.systems)))
-            lines.append(f"{to_one_line(group)}: difference to {first}, 95 % interval and p")
-            found = compared.values()
-            lines.append(row("", [_format_interval(values["interval"]) for values in found]))
-            lines.append(row("", [f"p {format_score(values['p'], 3)}" for values in found]))
-    few = [to_one_line(group) for group, count in report.ids.items() if count < FEW_PAIRS]
+        lines += ["", to_one_line(name), _format_row(report, "", report.names)]
+        lines += _format_scores(report, system)
+        lines += _format_differences(report, system)
+    few = [to_one_line(group) for group, count in report.ids.items() if count < FEW_CAPTIONS]
     if few and report.bootstrap:
-        names = ", ".join(few)
-        lines += ["", f"fewer than {FEW_PAIRS} pairs, whose intervals say little: {names}"]
+        problem = f"fewer than {FEW_CAPTIONS} captions, so their intervals say little"
+        lines += ["", f"These groups have {problem}: {', '.join(few)}"]
     return "\n".join(lines)
+
+
+def _format_scores(report: ScoreReport, system: SystemReport) -> Iterator[str]:
+    for group, scores in system.scores.items():
+        yield _format_row(report, to_one_line(group), map(format_score, scores.values()))
+        if group in system.intervals:
+            intervals = system.intervals[group].values()
+            yield _format_row(report, "", map(_format_interval, intervals))
+
+
+def _format_differences(report: ScoreReport, system: SystemReport) -> Iterator[str]:
+    first = to_one_line(next(iter(report.systems)))
+    for group, compared in system.against_first.items():
+        yield f"{to_one_line(group)}: difference from {first}, {LEVEL}% interval and p"
+        intervals = [_format_interval(values["interval"]) for values in compared.values()]
+        yield _format_row(report, "", intervals)
+        p_values = [f"p {format_score(values['p'], 3)}" for values in compared.values()]
+        yield _format_row(report, "", p_values)
+
+
+def _format_row(report: ScoreReport, label: str, cells: Iterable[str]) -> str:
+    """A label and a cell per score, in columns that are as wide in every row."""
+    label_width = max(len(to_one_line(group)) for group in report.ids)
+    padded = []
+    for name, cell in zip(report.names, cells, strict=True):
+        padded.append(f"{cell:>{max(WIDTH, len(name) + 2)}}")
+    return f"{label:<{label_width}}" + "".join(padded)
 
 
 def _format_interval(bounds: Sequence[float]) -> str:
@@ -346,7 +373,7 @@ def _build_parser() -> OneLineParser:
         "--bootstrap",
         type=int,
         default=0,
-        help="draws for 95 %% intervals and paired comparisons, such as 1000",
+        help=f"draws for {LEVEL}%% intervals and paired comparisons, such as 1000",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
     parser.add_argument(

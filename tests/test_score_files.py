@@ -150,7 +150,9 @@ def test_table_json_and_latex_say_the_same(files, capfd, monkeypatch):
     assert poor["against_first"]["all"]["CIDEr"]["interval"][1] < 0
     assert score(files, *words) == 0
     table = capfd.readouterr().out
-    few = "fewer than 30 pairs, whose intervals say little: all, change, distractor, add, drop"
+    few = (
+        "fewer than 30 captions, so their intervals say little: all, change, distractor, add, drop"
+    )
     assert few in table
     assert f"{good['scores']['add']['CIDEr']:.4f}" in table
     assert score(files, *words, "--format", "latex") == 0
