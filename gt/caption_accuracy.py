@@ -1,4 +1,4 @@
-"""Whether captions of CLEVR-Change's kind are right about what changed.
+"""Whether captions of CLEVR-Change's change_type are right about what changed.
 
     python gt/eval_utils.py changes --changed_object data/changed_object.json \\
         --results hyp_ep_eval.json [--by size]
@@ -29,27 +29,28 @@ from system.escaping import show
 from system.json_files import read_json, write_json
 
 NO_CHANGE = "none"  # the type of a caption that says that nothing changed
+# Wider than the sentences that are drawn: captioners also mix them.
 NO_CHANGE_PATTERN = re.compile(
     r"\b(?:no change|no difference|nothing|same as before|remains the same|identical)\b"
 )
 VALUE_OF_WORD = {word: value for value, words in SYNONYMS.items() for word in words}
 OBJECT_FOLLOWS_VERB = "someone"  # begins the phrases that name the object after the verb
-Z_95 = 1.96  # of a 95 % interval
+Z_95 = 1.96  # half the width of a 95% interval, in standard deviations
 
 Truth = Mapping[str, str]
 """What changed in a pair: type, attribute → value, and new_color or new_material."""
 
 
-def _phrases() -> list[tuple[str, str]]:
+def _list_phrases() -> list[tuple[str, str]]:
     """(words of a change, its type), the longest first."""
     found = set()
-    for kind, templates in CHANGE_PHRASES.items():
+    for change_type, templates in CHANGE_PHRASES.items():
         for template in templates:
-            found.add((template.replace("{}", "").strip(), kind))
+            found.add((template.replace("{}", "").strip(), change_type))
     return sorted(found, key=lambda phrase: -len(phrase[0]))
 
 
-PHRASES = _phrases()
+PHRASES = _list_phrases()
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ParsedCaption:
     """What a caption says."""
 
     type: str | None
-    """The type of change; NO_CHANGE; None where it says neither."""
+    """The type of change, or NO_CHANGE; None if it says neither."""
     attributes: Mapping[str, str]
     """Of the object that changed, as far as they are named."""
     new_value: str | None
@@ -66,30 +67,31 @@ class ParsedCaption:
 
 def parse_caption(caption: str) -> ParsedCaption:
     """Read a sentence of CLEVR-Change's grammar (preprocess/scenes/sentences.py)."""
-    match, kind = _find_phrase(caption)
+    match, change_type = _find_phrase(caption)
     if match is None:
         says_none = NO_CHANGE_PATTERN.search(caption) is not None
         return ParsedCaption(NO_CHANGE if says_none else None, {}, None)
-    before, after = caption[: match.start()], caption[match.end() :]
+    before = caption[: match.start()]
+    after = caption[match.end() :]
     subject = after if match.group().startswith(OBJECT_FOLLOWS_VERB) else before
-    attributes = _named_values(subject.split(" that ")[0])
-    if kind not in ("color", "material"):
-        return ParsedCaption(kind, attributes, None)
+    attributes = _find_values(subject.split(" that ")[0])
+    if change_type not in ("color", "material"):
+        return ParsedCaption(change_type, attributes, None)
     # Both have the same verbs: the new value tells them apart.
-    named = _named_values(after)
-    kind = "material" if "material" in named and "color" not in named else "color"
-    return ParsedCaption(kind, attributes, named.get(kind))
+    named = _find_values(after)
+    change_type = "material" if "material" in named and "color" not in named else "color"
+    return ParsedCaption(change_type, attributes, named.get(change_type))
 
 
 def _find_phrase(caption: str) -> tuple[re.Match | None, str | None]:
-    for phrase, kind in PHRASES:
+    for phrase, change_type in PHRASES:
         match = re.search(rf"\b{phrase}\b", caption)
         if match:
-            return match, kind
+            return match, change_type
     return None, None
 
 
-def _named_values(text: str) -> dict[str, str]:
+def _find_values(text: str) -> dict[str, str]:
     """Attribute → the first of its values that is named."""
     values = [VALUE_OF_WORD.get(word, word) for word in text.split()]
     named = {}
@@ -103,10 +105,11 @@ def _named_values(text: str) -> dict[str, str]:
 def check_captions(
     captions: Mapping[str, str], changed: Mapping[str, Truth]
 ) -> dict[str, list[bool]]:
-    """Question → whether each caption that it is asked of is right.
+    """Question → one bool per caption to which it applies.
 
-    What a caption leaves out counts as wrong. Captions of distractors, whose ids end in `_n`, are
-    only asked whether nothing changed. Raises ValueError for a change that `changed` does not have.
+    What a caption leaves out counts as wrong. For captions of distractors, whose ids end in `_n`,
+    the only question is whether nothing changed. Raises ValueError for an id of which `changed`
+    says nothing.
     """
     rows: dict[str, list[bool]] = {}
     for caption_id, caption in captions.items():
@@ -123,24 +126,24 @@ def check_captions(
 
 
 def _check_change(said: ParsedCaption, truth: Truth) -> dict[str, bool]:
-    kind = _type_of(truth)
-    is_type = said.type == kind
+    change_type = _find_type(truth)
+    is_type = said.type == change_type
     answers = {
         "change recognised": said.type in CHANGE_TYPES,
         "type": is_type,
-        f"type: {kind}": is_type,
+        f"type: {change_type}": is_type,
     }
     for attribute in ATTRIBUTES:
         answers[attribute] = said.attributes.get(attribute) == truth[attribute]
     answers["color and shape"] = answers["color"] and answers["shape"]
-    new_value = truth.get(f"new_{kind}")
+    new_value = truth.get(f"new_{change_type}")
     if new_value:
-        answers[f"new {kind}"] = is_type and said.new_value == new_value
+        answers[f"new {change_type}"] = is_type and said.new_value == new_value
     return answers
 
 
-def _type_of(truth: Truth) -> str:
-    """The type of change, which the name of the new value tells where it is not given."""
+def _find_type(truth: Truth) -> str:
+    """The type of change; if it is not given, it follows from the name of the new value."""
     if truth.get("type"):
         return truth["type"]
     new_values = [name.removeprefix("new_") for name in truth if name.startswith("new_")]
@@ -187,17 +190,19 @@ def _is_truth(value: object) -> bool:
 
 def accuracy(answers: Sequence[bool]) -> dict[str, float]:
     """The share of right answers, their number, and Wilson's 95 % interval."""
-    count, share = len(answers), sum(answers) / len(answers)
+    count = len(answers)
+    share = sum(answers) / count
     scale = 1 + Z_95**2 / count
     middle = (share + Z_95**2 / (2 * count)) / scale
     variance = share * (1 - share) / count + Z_95**2 / (4 * count**2)
     half = Z_95 / scale * math.sqrt(variance)
-    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    low = max(middle - half, 0.0)
+    high = min(middle + half, 1.0)
     return {"share": share, "count": count, "low": low, "high": high}
 
 
 def format_accuracy(shares: Mapping[str, Mapping[str, float]]) -> str:
-    """A line for each question, in per cent."""
+    """One line per question, in percent."""
     width = max(map(len, shares))
     lines = []
     for name, row in shares.items():

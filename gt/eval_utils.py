@@ -1,6 +1,6 @@
 """Ground truth for caption scores, in COCO's format; `score` and `changes` evaluate captions.
 
-Run bare inside Spot-the-Diff's annotation folder, it reads test.json and writes
+Run without options inside Spot-the-Diff's annotation folder, it reads test.json and writes
 total_change_captions_reformat.json (docs/reference.md, Caption metrics).
 """
 
@@ -26,11 +26,15 @@ SUBCOMMANDS = {"score": score_files.main, "changes": caption_accuracy.main}
 
 
 def make_ground_truth(dataset: PairDataset, split: str, output: Path) -> None:
-    """Write a dataset's ground-truth file; CLEVR-Change's covers all splits, whichever is given."""
+    """Write a dataset's ground-truth file and say how large it is.
+
+    CLEVR-Change's covers all splits, whichever is given.
+    """
     ground_truth = coco_ground_truth(dataset.ground_truth(split))
     write_json(output, ground_truth)
-    ids = {row["id"] for row in ground_truth["images"]}
-    show(f"{to_one_line(output)}: {len(ids)} ids, {len(ground_truth['annotations'])} captions")
+    num_ids = len({row["id"] for row in ground_truth["images"]})
+    num_captions = len(ground_truth["annotations"])
+    show(f"{to_one_line(output)}: {num_ids} ids, {num_captions} captions")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,9 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments and arguments[0] in SUBCOMMANDS:
         return SUBCOMMANDS[arguments[0]](arguments[1:])
     if arguments and not arguments[0].startswith("-"):
-        tasks = ", ".join(SUBCOMMANDS)
+        expected = ", ".join(SUBCOMMANDS)
         OneLineParser().error(
-            f"{arguments[0]!r} is not a task: expected {tasks}, or options alone for ground truth"
+            f"{arguments[0]!r} is not a subcommand: expected {expected}, or options alone for "
+            "ground truth"
         )
     parser = _build_parser()
     entry = add_entry_flags(parser, DATASETS, "datatype", arguments)
