@@ -1,4 +1,4 @@
-"""Whether captions of CLEVR-Change's change_type are right about what changed.
+"""Whether captions of scenes like CLEVR-Change's are right about what changed.
 
     python gt/eval_utils.py changes --changed_object data/changed_object.json \\
         --results hyp_ep_eval.json [--by size]

@@ -1,7 +1,7 @@
-"""What a score has to beat: one sentence for every pair, and random training captions.
+"""What a score should beat: one sentence for every pair, and random training captions.
 
-The sentence is the training caption with the highest CIDEr on the very references that it is
-scored against, which no honest system knows: an oracle, and so a strict bar (docs/deviations.md).
+The sentence is the training caption with the highest CIDEr on the evaluated references themselves.
+No real system could choose it that way, so it is a strict bar (docs/deviations.md).
 """
 
 import random
@@ -25,15 +25,15 @@ def best_constant(candidates: Sequence[str], references: Mapping[str, Sequence[s
 def random_captions(
     candidates: Sequence[Caption], ids: Sequence[str], seed: int = 0
 ) -> dict[str, Caption]:
-    """One candidate for each id, drawn with a fixed seed."""
-    source = random.Random(seed)
-    return {key: source.choice(candidates) for key in ids}
+    """One candidate per id, drawn with a fixed seed."""
+    rng = random.Random(seed)
+    return {key: rng.choice(candidates) for key in ids}
 
 
 def constant_cider(
     candidates: Sequence[str], references: Mapping[str, Sequence[str]]
 ) -> np.ndarray:
-    """CIDEr of each tokenized candidate when every id of the references gets it.
+    """(N candidates,) CIDEr of each tokenized candidate when every id of the references gets it.
 
     Exact, and quick: a candidate meets a reference only in products min(h, r) · r, where h is the
     count of an n-gram in the candidate and r in the reference. So for each n-gram and each h, all

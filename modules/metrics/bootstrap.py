@@ -1,4 +1,4 @@
-"""How sure a caption score is: percentile bootstrap over captions, also for two systems.
+"""How certain a caption score is: a percentile bootstrap over captions, also for two systems.
 
 A draw of captions, some of them more than once, is a vector of weights. Weighted sums of the
 metrics' rows give its scores as each metric defines them for a corpus. CIDEr's document frequencies
@@ -12,23 +12,24 @@ import numpy as np
 
 from modules.metrics.scorer import GroupRows
 
-LEVEL = 95  # per cent
+LEVEL = 95  # percent
 DECIMALS = 9  # of differences; further ones come from rounding errors
 
 
 def bootstrap(systems: Sequence[GroupRows], draws: int, seed: int) -> list[dict[str, np.ndarray]]:
     """For each system: score name → values (draws,). All systems are scored on the same draws.
 
-    Raises ValueError for systems whose captions are of different ids.
+    Raises ValueError for systems that caption different ids.
     """
     ids = systems[0].ids
     if any(system.ids != ids for system in systems):
         raise ValueError("the systems caption different pairs")
-    generator, size = np.random.default_rng(seed), len(ids)
+    generator = np.random.default_rng(seed)
+    size = len(ids)
     drawn: list[list[dict[str, float]]] = [[] for _ in systems]
     for _ in range(draws):
-        places = generator.integers(size, size=size)
-        weights = np.bincount(places, minlength=size).astype(float)
+        drawn_indices = generator.integers(size, size=size)
+        weights = np.bincount(drawn_indices, minlength=size).astype(float)
         for scores, system in zip(drawn, systems, strict=True):
             scores.append(system.scores(weights))
     return [_by_name(scores) for scores in drawn]
@@ -39,13 +40,13 @@ def _by_name(draws: Sequence[dict[str, float]]) -> dict[str, np.ndarray]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle LEVEL per cent; NaN where a value is missing."""
+    """values (draws,) → the middle LEVEL percent; NaN if a value is missing."""
     low, high = np.percentile(values, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def p_value(differences: np.ndarray) -> float:
-    """Two-sided: twice the smaller share of draws on either side of 0; NaN where one is missing.
+    """Two-sided: twice the smaller share of draws on either side of 0; NaN if one is missing.
 
     The observed data count as one more draw on each side.
     """

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from system.signals import leave_ctrl_c_to_parent
 
 MAX_NGRAM = 4
-SIGMA = 6.0  # of the penalty for another length, in bigrams
-SCALE = 10  # the score of a sentence that equals all of its references
+SIGMA = 6.0  # of the length penalty, in bigrams
+SCALE = 10  # the score of a sentence of four or more words that equals all of its references
 WORD = re.compile(r"'?\w+(?:-\w+)*")
 END_MARK = "(end)"  # WORD never matches it
 
@@ -41,17 +41,19 @@ class Sentence(NamedTuple):
 
 
 class IdfWeights:
-    """The weight of an n-gram: log(number of ids / ids that have it in a reference)."""
+    """The weight of an n-gram: log(number of ids / number of ids that have it in a reference)."""
 
     def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
         documents: Counter = Counter()
         for texts in references.values():
             documents.update(set().union(*map(count_ngrams, texts)))
         self.unseen = math.log(len(references))
-        self.weights = {ngram: self.unseen - math.log(count) for ngram, count in documents.items()}
+        self.weights = {}
+        for ngram, count in documents.items():
+            self.weights[ngram] = self.unseen - math.log(count)
 
     def weight(self, ngram: tuple[str, ...]) -> float:
-        """The weight, that of a single id for an n-gram that no reference has."""
+        """The weight of an n-gram. One that no reference has weighs as if one id had it."""
         return self.weights.get(ngram, self.unseen)
 
     def weigh_sentence(self, text: str) -> Sentence:
@@ -77,13 +79,17 @@ class CiderD:
             self.references[key] = [prepared[text] for text in texts]
 
     def score(self, key: str, text: str) -> float:
-        """From 0, no n-gram in common, to SCALE, equal to all references of that id."""
-        sentence, references = self.idf.weigh_sentence(text), self.references[key]
+        """From 0, no n-gram in common, to SCALE, equal to all references of that id.
+
+        A sentence of less than four words has no 4-grams, so it stays below SCALE.
+        """
+        sentence = self.idf.weigh_sentence(text)
+        references = self.references[key]
         total = sum(self._similarity(sentence, reference) for reference in references)
         return total * SCALE / (MAX_NGRAM * len(references))
 
     def _similarity(self, sentence: Sentence, reference: Sentence) -> float:
-        """The sum of the vectors' cosines, less for another length."""
+        """The sum of the vectors' cosines, less if the lengths differ."""
         products = [0.0] * MAX_NGRAM
         for ngram, count in sentence.counts.items():
             times = reference.counts.get(ngram)
@@ -94,13 +100,14 @@ class CiderD:
         for n, product in enumerate(products):
             if product:
                 cosines += product / (sentence.norms[n] * reference.norms[n])
-        return cosines * math.exp(-((sentence.length - reference.length) ** 2) / (2 * SIGMA**2))
+        difference = sentence.length - reference.length
+        return cosines * math.exp(-(difference**2) / (2 * SIGMA**2))
 
 
 def reward_tokens(sentence: str, ended: bool = True) -> str:
-    """Lower-case words without punctuation, and END_MARK where the sentence ends.
+    """Lower-case words without punctuation, and END_MARK if the sentence has ended.
 
-    With the mark, a caption does not score more by breaking off.
+    The mark keeps a caption from scoring more by breaking off.
     """
     words = WORD.findall(sentence.lower())
     if ended:
@@ -111,7 +118,7 @@ def reward_tokens(sentence: str, ended: bool = True) -> str:
 class CiderReward:
     """CIDEr-D of a batch's sentences against training captions.
 
-    Computed in `workers` processes, which end with the reward; 0: in this process.
+    Computed in `workers` processes, which live as long as this object; with 0, in this process.
     """
 
     def __init__(self, captions: Mapping[str, Sequence[str]], workers: int) -> None:

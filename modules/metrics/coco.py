@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and CIDEr by pycocoevalcap, and the protocol in which captions are published.
+"""BLEU, ROUGE-L and CIDEr by pycocoevalcap, and the protocol of published caption scores.
 
 pycocoevalcap computes the numbers of a caption. BLEU's corpus score is computed here from their
 sums, in the same order of operations, so that it has the same digits (`tests/test_scoring.py`).
@@ -13,12 +13,14 @@ from pycocoevalcap.bleu.bleu_scorer import cook_refs, cook_test
 from pycocoevalcap.cider.cider import Cider as CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 
+from modules.metrics.cider_d import MAX_NGRAM
 from modules.metrics.metric import MeanMetric, ScoringContext, ScoringProtocol
 from modules.metrics.ptb import tokenize
 from system.java import ensure_java
 
-MAX_NGRAM = 4
-SMALL, TINY = 1e-9, 1e-15  # pycocoevalcap's guards against division by zero
+# pycocoevalcap's guards against division by zero.
+SMALL = 1e-9
+TINY = 1e-15
 
 
 class Bleu:
@@ -34,25 +36,28 @@ class Bleu:
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
     ) -> np.ndarray:
         """(N, 10): matched 1- to 4-grams, all 1- to 4-grams, own length, reference's length."""
-        return np.array([self._row(references[key], text) for key, text in captions.items()], float)
+        rows = [self._count(references[key], text) for key, text in captions.items()]
+        return np.array(rows, float)
 
     @staticmethod
-    def _row(references: Sequence[str], caption: str) -> list[int]:
+    def _count(references: Sequence[str], caption: str) -> list[int]:
         counts = cook_test(caption, cook_refs(references), eff="closest")
         return [*counts["correct"], *counts["guess"], counts["testlen"], counts["reflen"]]
 
     def scores(self, total: np.ndarray, count: float) -> tuple[float, ...]:
-        """The scores of a corpus with these sums."""
+        """The scores of a corpus whose rows add up to total (10,)."""
         numbers = total.tolist()
-        matched, all_ngrams = numbers[:MAX_NGRAM], numbers[MAX_NGRAM : 2 * MAX_NGRAM]
+        matched = numbers[:MAX_NGRAM]
+        all_ngrams = numbers[MAX_NGRAM : 2 * MAX_NGRAM]
         length, reference_length = numbers[2 * MAX_NGRAM :]
         ratio = (length + TINY) / (reference_length + SMALL)
         penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-        product, found = 1.0, []
+        product = 1.0
+        scores = []
         for n in range(MAX_NGRAM):
             product *= (matched[n] + TINY) / (all_ngrams[n] + SMALL)
-            found.append(product ** (1 / (n + 1)) * penalty)
-        return tuple(found)
+            scores.append(product ** (1 / (n + 1)) * penalty)
+        return tuple(scores)
 
 
 class RougeL(MeanMetric):
@@ -64,7 +69,7 @@ class RougeL(MeanMetric):
     def rows(
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
     ) -> np.ndarray:
-        """(N, 1)"""
+        """The F-measure of each caption, (N, 1)."""
         scorer = Rouge()
         values = [scorer.calc_score([text], references[key]) for key, text in captions.items()]
         return np.array(values)[:, None]
@@ -79,7 +84,7 @@ class Cider(MeanMetric):
     def rows(
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
     ) -> np.ndarray:
-        """(N, 1)"""
+        """CIDEr-D of each caption, (N, 1)."""
         candidates = {key: [text] for key, text in captions.items()}
         _, values = CiderScorer().compute_score(references, candidates)
         return values[:, None]

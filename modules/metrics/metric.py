@@ -4,7 +4,7 @@ A metric turns each caption into a row of numbers, and a sum of rows into scores
 give the scores of all captions, of any subset and of every draw of the bootstrap. CONTRIBUTING.md
 shows how to add one.
 
-N captions, W numbers a row.
+Dimensions: N captions, W numbers per row.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -32,7 +32,7 @@ class ScoringContext:
 
 
 class Metric(Protocol):
-    """Scores that follow from one row of numbers a caption. What cannot be computed is NaN.
+    """Scores that follow from one row of numbers per caption. What cannot be computed is NaN.
 
     `METRICS[name](context)` makes one. That should be quick: a program is started by `rows`.
     """
@@ -50,15 +50,15 @@ class Metric(Protocol):
     ) -> np.ndarray:
         """Tokenized texts by id → (N, W), in the order of `captions`.
 
-        Both have the same ids. Raises JavaError where a Java program fails.
+        Both have the same ids. Raises JavaError if a Java program fails.
         """
 
     def scores(self, total: np.ndarray, count: float) -> tuple[float, ...]:
-        """A weighted sum of rows, (W,), whose weights add up to `count` → a score for each name."""
+        """A weighted sum of rows, (W,), whose weights add up to `count` → one score per name."""
 
 
 class MeanMetric:
-    """A metric whose scores are the means of what `rows` returns: one column a name."""
+    """A metric whose scores are the means of what `rows` returns: one column per name."""
 
     names: tuple[str, ...] = ()
 
@@ -66,7 +66,7 @@ class MeanMetric:
         self.context = context
 
     def scores(self, total: np.ndarray, count: float) -> tuple[float, ...]:
-        """The means."""
+        """total (W,) / count: the means."""
         return tuple(float(value) for value in total / count)
 
 
@@ -90,4 +90,4 @@ class ScoringProtocol(NamedTuple):
     selection: str | None = None
     """The score that chooses the best epoch and sorts the report's examples; None: the first."""
     prepare: Callable[[], None] = _nothing_to_prepare
-    """Called before a training or scoring begins; raises OSError where a program is missing."""
+    """Called before a training or scoring begins; raises OSError if a program is missing."""
