@@ -86,7 +86,8 @@ def _write_folder(
 
 def _missing_info_message(path: Path) -> str:
     return (
-        f"no model.json beside {path} says how the model was trained: export it from a run's folder"
+        f"no model.json next to {path} says how the model was trained: "
+        "export it from a run's folder"
     )
 
 

@@ -1,6 +1,6 @@
-"""Spot-the-Diff's raw lists, in which an id can occur several times → one entry for each pair.
+"""Merge Spot-the-Diff's raw lists, in which an id can occur several times, to one entry a pair.
 
-Run bare inside the annotation folder, it reformats train.json, val.json and test.json there
+Without options it reformats train.json, val.json and test.json in the current folder
 (docs/reference.md, Data).
 """
 

@@ -222,7 +222,7 @@ def _split_indices(args: Namespace) -> dict[str, list[int]]:
 
 @contextmanager
 def _atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder beside `folder` that replaces it on success and is deleted on failure."""
+    """Yield a new folder next to `folder` that replaces it on success and is deleted on failure."""
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(4)

@@ -75,7 +75,7 @@ def test_weights_without_model_json_are_refused(adapted, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         export_model.main([str(weights), str(tmp_path / "exported"), "--trained_on", "squares"])
     assert stop.value.code == 2
-    assert f"no model.json beside {weights}" in capsys.readouterr().err
+    assert f"no model.json next to {weights}" in capsys.readouterr().err
     assert not (tmp_path / "exported").exists()
 
 

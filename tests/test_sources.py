@@ -201,7 +201,7 @@ def test_a_captioners_config_comes_from_model_json(twins, clevr, tiny_sizes, tmp
         "linear_patch": "3d",
         "head_width": 64,
     }
-    assert "the captioner's config is the one beside" in caplog.text
+    assert "the captioner's config is the one next to" in caplog.text
 
 
 def test_another_resolution_trains_and_resumes(clevr, tiny_sizes, tmp_path):

@@ -1,6 +1,6 @@
 """The names that Hugging Face's CLIPModel gives its tensors, to the released names and back.
 
-CLIP4IDC's own tensors have names of the same style beside them; `decoder.*` keeps its names.
+CLIP4IDC's own tensors get names in the same style; `decoder.*` keeps its names.
 """
 
 from collections.abc import Mapping, Set

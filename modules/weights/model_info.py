@@ -56,7 +56,7 @@ def find_model_info(weights: Path) -> Path | None:
 
 
 def read_model_info(weights: Path) -> dict[str, Any]:
-    """What model.json beside the weights says, {} if there is none.
+    """What model.json next to the weights says, {} if there is none.
 
     Raises ValueError as `check_model_info` does.
     """
@@ -102,7 +102,7 @@ def apply_model_info(
             continue
         if name == "decoder_config":
             if load_decoder_config(given) != load_decoder_config(value):
-                log.info("the captioner's config is the one beside %s", source)
+                log.info("the captioner's config is the one next to %s", source)
         elif given != value:
             log.info("%s is %s, as %s says (the option: %s)", name, value, source, given)
     return replace(settings, **known)

@@ -117,9 +117,8 @@ def may_be_on_hub(name: str) -> bool:
     Not if it contains .bin, or if the folder that it would be in exists here.
     """
     looks_like_repository = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
-    is_folder_here = any(
-        (place / name).parent.is_dir() for place in (Path(), *list_ckpts_folders())
-    )
+    places = (Path(), *list_ckpts_folders())
+    is_folder_here = any((place / name).parent.is_dir() for place in places)
     return looks_like_repository and ".bin" not in name and not is_folder_here
 
 
