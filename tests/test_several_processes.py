@@ -6,6 +6,8 @@ import signal
 import pandas as pd
 import pytest
 
+from modules.options import parse_options
+from modules.pipeline.train_or_evaluate import prepare_scoring
 from system import runtime
 from tests.conftest import make_clevr
 from tests.runs import FAULTY, NO_FAULT, arguments, finish, log_of, start, succeed
@@ -34,6 +36,17 @@ def test_scoring_may_take_longer_than_processes_wait_for_a_step(clevr, tiny_size
     code, errors = finish(start(program, processes=2, STEP_TIMEOUT="10", SLOW="12"))
     assert code == 0, errors[-3000:]
     assert "fault: slow" in errors
+
+
+def test_all_processes_hear_that_scoring_lacks_a_program(monkeypatch):
+    def broadcast(box, src, group):
+        box[0] = OSError("no Java")
+
+    monkeypatch.setattr(runtime.dist, "broadcast_object_list", broadcast)
+    words = ["--do_eval", "--output_dir", "o", "--datatype", "clevr", "--data_path", "d"]
+    options = parse_options(words, "caption", "")
+    with pytest.raises(OSError, match="no Java"):
+        prepare_scoring(options, runtime.Runtime(rank=1, world_size=2))
 
 
 def test_early_stop_reaches_all_processes(clevr, tiny_sizes, tmp_path):

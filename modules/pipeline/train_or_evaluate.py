@@ -52,10 +52,14 @@ def _evaluate(options: Options, runtime: Runtime) -> None:
 
 
 def prepare_scoring(options: Options, runtime: Runtime) -> None:
-    """Raise OSError if captions are to be scored and a program for that is missing."""
-    if options.task == "caption" and runtime.is_main:
-        for name in options.data.open_dataset().protocols:
-            PROTOCOLS[name].prepare()
+    """Raise OSError on all processes if captions are to be scored and a program is missing."""
+    if options.task == "caption":
+        runtime.on_main(lambda: _prepare_protocols(options))
+
+
+def _prepare_protocols(options: Options) -> None:
+    for name in options.data.open_dataset().protocols:
+        PROTOCOLS[name].prepare()
 
 
 def _weights_of(resume: ResumePoint) -> LoadedWeights:
