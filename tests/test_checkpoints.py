@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import main_task_retrieval
+from modules.pipeline.train import warn_of_earlier_run
 from modules.training import output
 from modules.training.checkpoints import Checkpoints
 from modules.training.progress import Progress
@@ -199,6 +200,12 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".json")
 
 
+def test_a_forgotten_resume_is_noticed_before_an_epoch_was_evaluated(tmp_path, caplog):
+    Checkpoints(tmp_path, 2, {}, "data", {}).save_state({"model": {}}, Progress(), steps=1)
+    warn_of_earlier_run(tmp_path)
+    assert f"{tmp_path} holds an earlier run" in caplog.text
+
+
 def test_a_forgotten_resume_loses_nothing_until_the_new_run_saves(
     finished, spot, tiny_sizes, tmp_path, caplog, monkeypatch
 ):
@@ -209,7 +216,7 @@ def test_a_forgotten_resume_loses_nothing_until_the_new_run_saves(
         die_at(patch, Trainer, "step")
         with pytest.raises(Killed):
             main_task_retrieval.main(options)
-    assert "until then it can be stopped" in caplog.text
+    assert "stop before that if you meant --resume auto" in caplog.text
     assert newest_state(run) == before
     break_off(options)
     assert [path.name for path in list_states(run)] == ["training_state.bin.0"]

@@ -20,7 +20,7 @@ from modules.training.loop import fit
 from modules.training.objectives import Objective, TrainingData
 from modules.training.output import NoOutput, RunFiles, RunOutput
 from modules.training.progress import Progress
-from modules.training.states import ResumePoint, weights_path
+from modules.training.states import ResumePoint, list_complete_states, saved_epochs
 from modules.training.trainer import Trainer
 from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
 from system.run_folder import open_run_folder
@@ -142,7 +142,7 @@ def _open_output(
         _continue_in(folder, resume, checkpoints)
         done_steps = _steps_before(resume.progress, trainer)
     else:
-        _warn_of_earlier_run(folder)
+        warn_of_earlier_run(folder)
     write_model_info(folder / MODEL_INFO_FILE, info)
     return RunFiles(checkpoints, TensorBoardWriter(folder, done_steps))
 
@@ -154,11 +154,12 @@ def _continue_in(folder: Path, resume: ResumePoint, checkpoints: Checkpoints) ->
         checkpoints.link_best(resume.progress)
 
 
-def _warn_of_earlier_run(folder: Path) -> None:
-    if weights_path(folder, "best").exists():
+def warn_of_earlier_run(folder: Path) -> None:
+    """Say what happens to an earlier run's files; model.json is replaced at once."""
+    if list_complete_states(folder) or saved_epochs(folder):
         log.warning(
-            "%s holds an earlier run, whose files are removed as soon as this one saves its own; "
-            "until then it can be stopped, and --resume auto continues the earlier one",
+            "%s holds an earlier run. Its states are deleted when this run first saves, and its "
+            "weights are replaced one by one; stop before that if you meant --resume auto",
             folder,
         )
 
