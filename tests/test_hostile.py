@@ -180,11 +180,19 @@ def test_a_kind_of_change_is_one_of_the_five(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b"[" * 100_000, b"7", b'{"id": [1]}', b'{"id": "0", "id": "0"}', b"\xff", b"[]"]
+    ("line", "reason"),
+    [
+        (b"[" * 100_000, "is damaged"),
+        (b"7", "is damaged"),
+        (b'{"id": [1]}', "holds the results of other pairs"),
+        (b'{"id": "0", "id": "0"}', "is damaged"),
+        (b"\xff", "is damaged"),
+        (b"[]", "is damaged"),
+    ],
 )
-def test_a_file_to_continue_that_holds_no_results_is_refused(line, tmp_path):
+def test_a_file_to_continue_that_holds_no_results_is_refused(line, reason, tmp_path):
     (tmp_path / "results.jsonl").write_bytes(line + b"\n")
-    with pytest.raises(ValueError, match=r"results\.jsonl holds the results of other pairs"):
+    with pytest.raises(ValueError, match=rf"results\.jsonl {reason}"):
         read_finished(tmp_path / "results.jsonl", [ImagePair("0", Path("a"), Path("b"))], 1)
 
 

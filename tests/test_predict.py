@@ -11,6 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import CLIP4IDCinference
+from dataloaders.pairs import ImagePair
+from modules.pipeline.results import COLUMNS, read_finished
 from modules.predictor import Predictor
 from preprocess import export_model
 from system.command import run_command
@@ -164,6 +166,15 @@ def test_results_of_other_pairs_are_not_continued(folder, tiny, tmp_path, capsys
         error = refused(capsys, "--before", folder, *tiny, "--predictions", path)
         assert f"{path} holds the results of other pairs" in error
         assert path.read_text() == content
+
+
+def test_results_of_another_number_of_captions_are_not_called_those_of_other_pairs(tmp_path):
+    pairs = [ImagePair(name, "a.png", "b.png") for name in ("0", "1")]
+    path = tmp_path / "out.csv"
+    path.write_text(",".join(COLUMNS) + "\n0,x,0,a.png,b.png\n1,x,0,a.png,b.png\n")
+    assert read_finished(path, pairs, 1).num_done == 2
+    with pytest.raises(ValueError, match="or of another --num_captions"):
+        read_finished(path, pairs, 2)
 
 
 def test_a_reader_that_stops_early_and_ctrl_c_cause_no_traceback(folder, tiny):

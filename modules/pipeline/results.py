@@ -19,6 +19,7 @@ from system.runtime import Runtime
 log = logging.getLogger(__name__)
 
 COLUMNS = ("id", "caption", "score", "before", "after")
+ADVICE = "give --predictions another file, or remove this one"
 
 CaptionedPair = tuple[ImagePair, Sequence[Caption]]
 
@@ -87,7 +88,10 @@ def _append(path: Path, text: str) -> None:
 
 
 def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> FinishedPairs:
-    """How much of the file is complete. Raises ValueError if it is not a file of these pairs."""
+    """How much of the file is complete.
+
+    Raises ValueError if it cannot be read, or does not hold captions of these pairs in their order.
+    """
     if not path.is_file():
         return FinishedPairs()
     is_csv = path.suffix == ".csv"
@@ -95,30 +99,28 @@ def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> 
     lines_per_pair = num_captions if is_csv else 1
     lines = path.read_bytes().splitlines(keepends=True)
     lines = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut off
+    ids = _read_ids(lines[len(header) :], path)
     expected = [_written_id(pair, is_csv) for pair in pairs for _ in range(lines_per_pair)]
-    try:
-        found = _read_ids(lines[len(header) :], is_csv)
-    except (ValueError, KeyError, TypeError, IndexError, csv.Error):
-        found = None
-    is_ours = lines[: len(header)] == header[: len(lines)]
-    if not is_ours or found is None or found != expected[: len(found)]:
-        raise ValueError(
-            f"{path} holds the results of other pairs: give --predictions another file, "
-            "or remove this one"
-        )
-    num_done = len(found) // lines_per_pair
+    has_header = lines[: len(header)] == header[: len(lines)]
+    if not has_header or ids != expected[: len(ids)]:
+        other = "other pairs, or of another --num_captions" if is_csv else "other pairs"
+        raise ValueError(f"{path} holds the results of {other}: {ADVICE}")
+    num_done = len(ids) // lines_per_pair
     if num_done == 0:
         return FinishedPairs()
     kept = lines[: len(header) + num_done * lines_per_pair]
     return FinishedPairs(num_done, sum(len(line) for line in kept))
 
 
-def _read_ids(lines: Sequence[bytes], is_csv: bool) -> list[str]:
-    """The pair's id in each line after the header."""
-    texts = [line.decode() for line in lines]
-    if is_csv:
-        return [row[0] for row in csv.reader(texts)]
-    return [parse_json(text)["id"] for text in texts]
+def _read_ids(lines: Sequence[bytes], path: Path) -> list[str]:
+    """The pair's id in each line after the header. Raises ValueError for a damaged line."""
+    try:
+        texts = [line.decode() for line in lines]
+        if path.suffix == ".csv":
+            return [row[0] for row in csv.reader(texts)]
+        return [parse_json(text)["id"] for text in texts]
+    except (ValueError, KeyError, TypeError, IndexError, csv.Error):
+        raise ValueError(f"{path} is damaged, or holds no captions: {ADVICE}") from None
 
 
 def _written_id(pair: ImagePair, is_csv: bool) -> str:
@@ -130,8 +132,7 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     origin = origin_path(path)
     if not origin.is_file():
         raise FileNotFoundError(
-            f"{path} has no {origin.name} next to it, which would say how it was made: "
-            "give --predictions another file, or remove this one"
+            f"{path} has no {origin.name} next to it, which would say how it was made: {ADVICE}"
         )
     earlier = read_json(origin, dict)
     differing = [
@@ -140,10 +141,7 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
         if earlier.get(name) != settings.get(name)
     ]
     if differing:
-        raise ValueError(
-            f"{path} was made with {', '.join(differing)} ({origin}): "
-            "give --predictions another file, or remove this one"
-        )
+        raise ValueError(f"{path} was made with {', '.join(differing)} ({origin}): {ADVICE}")
 
 
 def origin_path(path: Path) -> Path:
