@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import CLIP4IDCinference
 from dataloaders.pairs import ImagePair
-from modules.pipeline.results import COLUMNS, read_finished
+from modules.pipeline.results import COLUMNS, check_settings, origin_path, read_finished
 from modules.predictor import Predictor
 from preprocess import export_model
 from system.command import run_command
@@ -138,6 +138,18 @@ def test_results_of_other_settings_are_not_continued(folder, tiny, tmp_path, cap
     (tmp_path / "out.csv.origin.json").unlink()
     assert "has no out.csv.origin.json next to it" in refused(capsys, *words, *tiny)
     assert path.read_bytes() == content
+
+
+def test_results_of_another_precision_are_not_continued_but_those_of_older_versions_are(tmp_path):
+    path = tmp_path / "out.csv"
+    older = {"max_words": 20}
+    newer = {**older, "precision": "fp32", "model": {"max_words": 20}}
+    origin_path(path).write_text(json.dumps(older))
+    check_settings(path, newer)
+    origin_path(path).write_text(json.dumps(newer))
+    check_settings(path, newer)
+    with pytest.raises(ValueError, match="was made with precision fp32"):
+        check_settings(path, {**newer, "precision": "bf16"})
 
 
 def test_weights_are_known_by_their_content(folder, tmp_path, capsys):

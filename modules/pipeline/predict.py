@@ -51,7 +51,7 @@ def predict(options: Options) -> None:
         predictor = _load_predictor(options, runtime)
         batches = caption_batches(predictor, pairs, finished.num_done, decoding, folder, runtime)
         if path:
-            settings = caption_settings(options)
+            settings = caption_settings(options, predictor)
             if finished.num_done:
                 check_settings(path, settings)
             append_captions(batches, path, finished, settings, runtime)
@@ -148,17 +148,23 @@ def picture_name(pair_index: int, pair_id: str, caption_index: int | None = None
     return "-".join(pieces) + ".png"
 
 
-def caption_settings(options: Options) -> dict[str, Any]:
-    """Everything that captions depend on, besides the images."""
+def caption_settings(options: Options, predictor: Predictor) -> dict[str, Any]:
+    """Everything that captions depend on, besides the images.
+
+    "model" has the settings of the model as built, in which a model.json takes part.
+    """
     model = options.model
+    weights = find_weights(model.init_model or DEMO, model.cache_dir)
     return {
-        "checkpoint_sha256": compute_sha256(
-            find_weights(model.init_model or DEMO, model.cache_dir)
-        ),
+        "checkpoint_sha256": compute_sha256(weights),
         "max_words": options.data.max_words,
         "decoder_model": model.decoder_model,
         "linear_patch": model.linear_patch,
         "intra_num_hidden_layers": model.intra_num_hidden_layers,
         "image_resolution": model.image_resolution,
+        "pretrained_clip_name": str(model.pretrained_clip_name),
+        "quick_gelu": model.quick_gelu,
+        "precision": predictor.runtime.precision,
+        "model": predictor.model.info(predictor.max_words),
         **options.decoding.settings_by_name(),
     }

@@ -19,6 +19,8 @@ from system.runtime import Runtime
 log = logging.getLogger(__name__)
 
 COLUMNS = ("id", "caption", "score", "before", "after")
+# Settings that files of earlier versions do not record. Such files can be continued all the same.
+LATER_SETTINGS = frozenset({"precision", "pretrained_clip_name", "quick_gelu", "model"})
 ADVICE = "give --predictions another file, or remove this one"
 
 CaptionedPair = tuple[ImagePair, Sequence[Caption]]
@@ -135,10 +137,11 @@ def check_settings(path: Path, settings: Mapping[str, Any]) -> None:
             f"{path} has no {origin.name} next to it, which would say how it was made: {ADVICE}"
         )
     earlier = read_json(origin, dict)
+    unknown = LATER_SETTINGS - earlier.keys()
     differing = [
         f"{name} {earlier.get(name)}"
         for name in {**settings, **earlier}
-        if earlier.get(name) != settings.get(name)
+        if name not in unknown and earlier.get(name) != settings.get(name)
     ]
     if differing:
         raise ValueError(f"{path} was made with {', '.join(differing)} ({origin}): {ADVICE}")
