@@ -294,7 +294,7 @@ class TooFewScores(LengthRatio):
     ("target", "message"),
     [
         (WithoutRows, "metric 'new' lacks rows"),
-        (OneRowForAll, r"metric one: rows has shape \(1,\), expected \(4, numbers a caption\)"),
+        (OneRowForAll, r"metric one: rows has shape \(1,\), expected \(4, numbers per caption\)"),
         (TooFewScores, "metric short, long: 1 scores, expected 2"),
         ("my_package.metrics:Spice", "metric 'new' cannot be loaded from my_package.metrics:Spice"),
     ],
@@ -311,7 +311,7 @@ def test_a_metric_that_does_not_keep_to_the_interface_is_refused(target, message
     [
         (TOY._replace(metrics=("length_ratio",) * 2), "different names: length_ratio, length_rat"),
         (TOY._replace(metrics=(), derived={}), "different names: none"),
-        (TOY._replace(selection="CIDEr"), "CIDEr is none of the protocol's scores"),
+        (TOY._replace(selection="CIDEr"), "CIDEr is not one of the protocol's scores"),
     ],
 )
 def test_a_protocol_that_does_not_fit_together_is_refused(protocol, message):

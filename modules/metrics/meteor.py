@@ -31,10 +31,15 @@ PARAPHRASES = JAR.parent / "data" / "paraphrase-en.gz"
 OPTIONS = ("-", "-", "-stdio", "-l", "en", "-norm")  # as pycocoevalcap starts it
 SEPARATOR = "|||"  # of the fields in a line
 NUM_STATISTICS = 23  # of a caption, in a line of METEOR's answer
-LENGTH, REFERENCE_LENGTH, CHUNKS, MATCHED, REFERENCE_MATCHED = 0, 1, 20, 21, 22  # places in it
+# Indices in it.
+LENGTH = 0
+REFERENCE_LENGTH = 1
+CHUNKS = 20
+MATCHED = 21
+REFERENCE_MATCHED = 22
 # METEOR runs for seconds: thorough compiling costs more than it gains.
 JAVA_OPTIONS = ("-Xmx2G", "-XX:TieredStopAtLevel=1")
-# It takes the least memory. Java refuses to start where another collector is asked for as well.
+# It takes the least memory. Java refuses to start if another collector is asked for as well.
 COLLECTOR = "-XX:+UseSerialGC"
 JAVA_VARIABLES = ("_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS")
 MAX_STDERR = 100  # pieces kept to explain a failure
@@ -52,18 +57,18 @@ class Meteor:
     def rows(
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
     ) -> np.ndarray:
-        """(N, NUM_STATISTICS)"""
+        """METEOR's statistics of each caption, (N, NUM_STATISTICS)."""
         rows = np.array(self.process.statistics(references, captions))
         rows[_is_single_chunk(rows), CHUNKS] = 0  # as METEOR does before it sums a corpus
         return rows
 
     def scores(self, total: np.ndarray, count: float) -> tuple[float, ...]:
-        """The score of a corpus with these sums. Raises JavaError."""
+        """The score of a corpus whose rows add up to total (NUM_STATISTICS,). Raises JavaError."""
         return (self.process.score(total),)
 
 
 def _is_single_chunk(rows: np.ndarray) -> np.ndarray:
-    """(N,) Whether caption and reference match word by word, in one piece."""
+    """(N,): whether caption and reference match word by word, in one piece."""
     all_matched = rows[:, LENGTH] == rows[:, MATCHED]
     all_matched &= rows[:, REFERENCE_LENGTH] == rows[:, REFERENCE_MATCHED]
     return all_matched & (rows[:, CHUNKS] == 1)
@@ -108,7 +113,8 @@ class MeteorProcess:
 
     def close(self) -> None:
         """End the process, if there is one."""
-        process, self.process = self.process, None
+        process = self.process
+        self.process = None
         if process is not None:
             process.kill()
             # Leaving the block waits for the process and closes its pipes. A pipe may hold text
@@ -128,7 +134,8 @@ class MeteorProcess:
 
     @contextmanager
     def _running(self, questions: Sequence[str]) -> Iterator[None]:
-        """In the block, the process runs. If the block takes longer than TIMEOUT, it is killed."""
+        """Inside the block the process is running. It is killed if the block takes longer than
+        TIMEOUT."""
         timed_out = threading.Event()
         try:
             self._start(questions)
@@ -140,7 +147,7 @@ class MeteorProcess:
             finally:
                 timer.cancel()
         except (OSError, ValueError) as error:
-            reason = self._failure_reason(error)
+            reason = self._explain_failure(error)
             if timed_out.is_set():
                 reason = f"no answer within {java.TIMEOUT} s"
             self.close()
@@ -150,18 +157,21 @@ class MeteorProcess:
             raise
 
     def _start(self, questions: Sequence[str]) -> None:
-        """Start the process, or restart it where it has ended or lacks paraphrases."""
+        """Start the process, or restart it if it has ended or lacks paraphrases."""
         if self.process is not None and self.process.poll() is not None:
-            reason = self._failure_reason(None)
+            reason = self._explain_failure(None)
             log.warning("METEOR's Java process has ended and is started again: %s", reason)
             self.close()
         words = possible_words(questions)
         if self.process is not None and self._knows(words):
             return
         self.close()
-        options = [*JAVA_OPTIONS, *_collector(), "-jar", str(JAR), *OPTIONS]
+        options = [*JAVA_OPTIONS, *_choose_collector(), "-jar", str(JAR), *OPTIONS]
         if self._write_table(words):
             options += ["-a", str(self._table_file)]
+        self._launch(options)
+
+    def _launch(self, options: Sequence[str]) -> None:
         self._stderr.clear()
         self.process = subprocess.Popen(
             ["java", *options],
@@ -169,8 +179,8 @@ class MeteorProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        stderr, self.process.stderr = self.process.stderr, None
-        arguments = (stderr, self._stderr)
+        arguments = (self.process.stderr, self._stderr)
+        self.process.stderr = None
         self._drainer = threading.Thread(target=_drain_stderr, args=arguments, daemon=True)
         self._drainer.start()
 
@@ -183,34 +193,34 @@ class MeteorProcess:
         return self._table.bare_words.isdisjoint(words - self._words)
 
     def _write_table(self, words: set[str] | None) -> bool:
-        """Write the table for these words, and for all before. False: METEOR reads its own."""
-        known, self._words = self._words, None
+        """Write a table for these and all earlier words. Returns False if METEOR must read its own
+        table."""
+        known = self._words
+        self._words = None
         if words is None or known is None:
             return False
         self._table = self._table or open_table(PARAPHRASES)
         if self._table is None:
             return False
-        known = known | words | (possible_words(self._expected_texts) or set())
+        wanted = known | words | (possible_words(self._expected_texts) or set())
         try:
-            handle, name = tempfile.mkstemp(prefix="meteor-", suffix=".gz")
-            os.close(handle)
-            self._table_file = Path(name)
-            self._table.write(known, self._table_file)
+            self._table_file = _make_temporary()
+            self._table.write(wanted, self._table_file)
         except CACHE_ERRORS as error:
             log.info("METEOR reads its whole table of paraphrases: %s", error)
             self._remove_table()
             return False
-        self._words = known
+        self._words = wanted
         return True
 
     def _remove_table(self) -> None:
-        """Once a question is answered, the table has been read."""
+        """Delete the table file; METEOR has read it by the time a question is answered."""
         if self._table_file is not None:
-            with suppress(OSError):  # where Java still holds it open: it goes with the process
+            with suppress(OSError):  # if Java still holds it open, it goes with the process
                 self._table_file.unlink()
                 self._table_file = None
 
-    def _failure_reason(self, error: Exception | None) -> str:
+    def _explain_failure(self, error: Exception | None) -> str:
         """Why an answer is missing or malformed."""
         if self.process is None:
             return f"its Java process does not start: {error}"
@@ -235,7 +245,13 @@ def _parse_statistics(answer: str) -> list[float]:
     return [float(word) for word in words]
 
 
-def _collector() -> list[str]:
+def _make_temporary() -> Path:
+    handle, name = tempfile.mkstemp(prefix="meteor-", suffix=".gz")
+    os.close(handle)
+    return Path(name)
+
+
+def _choose_collector() -> list[str]:
     settings = " ".join(os.environ.get(name, "") for name in JAVA_VARIABLES)
     return [] if "GC" in settings else [COLLECTOR]
 

@@ -4,8 +4,8 @@ METEOR reads 5.3 million pairs of phrases at each start, which takes about ten s
 A pair matters only where all words of one phrase occur in a caption or reference, and all words of
 the other one too. So a table of the pairs whose words all occur in the texts gives the same scores.
 
-The table is read once for a machine and kept, as numbers, in the cache folder: words, phrases made
-of words, pairs made of phrases. From it the pairs for some texts are chosen within a second.
+The table is read once per machine and kept, as numbers, in the cache folder: words, phrases made of
+words, pairs made of phrases. From it the pairs for some texts are chosen within a second.
 """
 
 import gzip
@@ -26,25 +26,26 @@ from system.files import READ_ERRORS, atomic_write, choose_cache_folder
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # of the cached file; a change of what is in it needs another number
+FORMAT_VERSION = 1  # of the cached file; increase it when its content changes
 MAX_KEPT = 2  # cached files, for installations with different tables
 BLOCK = 1 << 24  # bytes
 LINES_PER_PAIR = 3  # a probability, which METEOR skips, and two phrases
 LONGEST_WORD = 100  # letters; the longest in METEOR's table has 22
 JAVA_WORD = re.compile(r"[^ \t\n\r\f]+")  # as Java's StringTokenizer splits
-CACHE_ERRORS = (OSError, zipfile.BadZipFile, *READ_ERRORS)  # of a cached file; it is dispensable
+# Of a cached file, which is dispensable. A damaged header may ask for any amount of memory.
+CACHE_ERRORS = (OSError, zipfile.BadZipFile, *READ_ERRORS)
 LETTERS = re.compile("[0-9a-z]+")
 # METEOR replaces the first by a dot; the two letters are not ASCII, but become so in lower case.
 UNPREDICTABLE = re.compile("DOTMULTI|[\u0130\u212a]")
 
 
 def possible_words(texts: Iterable[str]) -> set[str] | None:
-    """Every word that METEOR can make of the texts, and more; None: any word at all.
+    """Every word that METEOR can make of the texts, and more; None if it could be any word.
 
     METEOR's normalization puts spaces beside characters that are neither letters nor digits, and
-    removes or replaces those characters: "u.s." becomes "us", "it's" becomes "it s". A word stands
-    here without such characters, so that no rule has to be repeated: all runs of a-z and 0-9
-    between spaces, and what neighboring runs give when they are joined.
+    removes or replaces those characters: "u.s." becomes "us", "it's" becomes "it s". Words are
+    given here without such characters, so that no rule has to be repeated: all runs of a-z and 0-9
+    between spaces, and all neighboring runs joined.
     """
     found: set[str] = set()
     between_spaces = set()
@@ -86,10 +87,10 @@ class ParaphraseTable:
         self._bare = [_bare(word) for word in self._words]
         self.bare_words = frozenset(self._bare)
 
-    def write(self, words: set[str], path: Path) -> int:
+    def write(self, words: set[str], path: Path) -> None:
         """Write the pairs whose words are all in `words`, in their order, for METEOR's `-a`.
 
-        Returns their number. Raises one of CACHE_ERRORS.
+        Raises one of CACHE_ERRORS.
         """
         word_ids, lengths, left, right = self._load("word_ids", "lengths", "left", "right")
         is_known = np.array([not bare or bare in words for bare in self._bare])
@@ -98,15 +99,15 @@ class ParaphraseTable:
         chosen = np.flatnonzero(is_usable[left] & is_usable[right])
 
         @cache
-        def phrase(number: int) -> bytes:
-            ids = word_ids[starts[number] : starts[number] + lengths[number]]
-            return b" ".join([self._words[n] for n in ids.tolist()])
+        def spell_phrase(index: int) -> bytes:
+            ids = word_ids[starts[index] : starts[index] + lengths[index]]
+            return b" ".join([self._words[word_id] for word_id in ids.tolist()])
 
-        pairs = zip(left[chosen].tolist(), right[chosen].tolist(), strict=True)
-        lines = [b"0\n%b\n%b\n" % (phrase(one), phrase(other)) for one, other in pairs]
+        lines = []
+        for one, other in zip(left[chosen].tolist(), right[chosen].tolist(), strict=True):
+            lines.append(b"0\n%b\n%b\n" % (spell_phrase(one), spell_phrase(other)))
         with gzip.open(path, "wb", compresslevel=1) as file:
             file.write(b"".join(lines))
-        return len(lines)
 
     def _load(self, *names: str) -> list[np.ndarray]:
         try:
@@ -114,18 +115,18 @@ class ParaphraseTable:
                 return [arrays[name] for name in names]
         except CACHE_ERRORS:
             with suppress(OSError):
-                self.file.unlink()  # so that the next start makes it again
+                self.file.unlink()  # so that the next start builds it again
             raise
 
 
 def open_table(path: Path) -> ParaphraseTable | None:
-    """The cached form of METEOR's table at `path`, made first where it is not there.
+    """The cached form of METEOR's table at `path`, built if it does not exist.
 
-    None where the cache folder cannot be used, or where the table is not as expected.
+    None if the cache folder cannot be used, or the table is not as expected.
     """
     folder = choose_cache_folder(None) / "meteor"
     try:
-        file = folder / f"paraphrases-{FORMAT_VERSION}-{_identity(path)}.npz"
+        file = folder / f"paraphrases-{FORMAT_VERSION}-{_identify(path)}.npz"
         try:
             return ParaphraseTable(file)
         except CACHE_ERRORS:
@@ -139,8 +140,8 @@ def open_table(path: Path) -> ParaphraseTable | None:
         return None
 
 
-def _identity(path: Path) -> str:
-    """Of a gzip file's content: its size, and the checksum and length at its end."""
+def _identify(path: Path) -> str:
+    """Identifies a gzip file by its size and its trailing checksum and length."""
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 8))
@@ -153,17 +154,19 @@ def _remove_old(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _index_assigner() -> defaultdict:
-    """A dictionary that gives each new key the next number, from 0."""
-    numbers: defaultdict = defaultdict()
-    numbers.default_factory = numbers.__len__
-    return numbers
+def _make_index_assigner() -> defaultdict:
+    """A dictionary that gives each new key the next index, from 0."""
+    indices: defaultdict = defaultdict()
+    indices.default_factory = indices.__len__
+    return indices
 
 
 def _write_numbers(path: Path, stream: BinaryIO) -> None:
     """METEOR's table as arrays. Raises ValueError for a table of another form."""
-    phrases, words = _index_assigner(), _index_assigner()
-    left, right = [], []
+    phrases = _make_index_assigner()
+    words = _make_index_assigner()
+    left = []
+    right = []
     for lines in _blocks_of_pairs(path):
         left.append(_to_array(phrases.__getitem__, lines[1::LINES_PER_PAIR]))
         right.append(_to_array(phrases.__getitem__, lines[2::LINES_PER_PAIR]))
@@ -180,8 +183,11 @@ def _write_numbers(path: Path, stream: BinaryIO) -> None:
     )
 
 
-def _to_array(number_of: Callable[[bytes], int], keys: Iterable[bytes], kind=np.uint32):
-    return np.fromiter(map(number_of, keys), kind)
+def _to_array(
+    number_of: Callable[[bytes], int], keys: Iterable[bytes], dtype: type = np.uint32
+) -> np.ndarray:
+    """(N keys,) `number_of` each key."""
+    return np.fromiter(map(number_of, keys), dtype)
 
 
 def _blocks_of_pairs(path: Path) -> Iterator[list[bytes]]:

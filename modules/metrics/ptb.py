@@ -1,4 +1,4 @@
-"""The PTB tokenizer of Stanford's CoreNLP, as pycocoevalcap runs it, in a Java process a call."""
+"""The PTB tokenizer of Stanford's CoreNLP, run as pycocoevalcap does: one Java process per call."""
 
 import logging
 import subprocess
@@ -34,7 +34,7 @@ def tokenize(
     lines = []
     for texts in captions.values():
         for text in texts:
-            lines.append(" ".join(text.split()))  # a line break would make two lines of it
+            lines.append(" ".join(text.split()))  # a line break would make it two lines
     try:
         tokens = iter(tokenize_lines(lines))
     except JavaError as error:

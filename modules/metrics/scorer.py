@@ -1,4 +1,4 @@
-"""Scores of captions by the metrics of a protocol, against references; NaN where one is missing."""
+"""Scores of captions by the metrics of a protocol, against references; NaN if one is missing."""
 
 import logging
 import math
@@ -21,20 +21,18 @@ Answer = TypeVar("Answer")
 
 
 class FailureTracker:
-    """Asks metrics during one evaluation. One whose Java fails is missing from there on.
-
-    So a program that hangs is waited for once, and what was computed before a failure is kept.
-    """
+    """Calls metrics during one evaluation. A metric whose Java program fails is skipped from then
+    on, so a hanging program is waited for only once."""
 
     def __init__(self) -> None:
         self._failed: list[Metric] = []
 
-    def ask(self, metric: Metric, question: Callable[[], Answer]) -> Answer | None:
-        """The answer; None where the metric is missing, which is logged once."""
+    def call(self, metric: Metric, compute: Callable[[], Answer]) -> Answer | None:
+        """What `compute` returns; None if the metric has failed, which is logged once."""
         if metric in self._failed:
             return None
         try:
-            return question()
+            return compute()
         except JavaError as error:
             log.warning("%s is missing: %s", ", ".join(metric.names), error)
             self._failed.append(metric)
@@ -46,11 +44,11 @@ class MetricRows(NamedTuple):
 
     metric: Metric
     rows: np.ndarray | None
-    """(N, W); None where they are missing."""
+    """(N, W); None if they are missing."""
 
-    def select(self, places: Sequence[int]) -> "MetricRows":
+    def select(self, indices: Sequence[int]) -> "MetricRows":
         """The rows of some captions."""
-        return self if self.rows is None else MetricRows(self.metric, self.rows[places])
+        return self if self.rows is None else MetricRows(self.metric, self.rows[indices])
 
 
 @dataclass(frozen=True)
@@ -64,25 +62,27 @@ class GroupRows:
 
     def scores(self, weights: np.ndarray | None = None) -> dict[str, float]:
         """Score name → value. weights (N,): how often each caption counts; None: once."""
-        found: dict[str, float] = {}
+        scores: dict[str, float] = {}
         for metric, rows in self.parts:
-            values = None if rows is None else self._values(metric, rows, weights)
+            values = None if rows is None else self._compute(metric, rows, weights)
             if values is None:
                 values = [math.nan] * len(metric.names)
-            found |= zip(metric.names, values, strict=True)
+            scores |= zip(metric.names, values, strict=True)
         for name, compute in self.protocol.derived.items():
-            found[name] = float(compute(found))
-        return found
+            scores[name] = float(compute(scores))
+        return scores
 
-    def _values(
+    def _compute(
         self, metric: Metric, rows: np.ndarray, weights: np.ndarray | None
     ) -> Sequence[float] | None:
         if weights is None:
-            # Along a contiguous axis numpy adds in pairs, as its mean does: the same digits.
-            total, count = np.ascontiguousarray(rows.T).sum(axis=1), float(len(rows))
+            # numpy sums pairwise along a contiguous axis, as its mean does, so the digits agree.
+            total = np.ascontiguousarray(rows.T).sum(axis=1)
+            count = float(len(rows))
         else:
-            total, count = weights @ rows, float(weights.sum())
-        values = self.failures.ask(metric, lambda: metric.scores(total, count))
+            total = weights @ rows
+            count = float(weights.sum())
+        values = self.failures.call(metric, lambda: metric.scores(total, count))
         if values is not None and len(values) != len(metric.names):
             raise ValueError(
                 f"metric {', '.join(metric.names)}: {len(values)} scores, expected "
@@ -92,15 +92,20 @@ class GroupRows:
 
     def scores_by_id(self, name: str) -> dict[str, float]:
         """Caption id → one score, from that caption's row alone."""
-        group = self
+        group = self._restrict_to(name)
+        scores = {}
+        for index, key in enumerate(self.ids):
+            parts = [part.select([index]) for part in group.parts]
+            scores[key] = replace(group, ids=[key], parts=parts).scores()[name]
+        return scores
+
+    def _restrict_to(self, name: str) -> "GroupRows":
+        """Only the metric that has this score, so that no other is computed; all if it is derived
+        from others."""
         for part in self.parts:
             if name in part.metric.names:
-                group = replace(self, parts=[part], protocol=self.protocol._replace(derived={}))
-        found = {}
-        for place, key in enumerate(self.ids):
-            one = replace(group, ids=[key], parts=[part.select([place]) for part in group.parts])
-            found[key] = one.scores()[name]
-        return found
+                return replace(self, parts=[part], protocol=self.protocol._replace(derived={}))
+        return self
 
 
 @dataclass(frozen=True)
@@ -109,36 +114,36 @@ class ScoredCaptions:
 
     scorer: "CaptionScorer"
     tokens: Mapping[str, str]
-    """Caption id → tokens; empty where the captions could not be tokenized."""
+    """Caption id → tokens; empty if the captions could not be tokenized."""
     whole: GroupRows
 
     def groups(self, subsets: Subsets | None = None) -> dict[str, GroupRows]:
         """Name → rows: of all captions, and of each subset that has any of them."""
-        found = {ALL_PAIRS: self.whole}
+        groups = {ALL_PAIRS: self.whole}
         for name, members in (subsets or {}).items():
-            ids = [key for key in members if key in self._places]
+            ids = [key for key in members if key in self._indices]
             if ids:
-                found[name] = self._group(ids)
-        return found
+                groups[name] = self._select(ids)
+        return groups
 
     def scores(self, subsets: Subsets | None = None) -> dict[str, dict[str, float]]:
         """Group → score name → value."""
         return {name: group.scores() for name, group in self.groups(subsets).items()}
 
-    def _group(self, ids: Sequence[str]) -> GroupRows:
-        places = [self._places[key] for key in ids]
+    def _select(self, ids: Sequence[str]) -> GroupRows:
+        indices = [self._indices[key] for key in ids]
         parts = []
         for part in self.whole.parts:
             if part.rows is not None and getattr(part.metric, "depends_on_group", True):
                 tokens = {key: self.tokens[key] for key in ids}
                 parts.append(self.scorer.rows_of(part.metric, tokens, self.whole.failures))
             else:
-                parts.append(part.select(places))
+                parts.append(part.select(indices))
         return replace(self.whole, ids=ids, parts=parts)
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {key: place for place, key in enumerate(self.whole.ids)}
+    def _indices(self) -> dict[str, int]:
+        return {key: index for index, key in enumerate(self.whole.ids)}
 
 
 class CaptionScorer:
@@ -159,7 +164,7 @@ class CaptionScorer:
         self.protocol = protocol
         self.context = context or ScoringContext()
         self.metrics = [METRICS[name](self.context) for name in protocol.metrics]
-        self.names = _score_names(self.metrics, protocol)
+        self.names = _name_scores(self.metrics, protocol)
         self.selection = protocol.selection or self.names[0]
         self.reference_tokens: dict[str, list[str]] = {}
         self.train_tokens: list[str] = []
@@ -173,20 +178,20 @@ class CaptionScorer:
         if not self.reference_tokens:
             self.reference_tokens, train_tokens = tokens[-2:]
             self.train_tokens = train_tokens["train"]
-        found = tokens[: len(systems)]
-        return [{key: texts[0] for key, texts in captions.items()} for captions in found]
+        own = tokens[: len(systems)]
+        return [{key: texts[0] for key, texts in captions.items()} for captions in own]
 
     def _tokenize_together(self, parts: Sequence[Texts]) -> list[dict]:
         """The tokens of each part. An empty text between two parts keeps them apart.
 
-        The PTB tokenizer looks ahead: "no." stays one token where the next line is a number.
+        The PTB tokenizer looks ahead: "no." stays one token if the next line is a number.
         """
         texts = {}
-        for number, part in enumerate(parts):
-            texts |= {(number, key): sentences for key, sentences in part.items()}
-            texts[number, None] = [""]
+        for index, part in enumerate(parts):
+            texts |= {(index, key): sentences for key, sentences in part.items()}
+            texts[index, None] = [""]
         tokens = self.protocol.tokenize(texts, self.context)
-        return [{key: tokens[number, key] for key in part} for number, part in enumerate(parts)]
+        return [{key: tokens[index, key] for key in part} for index, part in enumerate(parts)]
 
     def score(self, captions: Mapping[str, str]) -> ScoredCaptions:
         """Tokenize captions and compute their rows; a warning says what is missing."""
@@ -202,7 +207,7 @@ class CaptionScorer:
     def score_tokens(
         self, tokens: Mapping[str, str], failures: FailureTracker | None = None
     ) -> ScoredCaptions:
-        """The same for captions that are tokenized, after `tokenize` was called."""
+        """The same for captions that are tokenized already; `tokenize` must have run before."""
         failures = failures or FailureTracker()
         parts = [self.rows_of(metric, tokens, failures) for metric in self.metrics]
         return ScoredCaptions(self, tokens, GroupRows(list(tokens), parts, self.protocol, failures))
@@ -212,19 +217,19 @@ class CaptionScorer:
     ) -> MetricRows:
         """A metric's rows of tokenized captions. Raises ValueError for rows of another shape."""
         references = {key: self.reference_tokens[key] for key in tokens}
-        rows = failures.ask(metric, lambda: metric.rows(references, tokens))
+        rows = failures.call(metric, lambda: metric.rows(references, tokens))
         if rows is not None:
             rows = np.asarray(rows, dtype=float)
             if rows.ndim != 2 or len(rows) != len(tokens):
                 raise ValueError(
                     f"metric {', '.join(metric.names)}: rows has shape {rows.shape}, expected "
-                    f"({len(tokens)}, numbers a caption)"
+                    f"({len(tokens)}, numbers per caption)"
                 )
         return MetricRows(metric, rows)
 
 
-def _score_names(metrics: Sequence[Metric], protocol: ScoringProtocol) -> list[str]:
-    """The names of a protocol's scores, in order."""
+def _name_scores(metrics: Sequence[Metric], protocol: ScoringProtocol) -> list[str]:
+    """The names of a protocol's scores, in order. Raises ValueError if two are alike."""
     names = [name for metric in metrics for name in metric.names] + list(protocol.derived)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice or not names:
@@ -232,5 +237,5 @@ def _score_names(metrics: Sequence[Metric], protocol: ScoringProtocol) -> list[s
             f"a scoring protocol needs scores of different names: {', '.join(names) or 'none'}"
         )
     if protocol.selection not in (None, *names):
-        raise ValueError(f"{protocol.selection} is none of the protocol's scores: {names}")
+        raise ValueError(f"{protocol.selection} is not one of the protocol's scores: {names}")
     return names
