@@ -34,7 +34,7 @@ PROTOCOLS = Registry(
     {"coco": ".metrics.coco:COCO_PROTOCOL"},
     package=__package__,
     group="clip4idc.protocols",
-    members=("tokenize", "metrics"),
+    members=("tokenize", "metrics", "derived", "selection", "prepare"),
 )
 OBJECTIVES = Registry(
     "objective",
@@ -45,7 +45,7 @@ OBJECTIVES = Registry(
     },
     package=__package__,
     group="clip4idc.objectives",
-    members=("task", "samples", "recipe", "forward"),
+    members=("task", "samples", "recipe", "needs_captioner"),
 )
 BACKBONES = Registry(
     "backbone",
@@ -62,5 +62,12 @@ BACKBONES = Registry(
         "vision_tower",
         "part_of",
         "unused_prefixes",
+        "joint_attention",
+        "blocks",
+        "derived_tensors",
+        "resize_weights",
+        "pretrained_names",
+        "info",
+        "size_facts",
     ),
 )

@@ -280,6 +280,13 @@ def test_an_option_that_the_backbone_does_not_have_is_refused(runs, spot, capsys
     assert "ConvNet reads images of one size only" in run_refused("retrieval", options, capsys)
 
 
+def test_a_backbone_of_another_base_lacks_what_the_base_has(monkeypatch):
+    abstract = [*PairBackbone.__abstractmethods__, "key_prefix"]
+    monkeypatch.setattr(BACKBONES, "targets", {"other": type("Other", (), dict.fromkeys(abstract))})
+    with pytest.raises(ValueError, match="backbone 'other' lacks joint_attention, blocks, "):
+        BACKBONES["other"]
+
+
 def test_a_backbone_that_lacks_a_member_is_refused_by_name(monkeypatch):
     class Silent(ConvNet):
         encode_text = PairBackbone.encode_text

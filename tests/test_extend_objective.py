@@ -165,6 +165,15 @@ def test_what_cannot_be_an_objective_is_refused_in_one_line(
     assert not run.exists()
 
 
+def test_an_objective_without_a_loss_is_refused():
+    class WithoutLoss(CrossEntropy):
+        forward = Objective.forward
+
+    OBJECTIVES.register("without_loss", WithoutLoss)
+    with pytest.raises(ValueError, match="objective 'without_loss' lacks forward"):
+        OBJECTIVES["without_loss"]
+
+
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="objective 'cross_entropy' is registered already"):
         OBJECTIVES.register("cross_entropy", NoDistractor)

@@ -3,6 +3,7 @@
 A new objective is a subclass of `Objective` and one line in `modules/registries.py`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
@@ -32,7 +33,7 @@ class TrainingData(NamedTuple):
     num_workers: int = 0
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """Batch → scalar loss. With several processes the gradient is that of the whole batch.
 
     It is wrapped in DistributedDataParallel, which averages gradients over the processes. So an
@@ -49,6 +50,6 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
+    @abstractmethod
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """A batch (the tensors from `samples`, on the model's device) → scalar loss."""
-        raise NotImplementedError
