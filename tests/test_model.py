@@ -12,6 +12,7 @@ from modules.evaluation.retrieval import compute_similarity
 from modules.losses import caption_loss
 from modules.model.backbone import has_all_pretrained_tensors
 from modules.model.bert import load_cross_config
+from modules.model.clip_vision import embed_patches_3d
 from modules.tokenizer import tokenize_caption
 from system.runtime import Runtime
 from tests.conftest import tiny_weights
@@ -70,7 +71,7 @@ def test_3d_patches_are_the_convolution_over_frames_with_gradients_in_bf16():
     gradients = {}
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-            patches = visual._patches_3d(pairs)
+            patches = embed_patches_3d(pairs, visual.conv2.weight)
         torch.testing.assert_close(patches.float(), expected, atol=tolerance, rtol=0.02)
         loss = patches.float().square().sum()
         (gradients[dtype],) = torch.autograd.grad(loss, visual.conv2.weight)

@@ -27,7 +27,6 @@ class PairVisionTower(nn.Module):
         scale = width**-0.5
         self.intra_layers = intra_layers
         self.linear_patch = linear_patch
-        self.grid = sizes.grid
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         if linear_patch == "3d":
             kernel = (3, patch, patch)
@@ -48,7 +47,7 @@ class PairVisionTower(nn.Module):
     def forward(self, images: Tensor) -> Features:
         """(B, 2, 3, R, R) normalized pairs → tokens (B, 2T, E), pooled (B, E)."""
         if self.linear_patch == "3d":
-            tokens = self._intra_blocks(self._patches_3d(images))  # (2B, T, D)
+            tokens = self._intra_blocks(embed_patches_3d(images, self.conv2.weight))  # (2B, T, D)
             return self._joint_blocks(tokens.unflatten(0, images.shape[:2]))
         return self._joint_blocks(self.encode_images(images))
 
@@ -66,33 +65,9 @@ class PairVisionTower(nn.Module):
 
     def encode_images(self, images: Tensor) -> Tensor:
         """(B, n, 3, R, R) → (B, n, T, D): each image alone, from 2d patches."""
-        tokens = self._intra_blocks(self._patches_2d(images.flatten(0, 1)))
+        patches = embed_patches_2d(images.flatten(0, 1), self.conv1.weight)
+        tokens = self._intra_blocks(patches)
         return tokens.unflatten(0, images.shape[:2])
-
-    def _patches_2d(self, images: Tensor) -> Tensor:
-        """conv1, written as one matrix product: (N, 3, R, R) → (N, T-1, D)."""
-        return F.linear(self._patchify(images), self.conv1.weight.flatten(1))
-
-    def _patches_3d(self, pairs: Tensor) -> Tensor:
-        """conv2 over two frames and padding, written the same way: (B, 2, 3, R, R) → (2B, T-1, D).
-
-        oneDNN's Conv3d gave a wrong gradient of its weight in bf16 (torch 2.15 on an AMD CPU).
-        """
-        taps = self.conv2.weight.transpose(
-            1, 2
-        )  # (D, 3 frames, 3, p, p), its own frame in the middle
-        before_taps = taps[:, 1:]
-        after_taps = taps[:, :2]
-        kernel = torch.cat([before_taps, after_taps]).flatten(1)  # (2D, 2·3·p·p)
-        patches = self._patchify(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
-        embedded = F.linear(patches.transpose(1, 2).flatten(2), kernel)  # (B, T-1, 2D)
-        return embedded.unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
-
-    def _patchify(self, images: Tensor) -> Tensor:
-        """(N, 3, R, R) → (N, T-1, 3·p·p), row by row."""
-        columns = images.unflatten(3, (self.grid, -1))
-        squares = columns.unflatten(2, (self.grid, -1))  # (N, 3, grid, p, grid, p)
-        return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def _intra_blocks(self, patches: Tensor) -> Tensor:
         """(N, T-1, D) → (N, T, D)."""
@@ -109,6 +84,36 @@ class PairVisionTower(nn.Module):
         x = self.transformer(self.ln_mid(x), start=self.intra_layers)
         tokens = self.ln_post(x) @ self.proj  # (B, 2T, E)
         return Features(tokens, (tokens[:, 0] + tokens[:, num_tokens]) / 2)
+
+
+def embed_patches_2d(images: Tensor, kernel: Tensor) -> Tensor:
+    """conv1, whose kernel is (D, 3, p, p): (N, 3, R, R) → (N, T-1, D).
+
+    As one matrix product it is faster than conv2d on a CPU (benchmarks/hand_written.py).
+    """
+    return F.linear(_cut_patches(images, kernel.shape[-1]), kernel.flatten(1))
+
+
+def embed_patches_3d(pairs: Tensor, kernel: Tensor) -> Tensor:
+    """conv2 over two frames and padding: (B, 2, 3, R, R), kernel (D, 3, 3, p, p) → (2B, T-1, D).
+
+    As one matrix product it is faster than conv3d (benchmarks/hand_written.py), and oneDNN's
+    conv3d gave a wrong gradient of its kernel in bf16 (torch 2.15 on an AMD CPU).
+    """
+    taps = kernel.transpose(1, 2)  # (D, 3 frames, 3, p, p), the own frame in between
+    before_taps = taps[:, 1:]
+    after_taps = taps[:, :2]
+    matrix = torch.cat([before_taps, after_taps]).flatten(1)  # (2D, 2·3·p·p)
+    patches = _cut_patches(pairs.flatten(0, 1), kernel.shape[-1]).unflatten(0, pairs.shape[:2])
+    embedded = F.linear(patches.transpose(1, 2).flatten(2), matrix)  # (B, T-1, 2D)
+    return embedded.unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _cut_patches(images: Tensor, size: int) -> Tensor:
+    """(N, 3, R, R) → (N, T-1, 3·p·p), row by row, where p is `size`."""
+    columns = images.unflatten(3, (-1, size))
+    squares = columns.unflatten(2, (-1, size))  # (N, 3, grid, p, grid, p)
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def inflate_patches(conv1: Tensor) -> Tensor:
