@@ -27,6 +27,7 @@ PATH_LINE = (
 )
 WHOLE_OPTIONS = {"Options", "parse_options"}
 SHORTEST_FILE = 60
+ENTRY_LAYER = 9  # the picture shows this layer and those below
 PATH_IN_TEXT = re.compile(
     rf"(?<![\w/.])(?:{'|'.join((*FOLDERS, 'docs', 'tests'))})/[\w/]+\.(?:py|md|sh)\b"
 )
@@ -187,6 +188,37 @@ def test_short_files_have_a_reason() -> None:
         if len(lines) < SHORTEST_FILE:
             short.add(file)
     assert short == set(reasons)
+
+
+def test_the_picture_shows_the_imports() -> None:
+    """Every package up to the entry points, and the arrows that do not follow from others."""
+    drawing = GUIDE.read_text(encoding="utf-8").partition("```mermaid")[2].partition("```")[0]
+    box_of = {}
+    for box, names in re.findall(r'^ +(\w+)\["(.+?)<br>', drawing, re.MULTILINE):
+        box_of.update(dict.fromkeys(names.split(" · "), box))
+    assert set(box_of) == {name for name, layer in layers().items() if layer <= ENTRY_LAYER}
+    imports: dict[str, set[str]] = {box: set() for box in box_of.values()}
+    for file in source_files():
+        box = box_of.get(package_of(file))
+        if box:
+            imports[box] |= {box_of[package_of(target)] for target in targets_of(file)} - {box}
+    arrows = set()
+    for start, ends in re.findall(r"^ +(\w+) --> (.+)$", drawing, re.MULTILINE):
+        arrows |= {(start, end) for end in ends.split(" & ")}
+    assert arrows == {
+        (start, end)
+        for start, ends in imports.items()
+        for end in ends
+        if not any(end in reachable(other, imports) for other in ends - {end})
+    }
+
+
+def reachable(start: str, imports: dict[str, set[str]]) -> set[str]:
+    """Everything that a package imports, also through others."""
+    found = set(imports[start])
+    for end in imports[start]:
+        found |= reachable(end, imports)
+    return found
 
 
 def test_every_package_of_the_table_exists() -> None:

@@ -1,8 +1,8 @@
 """What a caption metric is, and how metrics are put together into a scoring protocol.
 
 A metric turns each caption into a row of numbers, and a sum of rows into scores. So the same rows
-give the scores of all captions, of any subset and of every draw of the bootstrap. CONTRIBUTING.md
-shows how to add one.
+give the scores of all captions and of every draw of the bootstrap, and of any subset too, unless
+the metric `depends_on_group`. CONTRIBUTING.md shows how to add one.
 
 Dimensions: N captions, W numbers per row.
 """
