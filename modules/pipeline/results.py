@@ -103,6 +103,7 @@ def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> 
     lines = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut off
     ids = _read_ids(lines[len(header) :], path)
     expected = [_written_id(pair, is_csv) for pair in pairs for _ in range(lines_per_pair)]
+    # A run may have been killed before it wrote the header: then there are no lines.
     has_header = lines[: len(header)] == header[: len(lines)]
     if not has_header or ids != expected[: len(ids)]:
         other = "other pairs, or of another --num_captions" if is_csv else "other pairs"

@@ -45,6 +45,6 @@ def _learns(model: CLIP4IDC, name: str, freeze_layer_num: int) -> bool:
 
 
 def _count_blocks(model: CLIP4IDC) -> int:
-    """One more than the largest number of a block."""
+    """One more than the highest block number."""
     parts = [model.part_of(name) for name, _ in model.named_parameters()]
     return 1 + max((part for part in parts if isinstance(part, int)), default=-1)

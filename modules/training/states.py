@@ -237,8 +237,8 @@ def _verify(path: Path) -> ResumePoint:
     """Check a state against its sidecar. Raises ValueError or OSError if they do not fit."""
     sidecar = sidecar_path(path)
     content = read_json(sidecar, dict)
-    has_all = all(isinstance(content.get(name), kind) for name, kind in SIDECAR_TYPES.items())
-    if not has_all or not _is_progress(content["progress"]):
+    types_fit = [isinstance(content.get(name), type_) for name, type_ in SIDECAR_TYPES.items()]
+    if not all(types_fit) or not _is_progress(content["progress"]):
         raise ValueError(f"{sidecar} does not describe a training state")
     if compute_sha256(path) != content["sha256"]:
         raise ValueError(f"{path} is corrupt: its SHA-256 is not the one in {sidecar}")
