@@ -17,7 +17,7 @@ from modules.generation import generate
 from modules.model.explanation import Explanation
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
-from modules.report.caption_page import ReportedPair, shown_pairs, write_caption_page
+from modules.report.caption_page import ReportedPair, choose_shown_pairs, write_caption_page
 from modules.report.page import Page
 from modules.report.pictures import draw_pairs, space_evenly
 from modules.tokenizer import decode
@@ -120,7 +120,7 @@ class CaptionEvaluator:
         predictor = Predictor(model, self.max_words, self.runtime)
         indices = {caption_id: index for index, caption_id in enumerate(self.captions)}
         explanations = {}
-        for pair in shown_pairs(groups):
+        for pair in choose_shown_pairs(groups):
             images = (pair.before, pair.after)
             found = predictor.explanations([images], self.decoding, [indices[pair.id]])
             explanations[pair.id] = found[0][0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modules.model.explanation import Explanation
-from modules.report.page import Page, template_values
+from modules.report.page import Page, embed_pair
 from modules.report.pictures import NO_MAPS, attention_panels, jpeg_uri
 
 NUM_EXAMPLES = 2  # of the best pairs in each group, and of the worst
@@ -25,21 +25,22 @@ class ReportedPair:
     score: float
 
 
-def best_and_worst(pairs: Sequence[ReportedPair]) -> list[tuple[str, list[ReportedPair]]]:
-    """("best", …) and ("worst", …), no pair in both; ("first", …) where scores are missing."""
+def choose_best_and_worst(pairs: Sequence[ReportedPair]) -> list[tuple[str, list[ReportedPair]]]:
+    """("best", …) and ("worst", …), no pair in both; ("first", …) if scores are missing."""
     if any(math.isnan(pair.score) for pair in pairs):
         return [("first", list(pairs[: 2 * NUM_EXAMPLES]))]
     ranked = sorted(pairs, key=lambda pair: -pair.score)
     best = ranked[:NUM_EXAMPLES]
-    worst = [pair for pair in ranked[::-1][:NUM_EXAMPLES] if pair not in best]
+    from_worst = ranked[::-1]
+    worst = [pair for pair in from_worst[:NUM_EXAMPLES] if pair not in best]
     return [("best", best), ("worst", worst)]
 
 
-def shown_pairs(groups: Mapping[str, Sequence[ReportedPair]]) -> list[ReportedPair]:
+def choose_shown_pairs(groups: Mapping[str, Sequence[ReportedPair]]) -> list[ReportedPair]:
     """The pairs that the page shows, each once: those whose explanations it needs."""
     shown = {}
     for pairs in groups.values():
-        for _, chosen in best_and_worst(pairs):
+        for _, chosen in choose_best_and_worst(pairs):
             shown.update({pair.id: pair for pair in chosen})
     return list(shown.values())
 
@@ -53,20 +54,26 @@ def write_caption_page(
 ) -> None:
     """The best and worst pairs of each group by one score, and its curve over the epochs.
 
-    `explanations` has those of the pairs shown, by their ids.
+    `explanations`: pair id → where the model looked, for `choose_shown_pairs` of the groups.
     """
     sections = []
     for name, pairs in groups.items():
-        for kind, chosen in best_and_worst(pairs):
+        for which, chosen in choose_best_and_worst(pairs):
             if chosen:
-                sources = [_template_values(pair, explanations[pair.id]) for pair in chosen]
-                sections.append({"title": f"{name}: the {kind}", "pairs": sources})
-    curves = ("loss", score_name)
-    more = {"sections": sections, "score_name": score_name, "no_maps": NO_MAPS}
-    page.write(path, "captioning.html", 4, curves, **more)
+                shown = [_fill_pair(pair, explanations[pair.id]) for pair in chosen]
+                sections.append({"title": f"{name}: {which} pairs", "pairs": shown})
+    page.write(
+        path,
+        template="captioning.html",
+        digits=4,
+        curves=("loss", score_name),
+        sections=sections,
+        score_name=score_name,
+        no_maps=NO_MAPS,
+    )
 
 
-def _template_values(pair: ReportedPair, explanation: Explanation) -> dict[str, Any]:
+def _fill_pair(pair: ReportedPair, explanation: Explanation) -> dict[str, Any]:
     panels = attention_panels(pair.before, pair.after, explanation)
     attention = [
         {"label": label, "before": jpeg_uri(before), "after": jpeg_uri(after)}
@@ -74,6 +81,6 @@ def _template_values(pair: ReportedPair, explanation: Explanation) -> dict[str, 
     ]
     return {
         **vars(pair),
-        **template_values(pair.id, pair.before, pair.after),
+        **embed_pair(pair.id, pair.before, pair.after),
         "attention": attention,
     }

@@ -13,9 +13,10 @@ from modules.report.pictures import fit_to_box, jpeg_uri
 from modules.report.tables import format_score
 from system.files import atomic_write
 
-# Of a curve, in pixels.
+# Of a curve, in pixels, without the margin around it.
 WIDTH = 300
 HEIGHT = 150
+CURVE_MARGIN = 5
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Page:
     title: str
     summary: str  # what was evaluated
     scores: Mapping[str, Mapping[str, float]]  # by label
-    baselines: Sequence[tuple[str, Mapping[str, float]]]  # what the scores have to beat
+    baselines: Sequence[tuple[str, Mapping[str, float]]]  # what the scores should beat
     history: Path  # history.csv, which need not exist
     facts: Mapping[str, Any]  # what led to the scores
     defaults: Mapping[str, Any]  # options that were not given
@@ -41,13 +42,21 @@ class Page:
             loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True
         )
         environment.filters["score"] = format_score
+        first_scores = next(iter(self.scores.values()))
         text = environment.get_template(template).render(
             title=self.title,
             digits=digits,
             summary=self.summary,
-            metrics=list(next(iter(self.scores.values()))),
-            rows=self._rows(),
-            curves=_curves(self.history, curves),
+            metrics=list(first_scores),
+            rows=self._make_rows(),
+            curves=_make_curves(self.history, curves),
+            curve_size=(WIDTH, HEIGHT),
+            curve_box=(
+                -CURVE_MARGIN,
+                -CURVE_MARGIN,
+                WIDTH + 2 * CURVE_MARGIN,
+                HEIGHT + 2 * CURVE_MARGIN,
+            ),
             facts=self.facts,
             defaults=self.defaults,
             **more,
@@ -55,7 +64,7 @@ class Page:
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def _make_rows(self) -> list[dict[str, Any]]:
         rows = [
             {"label": label, "scores": scores, "baseline": False}
             for label, scores in self.scores.items()
@@ -65,7 +74,7 @@ class Page:
         return rows
 
 
-def template_values(pair_id: str, before: str, after: str) -> dict[str, str]:
+def embed_pair(pair_id: str, before: str, after: str) -> dict[str, str]:
     """A pair's id, and its two images as data URIs that fit into the page's box."""
     return {
         "id": pair_id,
@@ -74,7 +83,7 @@ def template_values(pair_id: str, before: str, after: str) -> dict[str, str]:
     }
 
 
-def _curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def _make_curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """The columns of history.csv that have values in at least two epochs, as curves by epoch."""
     if not history.is_file():
         return []
@@ -83,16 +92,16 @@ def _curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     for name in names:
         known = table.dropna(subset=name) if name in table else table[:0]
         if len(known) >= 2:
-            curves.append(_curve(name, known, len(table)))
+            curves.append(_make_curve(name, known, len(table)))
     return curves
 
 
-def _curve(name: str, known: pd.DataFrame, num_epochs: int) -> dict[str, Any]:
+def _make_curve(name: str, known: pd.DataFrame, num_epochs: int) -> dict[str, Any]:
     values = known[name].to_numpy()
     epochs = known["epoch"].to_numpy()
     return {
         "name": name,
-        "points": _svg_points(known.index, values, num_epochs),
+        "points": _make_svg_points(known.index, values, num_epochs),
         "low": values.min(),
         "high": values.max(),
         "first": (epochs[0], values[0]),
@@ -100,7 +109,7 @@ def _curve(name: str, known: pd.DataFrame, num_epochs: int) -> dict[str, Any]:
     }
 
 
-def _svg_points(rows: Sequence[int], values: np.ndarray, num_epochs: int) -> str:
+def _make_svg_points(rows: Sequence[int], values: np.ndarray, num_epochs: int) -> str:
     """x,y of each value, from the left to the right edge and from the lowest to the highest."""
     low = values.min()
     value_range = (values.max() - low) or 1.0

@@ -18,7 +18,7 @@ BOX = (336, 224)
 SMALL_BOX = (210, 140)
 MARGIN = 8  # pixels between images
 LINE_HEIGHT = 22  # pixels: the height of a line of text
-LINE_LENGTH = 72  # letters of a line below a pair
+LINE_LENGTH = 72  # characters of a line below a pair
 COLUMNS = 3  # pairs of images side by side
 TEXT_COLORS = ("dimgray", "black")  # of the two lines below a pair
 JPEG_QUALITY = 82
@@ -45,13 +45,13 @@ def space_evenly(count: int, wanted: int) -> list[int]:
     return [round(n * (count - 1) / (wanted - 1)) for n in range(wanted)]
 
 
-def fit_to_box(picture: ImageLike, box: tuple[int, int] = BOX) -> np.ndarray:
-    """A picture as large as fits into the box, in its proportions → (h, w, 3) uint8 RGB."""
-    image = to_image(picture)
-    scale = min(box[0] / image.width, box[1] / image.height)
-    width = max(1, round(image.width * scale))
-    height = max(1, round(image.height * scale))
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+def fit_to_box(image: ImageLike, box: tuple[int, int] = BOX) -> np.ndarray:
+    """An image → (h, w, 3) uint8 RGB, as large as fits into the box, in its proportions."""
+    rgb = to_image(image)
+    scale = min(box[0] / rgb.width, box[1] / rgb.height)
+    width = max(1, round(rgb.width * scale))
+    height = max(1, round(rgb.height * scale))
+    return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def draw_pairs(pairs: Sequence[tuple[ImageLike, ImageLike, Sequence[str]]]) -> Image.Image:
@@ -60,26 +60,48 @@ def draw_pairs(pairs: Sequence[tuple[ImageLike, ImageLike, Sequence[str]]]) -> I
     width = 2 * box_width + 3 * MARGIN
     height = box_height + 2 * LINE_HEIGHT + MARGIN
     columns = min(COLUMNS, len(pairs))
-    rows = -(-len(pairs) // columns)
-    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + MARGIN), "white")
+    sheet, corners = _make_sheet(len(pairs), columns, (width, height), MARGIN)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
-    for place, (before, after, lines) in enumerate(pairs):
-        row, column = divmod(place, columns)
-        x = MARGIN + column * width
-        y = MARGIN + row * height
-        for side, picture in enumerate((before, after)):
-            image = Image.fromarray(fit_to_box(picture, SMALL_BOX))
-            sheet.paste(image, (x + side * (box_width + MARGIN // 2), y))
-        for number, (line, color) in enumerate(zip(lines, TEXT_COLORS, strict=True)):
-            text_y = y + box_height + 2 + number * (LINE_HEIGHT - 5)
+    for (x, y), (before, after, lines) in zip(corners, pairs, strict=True):
+        images = [fit_to_box(before, SMALL_BOX), fit_to_box(after, SMALL_BOX)]
+        _paste_side_by_side(sheet, images, x, y, box_width)
+        for index, (line, color) in enumerate(zip(lines, TEXT_COLORS, strict=True)):
+            text_y = y + box_height + 2 + index * (LINE_HEIGHT - 5)
             draw.text((x, text_y), line[:LINE_LENGTH], color, font)
     return sheet
 
 
+def _make_sheet(
+    count: int, columns: int, cell: tuple[int, int], top: int
+) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """A white sheet for `count` cells of a width and height, and the corner (x, y) of each.
+
+    The cells begin `top` pixels below the sheet's upper edge.
+    """
+    width, height = cell
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + top), "white")
+    corners = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        corners.append((MARGIN + column * width, top + row * height))
+    return sheet, corners
+
+
+def _paste_side_by_side(
+    sheet: Image.Image, images: Sequence[np.ndarray], x: int, y: int, width: int
+) -> None:
+    """Paste RGB arrays (h, w, 3) from (x, y) on, in columns of that width."""
+    for side, image in enumerate(images):
+        sheet.paste(Image.fromarray(image), (x + side * (width + MARGIN // 2), y))
+
+
 def overlay(image: np.ndarray, heat: np.ndarray, maximum: float) -> np.ndarray:
-    """An RGB image (H, W, 3) uint8 under a map (grid, grid), red where it is `maximum` → the same
-    shape."""
+    """Overlay a heat map (grid, grid) on an RGB image (H, W, 3) uint8, red at `maximum`.
+
+    Returns an image of the same shape.
+    """
     share = np.clip(heat / max(maximum, LEAST_HEAT), 0, 1).astype(np.float32)
     height, width = image.shape[:2]
     smooth = cv2.resize(share, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -122,21 +144,15 @@ def draw_explanation(
     before_width = pair[0].shape[1]
     width = sum(image.shape[1] for image in pair) + 3 * MARGIN
     height = max(image.shape[0] for image in pair) + LINE_HEIGHT + MARGIN
-    rows = -(-len(panels) // COLUMNS)
-    size = COLUMNS * width + MARGIN, rows * height + LINE_HEIGHT + 2 * MARGIN
-    sheet = Image.new("RGB", size, "white")
+    top = LINE_HEIGHT + 2 * MARGIN
+    sheet, corners = _make_sheet(len(panels), COLUMNS, (width, height), top)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
     caption = explanation.caption
     heading = f"{caption.text}  (mean log-probability {caption.score:.2f})"
     draw.text((MARGIN, MARGIN), heading, "black", font)
-    for place, (label, images) in enumerate(panels):
-        row, column = divmod(place, COLUMNS)
-        x = MARGIN + column * width
-        y = LINE_HEIGHT + 2 * MARGIN + row * height
+    for (x, y), (label, images) in zip(corners, panels, strict=True):
         draw.text((x, y), label, "black", font)
-        for side, image in enumerate(images):
-            position = x + side * (before_width + MARGIN // 2), y + LINE_HEIGHT
-            sheet.paste(Image.fromarray(image), position)
+        _paste_side_by_side(sheet, images, x, y + LINE_HEIGHT, before_width)
     with atomic_write(path) as temporary:
         sheet.save(temporary, "PNG")

@@ -1,4 +1,4 @@
-"""The report page of retrieval: queries both ways, each with what was found nearest."""
+"""The report page of retrieval: queries both ways, each with its nearest results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from dataloaders.pairs import ImagePair
-from modules.report.page import Page, template_values
+from modules.report.page import Page, embed_pair
 from modules.report.pictures import space_evenly
 from modules.retrieval import retrieval_ranks
 
@@ -23,62 +23,69 @@ def write_retrieval_page(
     `similarity` is (N_text, N_pair), its texts the sentences of the pairs, pair by pair.
     """
     ranks = retrieval_ranks(similarity, [len(pair.captions) for pair in pairs])
-    texts = [(number, caption) for number, pair in enumerate(pairs) for caption in pair.captions]
+    texts = [(index, caption) for index, pair in enumerate(pairs) for caption in pair.captions]
     text_to_pair = ranks["text_to_pair"]
     pair_to_text = ranks["pair_to_text"]
-    sentence_queries = [
-        _sentence_query(texts[text], pairs, similarity[text], text_to_pair[text])
-        for text in _evenly_over_ranks(text_to_pair)
-    ]
-    pair_queries = [
-        _pair_query(number, pairs[number], texts, similarity[:, number], pair_to_text[number])
-        for number in _evenly_over_ranks(pair_to_text)
-    ]
+    sentence_queries = []
+    for index in _choose_queries(text_to_pair):
+        query = _describe_sentence(texts[index], pairs, similarity[index], text_to_pair[index])
+        sentence_queries.append(query)
+    pair_queries = []
+    for index in _choose_queries(pair_to_text):
+        query = _describe_pair(
+            index, pairs[index], texts, similarity[:, index], pair_to_text[index]
+        )
+        pair_queries.append(query)
     page.write(
         path,
-        "retrieval.html",
-        1,
-        ("loss", "text_to_pair_R1", "pair_to_text_R1"),
+        template="retrieval.html",
+        digits=1,
+        curves=("loss", "text_to_pair_R1", "pair_to_text_R1"),
         sentences=sentence_queries,
         pairs=pair_queries,
+        num_nearest=NUM_NEAREST,
     )
 
 
-def _sentence_query(
+def _describe_sentence(
     text: tuple[int, str], pairs: Sequence[ImagePair], similarity: Tensor, rank: Tensor
 ) -> dict[str, Any]:
-    """A sentence, (its pair's number, caption), and the pairs nearest to it."""
+    """A sentence, (its pair's index, caption), and the pairs nearest to it.
+
+    similarity: (N_pair,), of the sentence to each pair.
+    """
     own, caption = text
     found = []
-    for value, number in _nearest(similarity):
-        sources = _images_of(pairs[number])
-        found.append({**sources, "similarity": value, "right": number == own})
+    for value, pair_index in _find_nearest(similarity):
+        nearest = pairs[pair_index]
+        images = embed_pair(nearest.id, nearest.before, nearest.after)
+        found.append({**images, "similarity": value, "right": pair_index == own})
     return {"sentence": caption, "id": pairs[own].id, "rank": f"{rank:g}", "found": found}
 
 
-def _pair_query(
+def _describe_pair(
     own: int, pair: ImagePair, texts: Sequence[tuple[int, str]], similarity: Tensor, rank: Tensor
 ) -> dict[str, Any]:
-    """A pair and the sentences nearest to it."""
+    """A pair and the sentences nearest to it.
+
+    similarity: (N_text,), of each sentence to the pair.
+    """
     found = []
-    for value, text in _nearest(similarity):
-        number, caption = texts[text]
-        found.append({"text": caption, "similarity": value, "right": number == own})
+    for value, text_index in _find_nearest(similarity):
+        pair_index, caption = texts[text_index]
+        found.append({"text": caption, "similarity": value, "right": pair_index == own})
+    images = embed_pair(pair.id, pair.before, pair.after)
     sentence = pair.captions[0]
-    return {**_images_of(pair), "sentence": sentence, "rank": f"{rank:g}", "found": found}
+    return {**images, "sentence": sentence, "rank": f"{rank:g}", "found": found}
 
 
-def _nearest(similarity: Tensor) -> list[tuple[float, int]]:
-    """The highest of similarities (N,), and where they are."""
-    values, places = similarity.topk(min(NUM_NEAREST, len(similarity)))
-    return list(zip(values.tolist(), places.tolist(), strict=True))
+def _find_nearest(similarity: Tensor) -> list[tuple[float, int]]:
+    """The highest of similarities (N,), with their indices."""
+    values, indices = similarity.topk(min(NUM_NEAREST, len(similarity)))
+    return list(zip(values.tolist(), indices.tolist(), strict=True))
 
 
-def _evenly_over_ranks(ranks: Tensor) -> list[int]:
-    """Places of NUM_QUERIES ranks, evenly spaced from the lowest rank to the highest."""
+def _choose_queries(ranks: Tensor) -> list[int]:
+    """Indices of NUM_QUERIES ranks (N,), evenly spaced from the lowest rank to the highest."""
     order = ranks.argsort(stable=True).tolist()
-    return [order[place] for place in space_evenly(len(order), NUM_QUERIES)]
-
-
-def _images_of(pair: ImagePair) -> dict[str, str]:
-    return template_values(pair.id, pair.before, pair.after)
+    return [order[index] for index in space_evenly(len(order), NUM_QUERIES)]

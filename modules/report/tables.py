@@ -1,4 +1,4 @@
-"""Scores as aligned text, and what stands in the place of a missing one."""
+"""Scores as aligned text, with a word for missing ones."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ def format_score(value: float, digits: int = 4) -> str:
 
 
 def format_table(rows: Sequence[tuple[str, Mapping[str, float]]], digits: int = 4) -> MultilineText:
-    """Rows of (label, scores) with the same score names, as aligned text of one line a row."""
+    """Rows of (label, scores) with the same score names, as aligned text, one line per row."""
     labels = [to_one_line(label) for label, _ in rows]
     label_width = max(map(len, labels))
     names = list(rows[0][1])

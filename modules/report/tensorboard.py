@@ -11,7 +11,7 @@ FOLDER = "tensorboard"  # below a run's folder
 
 
 class TensorBoardWriter:
-    """Writes a run's event files. Steps count from 1; an epoch stands at its last step."""
+    """Writes a run's event files. Steps count from 1; an epoch is logged at its last step."""
 
     def __init__(self, folder: Path, done_steps: int) -> None:
         """`folder` is the run's. Events of steps after `done_steps`, which a run that broke off
