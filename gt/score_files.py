@@ -79,7 +79,7 @@ class ScoreReport:
 
 
 def score_files(args: argparse.Namespace) -> ScoreReport:
-    """Score the files of the command line. Raises ValueError where they do not fit together."""
+    """Score the files of the command line. Raises ValueError if they do not fit together."""
     protocol = PROTOCOLS[args.protocol]
     protocol.prepare()
     systems = read_systems(args.results)

@@ -29,7 +29,7 @@ class PairTable(PairDataset):
     title = "a table of pairs"
 
     def splits(self) -> tuple[str, ...]:
-        """The splits that the table names; all of them where it names none."""
+        """The splits that the table names; all of them if it names none."""
         named = [row.get("split") for _, row in read_rows(self.source.data_path)]
         return tuple(split for split in SPLITS if split in named) or SPLITS
 

@@ -1,7 +1,7 @@
 """METEOR's table of paraphrases, cut down to the rows that some texts can need.
 
 METEOR reads 5.3 million pairs of phrases at each start, which takes about ten seconds and 1 GB.
-A pair matters only where all words of one phrase occur in a caption or reference, and all words of
+A pair matters only if all words of one phrase occur in a caption or reference, and all words of
 the other one too. So a table of the pairs whose words all occur in the texts gives the same scores.
 
 The table is read once per machine and kept, as numbers, in the cache folder: words, phrases made of
