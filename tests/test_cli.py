@@ -308,7 +308,7 @@ def test_ground_truth_without_the_ids_is_found_before_training(spot, tiny_sizes,
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"clip.visual.proj": torch.zeros(64, 32)}, "clip."), ({}, "vocabulary of 50")],
+    [({"clip.visual.proj": torch.zeros(64, 32)}, "clip."), ({}, "has 50 token ids")],
 )
 def test_weights_of_another_size_are_refused(changes, message, spot, tiny_sizes, tmp_path, capsys):
     torch.save(tiny_weights() | changes, tmp_path / "other.bin")
