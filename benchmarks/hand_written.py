@@ -26,13 +26,12 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_info, synchronize
-from modules.generation.sampling import draw_tokens
 from modules.losses import vocabulary_loss
 from modules.model.clip_vision import embed_patches_2d, embed_patches_3d
 from modules.model.layers import QUICK_GELU_SCALE, FeedForward
 from modules.optimization import BertAdam
 from system.command import OneLineParser
-from system.compute import DTYPES, use_fast_matmuls
+from system.compute import DTYPES, keep_freed_memory, use_fast_matmuls
 
 PROC = Path("/proc/self/status")
 
@@ -47,7 +46,6 @@ class Sizes(NamedTuple):
     patch: int = 32
     pairs: int = 16
     targets: tuple[int, ...] = (160, 1600)
-    sampled: int = 5  # captions of a pair
 
 
 Works = dict[str, Callable[[], object]]  # the name of each way, and what it runs
@@ -78,27 +76,6 @@ def caption_loss(sizes: Sizes, num_targets: int, device: torch.device) -> Works:
         losses["linear_cross_entropy"] = in_chunks
     leaves = (states, embeddings, bias)
     return {name: _with_gradients(loss, leaves) for name, loss in losses.items()}
-
-
-def sampling(sizes: Sizes, top_p: float, device: torch.device) -> Works:
-    """Draw a token for each caption of a batch."""
-    shape = (sizes.pairs, sizes.sampled)
-    logits = 3 * torch.randn(*shape, sizes.vocabulary, device=device)
-    uniforms = torch.rand(shape, device=device)
-
-    def plain() -> Tensor:
-        weights = logits.softmax(dim=-1)
-        if top_p < 1:
-            weights, ids = weights.sort(dim=-1, descending=True)
-            weights = weights * (weights.cumsum(dim=-1) - weights < top_p)
-        sums = weights.cumsum(dim=-1)
-        index = torch.searchsorted(sums, uniforms[..., None] * sums[..., -1:], right=True)
-        return index if top_p == 1 else ids.gather(-1, index)
-
-    return {
-        "ours": lambda: draw_tokens(logits.clone(), uniforms, 1.0, top_p),
-        "running sum": plain,
-    }
 
 
 class PlainFeedForward(FeedForward):
@@ -188,8 +165,6 @@ def build_parts(sizes: Sizes, device: torch.device) -> dict[str, Callable[[], Wo
     }
     return {
         **parts,
-        "sampling": lambda: sampling(sizes, 1.0, device),
-        "sampling, top_p 0.9": lambda: sampling(sizes, 0.9, device),
         "feed-forward, training": lambda: feed_forward(sizes, True, device),
         "feed-forward, captioning": lambda: feed_forward(sizes, False, device),
         "2d patches": lambda: patches_2d(sizes, device),
@@ -269,6 +244,8 @@ def main() -> None:
     """Print one JSON line for each part."""
     args = _parse_arguments()
     device = torch.device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     sizes = Sizes()
     for part in build_parts(sizes, device):
         print(json.dumps(measure(sizes, device, args.precision, args.repeats, part)), flush=True)

@@ -238,7 +238,7 @@ def plain_sample(table, numbers, top_p, eot):
 
 @pytest.mark.parametrize("top_p", [1.0, 0.7])
 def test_sampled_words_are_where_the_running_sum_passes_their_number(top_p):
-    """Several blocks of words, most of them impossible; captions that end early and late."""
+    """Most words are impossible; captions that end early and late."""
     generator = torch.Generator().manual_seed(1)
     size, eot = 700, 699
     tables = torch.randn(4, size, size, generator=generator) * 3
@@ -255,6 +255,21 @@ def test_sampled_words_are_where_the_running_sum_passes_their_number(top_p):
             assert not found[pair, place, len(words) :].any()
     assert min(lengths) < 4
     assert max(lengths) == 12
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.999])
+def test_no_number_draws_a_word_of_probability_zero(top_p):
+    """The first and the last words are impossible; numbers reach from 0 to the last below 1."""
+    size = 5000
+    logits = torch.full((1, 1, size), -torch.inf)
+    logits[..., 1000:4000] = torch.rand(3000, generator=torch.Generator().manual_seed(2))
+    numbers = torch.tensor([0.0, 1e-30, 0.5, 0.999999, 1 - 2**-24]).reshape(1, 5, 1)
+    table = logits[0].expand(size, size)
+    found = sample(Markov(size), table[None], numbers, top_p=top_p)[0, :, 0]
+    assert ((found >= 1000) & (found < 4000)).all()
+    if top_p == 1:
+        assert found[0] == 1000
+        assert found[-1] == 3999
 
 
 def test_uniforms_follow_from_the_seed_and_the_pairs_number():

@@ -75,6 +75,6 @@ def test_several_agents_that_would_send_restarted_processes_astray_are_refused(m
         monkeypatch.setenv(f"TORCHELASTIC_{name}", value)
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        runtime._restart_store()
+        runtime._open_restart_store()
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
-    assert runtime._restart_store() is None
+    assert runtime._open_restart_store() is None
