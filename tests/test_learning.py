@@ -147,6 +147,7 @@ def test_retrieval_is_not_learned_without_gradients_in_the_vision_tower(pairs, i
     assert loss > 2 * LARGEST_LOSS["retrieval"]
 
 
+@pytest.mark.slow
 def test_captions_are_not_learned_without_gradients_in_the_captioner(pairs, images, monkeypatch):
     def detached(hidden: Tensor, *others: Tensor) -> Tensor:
         return vocabulary_loss(hidden.detach(), *others)
