@@ -9,7 +9,7 @@ import sys
 from modules.web.hosts import host_name, own_hosts, plain_names
 from system.command import OneLineParser, find_program_name, run_command
 from system.escaping import show
-from system.logs import show_log_lines
+from system.logs import showing_log_lines
 from system.urls import Location
 
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) *([kmgt]?)b?")
@@ -33,10 +33,9 @@ def serve(args: argparse.Namespace) -> None:
     from modules.web.uploads import open_upload_folder
     from system.compute import keep_freed_memory
 
-    show_log_lines()
     hosts = own_hosts(args.host)
     proxy_hosts = plain_names(args.allowed_hosts)
-    with stop_on_signals(), open_socket(args.host, args.port) as listening:
+    with showing_log_lines(), stop_on_signals(), open_socket(args.host, args.port) as listening:
         predictor = Predictor.load(args.init_model)
         name = _describe_model(args.init_model, predictor.trained_on)
         keep_freed_memory()

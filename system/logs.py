@@ -32,26 +32,31 @@ def logging_to_terminal(is_main: bool, level: int) -> Iterator[None]:
     """
     root = logging.getLogger()
     level_before = root.level
-    handlers = [show_log_lines()]
-    if is_main:
-        handlers.append(_keep_log_lines())
     root.setLevel(level if is_main else logging.ERROR)
+    kept = [_keep_log_lines()] if is_main else []
     try:
-        yield
+        with showing_log_lines():
+            yield
     finally:
         root.setLevel(level_before)
         for handler in root.handlers[:]:
-            if handler in handlers or isinstance(handler, RunLogHandler):
+            if handler in kept or isinstance(handler, RunLogHandler):
                 root.removeHandler(handler)
                 handler.close()
 
 
-def show_log_lines() -> logging.Handler:
-    """Show log lines on the terminal from now on; returns the handler that does it."""
+@contextmanager
+def showing_log_lines() -> Iterator[None]:
+    """Inside, log lines are shown on the terminal."""
     handler = _TerminalHandler()
     handler.setFormatter(SafeFormatter("%(message)s"))
-    logging.getLogger().addHandler(handler)
-    return handler
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _keep_log_lines() -> logging.Handler:

@@ -1,8 +1,11 @@
 """Registries: objects that users choose by name, such as datasets, loaded when first used."""
 
+import functools
 import importlib
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from contextlib import suppress
 from typing import Any
 
 
@@ -62,8 +65,6 @@ class Registry:
         return f"expected one of {', '.join(self)}"
 
     def _load(self, name: str, target: Any) -> Any:
-        if isinstance(target, EntryPoint):
-            target = target.value
         if not isinstance(target, str):
             return target
         module, _, attribute = target.partition(":")
@@ -74,7 +75,40 @@ class Registry:
                 f"{self.kind} {name!r} cannot be loaded from {target}: {error}"
             ) from None
 
-    def _find_installed(self) -> dict[str, EntryPoint]:
+    def _find_installed(self) -> dict[str, str]:
         """Entries of installed packages, which cannot replace those registered here."""
-        found = entry_points(group=self.group)
-        return {entry.name: entry for entry in found if entry.name not in self.targets}
+        installed = _read_entry_points(self.group, tuple(sys.path))
+        return {name: target for name, target in installed.items() if name not in self.targets}
+
+
+@functools.cache
+def _read_entry_points(group: str, folders: tuple[str, ...]) -> dict[str, str]:
+    """The entry points of a group, by name, as `package.module:name`.
+
+    `importlib.metadata` is imported only if a package in `folders` names the group: its import
+    alone takes as long as the rest of `--help`.
+    """
+    if not any(f"[{group}]" in text for text in _read_metadata(folders)):
+        return {}
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry.value for entry in entry_points(group=group)}
+
+
+@functools.cache
+def _read_metadata(folders: tuple[str, ...]) -> list[str]:
+    """What installed packages in `folders` say about entry points."""
+    texts = []
+    for folder in folders:
+        with suppress(OSError):  # no folder, such as the zip file of Python's own modules
+            names = os.listdir(folder or ".")
+            packages = [name for name in names if name.endswith((".dist-info", ".egg-info"))]
+            texts += [_read_entry_points_file(os.path.join(folder, name)) for name in packages]
+    return texts
+
+
+def _read_entry_points_file(package: str) -> str:
+    """A package's entry_points.txt; empty if it has none."""
+    with suppress(OSError), open(f"{package}/entry_points.txt", encoding="utf-8") as file:
+        return file.read()
+    return ""

@@ -145,14 +145,15 @@ def test_private_names_stay_in_their_file(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", source_files())
-def test_only_scripts_touch_the_path(file: str) -> None:
+def test_only_scripts_change_the_path(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
+    text = text.replace("tuple(sys.path)", "")  # a copy, to read
     count = text.count("sys.path")
     if file.startswith(STARTED_BY_PATH):
-        assert count <= 1, f"{file} touches sys.path {count} times"
+        assert count <= 1, f"{file} changes sys.path {count} times"
         assert count == text.count(PATH_LINE), f"{file} has another line than the others"
     else:
-        assert count == 0, f"{file} touches sys.path"
+        assert count == 0, f"{file} changes sys.path"
 
 
 @pytest.mark.parametrize("file", source_files())

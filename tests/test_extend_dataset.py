@@ -1,9 +1,7 @@
 """A dataset of one class and one line in the registry takes part in everything that datasets do."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -218,11 +216,12 @@ def test_flags_and_defaults_of_its_own(
 def test_an_installed_package_adds_it(
     levir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def installed(group: str) -> Iterator[EntryPoint]:
-        if group == DATASETS.group:
-            yield EntryPoint("levir-cc", f"{__name__}:LevirCC", group)
-
-    monkeypatch.setattr("system.registry.entry_points", installed)
+    metadata = tmp_path / "packages/my_package-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    entry_point = f"levir-cc = {__name__}:LevirCC"
+    (metadata / "entry_points.txt").write_text(f"[{DATASETS.group}]\n{entry_point}\n")
+    monkeypatch.syspath_prepend(metadata.parent)
     words = command(levir, tmp_path / "run", tmp_path / "sizes.json", "--do_train")
     dataset = parse_options(words, "retrieval", "").data.open_dataset()
     assert [len(dataset.checked_pairs(split)) for split in SPLITS] == list(SIZES.values())
