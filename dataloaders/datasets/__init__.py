@@ -1,13 +1,15 @@
 """The datasets by name. One line here, or an entry point of a package, adds another one.
 
-Needs no torch: the command line reads the names.
+Imports no dataset before one is opened: the command line reads the names.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dataloaders.pairs import DataSource, PairDataset
 from system.registry import Registry
+
+if TYPE_CHECKING:
+    from dataloaders.pairs import PairDataset
 
 DATASETS = Registry(
     "dataset",
@@ -47,11 +49,13 @@ def open_dataset(
     image_path: str | Path | None = None,
     gt_dir: str | Path = "gt",
     settings: Any = None,
-) -> PairDataset:
+) -> "PairDataset":
     """The dataset that --datatype calls `name`, opened; nothing is read yet.
 
     Raises ValueError for a name that is not registered, or a class that cannot be used.
     """
+    from dataloaders.pairs import DataSource
+
     dataset_class = DATASETS[name]
     if dataset_class.name != name:
         raise ValueError(

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataloaders.datasets import DATASETS, open_dataset
-from dataloaders.pairs import PairDataset
 from modules.registries import OBJECTIVES
 from system.flags import FlagGroup, flag
 from system.urls import Location
+
+if TYPE_CHECKING:
+    from dataloaders.pairs import PairDataset
 
 TASKS = ("retrieval", "caption")
 CONTEXT_LENGTH = 77  # tokens that CLIP's text encoder reads at most
@@ -112,7 +114,7 @@ class DataOptions(FlagGroup):
 
     settings: Any = None
 
-    def open_dataset(self) -> PairDataset:
+    def open_dataset(self) -> "PairDataset":
         """The dataset that --datatype names. Nothing is read yet."""
         return open_dataset(
             self.datatype,
