@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,14 +72,13 @@ def replicate_clevr(drawn: Path, root: Path, num_scenes: int) -> None:
     write_json(root / "splits.json", {"train": list(range(num_scenes)), "val": [], "test": []})
 
 
-def replicate_spot(drawn: Path, root: Path, annotations: Path) -> None:
-    """A real train.json, reformatted, with drawn images under its ids."""
+def replicate_spot(drawn: Path, root: Path, entries: list[dict[str, Any]]) -> None:
+    """The merged entries of a train.json, with drawn images under their ids."""
     images = root / "images_test"
     images.mkdir(parents=True)
-    merged = merge_entries(read_annotations(annotations / "train.json"))
-    write_json(root / "reformat_train.json", merged)
+    write_json(root / "reformat_train.json", entries)
     afters = sorted((drawn / "images_test").glob("*_2.png"))
-    for number, entry in enumerate(merged):
+    for number, entry in enumerate(entries):
         after = afters[number % len(afters)]
         before = after.with_name(after.name.replace("_2.png", ".png"))
         os.link(after, images / f"{entry['img_id']}_2.png")
@@ -151,6 +151,9 @@ def measure_dataset(
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """Draw scenes, replicate them, and measure."""
+    entries = []
+    if args.datatype == "spot":  # read first, so that a wrong folder is refused at once
+        entries = merge_entries(read_annotations(args.annotations / "train.json"))
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn"
         root = Path(folder) / "data"
@@ -160,7 +163,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         if args.datatype == "clevr":
             replicate_clevr(drawn, root, args.scenes)
         else:
-            replicate_spot(drawn, root, args.annotations)
+            replicate_spot(drawn, root, entries)
         return {
             "benchmark": f"data path, {args.datatype}",
             "workers": max(args.workers),

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import attention, data_path, flops, run_all, steps
+from dataloaders.datasets.spot_the_diff import merge_entries
 from modules.model import layers
 from modules.model.bert import load_decoder_config
 from modules.model.clip import CLIP
@@ -97,9 +98,8 @@ def test_replicated_spot_has_the_ids_of_the_annotations(tmp_path):
     (drawn / "images_test").mkdir(parents=True)
     for name in ("7.png", "7_2.png"):
         (drawn / "images_test" / name).write_bytes(name.encode())
-    entries = [{"img_id": image_id, "sentences": [image_id]} for image_id in ("1", "2", "1")]
-    (tmp_path / "train.json").write_text(json.dumps(entries))
-    data_path.replicate_spot(drawn, root, tmp_path)
+    entries = [(image_id, [image_id]) for image_id in ("1", "2", "1")]
+    data_path.replicate_spot(drawn, root, merge_entries(entries))
     assert json.loads((root / "reformat_train.json").read_text()) == [
         {"img_id": "1", "sentences": ["1", "1"]},
         {"img_id": "2", "sentences": ["2"]},
