@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from system.files import READ_ERRORS, summarize_error
+from system.escaping import summarize_error
+from system.files import READ_ERRORS
 
 # The formats of datasets and cameras. Left out on purpose: formats that run a program (PostScript,
 # WMF), formats that contain another one (IPTC, FPX, MIC), videos, and formats Pillow cannot decode.

@@ -36,9 +36,9 @@ from dataloaders.picture_files import picture_endings
 from preprocess.reformat_dataset import reformat
 from system.command import OneLineParser, run_command
 from system.download import fetch
-from system.escaping import show
+from system.escaping import show, summarize_error
 from system.extraction import DamagedArchive, extract_to_temporary, move_into
-from system.files import is_html, summarize_error
+from system.files import is_html
 from system.places import choose_downloads_folder
 
 ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/data/annotations"

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
-from system.escaping import to_one_line
-from system.files import summarize_error
+from system.escaping import summarize_error, to_one_line
 from system.signals import EXIT_TRY_AGAIN, StopRequested
 from system.urls import remember_secrets, scrub
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from system.urls import scrub
 
+MAX_ERROR_LENGTH = 160  # characters
 MAX_MARKDOWN_LENGTH = 300  # characters of a text that is shown on a page
 KEPT_WHITESPACE = "\n\t"  # in a text of several lines
 
@@ -46,6 +47,14 @@ class MultilineText(str):
 def to_one_line(value: object) -> str:
     """A value as one line for a terminal or a log: control characters and line breaks escaped."""
     return _escape(str(value), keep="")
+
+
+def summarize_error(error: Exception) -> str:
+    """An error's message as one short line (MAX_ERROR_LENGTH), without secrets of URLs."""
+    text = " ".join(scrub(str(error)).split()) or type(error).__name__
+    if len(text) > MAX_ERROR_LENGTH:
+        return text[: MAX_ERROR_LENGTH - 3] + "..."
+    return text
 
 
 def escape_text(text: str) -> str:

@@ -15,14 +15,8 @@ from typing import IO, NamedTuple
 from tqdm import tqdm
 
 from system.archives import MeteredReader, NotAnArchive, iter_entries, open_tar, open_zip
-from system.escaping import has_control_characters, to_one_line
-from system.files import (
-    READ_BYTES,
-    READ_ERRORS,
-    DiskFull,
-    check_free_space,
-    summarize_error,
-)
+from system.escaping import has_control_characters, summarize_error, to_one_line
+from system.files import READ_BYTES, READ_ERRORS, DiskFull, check_free_space
 
 MIN_FREE_BYTES = 1 << 28  # left free on the disk
 MAX_FILES = 500_000  # in an archive, folders included

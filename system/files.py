@@ -12,10 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from system.escaping import has_control_characters
-from system.urls import scrub
 
 READ_BYTES = 1 << 20  # bytes read at once
-MAX_ERROR_LENGTH = 160  # characters
 
 HTML_START = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
@@ -32,14 +30,6 @@ READ_ERRORS = (
     struct.error,
     zlib.error,
 )
-
-
-def summarize_error(error: Exception) -> str:
-    """An error's message as one short line (MAX_ERROR_LENGTH), without secrets of URLs."""
-    text = " ".join(scrub(str(error)).split()) or type(error).__name__
-    if len(text) > MAX_ERROR_LENGTH:
-        return text[: MAX_ERROR_LENGTH - 3] + "..."
-    return text
 
 
 def is_safe_file_name(name: str) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from system.files import atomic_write, summarize_error
+from system.escaping import summarize_error
+from system.files import atomic_write
 
 SURROGATE_ESCAPE = re.compile(r"\\u[dD]")
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from system.files import summarize_error
+from system.escaping import summarize_error
 from system.urls import Location, scrub
 
 NETWORK_BYTES = 1 << 16  # bytes read at once: what a broken connection loses at most

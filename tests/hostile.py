@@ -1,10 +1,12 @@
 """For tests of hostile input: what a process opens and starts, mutated bytes, files of tensors."""
 
 import io
+import json
 import os
 import pickle
 import random
 import resource
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -195,3 +197,17 @@ def pickles(*values: Any) -> bytes:
 
 OLDER_HEAD = pickles(MAGIC, PROTOCOL, {})
 FOUR_NUMBERS = pickle_of_tensor((0, (4,), (1,)))
+
+
+def run_in_child(code: str) -> dict[str, Any]:
+    """Run Python code in a process of its own; returns the JSON object of its last output line."""
+    child = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert child.returncode == 0, f"ended with {child.returncode}: {child.stderr[-3000:]}"
+    return json.loads(child.stdout.splitlines()[-1])

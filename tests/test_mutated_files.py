@@ -1,18 +1,21 @@
 """Thousands of mutated pictures and files of weights, read in a process of its own."""
 
 import json
-import os
 import random
 import resource
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.hostile import MAX_EXTRA_BYTES, MIB, at_both_sizes, only_our_error, peak_memory
+from tests.hostile import (
+    MAX_EXTRA_BYTES,
+    MIB,
+    at_both_sizes,
+    only_our_error,
+    peak_memory,
+    run_in_child,
+)
 from tests.test_hostile_images import image_sources, read_picture
 from tests.test_hostile_weights import read_all_weights, weight_sources
 
@@ -67,16 +70,7 @@ def resident_memory() -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_files_crash_nothing_and_leave_no_memory_behind(kind, count, tmp_path):
     code = f"from tests.test_mutated_files import fuzz; fuzz({kind!r}, {str(tmp_path)!r}, {count})"
-    child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
-    facts = json.loads(child.stdout.splitlines()[-1])
+    facts = run_in_child(code)
     print(kind, facts)
     assert not facts["never refused"]
     assert facts["read"] > facts["files"] / 20

@@ -5,14 +5,11 @@ Each must be read or refused in one line, within bounds of time and memory, with
 
 import functools
 import json
-import os
 import pickletools
 import random
 import resource
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,8 +19,14 @@ import pytest
 import torch
 
 from modules.weights.tensor_files import read_torch_file, read_weights
-from tests.conftest import ROOT
-from tests.hostile import MIB, make_script_archive, only_our_error, torch_save_bytes, with_entries
+from tests.hostile import (
+    MIB,
+    make_script_archive,
+    only_our_error,
+    run_in_child,
+    torch_save_bytes,
+    with_entries,
+)
 
 MAX_SECONDS = 10  # of the processor's time, for one program
 MAX_MEMORY = 1024 * MIB
@@ -229,16 +232,7 @@ def test_mutated_programs_crash_nothing_and_stay_within_bounds(count, tmp_path):
     if not Path("/proc/self/clear_refs").is_file():
         pytest.skip("peaks of memory are measured by Linux's /proc")
     code = f"from tests.test_mutated_pickles import fuzz; fuzz({str(tmp_path)!r}, {count})"
-    child = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert child.returncode == 0, f"ended with {child.returncode}: {child.stderr[-2000:]}"
-    facts = json.loads(child.stdout.splitlines()[-1])
+    facts = run_in_child(code)
     print(facts)
     assert facts["read"] > count / 50
     assert facts["refused"] > count / 3

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloaders.pairs import ALL_PAIRS, SPLITS, ImagePair, PairDataset, require_images
-from system.escaping import has_control_characters
-from system.files import summarize_error
+from system.escaping import has_control_characters, summarize_error
 from system.json_files import parse_json
 
 COLUMNS = ("before", "after", "split", "caption", "id", "type")

@@ -23,7 +23,8 @@ from modules.training.states import (
     to_jsonable,
     weights_path,
 )
-from system.files import DiskFull, atomic_write, check_free_space, compute_sha256, summarize_error
+from system.escaping import summarize_error
+from system.files import DiskFull, atomic_write, check_free_space, compute_sha256
 from system.json_files import read_json, write_json
 
 log = logging.getLogger(__name__)

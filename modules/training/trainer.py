@@ -18,7 +18,8 @@ from modules.options.groups import TrainingOptions
 from modules.training.freezing import freeze, freeze_unused
 from modules.training.objectives import Objective, Recipe
 from modules.training.states import ResumePoint
-from system.files import READ_ERRORS, summarize_error
+from system.escaping import summarize_error
+from system.files import READ_ERRORS
 from system.runtime import Runtime
 from system.signals import StopSignals
 

@@ -27,7 +27,7 @@ from modules.web.messages import (
     with_length,
 )
 from modules.web.uploads import UploadFolder
-from system.files import summarize_error
+from system.escaping import summarize_error
 
 log = logging.getLogger(__name__)
 

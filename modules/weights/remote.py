@@ -10,7 +10,8 @@ from modules.weights.configs import HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG
 from modules.weights.model_info import MODEL_INFO_FILE
 from modules.weights.tensor_files import read_weights
 from system.download import HtmlInsteadOfFile, fetch, locate_in_cache
-from system.files import choose_cache_folder, compute_sha256, summarize_error
+from system.escaping import summarize_error
+from system.files import choose_cache_folder, compute_sha256
 from system.json_files import read_json
 from system.places import choose_downloads_folder, list_ckpts_folders
 from system.urls import Location

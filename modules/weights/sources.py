@@ -34,7 +34,7 @@ from modules.weights.remote import (
     may_be_on_hub,
 )
 from modules.weights.tensor_files import read_weights
-from system.files import summarize_error
+from system.escaping import summarize_error
 from system.json_files import read_json
 from system.places import list_ckpts_folders
 from system.urls import Location

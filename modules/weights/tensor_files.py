@@ -23,7 +23,8 @@ from modules.weights.unpickler import (
     Storage,
 )
 from system.archives import open_zip, read_entry
-from system.files import READ_ERRORS, atomic_write, is_html, summarize_error
+from system.escaping import summarize_error
+from system.files import READ_ERRORS, atomic_write, is_html
 
 MAX_PICKLE_BYTES = 16 << 20  # of the pickle that describes the tensors, or a safetensors header
 # How much larger than its file an archive's entries may be: TorchScript's sources are compressed.
