@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import attention, data_path, flops, run_all, steps
+from benchmarks import attention, data_path, flops, hand_written, run_all, steps
 from dataloaders.datasets.spot_the_diff import merge_entries
 from modules.model import layers
 from modules.model.bert import load_decoder_config
@@ -138,3 +138,20 @@ def test_wrong_input_to_data_path_is_one_line(words, message, capsys):
         data_path.main(words.split())
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_hand_written_parts_take_turns_with_plain_calls(monkeypatch, tmp_path):
+    monkeypatch.setattr(hand_written, "PROC", tmp_path / "none")  # memory needs processes
+    sizes = hand_written.Sizes(300, 64, 64, 64, 32, 2, (8,))
+    cpu = torch.device("cpu")
+    rows = {
+        part: hand_written.measure(sizes, cpu, "bf16", repeats=2, part=part)
+        for part in hand_written.build_parts(sizes, cpu)
+    }
+    assert len(rows) == 6
+    for row in rows.values():
+        times = row["milliseconds"]
+        assert row["relative"]["ours"] == 1
+        assert len(times) >= 2
+        assert min(times.values()) > 0
+    assert "cross_entropy" in rows["caption loss, 8 targets"]["relative"]
