@@ -43,7 +43,7 @@ def vocabulary_loss(
 
     states (N, E), token_embeddings (V, E), bias (V,), target_ids and weights (N,). The logits
     (N, V) never exist all at once: the gradients are computed along with the loss, chunk by chunk.
-    That takes as long as `F.cross_entropy`, but for 1,600 targets 0.2 GB instead of 0.8 GB
+    That takes about as long as `F.cross_entropy`, but for 1,600 targets 0.2 GB instead of 0.8 GB
     (benchmarks/hand_written.py). Matrix products follow autocast.
     """
     return _VocabularyLoss.apply(states, token_embeddings, bias, target_ids, weights)

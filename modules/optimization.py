@@ -128,7 +128,7 @@ class BertAdam(torch.optim.Optimizer):
         """Clip all gradients to the common norm, then each to its own limit (0: none), in one pass.
 
         Returns False, and changes nothing, if the common norm is limited and not finite. One call
-        for all gradients makes a step a third faster than `clip_grad_norm_` for each
+        for all gradients is faster than `clip_grad_norm_` for each of them
         (benchmarks/hand_written.py).
         """
         if not gradients or not (self.max_global_norm or any(max_norms)):
