@@ -28,7 +28,6 @@ if not __package__:
 from benchmarks.machine import machine_info, synchronize
 from modules.losses import vocabulary_loss
 from modules.model.clip_vision import embed_patches_2d, embed_patches_3d
-from modules.model.layers import QUICK_GELU_SCALE, FeedForward
 from modules.optimization import BertAdam
 from system.command import OneLineParser
 from system.compute import DTYPES, keep_freed_memory, use_fast_matmuls
@@ -78,28 +77,6 @@ def caption_loss(sizes: Sizes, num_targets: int, device: torch.device) -> Works:
     return {name: _with_gradients(loss, leaves) for name, loss in losses.items()}
 
 
-class PlainFeedForward(FeedForward):
-    """The same layers, with the quick GELU as it is written down."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, S, D) → (B, S, D)."""
-        hidden = self.c_fc(x)
-        return self.c_proj(hidden * torch.sigmoid(QUICK_GELU_SCALE * hidden))
-
-
-def feed_forward(sizes: Sizes, trains: bool, device: torch.device) -> Works:
-    """CLIP's perceptron over the tokens of a batch of pairs."""
-    num_tokens = 1 + (sizes.resolution // sizes.patch) ** 2
-    x = torch.randn(sizes.pairs, 2 * num_tokens, sizes.width, device=device, requires_grad=trains)
-    works = {}
-    for name, module_class in (("ours", FeedForward), ("as written", PlainFeedForward)):
-        module = module_class(sizes.width).to(device).requires_grad_(trains)
-        works[name] = _with_gradients(
-            lambda module=module: module(x), (x, *module.parameters()) if trains else ()
-        )
-    return works
-
-
 def patches_2d(sizes: Sizes, device: torch.device) -> Works:
     """The patches of all images of a batch, with the kernel's gradient."""
     images = torch.randn(2 * sizes.pairs, 3, sizes.resolution, sizes.resolution, device=device)
@@ -146,13 +123,10 @@ def optimizer_step(sizes: Sizes, device: torch.device) -> Works:
 
 
 def _with_gradients(work: Callable[[], Tensor], leaves: tuple[Tensor, ...]) -> Callable[[], None]:
-    """`work`, and the gradients of its sum for `leaves`, where there are some."""
+    """`work`, and the gradients of its sum for `leaves`."""
 
     def run() -> None:
-        with torch.set_grad_enabled(bool(leaves)):
-            result = work()
-        if leaves:
-            torch.autograd.grad(result.float().sum(), leaves)
+        torch.autograd.grad(work().float().sum(), leaves)
 
     return run
 
@@ -165,8 +139,6 @@ def build_parts(sizes: Sizes, device: torch.device) -> dict[str, Callable[[], Wo
     }
     return {
         **parts,
-        "feed-forward, training": lambda: feed_forward(sizes, True, device),
-        "feed-forward, captioning": lambda: feed_forward(sizes, False, device),
         "2d patches": lambda: patches_2d(sizes, device),
         "3d patches": lambda: patches_3d(sizes, device),
         "optimizer step": lambda: optimizer_step(sizes, device),
