@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from dataloaders.images import normalize
 from modules.cross import CrossEncoder
-from modules.losses import IGNORED_ID
 from modules.model.backbone import Features, PairBackbone, Part, build_backbone, strip_prefix
 from modules.model.bert import load_cross_config, load_decoder_config
 from modules.model.decoder import CaptionDecoder, DecoderState
@@ -192,11 +191,11 @@ class CLIP4IDC(nn.Module):
     ) -> Tensor:
         """Teacher forcing → Σ weights · cross-entropy. All from `ids` to `weights` are (B, L).
 
-        Logits are computed only where there is a target: an id other than 0.
+        Logits are computed only where there is a token: where `mask` is 1.
         """
-        has_target = target_ids != IGNORED_ID
-        states = self.decoder(pair_tokens, ids, mask)[has_target]
-        return self.decoder.predictions.loss(states, target_ids[has_target], weights[has_target])
+        is_token = mask.bool()
+        states = self.decoder(pair_tokens, ids, mask)[is_token]
+        return self.decoder.predictions.loss(states, target_ids[is_token], weights[is_token])
 
     def start_captions(
         self, pair_tokens: Tensor, max_words: int, per_pair: int = 1

@@ -21,6 +21,12 @@ from tests.test_model import CROSS
 
 STEPS = {"retrieval": Contrastive, "caption": CrossEntropy}
 NO_DATA = TrainingData([], 12)
+CASES = [  # task, similarity header, with distractors
+    ("retrieval", "loose", False),
+    ("retrieval", "tight", False),
+    ("caption", "loose", False),
+    ("caption", "loose", True),
+]
 NO_DROPOUT = {
     "hidden_size": 64,
     "num_attention_heads": 1,
@@ -125,6 +131,19 @@ def test_trimmed_padding_changes_no_loss():
     torch.testing.assert_close(step(padded), step(batch))
 
 
+def test_finetuning_ignores_a_target_0_inside_a_caption():
+    torch.manual_seed(0)
+    model = CLIP4IDC.from_weights(tiny_weights(), "caption", 1, decoder_config=NO_DROPOUT)
+    batch = batch_of("caption", with_distractors=False)
+    batch["caption_target_ids"][1, 0, 0] = 0
+    pairs = model.encode_against_first(model.normalize_images(batch["images"]))
+    ids, mask, target = (
+        batch[f"caption_{name}"].flatten(0, 1) for name in ("input_ids", "mask", "target_ids")
+    )
+    expected = caption_loss(model.caption_logits(pairs.tokens, ids, mask), target)
+    torch.testing.assert_close(STEPS["caption"](model, NO_DATA)(batch), expected)
+
+
 def gradients(
     task: str, header: str, distractors: bool, rank: int, world: int
 ) -> tuple[float, dict[str, torch.Tensor]]:
@@ -146,44 +165,43 @@ def gradients(
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def worker(rank: int, port: int, case: tuple, results) -> None:
+def worker(rank: int, port: int, results) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    loss, found = gradients(*case, rank, 2)
-    results.put((rank, loss, {name: g.numpy() for name, g in found.items()}))
+    for case in CASES:
+        loss, found = gradients(*case, rank, 2)
+        results.put((case, loss, {name: g.numpy() for name, g in found.items()}))
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        ("retrieval", "loose", False),
-        ("retrieval", "tight", False),
-        ("caption", "loose", False),
-        ("caption", "loose", True),
-    ],
-    ids=lambda c: "-".join(map(str, c)),
-)
-def test_two_processes_have_the_gradient_of_one(case):
-    one_loss, one = gradients(*case, 0, 1)
+@pytest.fixture(scope="module")
+def answers_of_two_processes():
+    """Case → the loss and the gradients of both processes, which start once for all cases."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
-    processes = [
-        context.Process(target=worker, args=(rank, port, case, results)) for rank in range(2)
-    ]
+    processes = [context.Process(target=worker, args=(rank, port, results)) for rank in range(2)]
     for process in processes:
         process.start()
-    answers = [results.get() for _ in processes]
+    answers = {case: [] for case in CASES}
+    for _ in range(2 * len(CASES)):
+        case, loss, found = results.get()
+        answers[case].append((loss, found))
     for process in processes:
         process.join()
-    losses = [loss for _, loss, _ in answers]
-    assert sum(losses) / 2 == pytest.approx(one_loss, rel=1e-5)
-    for _, _, found in answers:
+    return answers
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "-".join(map(str, c)))
+def test_two_processes_have_the_gradient_of_one(case, answers_of_two_processes):
+    one_loss, one = gradients(*case, 0, 1)
+    answers = answers_of_two_processes[case]
+    assert sum(loss for loss, _ in answers) / 2 == pytest.approx(one_loss, rel=1e-5)
+    for _, found in answers:
         assert found.keys() == one.keys()
         for name, gradient in found.items():
             torch.testing.assert_close(

@@ -37,6 +37,7 @@ def test_gradient_is_that_of_rewards_above_the_others(
     captions = torch.randint(1, SOT, (2 * NUM_PAIRS, SAMPLES_PER_PAIR, MAX_WORDS))
     captions[:, 1, 3] = EOT
     captions[:, 1, 4:] = 0
+    captions[:, 2, 1] = 0  # a token like any other, before EOT
     rewards = torch.rand(2 * NUM_PAIRS, SAMPLES_PER_PAIR)
     asked = []
 
@@ -67,7 +68,8 @@ def loss_by_hand(model, batch, captions, rewards) -> torch.Tensor:
     for pair in range(len(captions)):
         for number in range(SAMPLES_PER_PAIR):
             row = captions[pair, number]
-            target = row[row != 0][None]
+            ended = (row == EOT).nonzero().flatten().tolist()
+            target = row[None, : ended[0] + 1 if ended else None]
             ids = torch.cat([torch.tensor([[SOT]]), target[:, :-1]], dim=1)
             logits = model.caption_logits(tokens[pair : pair + 1], ids, torch.ones_like(ids))
             likelihood = logits.log_softmax(-1).gather(-1, target[..., None]).sum()

@@ -57,7 +57,7 @@ class GroupRows:
 
     ids: Sequence[str]
     parts: Sequence[MetricRows]
-    protocol: ScoringProtocol
+    derived: Mapping[str, Callable[[Mapping[str, float]], float]]
     failures: FailureTracker
 
     def scores(self, weights: np.ndarray | None = None) -> dict[str, float]:
@@ -68,7 +68,7 @@ class GroupRows:
             if values is None:
                 values = [math.nan] * len(metric.names)
             scores |= zip(metric.names, values, strict=True)
-        for name, compute in self.protocol.derived.items():
+        for name, compute in self.derived.items():
             scores[name] = float(compute(scores))
         return scores
 
@@ -104,7 +104,7 @@ class GroupRows:
         from others."""
         for part in self.parts:
             if name in part.metric.names:
-                return replace(self, parts=[part], protocol=self.protocol._replace(derived={}))
+                return replace(self, parts=[part], derived={})
         return self
 
 
@@ -200,7 +200,7 @@ class CaptionScorer:
         except JavaError as error:
             log.warning("all caption scores are missing: %s", error)
             parts = [MetricRows(metric, None) for metric in self.metrics]
-            rows = GroupRows(list(captions), parts, self.protocol, FailureTracker())
+            rows = GroupRows(list(captions), parts, self.protocol.derived, FailureTracker())
             return ScoredCaptions(self, {}, rows)
         return self.score_tokens(tokens)
 
@@ -210,7 +210,8 @@ class CaptionScorer:
         """The same for captions that are tokenized already; `tokenize` must have run before."""
         failures = failures or FailureTracker()
         parts = [self.rows_of(metric, tokens, failures) for metric in self.metrics]
-        return ScoredCaptions(self, tokens, GroupRows(list(tokens), parts, self.protocol, failures))
+        rows = GroupRows(list(tokens), parts, self.protocol.derived, failures)
+        return ScoredCaptions(self, tokens, rows)
 
     def rows_of(
         self, metric: Metric, tokens: Mapping[str, str], failures: FailureTracker

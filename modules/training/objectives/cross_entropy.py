@@ -40,13 +40,14 @@ def _changes_first(captions: Tensor) -> Tensor:
 
 
 def _token_weights(target: Tensor) -> Tensor:
-    """(K, B, L) target ids → the weight of each token: processes / tokens.
+    """(K, B, L) target ids → the weight of each token: processes / tokens, and 0 for an id 0.
 
     `tokens` counts those of all changes' captions, or of all distractors', on all processes.
     """
-    counts = (target != IGNORED_ID).sum(dim=(1, 2)).float()
+    is_counted = target != IGNORED_ID
+    counts = is_counted.sum(dim=(1, 2)).float()
     scale = 1
     if dist.is_initialized():
         dist.all_reduce(counts)
         scale = dist.get_world_size()  # undone by DistributedDataParallel's mean
-    return (scale / counts.clamp(min=1))[:, None, None].expand_as(target)
+    return is_counted * (scale / counts.clamp(min=1))[:, None, None]
