@@ -9,6 +9,7 @@ import sys
 from modules.web.hosts import host_name, own_hosts, plain_names
 from system.command import OneLineParser, find_program_name, run_command
 from system.escaping import show
+from system.flags import device_name
 from system.logs import showing_log_lines
 from system.urls import Location
 
@@ -36,7 +37,7 @@ def serve(args: argparse.Namespace) -> None:
     hosts = own_hosts(args.host)
     proxy_hosts = plain_names(args.allowed_hosts)
     with showing_log_lines(), stop_on_signals(), open_socket(args.host, args.port) as listening:
-        predictor = Predictor.load(args.init_model)
+        predictor = Predictor.load(args.init_model, args.device)
         name = _describe_model(args.init_model, predictor.trained_on)
         keep_freed_memory()
         start_fork_server()
@@ -94,6 +95,13 @@ def build_parser() -> OneLineParser:
         "--init_model",
         type=Location,
         help="finetuned weights (default: the small model in ckpts/demo)",
+    )
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        default="auto",
+        help="where to compute: auto, cpu, cuda, cuda:NUMBER or mps (default: auto, a GPU or else "
+        "the CPU)",
     )
     parser.add_argument(
         "--host",

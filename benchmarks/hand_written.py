@@ -30,7 +30,8 @@ from modules.losses import vocabulary_loss
 from modules.model.clip_vision import embed_patches_2d, embed_patches_3d
 from modules.optimization import BertAdam
 from system.command import OneLineParser
-from system.compute import DTYPES, keep_freed_memory, use_fast_matmuls
+from system.compute import DTYPES, keep_freed_memory, select_device, use_fast_matmuls
+from system.flags import device_name
 
 PROC = Path("/proc/self/status")
 
@@ -202,10 +203,9 @@ def measure(sizes: Sizes, device: torch.device, precision: str, repeats: int, pa
 
 def _parse_arguments() -> Namespace:
     parser = OneLineParser(description=__doc__.splitlines()[0])
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--device", default=default_device)
+    parser.add_argument("--device", type=device_name, default="auto")
     args = parser.parse_args()
     if args.repeats < 1:
         parser.error("--repeats is expected to be at least 1")
@@ -215,7 +215,7 @@ def _parse_arguments() -> Namespace:
 def main() -> None:
     """Print one JSON line for each part."""
     args = _parse_arguments()
-    device = torch.device(args.device)
+    device = select_device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
     sizes = Sizes()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,13 +43,11 @@ from modules.training.progress import Progress
 from modules.training.trainer import Trainer
 from modules.weights.sources import random_clip
 from system.command import OneLineParser
-from system.compute import DTYPES, keep_freed_memory, use_fast_matmuls
+from system.compute import DTYPES, keep_freed_memory, select_device, use_fast_matmuls
+from system.flags import device_name
 from system.runtime import Runtime
 from system.signals import StopSignals
 
-VIT_B_32 = ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12)
-INTRA_LAYERS = 9
-MAX_WORDS = 32
 BEAM_SIZE = 5
 SEED = 42
 
@@ -63,11 +62,24 @@ SENTENCES = (
     "the van is a little further to the right",
     "a cyclist has appeared in the middle of the road",
 )
+OBJECTIVE_OF = {"retrieval": "contrastive", "caption": "cross_entropy"}
 # Batch name → name in `tokenize_caption`'s arrays.
 TEXT_ARRAYS = {
     "retrieval": {"text_ids": "retrieval_text_ids", "text_mask": "retrieval_text_mask"},
     "caption": {name: name for name in ("caption_input_ids", "caption_mask", "caption_target_ids")},
 }
+
+
+class Model(NamedTuple):
+    """The sizes of a model. `decoder` is the captioner's configuration, or None: the published."""
+
+    clip: ClipSizes
+    intra_layers: int
+    max_words: int
+    decoder: dict[str, Any] | None = None
+
+
+PUBLISHED = Model(ClipSizes(512, 224, 12, 768, 32, 77, 49408, 512, 12), 9, 32)
 
 
 class Timing(NamedTuple):
@@ -94,17 +106,19 @@ class RepeatedBatch:
         return iter([self.batch] * self.steps)
 
 
-def random_model(task: str) -> CLIP4IDC:
-    """ViT-B/32 and, for captions, the published captioner; random weights from a fixed seed."""
+def random_model(task: str, sizes: Model) -> CLIP4IDC:
+    """The model of a task, with random weights from a fixed seed."""
     torch.manual_seed(0)
-    return CLIP4IDC.from_weights(random_clip(VIT_B_32), task)
+    decoder = sizes.decoder if task == "caption" else None
+    weights = random_clip(sizes.clip)
+    return CLIP4IDC.from_weights(weights, task, sizes.intra_layers, decoder_config=decoder)
 
 
-def random_batch(task: str, num_pairs: int) -> dict[str, Any]:
+def random_batch(task: str, num_pairs: int, sizes: Model) -> dict[str, Any]:
     """Images of noise with sentences, in the form of the loaders' batches."""
     sentences = [SENTENCES[number % len(SENTENCES)] for number in range(num_pairs)]
-    arrays = [tokenize_caption(sentence, MAX_WORDS) for sentence in sentences]
-    side = VIT_B_32.image_resolution
+    arrays = [tokenize_caption(sentence, sizes.max_words) for sentence in sentences]
+    side = sizes.clip.image_resolution
     batch: dict[str, Any] = {
         "images": torch.randint(0, 256, (num_pairs, 2, 3, side, side), dtype=torch.uint8),
         "id": [str(number) for number in range(num_pairs)],
@@ -115,95 +129,109 @@ def random_batch(task: str, num_pairs: int) -> dict[str, Any]:
     return trim_padding(batch)
 
 
-def time_adaptation(
-    num_pairs: int, runtime: Runtime, repeats: int, compiled: bool = False
-) -> Timing:
-    """Steps of the real training loop on this process's `num_pairs`."""
-    model = random_model("retrieval")
-    batch = random_batch("retrieval", num_pairs)
-    seconds = _time_training("contrastive", model, batch, runtime, repeats, compiled)
-    pair = flops.pair_encoder(VIT_B_32, INTRA_LAYERS)
-    text = flops.text_encoder(VIT_B_32, batch["text_ids"].shape[-1])
-    return Timing(seconds, _training_gflop(pair + text))
-
-
-def time_finetuning(
-    num_pairs: int, runtime: Runtime, repeats: int, compiled: bool = False
-) -> Timing:
-    """Steps of the real training loop on this process's `num_pairs`."""
-    model = random_model("caption")
-    batch = random_batch("caption", num_pairs)
-    seconds = _time_training("cross_entropy", model, batch, runtime, repeats, compiled)
-    pair = flops.pair_encoder(VIT_B_32, INTRA_LAYERS)
-    num_targets = int((batch["caption_target_ids"] != PAD).sum()) / num_pairs
-    num_words = batch["caption_mask"].shape[-1]
-    encoder, decoder = _captioner_flops(model, num_words, num_targets)
-    return Timing(seconds, _training_gflop(pair + encoder + decoder))
-
-
-def _captioner_flops(model: CLIP4IDC, num_words: int, num_targets: float) -> tuple[float, float]:
-    """Operations of the captioner's encoder, and those of its decoder with the vocabulary."""
-    config = model.decoder.config
-    num_tokens = 2 * VIT_B_32.num_tokens
-    decoder = flops.caption_decoder(config, num_tokens, num_words)
-    vocabulary = flops.vocabulary(VIT_B_32, num_targets)
-    return flops.caption_encoder(config, num_tokens), decoder + vocabulary
-
-
-def _training_gflop(forward: float) -> float:
-    """GFLOP of forward and backward passes; backward takes twice as many operations as forward."""
-    return 3e-9 * forward
-
-
-def _time_training(
-    objective_name: str,
+def build_trainer(
+    task: str,
     model: CLIP4IDC,
     batch: dict[str, Any],
     runtime: Runtime,
-    repeats: int,
-    compiled: bool,
-) -> list[float]:
-    trainer = Trainer.build(
+    compiled: bool = False,
+    steps: int = 1,
+) -> Trainer:
+    """A trainer of either stage, whose epochs are `steps` steps on the same batch."""
+    objective = OBJECTIVES[OBJECTIVE_OF[task]]
+    return Trainer.build(
         model,
-        OBJECTIVES[objective_name](model, TrainingData([], MAX_WORDS)),
-        RepeatedBatch(batch, 1),
+        objective(model, TrainingData([], PUBLISHED.max_words)),
+        RepeatedBatch(batch, steps),
         TrainingOptions(coef_lr=1e-3, compile=compiled),
         SEED,
         runtime,
         StopSignals(),
-        train_token_embedding=objective_name == "cross_entropy",
+        train_token_embedding=task == "caption",
     )
 
-    def work() -> None:
-        train_epoch(trainer, NoOutput(), Progress(), log_every=100)
 
-    return time_runs(work, runtime.device, repeats)
+def train_one_epoch(trainer: Trainer) -> None:
+    """The real training loop, without output."""
+    train_epoch(trainer, NoOutput(), Progress(), log_every=10**6)
+
+
+def training_gflop(task: str, model: CLIP4IDC, batch: dict[str, Any], sizes: Model) -> float:
+    """The least GFLOP of a training step, per pair: backward takes twice as many as forward."""
+    forward = flops.pair_encoder(sizes.clip, sizes.intra_layers)
+    if task == "retrieval":
+        forward += flops.text_encoder(sizes.clip, batch["text_ids"].shape[-1])
+    else:
+        num_targets = int((batch["caption_target_ids"] != PAD).sum()) / len(batch["images"])
+        num_words = batch["caption_mask"].shape[-1]
+        forward += sum(_captioner_flops(model, num_words, num_targets, sizes))
+    return 3e-9 * forward
+
+
+def _captioner_flops(
+    model: CLIP4IDC, num_words: int, num_targets: float, sizes: Model
+) -> tuple[float, float]:
+    """Operations of the captioner's encoder, and those of its decoder with the vocabulary."""
+    config = model.decoder.config
+    num_tokens = 2 * sizes.clip.num_tokens
+    decoder = flops.caption_decoder(config, num_tokens, num_words)
+    vocabulary = flops.vocabulary(sizes.clip, num_targets)
+    return flops.caption_encoder(config, num_tokens), decoder + vocabulary
+
+
+def time_training(
+    task: str, num_pairs: int, runtime: Runtime, repeats: int, compiled: bool = False
+) -> Timing:
+    """Steps of the real training loop on this process's `num_pairs`."""
+    model = random_model(task, PUBLISHED)
+    batch = random_batch(task, num_pairs, PUBLISHED)
+    trainer = build_trainer(task, model, batch, runtime, compiled)
+    seconds = time_runs(lambda: train_one_epoch(trainer), runtime.device, repeats)
+    return Timing(seconds, training_gflop(task, model, batch, PUBLISHED))
+
+
+def random_captioner(runtime: Runtime, sizes: Model) -> CLIP4IDC:
+    """A captioner whose captions never end, so that all have `max_words` words."""
+    model = random_model("caption", sizes).to(runtime.device).eval()
+    with torch.no_grad():
+        model.decoder.predictions.bias[-1] = -1e4  # EOT never comes
+    return model
+
+
+@torch.no_grad()
+def caption_images(
+    model: CLIP4IDC, images: Tensor, decoding: Decoding, runtime: Runtime, max_words: int
+) -> None:
+    """Encode and caption (B, 2, 3, R, R) uint8. Raises RuntimeError if captions ended early."""
+    with runtime.autocast():
+        normalized = model.normalize_images(images.to(runtime.device))
+        tokens = model.encode_against_first(normalized).tokens
+        num_words = generate(model, tokens, max_words, decoding).shape[-1]
+    if num_words != max_words:
+        raise RuntimeError(
+            f"decoding ended after {num_words} steps of {max_words}: "
+            "the count of operations is wrong"
+        )
+
+
+def captioning_gflop(model: CLIP4IDC, num_captions: int, sizes: Model) -> float:
+    """The least GFLOP to write `num_captions` captions of a pair, or that many beams of one."""
+    encoder, decoder = _captioner_flops(model, sizes.max_words, sizes.max_words, sizes)
+    pair = flops.pair_encoder(sizes.clip, sizes.intra_layers)
+    return 1e-9 * (pair + encoder + num_captions * decoder)
 
 
 def time_captioning(num_pairs: int, runtime: Runtime, repeats: int, beams: int) -> Timing:
-    """Captions of a batch by greedy or beam search, each of MAX_WORDS words."""
+    """Captions of a batch by greedy or beam search, each of the published number of words."""
     decoding = Decoding(beam_size=beams)
-    model = random_model("caption").to(runtime.device).eval()
-    with torch.no_grad():
-        model.decoder.predictions.bias[-1] = -1e4  # EOT never comes: no caption ends early
-    images = random_batch("caption", num_pairs)["images"]
+    model = random_captioner(runtime, PUBLISHED)
+    images = random_batch("caption", num_pairs, PUBLISHED)["images"]
 
-    @torch.no_grad()
     def work() -> None:
-        with runtime.autocast():
-            normalized = model.normalize_images(images.to(runtime.device))
-            tokens = model.encode_against_first(normalized).tokens
-            num_words = generate(model, tokens, MAX_WORDS, decoding).shape[-1]
-        if num_words != MAX_WORDS:
-            raise RuntimeError(
-                f"decoding ended after {num_words} steps of {MAX_WORDS}: "
-                "the count of operations is wrong"
-            )
+        caption_images(model, images, decoding, runtime, PUBLISHED.max_words)
 
     seconds = time_runs(work, runtime.device, repeats)
-    pair = flops.pair_encoder(VIT_B_32, INTRA_LAYERS)
-    encoder, decoder = _captioner_flops(model, MAX_WORDS, MAX_WORDS)
-    return Timing(seconds, 1e-9 * (pair + encoder + beams * decoder))
+    return Timing(seconds, captioning_gflop(model, beams, PUBLISHED))
 
 
 class Benchmark(NamedTuple):
@@ -218,8 +246,8 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "finetuning": Benchmark(time_finetuning, 16, can_compile=True),
-    "adaptation": Benchmark(time_adaptation, 32, can_compile=True),
+    "finetuning": Benchmark(partial(time_training, "caption"), 16, can_compile=True),
+    "adaptation": Benchmark(partial(time_training, "retrieval"), 32, can_compile=True),
     "greedy": Benchmark(partial(time_captioning, beams=1), 16),
     "beam": Benchmark(partial(time_captioning, beams=BEAM_SIZE), 16),
 }
@@ -293,13 +321,12 @@ def silence_logs() -> Iterator[None]:
 
 def _parse_arguments(processes: int) -> Namespace:
     parser = OneLineParser(description=__doc__.splitlines()[0])
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--what", choices=BENCHMARKS, required=True)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--pairs", type=int, help="pairs in a batch (default: 16, adaptation 32)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="train with --compile")
-    parser.add_argument("--device", default=default_device)
+    parser.add_argument("--device", type=device_name, default="auto")
     args = parser.parse_args()
     if args.repeats < 1 or (args.pairs is not None and args.pairs < 1):
         parser.error("--repeats and --pairs are expected to be at least 1")
@@ -315,9 +342,7 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     args = _parse_arguments(processes)
-    device = torch.device(args.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = select_device(args.device)
     if processes > 1:
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     with silence_logs():

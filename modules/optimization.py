@@ -155,21 +155,19 @@ class BertAdam(torch.optim.Optimizer):
         return by_step
 
     def _update(self, group: dict, parameters: list[Tensor], rate: float) -> None:
+        """Update parameters that have taken the same number of steps."""
         states = [self.state[parameter] for parameter in parameters]
         # torch's fused AdamW is BertAdam without the bias correction, which is gone at step ∞,
         # because 1 − β^∞ is 1.
-        counts = [float(state["step"]) if self.bias_correction else math.inf for state in states]
-        steps = [
-            torch.full((), count, device=parameter.device)
-            for count, parameter in zip(counts, parameters, strict=True)
-        ]
+        count = float(states[0]["step"]) if self.bias_correction else math.inf
+        steps = torch.full((len(parameters),), count, device=parameters[0].device)
         adamw(
             parameters,
             [parameter.grad for parameter in parameters],
             [state["moment"] for state in states],
             [state["square"] for state in states],
             [],
-            steps,
+            list(steps.unbind()),
             fused=True,
             amsgrad=False,
             maximize=False,

@@ -64,7 +64,7 @@ class Predictor:
     def load(
         cls,
         checkpoint: str | Path | Location | None = None,
-        device: str | torch.device | None = None,
+        device: str | torch.device | None = "auto",
         precision: str = "auto",
         intra_layers: int = 9,
         linear_patch: str = "2d",
@@ -79,10 +79,12 @@ class Predictor:
 
         `checkpoint` is a file or folder, also one below ckpts/; a URL; or owner/name on the Hugging
         Face hub. Without one it is the small model in ckpts/demo. A model.json beside the weights
-        takes precedence over intra_layers, linear_patch, decoder_config and max_words. Raises
-        ValueError or OSError for what cannot be found, read or used.
+        takes precedence over intra_layers, linear_patch, decoder_config and max_words. `device` is
+        auto (a GPU, or else the CPU), cpu, cuda, cuda:NUMBER or mps. Raises ValueError or OSError
+        for what cannot be found, read or used.
         """
-        device = torch.device(device) if device else select_device()
+        if not isinstance(device, torch.device):
+            device = select_device(device or "auto")
         source = Location.of(checkpoint or DEMO)
         weights = load_weights(source, clip_name, cache_dir, image_resolution, quick_gelu)
         if checkpoint is None:

@@ -3,12 +3,15 @@
 import ctypes
 import os
 import platform
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
+
+from system.flags import device_name
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -20,33 +23,94 @@ M_MMAP_MAX = -4
 MAX_FLOAT32_ERROR = 1e-3
 
 
-def select_device(local_rank: int | None = None) -> torch.device:
-    """Select this process's GPU, else Apple's MPS, else the CPU.
+def select_device(name: str = "auto", local_rank: int | None = None) -> torch.device:
+    """The device that `name` stands for; `system.flags.device_name` says which names there are.
 
-    A GPU also becomes CUDA's current device. The launcher's LOCAL_RANK takes precedence over the
-    argument. Raises ValueError if there are more processes than GPUs.
+    `auto` is this process's GPU, else Apple's MPS, else the CPU; `cuda` is this process's GPU. The
+    launcher's LOCAL_RANK takes precedence over the argument. A GPU also becomes CUDA's current
+    device. Raises ValueError for a device that this machine, this torch or a job of several
+    processes cannot use.
     """
+    try:
+        device_name(name)
+    except ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank or 0))
-    if torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        if local_rank >= count:
-            raise ValueError(
-                f"process {local_rank} of this machine has no GPU: {count} are visible; start no "
-                "more processes than GPUs"
-            )
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        without_cuda = "mps" if has_mps and is_alone else "cpu"
+        name = "cuda" if torch.cuda.is_available() else without_cuda
+    if name.startswith("cuda"):
+        return _select_gpu(name, local_rank, is_alone)
+    if name == "mps" and not has_mps:
+        raise ValueError("device mps: this machine or this torch has no MPS (GPUs of Apple's Macs)")
+    if name == "mps" and not is_alone:
+        raise ValueError("device mps computes in one process only; several need cpu, or GPUs")
+    return torch.device(name)
+
+
+def _select_gpu(name: str, local_rank: int, is_alone: bool) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise ValueError(f"device {name}: no GPU was found ({_why_no_gpu()}); cpu always works")
+    _, _, number = name.partition(":")
+    if number and not is_alone:
+        raise ValueError(
+            f"device {name} is one GPU for several processes: cuda gives each process its own"
+        )
+    index = int(number) if number else local_rank
+    if number and index >= count:
+        raise ValueError(f"device {name}: {count} GPUs are visible, numbered from 0")
+    if index >= count:
+        raise ValueError(
+            f"process {index} of this machine has no GPU: {count} are visible; start no "
+            "more processes than GPUs"
+        )
+    device = torch.device("cuda", index)
+    _require_supported(device)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides all of them"
+    return "torch sees no NVIDIA driver, or none that is new enough for it"
+
+
+def _require_supported(device: torch.device) -> None:
+    """Raise ValueError for a GPU that is too old for this torch."""
+    if torch.version.hip is not None:
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    built_for = [arch for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
+    oldest = min((int(arch.removeprefix("sm_").rstrip("af")) for arch in built_for), default=0)
+    if 10 * major + minor < oldest:
+        raise ValueError(
+            f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor}) is too old "
+            f"for torch {torch.__version__}, which needs {oldest // 10}.{oldest % 10}: install an "
+            "older torch, or use the device cpu"
+        )
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """Resolve `auto`: bf16 on GPUs that have it (from Ampere on), fp16 on older ones, else fp32."""
+    """Resolve `auto`: bf16 on GPUs that have it (from Ampere on), fp16 on older ones, else fp32.
+
+    Raises ValueError for bf16 on a GPU without units for it.
+    """
+    if device.type != "cuda":
+        return "fp32" if wanted == "auto" else wanted
+    major, _ = torch.cuda.get_device_capability(device)
+    has_bf16 = major >= 8
+    if wanted == "bf16" and not has_bf16:
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"precision bf16: {name} computes it only slowly; use fp16, or auto")
     if wanted != "auto":
         return wanted
-    if device.type != "cuda":
-        return "fp32"
-    major, _ = torch.cuda.get_device_capability(device)
-    return "bf16" if major >= 8 else "fp16"
+    return "bf16" if has_bf16 else "fp16"
 
 
 @contextmanager

@@ -7,17 +7,29 @@ command line names the entry.
 
 import argparse
 import math
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import Field, field, fields, is_dataclass
 from typing import Any
 
 from system.registry import Registry
 
+DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+
+
+def device_name(text: str) -> str:
+    """The type of a flag that names a device. Raises ArgumentTypeError for other texts."""
+    if DEVICE_NAME.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no device, expected auto, cpu, cuda, cuda:NUMBER or mps"
+        )
+    return text
+
 
 def flag(
     default: Any,
     text: str,
-    value_type: type = str,
+    value_type: Callable[[str], Any] = str,
     task: str | None = None,
     choices: Container[str] | None = None,
     at_least: float | None = None,

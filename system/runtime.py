@@ -164,17 +164,19 @@ def open_runtime(
     seed: int = 42,
     deterministic: bool = False,
     quiet: bool = False,
+    device_name: str = "auto",
 ) -> Iterator[Runtime]:
     """Choose device and precision, join the launcher's process group if there is one, start
     logging (warnings only if `quiet`), and seed torch.
 
-    Raises ValueError if this process has no GPU, or if the launcher's restarts cannot work.
+    Raises ValueError for a device or precision that this process cannot have, or if the launcher's
+    restarts cannot work.
     """
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     level = logging.WARNING if quiet else logging.INFO
     with logging_to_terminal(is_main=rank == 0, level=level):
-        device = select_device(local_rank)
+        device = select_device(device_name, local_rank)
         precision = choose_precision(precision, device)
         cpu_group = _join_process_group(rank, world_size, device) if world_size > 1 else None
         if device.type == "cpu":

@@ -19,7 +19,6 @@ from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
 from system.json_files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "golden"
 REAL = ROOT.parent / "shared" / "data"
 
 TINY = {

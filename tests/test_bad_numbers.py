@@ -142,7 +142,7 @@ def test_deterministic_runs_give_the_same_weights(clevr, tiny_sizes, tmp_path, m
     ("error", "code", "said"),
     [
         (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
             2,
             "out of memory: use a smaller --batch_size",
         ),

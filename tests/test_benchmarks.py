@@ -52,7 +52,8 @@ def test_operations_of_the_captioner():
 
 @pytest.mark.parametrize("what", list(steps.BENCHMARKS))
 def test_steps_and_their_table(what, monkeypatch, capsys):
-    monkeypatch.setattr(steps, "VIT_B_32", ClipSizes(64, 64, 10, 64, 32, 77, 49408, 64, 1))
+    sizes = steps.Model(ClipSizes(64, 64, 10, 64, 32, 77, 49408, 64, 1), 9, 32)
+    monkeypatch.setattr(steps, "PUBLISHED", sizes)
     rates = {torch.float32: 100.0, torch.bfloat16: 200.0}
     monkeypatch.setattr(steps, "gemm_rate", lambda dtype, device: rates[dtype])
     with steps.silence_logs():

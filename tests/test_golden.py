@@ -7,126 +7,61 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import golden
+from benchmarks.golden import CASES, GOLDEN
 from dataloaders.images import load_image, normalize
 from modules.clip4idc import CLIP4IDC
 from modules.cross import CrossEncoder
-from modules.generation.greedy import greedy_search
-from modules.losses import caption_loss, contrastive_loss
 from modules.model.backbone import strip_prefix
 from modules.model.clip_sizes import ClipSizes
-from modules.optimization import BertAdam, parameter_groups
 from modules.retrieval import retrieval_metrics
 from modules.tokenizer import tokenize_caption
-from tests.conftest import GOLDEN
 
-CASES = [(patch, task) for patch in ("2d", "3d") for task in ("caption", "retrieval")]
-EOT = 599
-
-
-def build(patch: str, task: str) -> CLIP4IDC:
-    weights = load_file(GOLDEN / f"weights_{patch}.safetensors")
-    return CLIP4IDC.from_weights(
-        weights,
-        task,
-        intra_layers=2,
-        linear_patch=patch,
-        decoder_config=GOLDEN / "decoder_config.json",
-    ).eval()
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(ours, theirs.float(), atol=tolerance, rtol=0)
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("patch", "task"), CASES)
-def test_features_and_similarity(patch, task):
-    model = build(patch, task)
-    golden = load_file(GOLDEN / f"expected_{patch}.safetensors")
-    with torch.no_grad():
-        pair = model.encode_pairs(normalize(golden["in.images_uint8"]))
-        text = model.encode_text(golden["in.text_ids"])
-        close(pair.tokens, golden[f"{task}.visual_hidden"], 1e-4)
-        close(pair.pooled, golden[f"{task}.visual_pooled"], 1e-4)
-        close(text.pooled, golden[f"{task}.text_pooled"], 1e-4)
-        words = golden["in.text_mask"].bool()
-        close(text.tokens[words], golden[f"{task}.text_hidden"][words], 1e-4)
-        assert torch.equal(text.mask, golden["in.text_mask"])
-        close(model.similarity(text.pooled, pair.pooled), golden[f"{task}.sim_text_by_pair"], 1e-3)
+def test_outputs(patch, task):
+    model = golden.build_model(patch, task)
+    expected = golden.load_golden(patch, CPU)
+    assert torch.equal(model.encode_text(expected["in.text_ids"]).mask, expected["in.text_mask"])
+    differences = golden.largest_differences(model, expected)
+    assert len(differences) == (6 if task == "caption" else 5)
+    for name, difference in differences.items():
+        assert difference <= golden.TOLERANCES[name], name
 
 
 @pytest.mark.parametrize("patch", ["2d", "3d"])
-def test_caption_logits_and_greedy_ids(patch):
-    model = build(patch, "caption")
-    golden = load_file(GOLDEN / f"expected_{patch}.safetensors")
-    with torch.no_grad():
-        tokens = model.encode_pairs(normalize(golden["in.images_uint8"])).tokens
-        logits = model.caption_logits(
-            tokens, golden["in.caption_input_ids"], golden["in.caption_mask"]
-        )
-    keep = golden["in.caption_mask"].bool()
-    close(logits[keep], golden["caption.logits"][keep], 1e-3)
-    reference = golden["caption.greedy_ids"].tolist()
-    ends = [row.index(EOT) + 1 if EOT in row else len(row) for row in reference]
-    assert min(ends) < max(ends), "the golden rows should end at different places"
-    captions = greedy_search(model, tokens, max_words=32).tolist()
-    for ours, theirs, end in zip(captions, reference, ends, strict=True):
-        assert ours[:end] == theirs[:end]
-        assert not any(ours[end:])
+def test_greedy_captions(patch):
+    model = golden.build_model(patch, "caption")
+    expected = golden.load_golden(patch, CPU)
+    captions = [golden.cut_at_end(row) for row in expected["caption.greedy_ids"].tolist()]
+    lengths = [len(caption) for caption in captions]
+    assert min(lengths) < max(lengths), "the golden rows should end at different places"
+    assert golden.write_captions(model, expected) == captions
 
 
 @pytest.mark.parametrize(("patch", "task"), CASES)
 def test_training_trajectory(patch, task):
-    model = build(patch, task).train()
-    golden = load_file(GOLDEN / f"expected_{patch}.safetensors")
-    expected = json.loads((GOLDEN / f"training_{patch}.json").read_text())[task]
+    model = golden.build_model(patch, task).train()
+    tensors = golden.load_golden(patch, CPU)
+    expected = golden.load_training(patch, task)
+    optimizer = golden.build_optimizer(model, expected)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    groups = parameter_groups(
-        model, lr=expected["lr"], coef_lr=expected["coef_lr"], weight_decay=expected["weight_decay"]
-    )
-    assert sorted(sorted(names[p] for p in g["params"]) for g in groups) == sorted(
-        expected["groups"]
-    )
-    optimizer = BertAdam(
-        groups,
-        lr=expected["lr"],
-        warmup=expected["warmup"],
-        t_total=expected["t_total"],
-        schedule=expected["schedule"].removeprefix("warmup_"),
-        betas=(expected["b1"], expected["b2"]),
-        eps=expected["eps"],
-    )
-    images = normalize(golden["in.images_uint8"])
-    losses = []
-    norms = []
-    for step in range(4):
-        pair = model.encode_pairs(images)
-        if task == "caption":
-            logits = model.caption_logits(
-                pair.tokens, golden["in.caption_input_ids"], golden["in.caption_mask"]
-            )
-            loss = caption_loss(logits, golden["in.caption_target_ids"])
-        else:
-            loss = contrastive_loss(
-                model.similarity(model.encode_text(golden["in.text_ids"]).pooled, pair.pooled)
-            )
-        loss.backward()
-        if step == 0:
-            for parameter, name in names.items():
-                norm = 0.0 if parameter.grad is None else parameter.grad.norm().item()
-                wanted = expected["first_step_grad_norm_by_param"].get(name, 0.0)
-                assert norm == pytest.approx(wanted, rel=2e-3, abs=1e-4), name
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses == pytest.approx(expected["losses"], rel=2e-3)
-    assert norms == pytest.approx(expected["grad_norms"], rel=2e-3)
+    groups = [sorted(names[p] for p in group["params"]) for group in optimizer.param_groups]
+    assert sorted(groups) == sorted(expected["groups"])
+    found = golden.train(model, tensors, optimizer)
+    for name, norm in found.first_grad_norms.items():
+        wanted = expected["first_step_grad_norm_by_param"].get(name, 0.0)
+        assert norm == pytest.approx(wanted, rel=2e-3, abs=1e-4), name
+    assert found.losses == pytest.approx(expected["losses"], rel=golden.TRAINING_TOLERANCE)
+    assert found.grad_norms == pytest.approx(expected["grad_norms"], rel=golden.TRAINING_TOLERANCE)
     for parameter, name in names.items():
-        assert parameter.norm().item() == pytest.approx(
-            expected["param_norm_after_4"][name], rel=2e-3, abs=2e-5
-        ), name
-    for key in (key for key in golden if key.startswith(f"{task}.after4.")):
-        close(model.get_parameter(key.removeprefix(f"{task}.after4.")).detach(), golden[key], 1e-4)
+        wanted = expected["param_norm_after_4"][name]
+        assert parameter.norm().item() == pytest.approx(wanted, rel=2e-3, abs=2e-5), name
+    for key in (key for key in tensors if key.startswith(f"{task}.after4.")):
+        parameter = model.get_parameter(key.removeprefix(f"{task}.after4.")).detach()
+        torch.testing.assert_close(parameter, tensors[key], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["retrieval_2d", "retrieval_3d", "caption_2d", "caption_3d"])
@@ -142,8 +77,8 @@ def test_every_key_of_vit_b_32(case):
 
 @pytest.mark.parametrize("max_words", [20, 32])
 def test_text_arrays(max_words):
-    golden = json.loads((GOLDEN / "data" / "text.json").read_text())
-    for caption, expected in zip(golden["captions"], golden[f"max_words_{max_words}"], strict=True):
+    texts = json.loads((GOLDEN / "data" / "text.json").read_text())
+    for caption, expected in zip(texts["captions"], texts[f"max_words_{max_words}"], strict=True):
         arrays = tokenize_caption(caption, max_words)
         assert {name: arrays[name].tolist() for name in expected} == expected, caption
 
@@ -164,14 +99,15 @@ def test_images(name):
     ids=lambda c: c[0],
 )
 def test_retrieval_metrics(case):
-    _, golden = case
-    ours = retrieval_metrics(torch.tensor(golden["similarity"]), golden["sentences_per_pair"])
+    _, expected = case
+    similarity = torch.tensor(expected["similarity"])
+    ours = retrieval_metrics(similarity, expected["sentences_per_pair"])
     for way in ("text_to_pair", "pair_to_text"):
-        assert ours[way] == pytest.approx(golden[way], rel=1e-5)
+        assert ours[way] == pytest.approx(expected[way], rel=1e-5)
 
 
 def test_cross_encoder():
-    golden = load_file(GOLDEN / "cross.safetensors")
+    tensors = load_file(GOLDEN / "cross.safetensors")
     config = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -181,13 +117,15 @@ def test_cross_encoder():
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
     }
-    weights = {k.removeprefix("weights."): v for k, v in golden.items() if k.startswith("weights.")}
+    weights = {
+        k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")
+    }
     encoder = CrossEncoder.from_weights(weights, config).eval()
     with torch.no_grad():
-        out = encoder(golden["in.text_tokens"], golden["in.pair_tokens"], golden["in.text_mask"])
-    valid = torch.cat([golden["in.text_mask"].bool(), torch.ones(3, 100, dtype=torch.bool)], dim=1)
-    close(out.tokens[valid], golden["out.tokens"][valid], 1e-3)
-    close(out.pooled, golden["out.pooled"], 1e-3)
+        out = encoder(tensors["in.text_tokens"], tensors["in.pair_tokens"], tensors["in.text_mask"])
+    valid = torch.cat([tensors["in.text_mask"].bool(), torch.ones(3, 100, dtype=torch.bool)], dim=1)
+    torch.testing.assert_close(out.tokens[valid], tensors["out.tokens"][valid], atol=1e-3, rtol=0)
+    torch.testing.assert_close(out.pooled, tensors["out.pooled"], atol=1e-3, rtol=0)
 
 
 def test_normalize_is_the_published_formula():

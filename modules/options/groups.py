@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataloaders.datasets import DATASETS, open_dataset
 from modules.registries import OBJECTIVES
-from system.flags import FlagGroup, flag
+from system.flags import FlagGroup, device_name, flag
 from system.urls import Location
 
 if TYPE_CHECKING:
@@ -28,6 +28,11 @@ class RunOptions(FlagGroup):
         None, "if given, must be this script's own task (kept for compatibility)", choices=TASKS
     )
     seed: int = flag(42, "seed of every random number", int)  # Decoding checks its bound
+    device: str = flag(
+        "auto",
+        "where to compute: auto, cpu, cuda, cuda:NUMBER or mps; auto: a GPU, or else the CPU",
+        device_name,
+    )
     precision: str = flag(
         "auto",
         "number format for computing; auto: bf16, or else fp16, on a GPU, and fp32 elsewhere",

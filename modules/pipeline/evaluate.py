@@ -46,6 +46,7 @@ def build_evaluator(
         num_workers=data.num_thread_reader,
         rank=runtime.rank,
         world_size=runtime.world_size,
+        for_gpu=runtime.device.type == "cuda",
     )
     run = _describe_run(split, options)
     if options.task == "retrieval":

@@ -20,7 +20,12 @@ def start_runtime(options: Options) -> Iterator[Runtime]:
     run = options.run
     precision = "fp16" if run.fp16 else run.precision
     with open_runtime(
-        precision, run.local_rank, run.seed, run.deterministic, quiet=run.do_predict
+        precision,
+        run.local_rank,
+        run.seed,
+        run.deterministic,
+        quiet=run.do_predict,
+        device_name=run.device,
     ) as runtime:
         _log_start(options, runtime)
         yield runtime

@@ -109,6 +109,7 @@ def _build_loader(
         rank=runtime.rank,
         world_size=runtime.world_size,
         seed=options.run.seed,
+        for_gpu=runtime.device.type == "cuda",
     )
 
 

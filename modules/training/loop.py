@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 
 from modules.clip4idc import CLIP4IDC
+from modules.training.memory import advise_on_memory
 from modules.training.monitors import EpochLoss, NonFiniteGuard, StepLogger
 from modules.training.output import EpochResult, RunOutput
 from modules.training.progress import Progress
@@ -103,12 +104,13 @@ def train_epoch(trainer: Trainer, output: RunOutput, progress: Progress, log_eve
         # Dropout depends only on the position in the run, so a resumed run draws the same.
         runtime.seed(trainer.seed, progress.epoch, micro_batch.index)
         guard.add_ids(micro_batch.batch["id"])
-        loss = trainer.backward(micro_batch.batch, micro_batch.completes_step)
+        with advise_on_memory(trainer, micro_batch.batch):
+            loss = trainer.backward(micro_batch.batch, micro_batch.completes_step)
+            was_taken = micro_batch.completes_step and trainer.step()
         losses.add(loss)
         logger.add(loss, len(micro_batch.batch["images"]))
         if not micro_batch.completes_step:
             continue
-        was_taken = trainer.step()
         guard.check(was_taken, loss)
         logger.log_if_due(micro_batch.steps)
         if micro_batch.steps < trainer.steps_per_epoch:

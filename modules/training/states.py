@@ -38,6 +38,7 @@ STATE_PATTERN = re.compile(re.escape(STATE_FILE) + r"\.(\d+)(?:\.(\d+))?")  # ep
 HARMLESS_OPTIONS = frozenset(
     {
         "output_dir",
+        "device",
         "data_path",
         "features_path",
         "gt_dir",
