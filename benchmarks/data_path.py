@@ -9,6 +9,7 @@ prints one JSON line. 60 scenes are drawn and reused under other names. With `--
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -31,7 +32,7 @@ from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS
 from dataloaders.datasets.spot_the_diff import merge_entries, read_annotations
 from dataloaders.images import ImageFiles
 from dataloaders.pairs import ImagePair
-from dataloaders.samples import CaptionSamples, RetrievalSamples
+from dataloaders.samples import CaptionSamples, ImageReader, RetrievalSamples
 from dataloaders.storage.packed_list import PackedList
 from modules.tokenizer import tokenize_caption
 from preprocess import synthesize
@@ -43,6 +44,7 @@ MAX_WORDS = 32
 CAPTION_BATCH = 64
 IMAGE_BATCH = 16
 MIN_SCENES = 256
+PREFETCHED = 2  # batches that a worker makes ahead, by torch's default
 SAMPLES = {"adaptation": RetrievalSamples, "finetuning": CaptionSamples}
 
 tokenize = partial(tokenize_caption, max_words=MAX_WORDS)
@@ -55,17 +57,17 @@ class BlankImages:
         return torch.zeros(len(paths), 3, 1, 1, dtype=torch.uint8)
 
 
-def replicate_clevr(drawn: Path, root: Path, num_scenes: int) -> None:
+def replicate_clevr(drawn: Path, root: Path, num_scenes: int, num_drawn: int = NUM_DRAWN) -> None:
     """Repeat the drawn scenes under `num_scenes` numbers; images are hard links."""
     for folder, prefix in FOLDERS.items():
         (root / folder).mkdir(parents=True)
         for number in range(num_scenes):
-            source = drawn / folder / f"{prefix}{number % NUM_DRAWN:06d}.png"
+            source = drawn / folder / f"{prefix}{number % num_drawn:06d}.png"
             os.link(source, root / folder / f"{prefix}{number:06d}.png")
     for file in CAPTION_FILES:
         captions = list(read_json(drawn / file, dict).values())
         replicated = {
-            f"CLEVR_default_{number:06d}.png": captions[number % NUM_DRAWN]
+            f"CLEVR_default_{number:06d}.png": captions[number % num_drawn]
             for number in range(num_scenes)
         }
         write_json(root / file, replicated)
@@ -114,17 +116,26 @@ def caption_rate(samples_class: type, pairs: Sequence[ImagePair], workers: int) 
 
 
 def pair_rate(
-    samples_class: type, pairs: Sequence[ImagePair], workers: int, num_pairs: int
+    samples_class: type,
+    pairs: Sequence[ImagePair],
+    workers: int,
+    num_pairs: int,
+    images: ImageReader,
+    batch_size: int = IMAGE_BATCH,
+    for_gpu: bool = False,
 ) -> float:
-    """Pairs per second that are decoded, resized, tokenized and collated."""
-    loader = build_batches(samples_class(pairs, ImageFiles(), tokenize), IMAGE_BATCH, True, workers)
-    batches = iter(loader)
-    next(batches)
-    num_batches = num_pairs // IMAGE_BATCH
+    """Pairs per second that are read, resized, tokenized and collated, once workers are at work."""
+    samples = samples_class(pairs, images, tokenize)
+    loader = build_batches(samples, batch_size, True, workers, for_gpu=for_gpu)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    ready = workers * PREFETCHED
+    for _ in range(ready + 1):
+        next(batches)
+    num_batches = max(num_pairs // batch_size, 1)
     start = time.perf_counter()
     for _ in range(num_batches):
         next(batches)
-    return round(num_batches * IMAGE_BATCH / (time.perf_counter() - start), 1)
+    return round(num_batches * batch_size / (time.perf_counter() - start), 1)
 
 
 def measure_dataset(
@@ -143,7 +154,8 @@ def measure_dataset(
         by_objects = caption_rate(samples_class, objects, most_workers)
         row["worker_grows_mb_by_objects"] = by_objects["worker_grows_mb"]
         row["pairs_per_second"] = {
-            str(count): pair_rate(samples_class, pairs, count, num_read) for count in workers
+            str(count): pair_rate(samples_class, pairs, count, num_read, ImageFiles())
+            for count in workers
         }
         results[training] = row
     return results

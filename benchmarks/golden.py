@@ -116,6 +116,24 @@ def cut_at_end(ids: list[int]) -> list[int]:
     return ids[: ids.index(EOT) + 1] if EOT in ids else ids
 
 
+@torch.no_grad()
+def gap_at_first_difference(
+    model: CLIP4IDC, golden: Golden, row: int, ours: list[int], theirs: list[int]
+) -> float:
+    """How much higher the logit of their token is than ours, where two captions first differ.
+
+    The captions are those of pair `row`, and the model computes in float32. 0 for equal captions.
+    """
+    if ours == theirs:
+        return 0.0
+    position = next(n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b)
+    images = golden["in.images_uint8"][row : row + 1]
+    tokens = model.encode_pairs(normalize(images)).tokens
+    ids = torch.tensor([[model.sot, *theirs[:position]]], device=images.device)
+    logits = model.caption_logits(tokens, ids, torch.ones_like(ids))[0, -1]
+    return (logits[theirs[position]] - logits[ours[position]]).item()
+
+
 def build_optimizer(model: CLIP4IDC, settings: Mapping[str, Any]) -> BertAdam:
     """The optimizer of a golden training."""
     groups = parameter_groups(

@@ -18,25 +18,27 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def time_runs(work: Callable[[], object], device: torch.device, repeats: int) -> list[float]:
+def time_runs(
+    work: Callable[[], object], device: torch.device, repeats: int, warm_up: bool = True
+) -> list[float]:
     """Seconds of each of `repeats` runs, after one run to warm up."""
     times = []
-    for _ in range(repeats + 1):
+    for _ in range(repeats + warm_up):
         synchronize(device)
         start = time.perf_counter()
         work()
         synchronize(device)
         times.append(time.perf_counter() - start)
-    return times[1:]
+    return times[-repeats:]
 
 
-def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of a product of two square matrices of GEMM_SIZE, in the fastest of several runs."""
-    left = torch.randn(GEMM_SIZE, GEMM_SIZE, device=device, dtype=dtype)
-    right = torch.randn(GEMM_SIZE, GEMM_SIZE, device=device, dtype=dtype)
+def gemm_rate(dtype: torch.dtype, device: torch.device, size: int = GEMM_SIZE) -> float:
+    """GFLOP/s of a product of two square matrices of this size, in the fastest of several runs."""
+    left = torch.randn(size, size, device=device, dtype=dtype)
+    right = torch.randn(size, size, device=device, dtype=dtype)
     repeats = 6 if device.type == "cpu" else 50
     seconds = min(time_runs(lambda: left @ right, device, repeats))
-    return 2e-9 * GEMM_SIZE**3 / seconds
+    return 2e-9 * size**3 / seconds
 
 
 def machine_info(device: torch.device) -> dict[str, object]:

@@ -35,7 +35,7 @@ from modules.model.clip_sizes import ClipSizes
 from modules.options.decoding import Decoding
 from modules.options.groups import TrainingOptions
 from modules.registries import OBJECTIVES
-from modules.tokenizer import PAD, tokenize_caption
+from modules.tokenizer import PAD, SOT, VOCAB_SIZE, tokenize_caption
 from modules.training.loop import train_epoch
 from modules.training.objectives import TrainingData
 from modules.training.output import NoOutput
@@ -125,8 +125,16 @@ def random_batch(task: str, num_pairs: int, sizes: Model) -> dict[str, Any]:
     }
     for name, array_name in TEXT_ARRAYS[task].items():
         rows = torch.stack([torch.from_numpy(array[array_name]) for array in arrays])
+        rows = _fit_to_vocabulary(rows, sizes.clip.vocab_size)
         batch[name] = rows if task == "retrieval" else rows[:, None]  # (B, L) or (B, 1, L)
     return trim_padding(batch)
+
+
+def _fit_to_vocabulary(ids: Tensor, size: int) -> Tensor:
+    """The tokenizer's ids, or a mask, for a model with a smaller vocabulary: other words, but pads
+    and the ids that start and end a caption stay what they are."""
+    is_special = ids >= SOT
+    return torch.where(is_special, ids - VOCAB_SIZE + size, ids % (SOT - VOCAB_SIZE + size))
 
 
 def build_trainer(
