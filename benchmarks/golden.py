@@ -1,18 +1,13 @@
 """The small model whose results by the published code are in tests/golden, computed by ours."""
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.images import normalize
 from modules.clip4idc import CLIP4IDC

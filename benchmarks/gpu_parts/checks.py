@@ -234,6 +234,6 @@ def check_ranks(setting: Setting) -> Iterator[Row]:
 
 def _check_ranks(setting: Setting, count: int) -> Row:
     words = ["-m", "torch.distributed.run", f"--nproc_per_node={count}", "--standalone"]
-    words += ["benchmarks/gpu_parts/ranks.py", "--device", setting.device.type]
+    words += ["-m", "benchmarks.gpu_parts.ranks", "--device", setting.device.type]
     differences = json.loads(last_line(run_to_end(words)))
     return check(max(differences.values()) <= RANK_TOLERANCE, differences=differences)

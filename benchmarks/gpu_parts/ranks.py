@@ -1,22 +1,17 @@
 """One process of several that train together: is their gradient that of one process?
 
-    torchrun --nproc_per_node=2 benchmarks/gpu_parts/ranks.py --device cuda
+    torchrun --nproc_per_node=2 -m benchmarks.gpu_parts.ranks --device cuda
 
 prints one JSON line: for each stage, the largest difference relative to the largest gradient.
 """
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.gpu_parts.setting import STAGES, TINY
 from benchmarks.steps import OBJECTIVE_OF, random_batch, random_model
