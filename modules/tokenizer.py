@@ -24,8 +24,11 @@ def load_clip_tokenizer() -> "SimpleTokenizer":
     """open_clip's tokenizer with CLIP's vocabulary of 49,408.
 
     Runs only that file: importing the whole package loads models, takes a second and is not needed.
+    Raises OSError if the package is not installed.
     """
     package = importlib.util.find_spec("open_clip")
+    if package is None:
+        raise OSError("CLIP's vocabulary comes with a package: pip install open_clip_torch")
     file = Path(package.submodule_search_locations[0], "tokenizer.py")
     spec = importlib.util.spec_from_file_location("open_clip_tokenizer", file)
     module = importlib.util.module_from_spec(spec)

@@ -1,5 +1,6 @@
 """Datasets, image files and ground truth: drawn and real ones, and what is refused."""
 
+import importlib.util
 import json
 from collections import Counter
 from functools import partial
@@ -24,6 +25,7 @@ from dataloaders.pairs import (
 )
 from dataloaders.samples import EvaluationPairs
 from gt import eval_utils
+from modules import tokenizer
 from modules.tokenizer import decode, tokenize_caption
 from preprocess import reformat_dataset
 from tests.conftest import make_clevr, make_spot
@@ -271,3 +273,9 @@ def test_decode_stops_at_eot_and_at_the_first_exclamation_mark() -> None:
     assert decode(ids) == "the car has gone"
     assert decode([*ids[:2], 0, *ids[2:]]) == "the car"
     assert decode([]) == ""
+
+
+def test_a_missing_vocabulary_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OSError, match="pip install open_clip_torch"):
+        tokenizer.load_clip_tokenizer.__wrapped__()

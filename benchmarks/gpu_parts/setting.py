@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from system.places import ROOT
 from system.runtime import Runtime
 
 Row = dict[str, Any]
+ERROR_LINE = re.compile(r"^(\[rank\d+\]: )?[\w.]*(Error|Exception): \S")
 STAGES = {"adaptation": "retrieval", "finetuning": "caption"}
 TINY_DECODER = {
     "hidden_size": 64,
@@ -196,7 +198,7 @@ def run_to_end(words: Sequence[str]) -> str:
     with start(words) as process:
         printed, _ = process.communicate()
     if process.returncode:
-        raise RuntimeError(f"{words[0]} ended with {process.returncode}: {last_line(printed)}")
+        raise RuntimeError(f"{words[0]} ended with {process.returncode}: {find_reason(printed)}")
     return printed
 
 
@@ -208,6 +210,16 @@ def wait_for_line(process: subprocess.Popen, text: str) -> float:
         if text in line:
             return time.perf_counter() - start_time
     raise RuntimeError(f"it ended before {text!r}: {line.strip()}")
+
+
+def find_reason(printed: str) -> str:
+    """The line of a failed process that says why: the last one with an error, else the last one.
+
+    torchrun prints a summary after the line of the process that failed.
+    """
+    lines = printed.strip().splitlines() or [""]
+    errors = [line for line in lines if ERROR_LINE.search(line)]
+    return (errors or lines)[-1]
 
 
 def last_line(text: str) -> str:
