@@ -67,8 +67,9 @@ class _Chunk(NamedTuple):
 
     def logit_gradients(self, log_probs: Tensor) -> Tensor:
         """Softmax minus one-hot (n, V), written over `log_probs`."""
-        minus_one = torch.full_like(self.weights, -1.0)
-        return log_probs.exp_().scatter_add_(1, self.target_ids, minus_one)
+        probs = log_probs.exp_()
+        # Not scatter_add_, which --deterministic forbids on GPUs.
+        return probs.scatter_(1, self.target_ids, probs.gather(1, self.target_ids) - 1)
 
 
 class _Gradients:

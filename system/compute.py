@@ -128,6 +128,17 @@ def use_deterministic_algorithms(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
+def allow_all_algorithms() -> Iterator[None]:
+    """Inside, torch may use any algorithm: for an operation that is deterministic as it is used."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextmanager
 def use_fast_matmuls(device: torch.device, precision: str) -> Iterator[None]:
     """Inside, float32 matmuls are as fast as they can be at the requested precision.
 

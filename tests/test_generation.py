@@ -10,6 +10,7 @@ from modules.generation.beam import beam_search
 from modules.generation.sampling import draw_uniforms, sample
 from modules.generation.steps import OpenCaptions, shift_for_teacher_forcing
 from modules.tokenizer import PAD
+from system.compute import use_deterministic_algorithms
 
 
 def set_end_bias(captioner, bias):
@@ -304,6 +305,23 @@ def test_top_p_and_temperature_change_the_probabilities():
     hot = sample(Markov(), table[None], uniforms, temperature=2.0)[0, :, 0]
     expected = (table[3] / 2).softmax(-1)
     torch.testing.assert_close(frequencies(hot), expected, atol=0.03, rtol=0)
+
+
+def test_sampling_where_cumsum_is_forbidden_as_on_gpus(monkeypatch):
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(1, 40, 3, generator=torch.Generator().manual_seed(0))
+    expected = sample(Markov(), table[None], uniforms, top_p=0.9)
+    cumsum = torch.Tensor.cumsum
+
+    def forbidden(values, dim):
+        assert not torch.are_deterministic_algorithms_enabled()
+        return cumsum(values, dim)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", forbidden)
+    with use_deterministic_algorithms(True):
+        found = sample(Markov(), table[None], uniforms, top_p=0.9)
+        assert torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(found, expected)
 
 
 def frequencies(ids):

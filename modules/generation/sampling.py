@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modules.generation.steps import OpenCaptions, StepModel
 from modules.options.decoding import Decoding
+from system.compute import allow_all_algorithms
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def _draw_tokens(logits: Tensor, uniforms: Tensor, temperature: float, top_p: fl
     if top_p >= 1:
         return _draw_index(weights, uniforms)
     weights, ids = weights.sort(dim=-1, descending=True)
-    before = weights.cumsum(dim=-1) - weights
+    before = _running_sum(weights) - weights
     # The most likely token is always allowed: nothing stands before it.
     rank = _draw_index(weights * (before < top_p), uniforms)
     return ids.gather(-1, rank[..., None])[..., 0]
@@ -86,9 +87,19 @@ def _draw_index(weights: Tensor, uniforms: Tensor) -> Tensor:
 
     The weight at the index is always above 0.
     """
-    sums = weights.cumsum(dim=-1)
+    sums = _running_sum(weights)
     total = sums[..., -1:]
     # Rounding could make the product the total itself, which no running sum passes.
     below_total = total.nextafter(torch.zeros_like(total))
     target = (uniforms[..., None] * total).minimum(below_total)
     return torch.searchsorted(sums, target, right=True)[..., 0]
+
+
+def _running_sum(weights: Tensor) -> Tensor:
+    """The sums (…, V) up to and including each weight.
+
+    --deterministic forbids cumsum on GPUs, because a single long row is summed in any order there.
+    Many rows are not, as benchmarks/gpu.py checks.
+    """
+    with allow_all_algorithms():
+        return weights.cumsum(dim=-1)
