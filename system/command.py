@@ -21,6 +21,7 @@ EXIT_LOST_PROCESS = 1
 
 # Texts in RuntimeErrors of torch that are not our bugs.
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory")
+NOT_DETERMINISTIC = re.compile(r"does not have a deterministic implementation")
 WORKER_KILLED = re.compile(r"DataLoader worker .* (?:killed|exited)")
 PROCESS_LOST = re.compile(
     r"Connection closed by peer|Connection reset by peer|Timed out waiting|Broken pipe"
@@ -107,6 +108,9 @@ def _explain_runtime_error(error: RuntimeError, advice: Advice) -> tuple[int, st
     if OUT_OF_MEMORY.search(text):
         code = EXIT_USER_ERROR
         message = _add_advice("out of memory", advice.out_of_memory)
+    elif NOT_DETERMINISTIC.search(text):
+        code = EXIT_USER_ERROR
+        message = "--deterministic asks for an algorithm that torch does not have here"
     elif WORKER_KILLED.search(text):
         code = EXIT_LOST_PROCESS
         reason = "a worker process was killed, most often for lack of memory"

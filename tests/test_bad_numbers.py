@@ -147,6 +147,11 @@ def test_deterministic_runs_give_the_same_weights(clevr, tiny_sizes, tmp_path, m
             "out of memory: use a smaller --batch_size",
         ),
         (
+            RuntimeError("some_cuda_kernel does not have a deterministic implementation, but you"),
+            2,
+            "--deterministic asks for an algorithm that torch does not have here (some_cuda_kernel",
+        ),
+        (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9"),
             2,
             "out of memory: use a smaller --batch_size",
@@ -159,7 +164,7 @@ def test_deterministic_runs_give_the_same_weights(clevr, tiny_sizes, tmp_path, m
         ),
     ],
 )
-def test_want_of_memory_is_one_line(
+def test_what_torch_refuses_is_one_line(
     error, code, said, clevr, tiny_sizes, tmp_path, monkeypatch, capsys
 ):
     def fail(*_):
