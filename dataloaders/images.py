@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from dataloaders.picture_files import read_image, to_rgb
+from dataloaders.picture_files import read_image
+from dataloaders.pixels import to_rgb
 
 RESOLUTION = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -42,7 +43,7 @@ def to_image(image: ImageLike) -> Image.Image:
         image = _array_to_image(image)
     if not isinstance(image, Image.Image):
         raise ValueError(f"found {type(image).__name__}, expected a path, a PIL image or an array")
-    return to_rgb(ImageOps.exif_transpose(image))
+    return to_rgb(image)
 
 
 def _array_to_image(array: np.ndarray) -> Image.Image:

