@@ -38,7 +38,6 @@ FORMATS = (
 # images are decoded in threads, and Python's warnings cannot be changed for one thread alone.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Broken metadata do not matter for the pixels.
-warnings.filterwarnings("ignore", message="Corrupt EXIF data")
 warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 

@@ -176,5 +176,6 @@ def _format_failures(rows: Sequence[Row]) -> str:
     lines = []
     for row in failed:
         names = [str(value) for name, value in row.items() if name not in ("failed", "part")]
-        lines.append(f"- {row['part']} ({', '.join(names)}): {row['failed']}")
+        which = f" ({', '.join(names)})" if names else ""
+        lines.append(f"- {row['part']}{which}: {row['failed']}")
     return "**Failed**\n\n" + "\n".join(lines)
