@@ -24,7 +24,12 @@ from modules.weights.key_names import (
     task_of,
 )
 from modules.weights.model_info import ModelSettings, find_model_info, read_model_info
-from modules.weights.sources import LoadedWeights, check_activation, rename_to_released
+from modules.weights.sources import (
+    LoadedWeights,
+    check_activation,
+    find_not_finite,
+    rename_to_released,
+)
 from modules.weights.tensor_files import file_format, read_weights
 
 
@@ -81,7 +86,10 @@ class WeightsFacts:
             info_path=find_model_info(path),
             info=info,
             sizes=backbone.size_facts() if backbone else {},
-            problems=_try_to_build(LoadedWeights(weights, info, str(path))),
+            problems=[
+                *(f"{name} has NaN or infinite values" for name in find_not_finite(weights)),
+                *_try_to_build(LoadedWeights(weights, info, str(path))),
+            ],
         )
 
     @property

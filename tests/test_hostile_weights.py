@@ -210,7 +210,7 @@ SET_DEFAULTS = b"N}X\x0c\0\0\0__defaults__)s\x86b."
             b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 2**31 - 1) + b"\x85R.",
             "is not allowed",
         ),
-        (b"\x80\x05\x96" + struct.pack("<Q", 2**31) + b".", "corrupt"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 2**31) + b".", "150 is not allowed"),
         (b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b".", "not hold a state dict"),
         (b"\x80\x02" + b"]" * 100, "corrupt"),
         (b"\x80\x02(" * 5000 + b"t" * 4000 + b".", "more than 100 deep"),

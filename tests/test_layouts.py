@@ -262,7 +262,7 @@ def test_the_config_of_open_clips_quick_models_is_known():
         ),
         (
             "training_state.bin.3",
-            {"model": {"x": torch.zeros(1)}, "optimizer": {}},
+            {"model": {"x": torch.zeros(1)}, "optimizer": {}, "scaler": {}},
             "is a training state, for --resume_model",
         ),
     ],

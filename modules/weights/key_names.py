@@ -11,6 +11,7 @@ from torch import Tensor
 
 from modules.model.backbone import key_prefixes
 from modules.weights.huggingface_names import from_huggingface, is_huggingface
+from modules.weights.wrappings import unwrap_names
 
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")  # only in OpenAI's archives
 
@@ -74,12 +75,11 @@ def to_released_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def strip_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights without data parallelism's prefix `module.` and open_clip's `text.`."""
-    if all(key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    """The weights without prefixes of trainers (`wrappings`) and open_clip's `text.`."""
+    weights = unwrap_names(weights, lambda names: layout_of(names) != "other")
     if "text.token_embedding.weight" in weights:
         weights = {key.removeprefix("text."): value for key, value in weights.items()}
-    return dict(weights)
+    return weights
 
 
 def patch_kind(weights: Mapping[str, Tensor]) -> str:

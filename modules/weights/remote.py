@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modules.weights.configs import HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG
 from modules.weights.model_info import MODEL_INFO_FILE
-from modules.weights.tensor_files import read_weights
+from modules.weights.tensor_files import INDEX_ENDING, read_weights
 from system.download import HtmlInsteadOfFile, fetch, locate_in_cache
 from system.escaping import summarize_error
 from system.files import choose_cache_folder, compute_sha256
@@ -26,6 +26,9 @@ WEIGHT_FILES = (
     "open_clip_model.safetensors",
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
+    # The lists of weights in several files.
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
 )
 # Files next to weights that describe them.
 SIDECAR_FILES = (MODEL_INFO_FILE, HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG)
@@ -151,7 +154,11 @@ def fetch_from_hub(name: str, cache_dir: str | None) -> Path:
 
 
 def _choose_files(present: Collection[str]) -> list[str]:
-    """The first file of weights in a repository, and the files that describe it."""
-    weights = [file for file in WEIGHT_FILES if file in present]
+    """The first file of weights in a repository, with its parts, and the files that describe it."""
+    weights = [file for file in WEIGHT_FILES if file in present][:1]
+    parts: list[str] = []
+    if weights and weights[0].endswith(INDEX_ENDING):
+        stem, _, ending = weights[0].removesuffix(INDEX_ENDING).rpartition(".")
+        parts = [file for file in present if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", file)]
     sidecars = [file for file in SIDECAR_FILES if file in present]
-    return [*weights[:1], *sidecars]
+    return [*weights, *parts, *sidecars]

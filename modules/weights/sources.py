@@ -83,7 +83,22 @@ def _load_init_model(
     path = find_weights(source, cache_dir)
     log.info("weights from %s", path)
     tensors = to_released_float32(read_released(path, quick_gelu))
+    _require_finite(tensors, path)
     return LoadedWeights(tensors, read_model_info(path), str(path))
+
+
+def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    broken = find_not_finite(tensors)
+    if broken:
+        raise ValueError(
+            f"{path}: {broken[0]} has values that are not finite (NaN or infinite): its training "
+            "diverged, or the file was damaged; take the weights of an earlier epoch"
+        )
+
+
+def find_not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors with a NaN or an infinite value."""
+    return [name for name, value in tensors.items() if not value.isfinite().all()]
 
 
 def read_released(path: Path, quick_gelu: bool = False) -> dict[str, Tensor]:
@@ -193,7 +208,9 @@ def _load_clip(
         return to_released_float32(random_clip(read_sizes(name)))
     path = find_weights(source, cache_dir)
     log.info("CLIP from %s", path)
-    return to_released_float32(read_released(path, quick_gelu or name in CLIP_SHA256))
+    tensors = to_released_float32(read_released(path, quick_gelu or name in CLIP_SHA256))
+    _require_finite(tensors, path)
+    return tensors
 
 
 def random_clip(sizes: ClipSizes) -> dict[str, Tensor]:

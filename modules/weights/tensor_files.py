@@ -22,9 +22,11 @@ from modules.weights.unpickler import (
     ScriptedModule,
     Storage,
 )
+from modules.weights.wrappings import TRAINING_STATE, find_state_dict
 from system.archives import open_zip, read_entry
 from system.escaping import summarize_error
-from system.files import READ_ERRORS, atomic_write, is_html
+from system.files import READ_ERRORS, atomic_write, is_html, is_safe_file_name
+from system.json_files import read_json
 
 MAX_PICKLE_BYTES = 16 << 20  # of the pickle that describes the tensors, or a safetensors header
 # How much larger than its file an archive's entries may be: TorchScript's sources are compressed.
@@ -34,6 +36,7 @@ MAX_MODULE_ATTRIBUTES = 100_000  # of a TorchScript archive's modules
 MAX_NAME_LENGTH = 1000  # characters of a tensor's name
 MAX_SHOWN_LENGTH = 100  # characters of a tensor's name in a message
 HEAD_BYTES = 64  # at a file's beginning, which show its format
+INDEX_ENDING = ".index.json"  # of the file that lists in which file each tensor is
 ZIP_HEAD = b"PK\3\4"
 # What torch.save's older format begins with.
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -45,10 +48,13 @@ UNREADABLE = (*REFUSED, zipfile.BadZipFile, *READ_ERRORS)
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, a TorchScript archive, or what torch.save wrote.
 
-    That is a dictionary of tensors, or one whose "state_dict" is, in torch's newer or older format.
-    Raises OSError if there is no file, and ValueError naming a file that cannot be read.
+    That is a state dict, or a checkpoint that holds one, in torch's newer or older format; or the
+    index of weights in several files. Raises OSError if there is no file, and ValueError naming a
+    file that cannot be read.
     """
     path = Path(path)
+    if path.name.endswith(INDEX_ENDING):
+        return _read_parts(path)
     head = _read_head(path)
     if not head:
         raise ValueError(f"{path} is empty")
@@ -58,10 +64,33 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             "Download it again."
         )
     is_safetensors = _is_safetensors(path, head)
-    weights = _read_safetensors(path) if is_safetensors else read_torch_file(path)
-    if isinstance(weights, dict) and isinstance(weights.get("state_dict"), dict):
-        weights = weights["state_dict"]
+    content = _read_safetensors(path) if is_safetensors else read_torch_file(path)
+    weights = find_state_dict(content)
     _check_state_dict(path, weights)
+    return weights
+
+
+def list_parts(index: Path) -> list[str]:
+    """The names of the files that an index of weights in several files lists.
+
+    Raises ValueError for a broken index, or one that names files elsewhere.
+    """
+    places = read_json(index, dict).get("weight_map")
+    names = places.values() if isinstance(places, dict) else [None]
+    if not all(isinstance(name, str) and is_safe_file_name(name) for name in names):
+        raise ValueError(f"{index} is no index of weights: its weight_map names no files beside it")
+    return sorted(set(names))
+
+
+def _read_parts(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files that an index lists. Raises OSError that names a missing one."""
+    weights: dict[str, Tensor] = {}
+    for name in list_parts(index):
+        part = index.with_name(name)
+        if not part.is_file():
+            raise FileNotFoundError(f"{part} is missing, one of the files that {index.name} lists")
+        weights |= read_weights(part)
+    _check_state_dict(index, weights)
     return weights
 
 
@@ -119,7 +148,7 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 
 def _check_state_dict(path: Path, weights: Any) -> None:
     """Raises ValueError for anything but named tensors, or for a number type that is not read."""
-    if isinstance(weights, dict) and {"model", "optimizer"} <= weights.keys():
+    if isinstance(weights, dict) and weights.keys() >= TRAINING_STATE:
         raise ValueError(
             f"{path} is a training state, for --resume_model: "
             "weights are called pytorch_model.bin.<epoch>"

@@ -27,6 +27,7 @@ WIDE_ELEMENT_BYTES = 4  # of an element in use: smaller types are widened to flo
 MAX_SHARING = 8  # its tensors may take this many times the file's size: tied ones share bytes
 # Whole numbers as keys stay below this: larger ones can be chosen so that all hash alike.
 MAX_INTEGER_KEY = 2**31
+FRAME_LENGTH_BYTES = 8
 TOO_DEEP = f"its containers are nested more than {MAX_DEPTH} deep"
 ENDLESS = "its containers contain themselves"
 STRANGE_STORAGE = "a storage is described in an unknown way"
@@ -80,6 +81,11 @@ OPCODES = (
     pickle.LONG_BINPUT,
     pickle.BINGET,
     pickle.LONG_BINGET,
+    # Protocol 4's.
+    pickle.FRAME,
+    pickle.SHORT_BINUNICODE,
+    pickle.MEMOIZE,
+    pickle.STACK_GLOBAL,
 )
 
 
@@ -122,6 +128,15 @@ class CountedReader(io.BytesIO):
         return super().read(size)
 
 
+class AllowedInstructions(dict[int, Callable]):
+    """Instruction → what it does. Raises UnpicklingError for one that is not allowed."""
+
+    def __missing__(self, opcode: int) -> Callable:
+        raise pickle.UnpicklingError(
+            f"the pickle instruction {opcode} is not allowed in a weights file"
+        )
+
+
 class RestrictedUnpickler(pickle._Unpickler):
     """Rebuilds containers, numbers, strings and tensors; knows no class that could run anything.
 
@@ -130,7 +145,9 @@ class RestrictedUnpickler(pickle._Unpickler):
     `system.files.READ_ERRORS`.
     """
 
-    dispatch = {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in OPCODES}
+    dispatch = AllowedInstructions(
+        {opcode[0]: pickle._Unpickler.dispatch[opcode[0]] for opcode in OPCODES}
+    )
 
     def __init__(self, file: CountedReader, open_storage: StorageOpener, file_size: int) -> None:
         super().__init__(file, encoding="utf-8")
@@ -144,6 +161,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def load(self) -> Any:
         """The next pickle's value. Raises UnpicklingError if it is nested deeper than MAX_DEPTH."""
+        self.memo.clear()  # from protocol 4 on, a value's number is how many there are before it
         value = super().load()
         _refuse_deep(value)
         return value
@@ -179,6 +197,13 @@ class RestrictedUnpickler(pickle._Unpickler):
             )
             self.storages[key] = self.open_storage(dtype, key, count)
         return self.storages[key]
+
+    def load_frame(self) -> None:
+        """Skip the length of a frame.
+
+        It only helps to read ahead, and what is read ahead would not be counted.
+        """
+        self.read(FRAME_LENGTH_BYTES)
 
     def load_setitem(self) -> None:
         """One item of a dictionary."""
@@ -240,6 +265,7 @@ class RestrictedUnpickler(pickle._Unpickler):
             isinstance(target, dict), f"a {name} with attributes is not allowed in a weights file"
         )
 
+    dispatch[pickle.FRAME[0]] = load_frame
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.APPEND[0]] = load_append
