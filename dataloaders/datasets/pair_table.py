@@ -1,19 +1,17 @@
 """A user's own pairs: a table, .csv or .jsonl, of image files, splits and captions."""
 
-import csv
-import io
 import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from dataloaders.pairs import ALL_PAIRS, SPLITS, ImagePair, PairDataset, require_images
-from system.escaping import has_control_characters, summarize_error
-from system.json_files import parse_json
+from system.escaping import has_control_characters
+from system.tables import read_table
 
 COLUMNS = ("before", "after", "split", "caption", "id", "type")
+REQUIRED = ("before", "after")
 BeforeAfter = tuple[Path, Path]  # before, after
 
 
@@ -67,66 +65,8 @@ class Entry:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """First line and content of each row of a .csv with a header or a .jsonl, both in UTF-8.
-
-    Raises FileNotFoundError for no file, and ValueError that names the line that is wrong.
-    """
-    if path.suffix not in (".csv", ".jsonl"):
-        raise ValueError(f"{path}: expected a .csv or .jsonl file")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
-    if path.suffix == ".csv":
-        yield from _csv_rows(path, text)
-    else:
-        yield from _json_rows(path, text)
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines: JSON strings may hold other kinds of line breaks.
-    for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
-        try:
-            row = parse_json(content)
-        except ValueError as error:
-            raise ValueError(f"{path} line {line} is not JSON: {summarize_error(error)}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path} line {line} is not a JSON object")
-        yield line, row
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
-    try:
-        names = next(reader, [])
-        _check_header(path, names)
-        line = reader.line_num + 1
-        for values in reader:
-            if len(values) > len(names):
-                raise ValueError(
-                    f"{path} line {line} has {len(values)} fields, the header {len(names)}: "
-                    "put values that contain commas in double quotes"
-                )
-            if values:
-                yield line, dict(zip_longest(names, values, fillvalue=""))
-            line = reader.line_num + 1  # the next row's first line: quoted values may have several
-    except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}") from None
-
-
-def _check_header(path: Path, names: list[str]) -> None:
-    if names and not {"before", "after"} <= set(names):
-        raise ValueError(
-            f"{path} has the columns {', '.join(names)}; expected at least before and after, "
-            "separated by commas"
-        )
-    repeated = [name for name in COLUMNS if names.count(name) > 1]
-    if repeated:
-        raise ValueError(f"{path} has two columns {repeated[0]}")
+    """First line and content of each row; errors as in `read_table`."""
+    return read_table(path, REQUIRED, COLUMNS)
 
 
 def read_split(path: Path, line: int, row: dict[str, Any]) -> str:

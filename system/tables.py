@@ -1,0 +1,125 @@
+"""Reads tables that people make: .csv, .tsv or .jsonl, as editors and spreadsheets save them."""
+
+import codecs
+import csv
+import io
+from collections.abc import Collection, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from system.escaping import summarize_error
+from system.json_files import parse_json
+
+ENDINGS = (".csv", ".tsv", ".jsonl")
+SEPARATORS = (",", ";", "\t")
+# Spreadsheets mark UTF-16 by its first bytes.
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+SEPARATOR_LINE = "sep="  # a first line by which spreadsheets say which separator follows
+
+Row = dict[str, Any]
+
+
+def read_table(
+    path: Path, required: Collection[str], known: Collection[str]
+) -> Iterator[tuple[int, Row]]:
+    """First line and content of each row. A .csv has a header with the `required` columns.
+
+    Commas, semicolons or tabs separate its values, and blanks around these do not count. Rows
+    without content are passed over. `known` columns may be written in capitals. Raises
+    FileNotFoundError for no file, and ValueError that names the line that is wrong, or a known
+    column that is there twice.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"{path}: expected a .csv or .jsonl file, or .tsv")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    text = _read_text(path)
+    if ending == ".jsonl":
+        yield from _read_json_rows(path, text)
+    else:
+        yield from _read_csv_rows(path, text, required, known)
+
+
+def _read_text(path: Path) -> str:
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith(UTF_16_MARKS) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8: {error}; in a spreadsheet, save it as CSV UTF-8"
+        ) from None
+
+
+def _read_json_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
+    # Not splitlines: JSON strings may hold other kinds of line breaks.
+    for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
+        try:
+            row = parse_json(content)
+        except ValueError as error:
+            raise ValueError(f"{path} line {line} is not JSON: {summarize_error(error)}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} line {line} is not a JSON object")
+        yield line, row
+
+
+def _read_csv_rows(
+    path: Path, text: str, required: Collection[str], known: Collection[str]
+) -> Iterator[tuple[int, Row]]:
+    separator, skipped = _find_separator(text, required)
+    lines = io.StringIO(text, newline="")
+    for _ in range(skipped):
+        next(lines)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    try:
+        names = _read_header(path, next(reader, []), required, known)
+        line = skipped + reader.line_num + 1
+        for values in reader:
+            stripped = [value.strip() for value in values]
+            if any(stripped):
+                yield line, _make_row(path, line, names, stripped)
+            line = skipped + reader.line_num + 1  # quoted values may have several lines
+    except csv.Error as error:
+        raise ValueError(f"{path} line {skipped + reader.line_num} is not CSV: {error}") from None
+
+
+def _find_separator(text: str, required: Collection[str]) -> tuple[str, int]:
+    """The separator, and how many lines stand before the header."""
+    first, _, rest = text.partition("\n")
+    if first.lower().startswith(SEPARATOR_LINE) and len(first.strip()) == len(SEPARATOR_LINE) + 1:
+        return first[len(SEPARATOR_LINE)], 1
+    for separator in SEPARATORS:
+        names = {name.strip().strip('"').strip().lower() for name in first.split(separator)}
+        if set(required) <= names:
+            return separator, 0
+    return ",", 0
+
+
+def _read_header(
+    path: Path, names: list[str], required: Collection[str], known: Collection[str]
+) -> list[str]:
+    """The names of the columns, known ones in small letters."""
+    stripped = [name.strip() for name in names]
+    columns = [name.lower() if name.lower() in known else name for name in stripped]
+    if columns and not set(required) <= set(columns):
+        raise ValueError(
+            f"{path} has the columns {', '.join(columns)}; expected at least "
+            f"{' and '.join(required)}, separated by commas"
+        )
+    repeated = [name for name in known if columns.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{path} has two columns {repeated[0]}")
+    return columns
+
+
+def _make_row(path: Path, line: int, names: list[str], values: list[str]) -> Row:
+    if len(values) > len(names):
+        raise ValueError(
+            f"{path} line {line} has {len(values)} fields, the header {len(names)}: "
+            "put values that contain commas in double quotes"
+        )
+    return dict(zip_longest(names, values, fillvalue=""))
