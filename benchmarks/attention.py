@@ -19,7 +19,7 @@ if not __package__:
 
 from benchmarks.machine import machine_info, time_runs
 from modules.model import layers
-from system.command import OneLineParser
+from system.command import OneLineParser, first_line
 from system.compute import DTYPES, use_fast_matmuls
 
 LENGTHS = (25, 50, 100, 200, 400, 800)
@@ -65,7 +65,7 @@ def measure(precision: str, repeats: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Print one JSON line."""
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=first_line(__doc__))
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

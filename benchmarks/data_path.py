@@ -36,7 +36,7 @@ from dataloaders.samples import CaptionSamples, ImageReader, RetrievalSamples
 from dataloaders.storage.packed_list import PackedList
 from modules.tokenizer import tokenize_caption
 from preprocess import synthesize
-from system.command import OneLineParser, run_command
+from system.command import OneLineParser, first_line, run_command
 from system.json_files import read_json, write_json
 
 NUM_DRAWN = 60
@@ -185,7 +185,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=first_line(__doc__))
     scenes = "clevr: number of scenes (default: 4000)"
     annotations = "spot: folder of Spot-the-Diff's train.json"
     workers = "numbers of workers (default: 1 2 4)"

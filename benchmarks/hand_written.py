@@ -29,7 +29,7 @@ from benchmarks.machine import machine_info, synchronize
 from modules.losses import vocabulary_loss
 from modules.model.clip_vision import embed_patches_2d, embed_patches_3d
 from modules.optimization import BertAdam
-from system.command import OneLineParser
+from system.command import OneLineParser, first_line
 from system.compute import DTYPES, keep_freed_memory, select_device, use_fast_matmuls
 from system.flags import device_name
 
@@ -202,7 +202,7 @@ def measure(sizes: Sizes, device: torch.device, precision: str, repeats: int, pa
 
 
 def _parse_arguments() -> Namespace:
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=first_line(__doc__))
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--device", type=device_name, default="auto")

@@ -11,7 +11,6 @@ share the pairs of a batch.
 import contextlib
 import json
 import logging
-import os
 import statistics
 import sys
 from argparse import Namespace
@@ -42,9 +41,10 @@ from modules.training.output import NoOutput
 from modules.training.progress import Progress
 from modules.training.trainer import Trainer
 from modules.weights.sources import random_clip
-from system.command import OneLineParser
+from system.command import OneLineParser, first_line
 from system.compute import DTYPES, keep_freed_memory, select_device, use_fast_matmuls
 from system.flags import device_name
+from system.launcher import read_place
 from system.runtime import Runtime
 from system.signals import StopSignals
 
@@ -328,7 +328,7 @@ def silence_logs() -> Iterator[None]:
 
 
 def _parse_arguments(processes: int) -> Namespace:
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=first_line(__doc__))
     parser.add_argument("--what", choices=BENCHMARKS, required=True)
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--pairs", type=int, help="pairs in a batch (default: 16, adaptation 32)")
@@ -347,8 +347,7 @@ def _parse_arguments(processes: int) -> Namespace:
 
 def main() -> None:
     """Print one JSON line."""
-    rank = int(os.environ.get("RANK", "0"))
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, processes, _ = read_place()
     args = _parse_arguments(processes)
     device = select_device(args.device)
     if processes > 1:

@@ -11,9 +11,13 @@ import argparse
 import math
 import re
 import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.clevr_vocabulary import (
     ATTRIBUTE_VALUES,
@@ -254,3 +258,7 @@ def _build_parser() -> OneLineParser:
     )
     parser.add_argument("--output", type=Path, help="also write the shares as JSON")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

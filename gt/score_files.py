@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from dataloaders.coco_files import read_ground_truth, read_results
 from dataloaders.datasets import DATASETS
 from dataloaders.datasets.clevr_change import read_type_mapping
@@ -381,3 +384,7 @@ def _build_parser() -> OneLineParser:
     )
     parser.add_argument("--output", type=Path, help="also write everything as JSON")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,7 @@ if not __package__:
 
 from dataloaders.datasets.spot_the_diff import merge_entries, read_annotations
 from dataloaders.pairs import SPLITS
-from system.command import OneLineParser, run_command
+from system.command import OneLineParser, first_line, run_command
 from system.json_files import write_json
 
 
@@ -32,7 +32,7 @@ def reformat(data_path: Path, splits: Sequence[str], output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; see --help."""
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=first_line(__doc__))
     parser.add_argument(
         "--data_path",
         type=Path,

@@ -42,7 +42,7 @@ from preprocess.scenes.sampling import (
     sample_spot_pair,
 )
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
-from system.command import OneLineParser, run_command
+from system.command import OneLineParser, first_line, run_command
 from system.escaping import show
 from system.json_files import write_json
 
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=first_line(__doc__))
     output = "folder to make; it must not exist, or be empty"
     layout = "layout (default: clevr)"
     seed = "another seed gives other scenes (default: 0)"

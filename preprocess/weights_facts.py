@@ -1,5 +1,6 @@
 """What a file of weights holds, for `convert_weights.py --inspect`."""
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from modules.clip4idc import load_model
 from modules.model.backbone import PairBackbone, build_backbone

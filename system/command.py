@@ -60,6 +60,11 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"{self.prog}: {line} (--help lists the options)\n")
 
 
+def first_line(docstring: str | None) -> str:
+    """The first line of a docstring; empty if there is none, as under `python -OO`."""
+    return (docstring or "").partition("\n")[0]
+
+
 def find_program_name() -> str:
     """The name of this program, as its help texts show it."""
     return OneLineParser().prog
@@ -140,7 +145,8 @@ def _print_scrubbed(
 
 
 def _print_line(program: str, message: str) -> None:
-    rank = os.environ.get("RANK", "0")
-    name = program if rank == "0" else f"{program} (process {rank})"
+    rank = os.environ.get("RANK") or "0"
+    is_first = rank == "0" or not rank.isdigit()
+    name = program if is_first else f"{program} (process {rank})"
     line = to_one_line(scrub(" ".join(message.split())))
     print(f"{name}: {line}", file=sys.stderr)

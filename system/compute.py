@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from system.flags import device_name
+from system.launcher import read_place
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,8 +36,9 @@ def select_device(name: str = "auto", local_rank: int | None = None) -> torch.de
         device_name(name)
     except ArgumentTypeError as error:
         raise ValueError(str(error)) from None
-    local_rank = int(os.environ.get("LOCAL_RANK", local_rank or 0))
-    is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    place = read_place()
+    is_alone = place.is_alone
+    local_rank = (local_rank or 0) if place.local_rank is None else place.local_rank
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         without_cuda = "mps" if has_mps and is_alone else "cpu"

@@ -23,6 +23,7 @@ from system.compute import (
     use_deterministic_algorithms,
     use_fast_matmuls,
 )
+from system.launcher import read_place
 from system.logs import logging_to_terminal
 
 try:
@@ -172,8 +173,8 @@ def open_runtime(
     Raises ValueError for a device or precision that this process cannot have, or if the launcher's
     restarts cannot work.
     """
-    rank = int(os.environ.get("RANK", "0"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = read_place()
+    rank, world_size = place.rank, place.world_size
     level = logging.WARNING if quiet else logging.INFO
     with logging_to_terminal(is_main=rank == 0, level=level):
         device = select_device(device_name, local_rank)

@@ -36,6 +36,7 @@ def test_names_with_two_gpus(gpus, name, expected):
 
 
 def test_each_process_takes_its_own_gpu(gpus, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert select_device("cuda", local_rank=0) == torch.device("cuda:1")
@@ -106,6 +107,7 @@ def test_apples_gpu_is_for_one_process(no_gpu, monkeypatch):
         select_device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert select_device("mps") == select_device("auto") == torch.device("mps")
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert select_device("auto") == CPU
     with pytest.raises(ValueError, match="one process only"):

@@ -121,7 +121,7 @@ def test_a_lost_data_file_is_built_again_and_said_to_be_missing(
         "no JSON",
         "[]",
         '{"resolution": 64, "images": {}}',
-        '{"resolution": 32, "images": {"a.png": [0, 1, -1]}}',
+        '{"resolution": 32, "images": {"a.png": [0, -1, 1]}}',
         '{"resolution": 32, "images": {"a.png": [0, 1, true]}}',
     ],
 )
@@ -169,3 +169,12 @@ def test_workers_read_it(tmp_path: Path) -> None:
 
     for cached, decoded in zip(batches(cache, 2), batches(read_small, 0), strict=True):
         assert torch.equal(cached, decoded)
+
+
+def test_a_picture_of_before_1970(tmp_path: Path, pictures: list[str]) -> None:
+    os.utime(pictures[0], ns=(-(10**18), -(10**18)))
+    for _ in range(2):
+        cache, _ = open_cache(tmp_path / "cache", pictures)
+
+
+XX

@@ -6,7 +6,6 @@ prints one JSON line: for each stage, the largest difference relative to the lar
 """
 
 import json
-import os
 
 import torch
 import torch.distributed as dist
@@ -19,9 +18,10 @@ from modules.clip4idc import CLIP4IDC
 from modules.registries import OBJECTIVES
 from modules.training.freezing import freeze_unused
 from modules.training.objectives import TrainingData
-from system.command import OneLineParser
+from system.command import OneLineParser, first_line
 from system.compute import select_device, use_fast_matmuls
 from system.flags import device_name
+from system.launcher import read_place
 
 NUM_PAIRS = 4
 
@@ -62,10 +62,10 @@ def _relative_difference(ours: Gradients, theirs: Gradients) -> float:
 
 def main() -> None:
     """Print one JSON line, on the first process."""
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(description=first_line(__doc__))
     parser.add_argument("--device", type=device_name, default="auto")
     device = select_device(parser.parse_args().device)
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, world_size, _ = read_place()
     with use_fast_matmuls(device, "fp32"):
         alone = {task: _compute_gradients(task, device, 0, 1) for task in STAGES.values()}
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

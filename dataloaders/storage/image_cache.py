@@ -203,4 +203,7 @@ def _read_index(files: CacheFiles) -> dict[str, Entry]:
 
 def _is_entry(entry: Any) -> bool:
     is_list = isinstance(entry, list) and len(entry) == 3
-    return is_list and all(type(number) is int and number >= 0 for number in entry)
+    if not is_list or not all(type(number) is int for number in entry):
+        return False
+    row, size, _ = entry  # the time may lie before 1970
+    return row >= 0 and size >= 0

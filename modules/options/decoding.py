@@ -11,6 +11,7 @@ from system.flags import FlagGroup, flag
 BUILT_IN_METHODS = ("greedy", "beam", "sampling")
 BEAM_SEARCH = "beam search (beam_size > 1)"
 SAMPLING = "sampling (num_captions, temperature, top_p)"
+MAX_SEED = 2**63 - 1  # torch's
 MAX_CAPTIONS = 100  # beams or samples of a pair: memory grows with them
 
 
@@ -75,8 +76,8 @@ class Decoding(FlagGroup):
 
     def find_problems(self) -> list[str]:
         problems = super().find_problems()
-        if self.seed < 0:
-            problems.append(f"--seed is {self.seed}, expected at least 0")
+        if not 0 <= self.seed <= MAX_SEED:
+            problems.append(f"--seed is {self.seed}, expected 0 to {MAX_SEED}")
         if self.decoding is not None and self.decoding not in BUILT_IN_METHODS:
             return problems
         implied = self._implied_methods()

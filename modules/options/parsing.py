@@ -4,7 +4,6 @@ Nothing here imports torch, so that `--help` and wrong options answer at once.
 """
 
 import argparse
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -14,8 +13,9 @@ from modules.options.checks import find_conflicts
 from modules.options.decoding import BUILT_IN_METHODS
 from modules.options.options import GROUPS, Options
 from modules.registries import DECODING_METHODS
-from system.command import OneLineParser
+from system.command import OneLineParser, first_line
 from system.flags import add_entry_flags, add_flags, list_flags, read_settings
+from system.launcher import read_place
 from system.registry import Registry
 
 # Flags of the published code that had no effect there and have none here.
@@ -71,7 +71,10 @@ def parse_options(
     except ValueError as error:
         parser.error(str(error))
     if num_processes is None:
-        num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+        try:
+            num_processes = read_place().world_size
+        except ValueError as error:
+            parser.error(str(error))
     problems = [problem for group in options.groups() for problem in group.find_problems()]
     problems += find_conflicts(options, num_processes)
     if problems:
@@ -84,7 +87,7 @@ def add_all_flags(parser: argparse.ArgumentParser, task: str) -> None:
     for group in GROUPS.values():
         flags = list_flags(group, task)
         if flags:
-            title = (group.__doc__ or "").splitlines()[0].rstrip(".")
+            title = first_line(group.__doc__).rstrip(".")
             add_flags(parser.add_argument_group(title), flags)
     for name in IGNORED_FLAGS:
         parser.add_argument(f"--{name}", nargs="?", const=True, help=argparse.SUPPRESS)
