@@ -175,6 +175,4 @@ def test_a_picture_of_before_1970(tmp_path: Path, pictures: list[str]) -> None:
     os.utime(pictures[0], ns=(-(10**18), -(10**18)))
     for _ in range(2):
         cache, _ = open_cache(tmp_path / "cache", pictures)
-
-
-XX
+        assert torch.equal(cache(pictures[:1]), read_small(pictures[:1]))
