@@ -35,22 +35,24 @@ def read_table(
         raise ValueError(f"{path}: expected a .csv or .jsonl file, or .tsv")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    text = _read_text(path)
     if ending == ".jsonl":
-        yield from _read_json_rows(path, text)
+        yield from _read_json_rows(path, _read_text(path, "utf-8-sig", "save it so"))
     else:
-        yield from _read_csv_rows(path, text, required, known)
+        yield from _read_csv_rows(path, _read_csv_text(path), required, known)
 
 
-def _read_text(path: Path) -> str:
-    content = path.read_bytes()
-    encoding = "utf-16" if content.startswith(UTF_16_MARKS) else "utf-8-sig"
+def _read_csv_text(path: Path) -> str:
+    with open(path, "rb") as file:
+        is_utf_16 = file.read(2) in UTF_16_MARKS
+    encoding = "utf-16" if is_utf_16 else "utf-8-sig"
+    return _read_text(path, encoding, "in a spreadsheet, save it as CSV UTF-8")
+
+
+def _read_text(path: Path, encoding: str, advice: str) -> str:
     try:
-        return content.decode(encoding)
+        return path.read_bytes().decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8: {error}; in a spreadsheet, save it as CSV UTF-8"
-        ) from None
+        raise ValueError(f"{path} is not UTF-8: {error}; {advice}") from None
 
 
 def _read_json_rows(path: Path, text: str) -> Iterator[tuple[int, Row]]:
