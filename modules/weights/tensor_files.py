@@ -77,9 +77,15 @@ def list_parts(index: Path) -> list[str]:
     """
     places = read_json(index, dict).get("weight_map")
     names = places.values() if isinstance(places, dict) else [None]
-    if not all(isinstance(name, str) and is_safe_file_name(name) for name in names):
+    if not all(map(_is_part, names)):
         raise ValueError(f"{index} is no index of weights: its weight_map names no files beside it")
     return sorted(set(names))
+
+
+def _is_part(name: Any) -> bool:
+    """Whether a name is that of a file beside the index, and no other index."""
+    is_beside = isinstance(name, str) and is_safe_file_name(name)
+    return is_beside and not name.endswith(INDEX_ENDING)
 
 
 def _read_parts(index: Path) -> dict[str, Tensor]:
@@ -105,6 +111,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def file_format(path: Path) -> str:
     """The format of a file that `read_weights` can read, in words."""
+    if path.name.endswith(INDEX_ENDING):
+        return f"an index of {len(list_parts(path))} files"
     head = _read_head(path)
     if _is_safetensors(path, head):
         return "safetensors"
