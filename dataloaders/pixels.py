@@ -110,7 +110,7 @@ def _scale_gray(image: Image.Image) -> Image.Image:
         raise ValueError("no pixel is a number")
     chosen = _choose_range(image, finite)
     if chosen.is_found:
-        _tell_about_range(chosen.low, chosen.high)
+        _tell_about_range()
     width = chosen.high - chosen.low or 1.0
     # Doubles hold all 32-bit integers. What is no number becomes black.
     shares = np.nan_to_num((values.astype(np.float64) - chosen.low) / width, nan=0.0)
@@ -151,13 +151,11 @@ def _stated(image: Image.Image, tag: int) -> float | None:
 
 
 @cache
-def _tell_about_range(low: float, high: float) -> None:
-    """Say what was made of an unusual range of values, once for each."""
+def _tell_about_range() -> None:
+    """Say, once, what is made of unusual ranges of values."""
     log.warning(
-        "a gray image has values from %g to %g and does not say which are black and white: "
-        "these two are taken",
-        low,
-        high,
+        "some gray images have values outside 0 to 255 and do not say which are black and white: "
+        "in each, the smallest becomes black and the largest white"
     )
 
 

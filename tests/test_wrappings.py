@@ -146,7 +146,13 @@ def test_weights_in_several_files(tmp_path, form):
 
 @pytest.mark.parametrize(
     "content",
-    ["{}", '{"weight_map": {"a": "../x.bin"}}', '{"weight_map": 3}', '{"weight_map": {"a": 1}}'],
+    [
+        "{}",
+        '{"weight_map": {"a": "../x.bin"}}',
+        '{"weight_map": 3}',
+        '{"weight_map": {"a": "model.safetensors.index.json"}}',
+        '{"weight_map": {"a": 1}}',
+    ],
 )
 def test_a_broken_index_is_refused(tmp_path, content):
     index = tmp_path / "model.safetensors.index.json"
