@@ -1,15 +1,23 @@
 """Samples → batches: in what order, in which process, and how they are put together."""
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
 from dataloaders.samples import PairSamples, SampleKey
+from system.processes import count_free_files, read_free_shared_memory
 from system.signals import leave_ctrl_c_to_parent
 
+log = logging.getLogger(__name__)
+
 MASK_ENDING = "mask"
+FEW_FILES = 32  # that a run opens besides: its log, weights, images
+
+Samples = list[dict[str, Any] | Exception]
 
 
 class ShuffledSampler(DistributedSampler):
@@ -53,11 +61,24 @@ class ErrorsAsItems(Dataset):
             return error
 
 
-def _collate(samples: list[dict[str, Any] | Exception]) -> dict[str, Any] | Exception:
+def _collate(samples: Samples) -> dict[str, Any] | Exception:
     for sample in samples:
         if isinstance(sample, Exception):
             return sample
     return trim_padding(default_collate(samples))
+
+
+def _as_arrays(samples: Samples) -> Samples:
+    """The same with arrays for tensors: processes share the memory of tensors, and copy arrays."""
+    return [
+        sample
+        if isinstance(sample, Exception)
+        else {
+            name: value.numpy() if isinstance(value, Tensor) else value
+            for name, value in sample.items()
+        }
+        for sample in samples
+    ]
 
 
 def trim_padding(batch: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +106,10 @@ class Batches:
     Raises the ValueError or OSError of a sample that cannot be read.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader, collate_here: bool = False) -> None:
+        """With `collate_here` the loader's workers return lists of samples."""
         self.loader = loader
+        self.collate_here = collate_here
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -100,7 +123,8 @@ class Batches:
         self.loader.sampler.start = skip_batches * self.loader.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.loader:
+        for found in self.loader:
+            batch = _collate(found) if self.collate_here else found
             if isinstance(batch, Exception):
                 raise batch
             yield batch
@@ -131,15 +155,51 @@ def build_batches(
         sampler = ShuffledSampler(dataset, world_size, rank, shuffle=True, seed=seed)
     else:
         sampler = ShareSampler(len(dataset), rank, world_size)
+    samples = ErrorsAsItems(dataset)
+    copies = num_workers > 0 and not _can_share(samples, batch_size, num_workers)
     loader = DataLoader(
-        ErrorsAsItems(dataset),
+        samples,
         batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=_as_arrays if copies else _collate,
         drop_last=training,
         pin_memory=for_gpu,
         persistent_workers=training and num_workers > 0,
         worker_init_fn=leave_ctrl_c_to_parent,
     )
-    return Batches(loader)
+    return Batches(loader, collate_here=copies)
+
+
+def _can_share(samples: ErrorsAsItems, batch_size: int, num_workers: int) -> bool:
+    """Whether the batches that workers prepare fit into shared memory and the open files.
+
+    Where they do not, workers would crash or wait for ever.
+    """
+    sample = samples[0, 0]
+    if isinstance(sample, Exception):
+        return True  # it ends the run at its turn
+    tensors = [value for value in sample.values() if isinstance(value, Tensor)]
+    # The loader prepares two for each worker; one more may be in use, and one on its way.
+    num_batches = 2 * num_workers + 2
+    size = num_batches * batch_size * sum(tensor.nbytes for tensor in tensors)
+    free_size = read_free_shared_memory()
+    if size > free_size:
+        log.warning(
+            "batches are copied from the workers, which is slower: shared memory (/dev/shm) has "
+            "%.3f GB free, sharing needs %.3f GB (docker run --shm-size gives more)",
+            free_size / 1e9,
+            size / 1e9,
+        )
+        return False
+    num_files = num_batches * (len(tensors) + 1) + FEW_FILES
+    free_files = count_free_files()
+    if num_files > free_files:
+        log.warning(
+            "batches are copied from the workers, which is slower: %d more files may be open, "
+            "sharing needs %d (ulimit -n raises that)",
+            free_files,
+            num_files,
+        )
+        return False
+    return True

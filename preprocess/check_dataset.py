@@ -13,7 +13,6 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +23,10 @@ if not __package__:
 
 from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, ImagePair, PairDataset, list_captions
-from system.command import OneLineParser, run_command
+from system.command import Advice, OneLineParser, run_command
 from system.escaping import show, to_one_line
 from system.flags import add_entry_flags, read_settings
+from system.processes import start_pool
 
 NUM_EXAMPLES = 5  # shown for each finding
 SHEET_PAIRS = 12
@@ -85,7 +85,7 @@ def check_split(
 ) -> SplitReport:
     """Check the captions and images of a split whose annotations could be read."""
     report = _check_captions(pairs, max_words)
-    with ProcessPoolExecutor(workers) as pool:
+    with start_pool(workers) as pool:
         paths = [pair.image_paths for pair in pairs]
         inspected = pool.map(inspect_pair, paths, chunksize=16)
         progress = tqdm(inspected, f"{split}: images", len(paths), disable=None)
@@ -212,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"--datatype {args.datatype}: {'; '.join(problems)}")
         results.append(check(dataset, args))
 
-    run_command(parser.prog, job)
+    run_command(parser.prog, job, Advice(worker_killed="use fewer --workers"))
     return int(results[0])
 
 

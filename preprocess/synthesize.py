@@ -7,11 +7,9 @@ is used. Scene i depends only on (--seed, i), so neither the sizes of the splits
 workers changes it.
 """
 
-import multiprocessing
 import os
 import secrets
 import shutil
-import signal
 import sys
 import time
 from argparse import Namespace
@@ -42,9 +40,10 @@ from preprocess.scenes.sampling import (
     sample_spot_pair,
 )
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
-from system.command import OneLineParser, first_line, run_command
+from system.command import Advice, OneLineParser, first_line, run_command
 from system.escaping import show
 from system.json_files import write_json
+from system.processes import start_pool
 
 DRAWN_CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json", "changed_object.json")
 SPOT_FOLDER = "images_test"
@@ -95,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     """Command line; see --help. Wrong input prints one line and exits with 2."""
     parser = _parser()
     args = parser.parse_args(argv)
-    return run_command(parser.prog, lambda: synthesize(args))
+    advice = Advice(worker_killed="use fewer --workers")
+    return run_command(parser.prog, lambda: synthesize(args), advice)
 
 
 def _parser() -> OneLineParser:
@@ -257,14 +257,8 @@ def _draw_all(job: DrawingJob, count: int, workers: int) -> list[Record]:
     if workers == 1:
         return list(progress(map(draw, range(count))))
     # Spawned, because a forked process would inherit locks that OpenCV's threads hold.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, count), _start_worker) as pool:
-        return list(progress(pool.imap(draw, range(count), chunksize=8)))
-
-
-def _start_worker() -> None:
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends its workers
+    with start_pool(min(workers, count), cv2.setNumThreads, (1,), "spawn") as pool:
+        return list(progress(pool.map(draw, range(count), chunksize=8)))
 
 
 def _draw(job: DrawingJob, index: int) -> Record:

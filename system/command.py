@@ -1,6 +1,7 @@
 """What every command shares: its argument parser, and one-line error messages with exit codes."""
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -10,7 +11,9 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 from system.escaping import summarize_error, to_one_line
+from system.processes import LostWorker, raise_open_files_limit
 from system.signals import EXIT_TRY_AGAIN, StopRequested
+from system.streams import prepare_streams, print_if_heard
 from system.urls import remember_secrets, scrub
 
 EXIT_USER_ERROR = 2
@@ -18,6 +21,8 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 EXIT_LOST_PROCESS = 1
+
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 # Texts in RuntimeErrors of torch that are not our bugs.
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory")
@@ -47,7 +52,8 @@ class OneLineParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> Any:
         """As in argparse. From here on, secrets in URLs given as arguments are hidden in all
-        output."""
+        output, and the standard streams take any text."""
+        prepare_streams()
         arguments = sys.argv[1:] if args is None else args
         for argument in arguments:
             value = argument.partition("=")[2] if argument.startswith("-") else argument
@@ -78,6 +84,8 @@ def run_command(program: str, job: Callable[[], None], advice: Advice = NO_ADVIC
     closed output pipe 141. Other errors are bugs: their traceback is printed without secrets.
     """
     sys.excepthook = _print_scrubbed
+    prepare_streams()
+    raise_open_files_limit()
     try:
         job()
     except BrokenPipeError:
@@ -99,6 +107,8 @@ def _explain(error: BaseException, advice: Advice) -> tuple[int, str] | None:
         return EXIT_TRY_AGAIN, _add_advice("stopped as asked", advice.stopped)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"
+    if isinstance(error, OSError) and error.errno in TOO_MANY_FILES:
+        return EXIT_USER_ERROR, f"{error}: allow more with ulimit -n"
     if isinstance(error, ValueError | OSError):
         return EXIT_USER_ERROR, str(error)
     if isinstance(error, MemoryError):
@@ -116,7 +126,7 @@ def _explain_runtime_error(error: RuntimeError, advice: Advice) -> tuple[int, st
     elif NOT_DETERMINISTIC.search(text):
         code = EXIT_USER_ERROR
         message = "--deterministic asks for an algorithm that torch does not have here"
-    elif WORKER_KILLED.search(text):
+    elif isinstance(error, LostWorker) or WORKER_KILLED.search(text):
         code = EXIT_LOST_PROCESS
         reason = "a worker process was killed, most often for lack of memory"
         message = _add_advice(reason, advice.worker_killed)
@@ -141,7 +151,7 @@ def _print_scrubbed(
     error_class: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     text = "".join(traceback.format_exception(error_class, error, trace))
-    print(scrub(text), file=sys.stderr, end="")
+    print_if_heard(scrub(text), file=sys.stderr, end="")
 
 
 def _print_line(program: str, message: str) -> None:
@@ -149,4 +159,4 @@ def _print_line(program: str, message: str) -> None:
     is_first = rank == "0" or not rank.isdigit()
     name = program if is_first else f"{program} (process {rank})"
     line = to_one_line(scrub(" ".join(message.split())))
-    print(f"{name}: {line}", file=sys.stderr)
+    print_if_heard(f"{name}: {line}", file=sys.stderr)

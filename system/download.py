@@ -7,17 +7,16 @@ checksum, if one is known.
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from system.escaping import to_one_line
-from system.files import check_free_space, choose_cache_folder, compute_sha256, is_html
+from system.files import check_free_space, choose_cache_folder, compute_sha256, is_html, sync
 from system.json_files import read_json, write_json
+from system.locks import hold_lock
 from system.transports import Interrupted, Response, RestartNeeded, open_url
 from system.urls import Location
 
@@ -59,7 +58,7 @@ def fetch(
         return target
     url = Location.of(url)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with hold_lock(target.with_name(f".{target.name}.lock")):
         if not _is_complete(target, sha256):  # another process may have downloaded it meanwhile
             if target.is_file():
                 log.warning(
@@ -92,8 +91,8 @@ def _download_and_check(
         sidecar.unlink(missing_ok=True)
         reason = str(error).replace(str(partial), "the file there")
         raise OSError(f"{url}: {reason}") from None
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
+    with open(partial, "r+b") as file:
+        sync(file)
     partial.replace(target)
     sidecar.unlink(missing_ok=True)
 

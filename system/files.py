@@ -1,19 +1,24 @@
-"""Files: atomic writes, free space, checksums, safe names, and the user's cache folder."""
+"""Files: atomic writes, links, free space, checksums, safe names, and the user's cache folder."""
 
+import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from system.escaping import has_control_characters
 
 READ_BYTES = 1 << 20  # bytes read at once
+
+# What file systems say that lack what was asked for: buckets, FAT, network and FUSE mounts.
+NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 HTML_START = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
@@ -49,13 +54,27 @@ class DiskFull(OSError):
 
 
 def check_free_space(folder: Path, needed: int, refusal: str) -> None:
-    """Raise DiskFull, with `refusal` first, if the folder's disk has fewer bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+    """Raise DiskFull, with `refusal` first, if the folder's disk has fewer bytes free.
+
+    A disk that does not say how much is free counts as large enough.
+    """
+    free = _read_free_bytes(folder)
+    if free is not None and free < needed:
         raise DiskFull(
             f"{refusal}: it takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} GB are free, "
             f"{(needed - free) / 1e9:.3f} GB are missing"
         )
+
+
+def _read_free_bytes(folder: Path) -> int | None:
+    """None where the file system does not say: mounts of cloud storage answer with zeros."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        if error.errno in NOT_SUPPORTED:
+            return None
+        raise
+    return usage.free if usage.total > 0 else None
 
 
 def refuse_existing(*paths: Path) -> None:
@@ -69,16 +88,15 @@ def refuse_existing(*paths: Path) -> None:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder.
 
-    On success it is fsynced and renamed to `path`, on failure deleted. Raises OSError if nothing
-    can be written there.
+    On success it is synced and renamed to `path`, on failure deleted. Raises OSError if nothing can
+    be written there.
     """
     path = Path(path)
     temporary = _make_temporary(path)
     try:
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o666 & ~_read_umask())
+        with open(temporary, "r+b") as written:  # Windows does not sync what is open for reading
+            sync(written)
         temporary.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -89,13 +107,26 @@ def _make_temporary(path: Path) -> Path:
     """An empty, hidden file in the folder of `path`, which is made if need be."""
     if path.is_dir():
         raise OSError(f"cannot write {path}: it is a folder")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        open(temporary, "xb").close()
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from None
-    os.close(handle)
-    return Path(name)
+    return temporary
+
+
+def sync(file: IO[Any]) -> None:
+    """Write an open file's bytes to the disk, if its file system can be told to.
+
+    Raises OSError if the disk is full or broken.
+    """
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
 
 
 def _sync_folder(folder: Path) -> None:
@@ -108,10 +139,27 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _read_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name in its folder: by a link, or as a copy where links are refused.
+
+    What has this name before is replaced. Raises OSError, DiskFull too, if there is no room.
+    """
+    for link in (_link_by_name, os.link):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            link(source, temporary)
+            temporary.replace(path)
+        except (OSError, NotImplementedError):
+            temporary.unlink(missing_ok=True)
+        else:
+            return
+    check_free_space(path.parent, source.stat().st_size, f"cannot write {path}")
+    with atomic_write(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _link_by_name(source: Path, path: Path) -> None:
+    path.symlink_to(source.name)
 
 
 def compute_sha256(path: Path) -> str:

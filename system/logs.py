@@ -4,7 +4,7 @@ import logging
 import logging.handlers
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,7 +20,9 @@ class _TerminalHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        # The terminal may be gone, or the reader of a pipe; log.txt still gets the line.
+        with suppress(OSError, ValueError):
+            tqdm.write(self.format(record), file=sys.stderr)
 
 
 @contextmanager

@@ -1,11 +1,10 @@
 """The folder that a run writes into: its lock, so that no other run uses it, and its log.txt."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from system.locks import LockTaken, hold_lock
 from system.logs import log_to_file
 from system.runtime import Runtime
 
@@ -20,22 +19,20 @@ def open_run_folder(folder: Path, runtime: Runtime) -> Iterator[Path]:
 
     Raises ValueError, on every process, if another run uses the folder.
     """
-    lock = FileLock(folder / ".lock")
+    with ExitStack() as held:
 
-    def acquire() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=LOCK_TIMEOUT if runtime.world_size > 1 else 0)
-        except Timeout:
-            raise ValueError(
-                f"{folder} is in use by another run: wait for it to finish, or choose another "
-                "folder"
-            ) from None
+        def acquire() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            timeout = LOCK_TIMEOUT if runtime.world_size > 1 else 0
+            try:
+                held.enter_context(hold_lock(folder / ".lock", timeout))
+            except LockTaken:
+                raise ValueError(
+                    f"{folder} is in use by another run: wait for it to finish, or choose another "
+                    "folder"
+                ) from None
 
-    runtime.on_main(acquire)
-    try:
+        runtime.on_main(acquire)
         if runtime.is_main:
             log_to_file(folder)
         yield folder
-    finally:
-        lock.release()

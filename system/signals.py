@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT, which schedulers and Ctrl-C send: a job saves its state and exits."""
+"""SIGTERM, SIGINT and SIGHUP, which schedulers, Ctrl-C and closed terminals send.
+
+A job saves its state and exits.
+"""
 
 import logging
 import os
@@ -12,7 +15,9 @@ log = logging.getLogger(__name__)
 # The exit code of a job that was asked to stop and can be continued: EX_TEMPFAIL of sysexits.h.
 EXIT_TRY_AGAIN = 75
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    SIGNALS.append(signal.SIGHUP)
 
 
 class StopRequested(BaseException):
@@ -37,7 +42,9 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         # Python allows signal handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            # What is ignored stays so: nohup asks for that.
+            chosen = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._on_signal) for number in chosen}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,6 +64,8 @@ class StopSignals:
 
     def _on_signal(self, number: int, _frame: object) -> None:
         name = signal.Signals(number).name
+        if self.requested and name == "SIGHUP":
+            return  # a terminal that closes sends it more than once
         if self.requested:
             log.warning("%s again: stopping at once", name)
             signal.signal(number, signal.SIG_DFL)
@@ -70,6 +79,8 @@ class StopSignals:
 
 
 def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
-    """For worker processes: ignore Ctrl-C, which reaches them too; the parent ends them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For worker processes: ignore Ctrl-C and a closed terminal, which reach them too; the parent
+    ends them."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

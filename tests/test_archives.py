@@ -231,7 +231,7 @@ def test_a_zip_that_would_not_fit_is_refused_before_anything_is_written(tmp_path
     monkeypatch.setattr(
         extraction.shutil,
         "disk_usage",
-        lambda _: type("Usage", (), {"free": extraction.MIN_FREE_BYTES + 1})(),
+        lambda _: type("Usage", (), {"total": 10**9, "free": extraction.MIN_FREE_BYTES + 1})(),
     )
     monkeypatch.setattr(
         extraction.shutil, "copyfileobj", lambda *_: pytest.fail("something was written")

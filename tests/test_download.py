@@ -320,7 +320,7 @@ def test_archives_that_are_cut_short_or_too_large_are_refused(tmp_path, clevr, m
     monkeypatch.setattr(
         extraction.shutil,
         "disk_usage",
-        lambda _: type("Usage", (), {"free": extraction.MIN_FREE_BYTES + 10})(),
+        lambda _: type("Usage", (), {"total": 10**9, "free": extraction.MIN_FREE_BYTES + 10})(),
     )
     with (
         pytest.raises(OSError, match="no room to extract"),

@@ -166,6 +166,7 @@ def test_an_unreachable_host_is_one_line(tmp_path, url, message):
 
 def test_a_full_disk_is_noticed_beforehand(tmp_path, url, monkeypatch):
     class Usage:
+        total = 10**9
         free = 1000
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from dataloaders.images import load_image
 from system.json_files import read_json, write_json
+from system.locks import hold_lock
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _add_missing(
 ) -> dict[str, Entry]:
     """Add the missing images to data file and index; returns the entries of all images."""
     files.index.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(files.lock):
+    with hold_lock(files.lock):
         entries = _read_index(files)  # again: another process may have built meanwhile
         missing = _missing(entries, stamps)
         first = _num_rows(entries)

@@ -4,14 +4,12 @@ Equal to pycocoevalcap's for sentences that are tokenized alike (`tests/test_cid
 """
 
 import math
-import multiprocessing
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
-from system.signals import leave_ctrl_c_to_parent
+from system.processes import start_pool
 
 MAX_NGRAM = 4
 SIGMA = 6.0  # of the length penalty, in bigrams
@@ -127,8 +125,7 @@ class CiderReward:
         }
         self.workers = workers
         if workers:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, context, _open_worker, (references,))
+            self._pool = start_pool(workers, _open_worker, (references,), "spawn")
         else:
             self._scorer = CiderD(references)
 
@@ -143,7 +140,6 @@ class CiderReward:
 
 def _open_worker(references: Mapping[str, Sequence[str]]) -> None:
     global _worker_scorer  # a process has one, as long as it lives
-    leave_ctrl_c_to_parent()
     _worker_scorer = CiderD(references)
 
 

@@ -25,7 +25,7 @@ def choose_advice(options: Options) -> Advice:
         )
     return Advice(
         out_of_memory=smaller_batches,
-        worker_killed="use fewer --num_thread_reader",
+        worker_killed="use fewer --num_thread_reader (0: none)",
         stopped="the same command with --resume auto continues",
     )
 

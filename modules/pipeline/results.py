@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 from dataloaders.pairs import ImagePair
 from modules.model.explanation import Caption
 from system.escaping import escape_formula, escape_text, show, to_one_line
+from system.files import sync
 from system.json_files import parse_json, read_json, write_json
 from system.runtime import Runtime
 
@@ -85,8 +85,7 @@ def _prepare_file(path: Path, finished: FinishedPairs, settings: Mapping[str, An
 def _append(path: Path, text: str) -> None:
     with open(path, "ab") as file:
         file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
 
 
 def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> FinishedPairs:

@@ -13,7 +13,6 @@ from torch import Tensor
 from modules.training.progress import Progress
 from modules.training.states import (
     STATE_FILE,
-    WEIGHTS_FILE,
     ResumePoint,
     companion_files,
     list_complete_states,
@@ -24,7 +23,7 @@ from modules.training.states import (
     weights_path,
 )
 from system.escaping import summarize_error
-from system.files import DiskFull, atomic_write, check_free_space, compute_sha256
+from system.files import DiskFull, atomic_write, check_free_space, compute_sha256, link_or_copy
 from system.json_files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ class Checkpoints:
     def record_evaluation(self, progress: Progress) -> None:
         """Put the run's progress after an evaluation next to the epoch's state.
 
-        Then `pytorch_model.bin.best` points at the chosen epoch, and older weights are removed.
+        Then `pytorch_model.bin.best` is the chosen epoch's, and older weights are removed.
         """
         state = self.folder / f"{STATE_FILE}.{progress.epoch - 1}"
         sha256 = read_json(sidecar_path(state), dict)["sha256"]
@@ -94,11 +93,9 @@ class Checkpoints:
         self._remove_old_weights(progress)
 
     def link_best(self, progress: Progress) -> None:
-        """Point `pytorch_model.bin.best` at the chosen epoch."""
-        link = self.folder / f".{WEIGHTS_FILE}.best"
-        link.unlink(missing_ok=True)
-        link.symlink_to(weights_path(self.folder, progress.chosen_epoch).name)
-        link.replace(weights_path(self.folder, "best"))
+        """Make `pytorch_model.bin.best` the chosen epoch's weights."""
+        chosen = weights_path(self.folder, progress.chosen_epoch)
+        link_or_copy(chosen, weights_path(self.folder, "best"))
 
     def _remove_old_weights(self, progress: Progress) -> None:
         if self.keep < 0:

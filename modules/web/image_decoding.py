@@ -4,7 +4,6 @@ A small file can keep a decoder busy for hours, or crash it. Neither may affect 
 """
 
 import multiprocessing
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from PIL import Image
 
 from dataloaders.picture_files import ImageTooLarge, known_formats, read_image
 from modules.web.uploads import UploadFolder
+from system.signals import leave_ctrl_c_to_parent
 
 try:
     import resource
@@ -123,10 +123,7 @@ def _decode_into(
     connection: Connection, paths: Sequence[str], max_pixels: int, max_side: int, seconds: float
 ) -> None:
     """In the separate process: send each decoded picture, until one cannot be read."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C goes to the server, which ends this process
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_ctrl_c_to_parent()
     _limit_resources(seconds)
     for path in paths:
         try:

@@ -12,11 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock, Timeout
-
 from dataloaders.picture_files import picture_endings
 from system.escaping import has_control_characters
 from system.files import READ_BYTES
+from system.locks import LockTaken, hold_lock
 
 # The folder's name starts with PREFIX; its lock file is next to it and ends in LOCK.
 PREFIX = "clip4idc-page-"
@@ -174,23 +173,29 @@ def open_upload_folder(max_age: float, max_bytes: int) -> Iterator[UploadFolder]
     place = Path(tempfile.gettempdir())
     remove_orphans(place)
     folder = place / f"{PREFIX}{secrets.token_hex(8)}"
-    lock = FileLock(f"{folder}{LOCK}")
-    with suppress(NotImplementedError, OSError):  # a file system on which nobody can lock
-        lock.acquire(timeout=0)
-    folder.mkdir(mode=0o700)
-    stop = threading.Event()
+    lock_file = place / f"{folder.name}{LOCK}"
     try:
-        uploads = UploadFolder(folder, max_age, max_bytes)
-        sweeper = threading.Thread(target=_sweep_until, args=(stop, uploads), daemon=True)
+        with hold_lock(lock_file, timeout=0):
+            folder.mkdir(mode=0o700)
+            with _sweeping(UploadFolder(folder, max_age, max_bytes)) as uploads:
+                yield uploads
+    finally:
+        lock_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _sweeping(uploads: UploadFolder) -> Iterator[UploadFolder]:
+    """A thread enforces age and size during the block; afterwards the folder is deleted."""
+    stop = threading.Event()
+    sweeper = threading.Thread(target=_sweep_until, args=(stop, uploads), daemon=True)
+    try:
         sweeper.start()
         yield uploads
         stop.set()
         sweeper.join()
     finally:
         stop.set()
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        shutil.rmtree(uploads.root, ignore_errors=True)
 
 
 def _sweep_until(stop: threading.Event, uploads: UploadFolder) -> None:
@@ -202,22 +207,19 @@ def _sweep_until(stop: threading.Event, uploads: UploadFolder) -> None:
 def remove_orphans(place: Path) -> None:
     """Delete the folders of servers that were killed: nobody holds their locks anymore."""
     for path in place.glob(f"{PREFIX}*{LOCK}"):
-        with suppress(OSError, NotImplementedError):
+        with suppress(OSError, LockTaken):
             _remove_if_orphan(path)
 
 
 def _remove_if_orphan(lock_file: Path) -> None:
     if lock_file.is_symlink() or not _is_own(lock_file):
         return
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return
-    folder = lock_file.with_name(lock_file.name.removesuffix(LOCK))
-    if not folder.is_symlink():
-        shutil.rmtree(folder, ignore_errors=True)
-    lock.release()
+    with hold_lock(lock_file, timeout=0) as is_held:
+        if not is_held:
+            return
+        folder = lock_file.with_name(lock_file.name.removesuffix(LOCK))
+        if not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
     lock_file.unlink(missing_ok=True)
 
 

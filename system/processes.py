@@ -1,0 +1,82 @@
+"""Helper processes: pools whose death is noticed, and what the system lends them."""
+
+import multiprocessing
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from system.signals import leave_ctrl_c_to_parent
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+# What a pool raises when one of its processes is killed, most often for lack of memory.
+LostWorker = BrokenProcessPool
+
+MAX_OPEN_FILES = 65536  # asked for, where the system allows more
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
+
+
+def start_pool(
+    workers: int,
+    prepare: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+    start_method: str | None = None,
+) -> ProcessPoolExecutor:
+    """A pool of processes, each of which calls `prepare` first, and which leave Ctrl-C to this one.
+
+    `start_method` is one of multiprocessing's; None: the system's usual one. Waiting for a result
+    raises LostWorker if a process is killed.
+    """
+    context = multiprocessing.get_context(start_method)
+    return ProcessPoolExecutor(workers, context, _start_worker, (prepare, arguments))
+
+
+def _start_worker(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    leave_ctrl_c_to_parent()
+    if prepare is not None:
+        prepare(*arguments)
+
+
+def raise_open_files_limit() -> None:
+    """Let this process and its children open as many files as the system allows without asking.
+
+    Workers hand over each tensor as an open file, and the usual limit is low: 256 on macOS.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        with suppress(OSError, ValueError):  # macOS refuses more than its own constant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def count_free_files() -> float:
+    """How many more files this process may open."""
+    if resource is None:
+        return float("inf")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return float("inf")
+    with suppress(OSError):
+        return soft - len(os.listdir("/dev/fd"))
+    return soft
+
+
+def read_free_shared_memory() -> float:
+    """Bytes that processes may still share; infinite where that has no limit of its own."""
+    if not sys.platform.startswith("linux"):
+        return float("inf")
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        return 0

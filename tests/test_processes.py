@@ -1,0 +1,152 @@
+"""Helper processes: their death is told, and little shared memory or few files stop nothing."""
+
+import math
+import os
+import resource
+import signal
+from functools import partial
+
+import pytest
+import torch
+
+from dataloaders import batches
+from dataloaders.batches import build_batches
+from dataloaders.pairs import ImagePair
+from dataloaders.samples import CaptionSamples, RetrievalSamples
+from modules.tokenizer import tokenize_caption
+from system import processes
+from system.command import Advice, run_command
+from system.processes import count_free_files, raise_open_files_limit, start_pool
+
+PAIRS = [
+    ImagePair(f"p{n}", f"{n}.png", f"{n}_2.png", ("a dog left", "the dog has gone"))
+    for n in range(8)
+]
+
+
+def read_images(paths):
+    """Pictures of 4×4 that tell their paths apart."""
+    sums = [sum(path.encode()) % 256 for path in paths]
+    return torch.tensor(sums, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4).clone()
+
+
+def fail_at_five(paths):
+    if paths[0] == "5.png":
+        raise ValueError("5.png is broken")
+    return read_images(paths)
+
+
+def die(number):
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def die_in_pool():
+    with start_pool(2) as pool:
+        list(pool.map(die, range(6)))
+
+
+def test_a_killed_worker_ends_the_command_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_command("tool", die_in_pool, Advice(worker_killed="use fewer"))
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tool: a worker process was killed, most often for lack of memory: use")
+
+
+def test_workers_are_prepared_and_leave_ctrl_c_and_closed_terminals_to_the_parent():
+    with start_pool(1, os.putenv, ("PREPARED", "yes")) as pool:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            assert pool.submit(signal.getsignal, number).result() == signal.SIG_IGN
+        assert pool.submit(signal.getsignal, signal.SIGTERM).result() == signal.SIG_DFL
+
+
+def all_batches(samples, read=read_images, **settings):
+    tokenize = partial(tokenize_caption, max_words=8)
+    dataset = samples(PAIRS, read, tokenize)
+    return list(build_batches(dataset, 3, training=True, **settings))
+
+
+@pytest.mark.parametrize("samples", [RetrievalSamples, CaptionSamples])
+@pytest.mark.parametrize(
+    ("name", "room", "said"),
+    [
+        ("read_free_shared_memory", 100, "shared memory (/dev/shm) has 0.000 GB free"),
+        ("count_free_files", 20, "20 more files may be open"),
+    ],
+)
+def test_batches_that_cannot_be_shared_are_copied(samples, name, room, said, monkeypatch, caplog):
+    expected = all_batches(samples, num_workers=0)
+    monkeypatch.setattr(batches, name, lambda: room)
+    monkeypatch.setattr(batches, "default_collate", in_this_process_only(batches.default_collate))
+    found = all_batches(samples, num_workers=1)
+    assert said in caplog.text
+    assert len(found) == len(expected) > 1
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(mine[key], value)
+                assert mine[key].dtype == value.dtype
+            else:
+                assert mine[key] == value
+
+
+def in_this_process_only(function):
+    here = os.getpid()
+
+    def checked(*arguments):
+        assert os.getpid() == here
+        return function(*arguments)
+
+    return checked
+
+
+def test_errors_in_copying_workers_keep_their_line(monkeypatch):
+    monkeypatch.setattr(batches, "read_free_shared_memory", lambda: 0)
+    with pytest.raises(ValueError, match=r"^5\.png is broken$"):
+        all_batches(RetrievalSamples, fail_at_five, num_workers=1)
+
+
+def test_enough_room_says_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(batches, "read_free_shared_memory", lambda: math.inf)
+    all_batches(CaptionSamples, num_workers=1)
+    assert caplog.text == ""
+
+
+def test_shared_memory_that_is_not_there_has_no_room(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes.sys, "platform", "linux")
+    monkeypatch.setattr(processes, "SHARED_MEMORY", tmp_path / "none")
+    assert processes.read_free_shared_memory() == 0
+    monkeypatch.setattr(processes.sys, "platform", "darwin")
+    assert processes.read_free_shared_memory() == math.inf
+
+
+@pytest.fixture
+def _limit_kept():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("_limit_kept")
+def test_the_limit_of_open_files_is_raised():
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    assert count_free_files() < 200
+    raise_open_files_limit()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 65536), hard)
+    raise_open_files_limit()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 65536), hard)
+
+
+def test_too_many_open_files_are_told_with_what_helps(capsys):
+    def open_many():
+        raise OSError(24, os.strerror(24), "a.png")
+
+    with pytest.raises(SystemExit) as stop:
+        run_command("tool", open_many)
+    assert stop.value.code == 2
+    line = "tool: [Errno 24] Too many open files: 'a.png': allow more with ulimit -n\n"
+    assert capsys.readouterr().err == line
