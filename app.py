@@ -8,8 +8,8 @@ import sys
 
 from modules.web.hosts import host_name, own_hosts, plain_names
 from system.command import OneLineParser, find_program_name, run_command
-from system.escaping import show
-from system.flags import device_name
+from system.escaping import shorten, show
+from system.flags import bounded, device_name
 from system.logs import showing_log_lines
 from system.urls import Location
 
@@ -17,6 +17,7 @@ SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) *([kmgt]?)b?")
 SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 MAX_UPLOAD_AGE = 10**9  # seconds
+MAX_UPLOAD_SPACE = 10**18  # bytes
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -73,7 +74,10 @@ def parse_size(text: str) -> int:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 500MB or 2GB")
     number, unit = found.groups()
-    return int(float(number) * SIZE_UNITS[unit])
+    size = float(number) * SIZE_UNITS[unit]
+    if not 1 <= size <= MAX_UPLOAD_SPACE:
+        raise argparse.ArgumentTypeError(f"{shorten(text)} is out of range, expected 1 B to 1 EB")
+    return int(size)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -108,7 +112,12 @@ def build_parser() -> OneLineParser:
         default="127.0.0.1",
         help="address to listen on (default: 127.0.0.1, this machine only)",
     )
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: 7860)")
+    parser.add_argument(
+        "--port",
+        type=bounded(int, 1, 65535),
+        default=7860,
+        help="port to listen on (default: 7860)",
+    )
     parser.add_argument(
         "--allowed_hosts",
         nargs="+",
@@ -120,7 +129,7 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument(
         "--upload_age",
-        type=float,
+        type=bounded(float, 1, MAX_UPLOAD_AGE),
         default=3600,
         metavar="SECONDS",
         help="how long an upload is kept at most (default: 3600)",
@@ -142,13 +151,6 @@ def find_problems(args: argparse.Namespace) -> list[str]:
     for name in args.allowed_hosts:
         if host_name(name) is None:
             problems.append(f"--allowed_hosts {name} is not a host name")
-    if not 1 <= args.port <= 65535:
-        problems.append(f"--port is {args.port}, expected 1 to 65535")
-    if not 1 <= args.upload_age <= MAX_UPLOAD_AGE:
-        expected = f"1 to {MAX_UPLOAD_AGE} seconds"
-        problems.append(f"--upload_age is {args.upload_age:g}, expected {expected}")
-    if args.upload_space < 1:
-        problems.append(f"--upload_space is {args.upload_space}, expected at least 1 byte")
     if args.init_model == Location(""):
         problems.append("--init_model is empty")
     return problems

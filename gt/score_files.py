@@ -28,9 +28,11 @@ from modules.registries import PROTOCOLS
 from modules.report.tables import MISSING, format_score
 from system.command import OneLineParser, run_command
 from system.escaping import escape_latex, show, to_one_line
+from system.flags import MAX_SEED, bounded
 from system.json_files import to_json, write_json
 
 MIN_DRAWS = 100
+MAX_DRAWS = 10**6
 FEW_CAPTIONS = 30  # below which a bootstrap's intervals say little
 WIDTH = 16  # of a column of scores
 
@@ -319,10 +321,8 @@ def main(argv: list[str]) -> int:
     """Command line; see --help."""
     parser = _build_parser()
     args = parser.parse_args(argv)
-    if args.seed < 0 or args.bootstrap < 0 or 0 < args.bootstrap < MIN_DRAWS:
-        parser.error(
-            f"--bootstrap is expected to be 0 (none) or at least {MIN_DRAWS}, --seed at least 0"
-        )
+    if 0 < args.bootstrap < MIN_DRAWS:
+        parser.error(f"--bootstrap is {args.bootstrap}, expected 0 (none) or at least {MIN_DRAWS}")
 
     def job() -> None:
         report = score_files(args)
@@ -374,11 +374,16 @@ def _build_parser() -> OneLineParser:
     )
     parser.add_argument(
         "--bootstrap",
-        type=int,
+        type=bounded(int, 0, MAX_DRAWS),
         default=0,
         help=f"draws for {LEVEL}%% intervals and paired comparisons, such as 1000",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=bounded(int, 0, MAX_SEED),
+        default=0,
+        help="seed of the draws (default: 0)",
+    )
     parser.add_argument(
         "--format", choices=FORMATS, default="table", help="what is printed (default: table)"
     )

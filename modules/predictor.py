@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dataloaders.images import ImageLike, to_tensor
 from modules.clip4idc import CLIP4IDC, load_model
-from modules.generation import generate
+from modules.generation import check_finite, generate
 from modules.generation.steps import count_tokens, shift_for_teacher_forcing
 from modules.model.explanation import (
     Caption,
@@ -200,4 +200,6 @@ class Predictor:
         previous, mask = shift_for_teacher_forcing(ids, self.model.sot, self.model.eot)
         logits = self.model.caption_logits(tokens, previous, mask).float()
         log_probs = logits.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
-        return (log_probs * mask).sum(dim=1) / mask.sum(dim=1)
+        scores = (log_probs * mask).sum(dim=1) / mask.sum(dim=1)
+        check_finite(scores)
+        return scores

@@ -25,7 +25,7 @@ from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, ImagePair, PairDataset, list_captions
 from system.command import Advice, OneLineParser, run_command
 from system.escaping import show, to_one_line
-from system.flags import add_entry_flags, read_settings
+from system.flags import MAX_SEED, MAX_WORKERS, add_entry_flags, bounded, read_settings
 from system.processes import start_pool
 
 NUM_EXAMPLES = 5  # shown for each finding
@@ -200,8 +200,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     entry = add_entry_flags(parser, DATASETS, "datatype", argv)
     args = parser.parse_args(argv)
-    if args.workers < 1 or args.max_words < 3:
-        parser.error("expected --workers of at least 1 and --max_words of at least 3")
     settings = read_settings(entry, vars(args))
     results: list[bool] = []
 
@@ -237,19 +235,27 @@ def _parser() -> OneLineParser:
     )
     parser.add_argument(
         "--max_words",
-        type=int,
+        type=bounded(int, 3),
         default=32,
         help="longest caption that training will keep whole (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=int, default=2, help="processes that read images (default: 2)"
+        "--workers",
+        type=bounded(int, 1, MAX_WORKERS),
+        default=2,
+        help="processes that read images (default: 2)",
     )
     parser.add_argument(
         "--contact_sheet",
         type=Path,
         help="PNG to draw random pairs into, of the first split without errors",
     )
-    parser.add_argument("--seed", type=int, default=0, help="for the contact sheet's random pairs")
+    parser.add_argument(
+        "--seed",
+        type=bounded(int, 0, MAX_SEED),
+        default=0,
+        help="for the contact sheet's random pairs",
+    )
     return parser
 
 

@@ -42,6 +42,7 @@ from preprocess.scenes.sampling import (
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
 from system.command import Advice, OneLineParser, first_line, run_command
 from system.escaping import show
+from system.flags import MAX_SEED, MAX_WORKERS, bounded
 from system.json_files import write_json
 from system.processes import start_pool
 
@@ -116,11 +117,13 @@ def _parser() -> OneLineParser:
     parser.add_argument("--datatype", choices=tuple(LAYOUTS), default="clevr", help=layout)
     for split, count in DEFAULT_COUNTS.items():
         text = f"scenes in {split} (default: {count})"
-        parser.add_argument(f"--{split}", type=int, default=count, help=text)
-    parser.add_argument("--seed", type=int, default=0, help=seed)
-    parser.add_argument("--captions_per_image", type=int, help=captions)
-    parser.add_argument("--jitter", type=float, help=jitter)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
+        parser.add_argument(f"--{split}", type=bounded(int, 0), default=count, help=text)
+    parser.add_argument("--seed", type=bounded(int, 0, MAX_SEED), default=0, help=seed)
+    parser.add_argument("--captions_per_image", type=bounded(int, 1), help=captions)
+    parser.add_argument("--jitter", type=bounded(float, 0, 1), help=jitter)
+    parser.add_argument(
+        "--workers", type=bounded(int, 1, MAX_WORKERS), default=os.cpu_count(), help=workers
+    )
     parser.add_argument("--overwrite", action="store_true", help=overwrite)
     return parser
 
@@ -160,28 +163,18 @@ def _problems(args: Namespace) -> list[str]:
             "--captions_per_image is for --datatype clevr: leave it out, "
             "spot has one sentence for each change"
         )
-    elif args.captions_per_image is not None and args.captions_per_image < 1:
-        problems.append(f"--captions_per_image is {args.captions_per_image}: expected 1 or more")
     if args.jitter is not None and args.datatype == "spot":
         problems.append("--jitter is for --datatype clevr: leave it out, spot has a fixed camera")
-    elif args.jitter is not None and not 0 <= args.jitter <= 1:
-        problems.append(f"--jitter is {args.jitter}: expected 0 to 1")
-    if args.workers < 1:
-        problems.append(f"--workers is {args.workers}: expected 1 or more")
     return problems + _problems_with_output(args.output, args.overwrite)
 
 
 def _problems_with_counts(args: Namespace) -> list[str]:
-    counts = {split: getattr(args, split) for split in SPLITS}
-    problems = [
-        f"--{split} is {count}: expected 0 or more" for split, count in counts.items() if count < 0
+    total = sum(getattr(args, split) for split in SPLITS)
+    if 0 < total <= MAX_SCENES:
+        return []
+    return [
+        f"--train, --val and --test ask for {total} scenes: expected 1 to {MAX_SCENES} together"
     ]
-    total = sum(counts.values())
-    if not problems and not 0 < total <= MAX_SCENES:
-        problems.append(
-            f"--train, --val and --test ask for {total} scenes: expected 1 to {MAX_SCENES} together"
-        )
-    return problems
 
 
 def _problems_with_output(output: Path, overwrite: bool) -> list[str]:

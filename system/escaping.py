@@ -11,6 +11,7 @@ from typing import Any
 from system.urls import scrub
 
 MAX_ERROR_LENGTH = 160  # characters
+MAX_VALUE_LENGTH = 40
 MAX_MARKDOWN_LENGTH = 300  # characters of a text that is shown on a page
 KEPT_WHITESPACE = "\n\t"  # in a text of several lines
 
@@ -55,6 +56,11 @@ def summarize_error(error: Exception) -> str:
     if len(text) > MAX_ERROR_LENGTH:
         return text[: MAX_ERROR_LENGTH - 3] + "..."
     return text
+
+
+def shorten(text: str) -> str:
+    """A user's value for a message: at most MAX_VALUE_LENGTH characters of it."""
+    return text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 3] + "..."
 
 
 def escape_text(text: str) -> str:

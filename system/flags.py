@@ -6,13 +6,19 @@ command line names the entry.
 """
 
 import argparse
-import math
 import re
+import sys
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import Field, field, fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from system.escaping import shorten
 from system.registry import Registry
+
+# The most that a whole number may be, where a flag does not say: larger ones overflow somewhere.
+MAX_WHOLE_NUMBER = 10**9
+MAX_SEED = 2**63 - 1  # torch's
+MAX_WORKERS = 256  # processes besides a run's own
 
 DEVICE_NAME = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
@@ -24,6 +30,63 @@ def device_name(text: str) -> str:
             f"{text!r} is no device, expected auto, cpu, cuda, cuda:NUMBER or mps"
         )
     return text
+
+
+class Bounds(NamedTuple):
+    """The range of a flag's number. Infinities and NaN are in none, and huge whole numbers only
+    where `at_most` says so."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+
+    def hold(self, value: float) -> bool:
+        """Whether a number is in the range."""
+        if not abs(value) <= (MAX_WHOLE_NUMBER if self._limits(value) else sys.float_info.max):
+            return False
+        if self.at_least is not None and value < self.at_least:
+            return False
+        if self.at_most is not None and value > self.at_most:
+            return False
+        return self.above is None or value > self.above
+
+    def _limits(self, value: float) -> bool:
+        return isinstance(value, int) and self.at_most is None
+
+    def describe(self, value: float) -> str:
+        """What was expected instead of `value`, which is outside."""
+        least, most, above = self
+        if most is None and self._limits(value) and value > MAX_WHOLE_NUMBER:
+            most = MAX_WHOLE_NUMBER
+        if above is not None and most is not None:
+            return f"a number in ({above}, {most}]"
+        if above is not None:
+            return f"a number above {above}"
+        if least is not None and most is not None:
+            return f"{least} to {most}"
+        if least is None and most is None:
+            return "a finite number"
+        return f"at most {most}" if least is None else f"at least {least}"
+
+
+def bounded(
+    value_type: Callable[[str], float],
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Callable[[str], float]:
+    """The type of an argparse argument: a number in a range."""
+    bounds = Bounds(at_least, at_most)
+
+    def parse(text: str) -> float:
+        value = value_type(text)
+        if not bounds.hold(value):
+            raise argparse.ArgumentTypeError(
+                f"{shorten(text)} is out of range, expected {bounds.describe(value)}"
+            )
+        return value
+
+    parse.__name__ = value_type.__name__  # argparse names it for what is no number
+    return parse
 
 
 def flag(
@@ -41,16 +104,14 @@ def flag(
 
     `text` is its help and `value_type` the type of its value; a bool flag takes no value. `task`
     limits it to one of the scripts. `choices` may be a Registry. The bounds hold for values other
-    than None; a value with the bound `above` must also be finite.
+    than None; `Bounds` says what else holds for numbers.
     """
     declared = {
         "help": text,
         "type": value_type,
         "task": task,
         "choices": choices,
-        "at_least": at_least,
-        "at_most": at_most,
-        "above": above,
+        "bounds": Bounds(at_least, at_most, above),
         "aliases": aliases,
     }
     return field(default=default, metadata=declared)
@@ -85,35 +146,12 @@ def find_range_problems(group: Any) -> list[str]:
     problems = []
     for option in list_flags(group):
         value = getattr(group, option.name)
-        if value is not None and not _is_within_bounds(value, option.metadata):
-            expected = _describe_bounds(option.metadata)
-            problems.append(f"--{option.name} is {value}, expected {expected}")
+        bounds = option.metadata["bounds"]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not bounds.hold(value):
+            expected = bounds.describe(value)
+            problems.append(f"--{option.name} is {shorten(str(value))}, expected {expected}")
     return problems
-
-
-def _is_within_bounds(value: Any, declared: Mapping[str, Any]) -> bool:
-    """Whether a value is within a flag's bounds; NaN is within none."""
-    at_least = declared["at_least"]
-    at_most = declared["at_most"]
-    above = declared["above"]
-    if at_least is not None and not value >= at_least:
-        return False
-    if at_most is not None and not value <= at_most:
-        return False
-    return above is None or above < value < math.inf
-
-
-def _describe_bounds(declared: Mapping[str, Any]) -> str:
-    at_least = declared["at_least"]
-    at_most = declared["at_most"]
-    above = declared["above"]
-    if above is not None and at_most is not None:
-        return f"a number in ({above}, {at_most}]"
-    if above is not None:
-        return f"a number above {above}"
-    if at_least is not None and at_most is not None:
-        return f"{at_least} to {at_most}"
-    return f"at most {at_most}" if at_least is None else f"at least {at_least}"
 
 
 def add_flags(parser: argparse._ActionsContainer, chosen: Iterable[Field]) -> None:

@@ -86,9 +86,10 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(to_json(value), encoding="utf-8")
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
     """A value as JSON text. JSON has no NaN and no infinities: they become null."""
-    return json.dumps(_replace_non_finite(value), indent=indent, allow_nan=False)
+    finite = _replace_non_finite(value)
+    return json.dumps(finite, indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def _replace_non_finite(value: Any) -> Any:

@@ -58,12 +58,12 @@ def test_other_texts_are_not_sizes(text):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--port", "99999"], "--port is 99999, expected 1 to 65535"),
+        (["--port", "99999"], "--port: 99999 is out of range, expected 1 to 65535"),
         (["--init_model", "nowhere"], "no weights"),
-        (["--upload_age", "0"], "--upload_age is 0, expected 1 to 1000000000 seconds"),
-        (["--upload_age", "2e9"], "--upload_age is 2e+09, expected 1 to 1000000000 seconds"),
-        (["--upload_age", "nan"], "--upload_age is nan, expected 1 to 1000000000 seconds"),
-        (["--upload_space", "0"], "--upload_space is 0, expected at least 1 byte"),
+        (["--upload_age", "0"], "--upload_age: 0 is out of range, expected 1 to 1000000000"),
+        (["--upload_age", "2e9"], "--upload_age: 2e9 is out of range, expected 1 to 1000000000"),
+        (["--upload_age", "nan"], "--upload_age: nan is out of range, expected 1 to 1000000000"),
+        (["--upload_space", "0"], "--upload_space: 0 is out of range, expected 1 B to 1 EB"),
         (["--upload_space", "much"], "--upload_space: 'much' is not a size"),
         (["--upload_space", "1e400"], "'1e400' is not a size"),
         (["--init_model", ""], "--init_model is empty"),

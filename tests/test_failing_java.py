@@ -105,7 +105,7 @@ REFERENCES = {
     "3": ["nothing has changed"],
 }
 CAPTIONS = {"1": "a red cube is gone", "2": "a ball appeared", "3": "a red cube"}
-SUBSETS = {"first": ["1"], "second": ["2"]}
+SUBSETS = {"first": ["1", "2"], "second": ["2", "3"]}
 
 
 class StandInJava:

@@ -506,16 +506,16 @@ def test_a_scene_does_not_depend_on_the_sizes_of_the_splits(clevr: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (sizes(-1, 1, 1), "--train is -1"),
+        (sizes(-1, 1, 1), "--train: -1 is out of range"),
         (sizes(0, 0, 0), "ask for 0 scenes"),
-        (["--captions_per_image", "0"], "--captions_per_image is 0"),
+        (["--captions_per_image", "0"], "--captions_per_image: 0 is out of range"),
         (
             ["--datatype", "spot", "--captions_per_image", "3"],
             "--captions_per_image is for --datatype clevr",
         ),
-        (["--jitter", "2"], "--jitter is 2.0"),
+        (["--jitter", "2"], "--jitter: 2 is out of range"),
         (["--datatype", "spot", "--jitter", "0"], "--jitter is for --datatype clevr"),
-        (["--workers", "0"], "--workers is 0"),
+        (["--workers", "0"], "--workers: 0 is out of range"),
         (["--datatype", "coco"], "--datatype"),
         (["--train", "many"], "--train"),
     ],

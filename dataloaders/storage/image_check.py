@@ -43,6 +43,8 @@ def unreadable_images(
     else:
         uncertain = [path for path, reason in known.items() if reason is None]
     bad = {path: reason for path, reason in known.items() if reason is not None}
+    if not uncertain:
+        return bad
     kept: dict[str, Reason] = dict(bad)
     for path, finding in _decode_all(uncertain, progress).items():
         bad[path] = finding.reason
@@ -73,8 +75,6 @@ class _Finding(NamedTuple):
 
 def _decode_all(paths: Sequence[str], progress: Callable) -> dict[str, _Finding]:
     """Path → finding of the images that cannot be decoded."""
-    if not paths:
-        return {}
     bar = progress(paths, "images checked", "image")
     findings = zip(bar, _examine_all(paths), strict=True)
     return {path: finding for path, finding in findings if finding is not None}

@@ -1,7 +1,6 @@
 """Scores of a split's captions beside two baselines (docs/reference.md, Caption metrics)."""
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,6 +32,7 @@ class SplitScorer:
     protocols: Sequence[str] = ("coco",)
     baselines: list[tuple[str, dict[str, float]]] = field(default_factory=list)
     """(label, scores); empty until captions are scored, and without training captions."""
+    _has_all_baselines: bool = field(init=False, default=False)
     scorers: list[CaptionScorer] = field(init=False)
     _scored: list[ScoredCaptions] = field(init=False, default_factory=list)
 
@@ -92,8 +92,7 @@ class SplitScorer:
         return self._scored[0].whole.scores_by_id(self.selection)
 
     def _lacks_baselines(self) -> bool:
-        values = [value for _, scores in self.baselines for value in scores.values()]
-        return bool(self.context.train_captions) and (not values or any(map(math.isnan, values)))
+        return bool(self.context.train_captions) and not self._has_all_baselines
 
     def _score_baselines(self) -> None:
         """Score the best constant and random training captions, of each group in BASELINE_GROUPS.
@@ -115,6 +114,7 @@ class SplitScorer:
             constant_scores = self._score_training_captions(indices)[ALL_PAIRS]
             self.baselines.append((f"best constant ({name}: “{constant}”)", constant_scores))
             self.baselines.append((f"random training caption ({name})", random_scores[name]))
+        self._has_all_baselines = not any(one.whole.failures.has_failure for one in self._scored)
         log.info("baselines\n%s", format_table(self.baselines))
 
     def _score_training_captions(

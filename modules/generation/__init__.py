@@ -30,15 +30,26 @@ def generate(
 
     What is random in the captions of pair i follows from (decoding.seed, pair_indices[i]) alone, so
     that it does not depend on the batch. `pair_indices` are by default 0, 1, … Raises ValueError
-    for settings that contradict each other, or if a method returns anything else.
+    for settings that contradict each other, for tokens that are not finite, or if a method returns
+    anything else.
     """
     name = decoding.method_name()
+    check_finite(pair_tokens)
     method = DECODING_METHODS[name]
     if pair_indices is None:
         pair_indices = range(len(pair_tokens))
     ids = method(model, pair_tokens, max_words, decoding, pair_indices)
     _check_ids(ids, name, (len(pair_tokens), decoding.num_captions, max_words))
     return ids
+
+
+def check_finite(values: Tensor) -> None:
+    """Raise ValueError for NaN or infinities among what a captioner computes."""
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            "the captioner computes numbers that are not finite (NaN or infinity): its weights are "
+            "damaged, or too large for this precision; --precision fp32 has the widest range"
+        )
 
 
 def _check_ids(ids: Tensor, method: str, expected: tuple[int, int, int]) -> None:

@@ -19,13 +19,16 @@ DECIMALS = 9  # of differences; further ones come from rounding errors
 def bootstrap(systems: Sequence[GroupRows], draws: int, seed: int) -> list[dict[str, np.ndarray]]:
     """For each system: score name → values (draws,). All systems are scored on the same draws.
 
-    Raises ValueError for systems that caption different ids.
+    Of a single caption all values are NaN: every draw would be the same. Raises ValueError for
+    systems that caption different ids.
     """
     ids = systems[0].ids
     if any(system.ids != ids for system in systems):
         raise ValueError("the systems caption different pairs")
     generator = np.random.default_rng(seed)
     size = len(ids)
+    if size == 1:
+        return [{name: np.full(draws, np.nan) for name in system.scores()} for system in systems]
     drawn: list[list[dict[str, float]]] = [[] for _ in systems]
     for _ in range(draws):
         drawn_indices = generator.integers(size, size=size)

@@ -80,6 +80,7 @@ class Cider(MeanMetric):
 
     names = ("CIDEr",)
     depends_on_group = True
+    fewest = 2  # of one alone no word is rarer than another, and the score is always 0
 
     def rows(
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]

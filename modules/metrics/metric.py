@@ -44,6 +44,8 @@ class Metric(Protocol):
 
     If not, rows are computed once and not again for each subset.
     """
+    fewest: int = 1
+    """How many captions its scores need at least to mean anything; of fewer they are NaN."""
 
     def rows(
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]

@@ -27,6 +27,11 @@ class FailureTracker:
     def __init__(self) -> None:
         self._failed: list[Metric] = []
 
+    @property
+    def has_failure(self) -> bool:
+        """Whether a metric has failed so far."""
+        return bool(self._failed)
+
     def call(self, metric: Metric, compute: Callable[[], Answer]) -> Answer | None:
         """What `compute` returns; None if the metric has failed, which is logged once."""
         if metric in self._failed:
@@ -166,6 +171,13 @@ class CaptionScorer:
         self.metrics = [METRICS[name](self.context) for name in protocol.metrics]
         self.names = _name_scores(self.metrics, protocol)
         self.selection = protocol.selection or self.names[0]
+        for metric in self.metrics:
+            if len(references) < _fewest(metric):
+                log.warning(
+                    "%s is missing: of fewer than %d captions it means nothing",
+                    ", ".join(metric.names),
+                    _fewest(metric),
+                )
         self.reference_tokens: dict[str, list[str]] = {}
         self.train_tokens: list[str] = []
 
@@ -216,7 +228,12 @@ class CaptionScorer:
     def rows_of(
         self, metric: Metric, tokens: Mapping[str, str], failures: FailureTracker
     ) -> MetricRows:
-        """A metric's rows of tokenized captions. Raises ValueError for rows of another shape."""
+        """A metric's rows of tokenized captions, missing if there are too few captions for it.
+
+        Raises ValueError for rows of another shape.
+        """
+        if len(tokens) < _fewest(metric):
+            return MetricRows(metric, None)
         references = {key: self.reference_tokens[key] for key in tokens}
         rows = failures.call(metric, lambda: metric.rows(references, tokens))
         if rows is not None:
@@ -227,6 +244,10 @@ class CaptionScorer:
                     f"({len(tokens)}, numbers per caption)"
                 )
         return MetricRows(metric, rows)
+
+
+def _fewest(metric: Metric) -> int:
+    return getattr(metric, "fewest", 1)
 
 
 def _name_scores(metrics: Sequence[Metric], protocol: ScoringProtocol) -> list[str]:

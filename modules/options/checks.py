@@ -107,6 +107,6 @@ def _find_batch_size_problems(options: Options, num_processes: int) -> list[str]
     if batch_size < 1 or steps < 1 or batch_size % (steps * num_processes) == 0:
         return []
     return [
-        f"--batch_size {batch_size} is not divisible by {steps} accumulation step(s) "
+        f"--batch_size {batch_size} is not divisible by --gradient_accumulation_steps {steps} "
         f"times {num_processes} process(es)"
     ]

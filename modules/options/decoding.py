@@ -5,13 +5,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from modules.registries import DECODING_METHODS
-from system.flags import FlagGroup, flag
+from system.escaping import shorten
+from system.flags import MAX_SEED, Bounds, FlagGroup, flag
 
 # Their settings are fields of Decoding, so that they are checked without loading the method.
 BUILT_IN_METHODS = ("greedy", "beam", "sampling")
 BEAM_SEARCH = "beam search (beam_size > 1)"
 SAMPLING = "sampling (num_captions, temperature, top_p)"
-MAX_SEED = 2**63 - 1  # torch's
+SMALLEST = 1e-30  # what divides by it, or is compared with it, is still no 0 in float32
+LARGEST = 1e30  # divided by it, a number is still no 0
+MAX_LENGTH_PENALTY = 20  # the longest caption's divisor, 77 ** 20, is still finite in float32
 MAX_CAPTIONS = 100  # beams or samples of a pair: memory grows with them
 
 
@@ -46,6 +49,7 @@ class Decoding(FlagGroup):
         float,
         task="caption",
         at_least=0,
+        at_most=MAX_LENGTH_PENALTY,
     )
     num_captions: int = flag(
         1,
@@ -56,14 +60,19 @@ class Decoding(FlagGroup):
         at_most=MAX_CAPTIONS,
     )
     temperature: float | None = flag(
-        None, "sample words, with logits divided by this", float, task="caption", above=0
+        None,
+        "sample words, with logits divided by this: the smaller, the closer to greedy search",
+        float,
+        task="caption",
+        at_least=SMALLEST,
+        at_most=LARGEST,
     )
     top_p: float | None = flag(
         None,
         "sample words, only from the most likely ones that together reach this probability",
         float,
         task="caption",
-        above=0,
+        at_least=SMALLEST,
         at_most=1,
     )
     seed: int = 42  # the flag --seed is in RunOptions, its bound is checked here
@@ -76,8 +85,8 @@ class Decoding(FlagGroup):
 
     def find_problems(self) -> list[str]:
         problems = super().find_problems()
-        if not 0 <= self.seed <= MAX_SEED:
-            problems.append(f"--seed is {self.seed}, expected 0 to {MAX_SEED}")
+        if not Bounds(0, MAX_SEED).hold(self.seed):
+            problems.append(f"--seed is {shorten(str(self.seed))}, expected 0 to {MAX_SEED}")
         if self.decoding is not None and self.decoding not in BUILT_IN_METHODS:
             return problems
         implied = self._implied_methods()

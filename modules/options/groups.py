@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataloaders.datasets import DATASETS, open_dataset
+from modules.model.limits import MAX_LAYERS, MAX_RESOLUTION
 from modules.registries import OBJECTIVES
-from system.flags import FlagGroup, device_name, flag
+from system.flags import MAX_WORKERS, FlagGroup, device_name, flag
 from system.urls import Location
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class DataOptions(FlagGroup):
         "worker processes that read images; with --scst, the same number again scores captions",
         int,
         at_least=0,
+        at_most=MAX_WORKERS,
     )
     batch_size: int = flag(
         256,
@@ -176,10 +178,15 @@ class ModelOptions(FlagGroup):
         "position embeddings are interpolated",
         int,
         at_least=1,
+        at_most=MAX_RESOLUTION,
     )
     cache_dir: str | None = flag(None, "folder for downloads (default: the user's cache folder)")
     intra_num_hidden_layers: int = flag(
-        9, "vision blocks that see each image alone; the rest see both", int, at_least=0
+        9,
+        "vision blocks that see each image alone; the rest see both",
+        int,
+        at_least=0,
+        at_most=MAX_LAYERS,
     )
     linear_patch: str = flag(
         "2d",
@@ -190,13 +197,21 @@ class ModelOptions(FlagGroup):
         "decoder-base", "config of the captioner: a name below modules/, a folder or a file"
     )
     decoder_num_hidden_layers: int | None = flag(
-        None, "layers of the captioner, instead of its config's", int, at_least=1
+        None,
+        "layers of the captioner, instead of its config's",
+        int,
+        at_least=1,
+        at_most=MAX_LAYERS,
     )
     cross_model: str = flag(
         "cross-base", "config of the cross encoder: a name below modules/, a folder or a file"
     )
     cross_num_hidden_layers: int | None = flag(
-        None, "layers of the cross encoder, instead of its config's", int, at_least=1
+        None,
+        "layers of the cross encoder, instead of its config's",
+        int,
+        at_least=1,
+        at_most=MAX_LAYERS,
     )
     sim_header: str = flag(
         "loose",
@@ -228,9 +243,13 @@ class TrainingOptions(FlagGroup):
         choices=OBJECTIVES,
     )
     epochs: int = flag(20, "passes over the training split", int, at_least=1)
-    lr: float = flag(1e-4, "peak learning rate", float, above=0)
+    lr: float = flag(1e-4, "peak learning rate", float, above=0, at_most=10**6)
     coef_lr: float = flag(
-        1.0, "factor on the learning rate of CLIP's own weights", float, at_least=0
+        1.0,
+        "factor on the learning rate of CLIP's own weights",
+        float,
+        at_least=0,
+        at_most=10**6,
     )
     warmup_proportion: float = flag(
         0.1,

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from dataloaders.pairs import ImagePair
 from modules.model.explanation import Caption
 from system.escaping import escape_formula, escape_text, show, to_one_line
 from system.files import sync
-from system.json_files import parse_json, read_json, write_json
+from system.json_files import parse_json, read_json, to_json, write_json
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -185,4 +184,4 @@ def _json_line(pair: ImagePair, captions: Sequence[Caption]) -> str:
         "after": str(pair.after),
         "captions": rows,
     }
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    return to_json(content, ascii_only=False) + "\n"

@@ -98,9 +98,11 @@ def _build_loader(
     runtime: Runtime,
 ) -> Batches:
     data = options.data
+    steps = options.training.gradient_accumulation_steps
+    _check_batch_size(objective_class, data.batch_size, steps)
     tokenize = partial(tokenize_caption, max_words=data.max_words)
     samples = objective_class.samples(pairs, images, tokenize, options.run.seed)
-    micro_batches = options.training.gradient_accumulation_steps * runtime.world_size
+    micro_batches = steps * runtime.world_size
     return build_batches(
         samples,
         data.batch_size // micro_batches,
@@ -111,6 +113,18 @@ def _build_loader(
         seed=options.run.seed,
         for_gpu=runtime.device.type == "cuda",
     )
+
+
+def _check_batch_size(objective_class: type[Objective], batch_size: int, steps: int) -> None:
+    """Raise ValueError if a batch in `steps` parts is one from which nothing can be learned."""
+    fewest = objective_class.fewest_pairs
+    if batch_size // steps < fewest:
+        parts = f" in {steps} parts" if steps > 1 else ""
+        raise ValueError(
+            f"--batch_size {batch_size}{parts}: nothing can be learned from batches of fewer than "
+            f"{fewest} pairs, which this objective compares with one another: use at least "
+            f"--batch_size {fewest * steps}"
+        )
 
 
 def _trains_token_embedding(options: Options) -> bool:

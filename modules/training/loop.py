@@ -79,13 +79,16 @@ def _evaluate_and_compare(
     score, scores = evaluator.evaluate(trainer.model, str(epoch))
     with trainer.stop.deferred():
         values = {"loss": progress.unjudged_loss, **scores}
+        best_before = progress.best_score if progress.best_epoch >= 0 else None
         is_best = progress.record_score(score)
         result = EpochResult(epoch, values, (epoch + 1) * trainer.steps_per_epoch)
         output.record_epoch(result, progress, evaluator.draw_samples)
-        log.info("epoch %d: %s", epoch, _verdict(score, is_best, progress))
+        log.info("epoch %d: %s", epoch, _verdict(score, is_best, best_before, progress))
 
 
-def _verdict(score: float, is_best: bool, progress: Progress) -> str:
+def _verdict(score: float, is_best: bool, best_before: float | None, progress: Progress) -> str:
+    if is_best and score == best_before:
+        return f"as good as the best so far, {score:.4f}: the later epoch is chosen"
     if is_best:
         return f"the best so far, {score:.4f}"
     if math.isnan(score):

@@ -17,6 +17,7 @@ from modules.report.pictures import attention_panels, jpeg_uri
 from modules.web.image_decoding import MAX_MEGABYTES, MAX_MEGAPIXELS, decode_uploads
 from modules.web.uploads import UploadFolder
 from system.escaping import escape_markdown
+from system.json_files import to_json
 from system.places import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -201,7 +202,7 @@ def format_captions(
     rows = [{"caption": one.text, "score": round(one.score, 4)} for one in captions]
     sentences = "\n".join(row["caption"] for row in rows)
     table = [[row["caption"], row["score"]] for row in rows]
-    result = json.dumps({"captions": rows, "decoding": decoding.settings_by_name()}, indent=2)
+    result = to_json({"captions": rows, "decoding": decoding.settings_by_name()}, indent=2)
     return sentences, table, result
 
 

@@ -1,6 +1,5 @@
 """model.json: settings that the weights' shapes do not show, and what the model was trained on."""
 
-import json
 import logging
 import reprlib
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from modules.model.bert import BertConfig, load_decoder_config
 from modules.model.limits import HEAD_WIDTH
 from system.files import atomic_write
-from system.json_files import read_json
+from system.json_files import read_json, to_json
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class ModelSettings:
 def write_model_info(path: Path, info: Mapping[str, Any]) -> None:
     """Write it indented, since people read it too."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(info, indent=2) + "\n", encoding="utf-8")
 
 
 def find_model_info(weights: Path) -> Path | None:

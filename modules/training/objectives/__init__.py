@@ -45,6 +45,7 @@ class Objective(nn.Module, ABC):
     samples: ClassVar[type[PairSamples]]
     recipe: ClassVar[Recipe]
     needs_captioner: ClassVar[bool] = False  # whether it starts from a trained captioner
+    fewest_pairs: ClassVar[int] = 1  # of a batch, on all processes, from which it can learn
 
     def __init__(self, model: CLIP4IDC, data: TrainingData) -> None:
         super().__init__()

@@ -46,6 +46,7 @@ class Contrastive(Objective):
 
     task = "retrieval"
     samples = RetrievalSamples
+    fewest_pairs = 2  # each pair is told from the others; the loss of one alone is 0
     recipe = Recipe("cosine", betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2, patience=None)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
