@@ -51,16 +51,19 @@ def coco_ground_truth(captions: Iterable[tuple[str, Sequence[str]]]) -> dict[str
 
 
 def read_ground_truth(path: str | Path) -> dict[str, list[str]]:
-    """Caption id → sentences of a ground-truth file. Raises ValueError for other content."""
+    """Caption id → sentences of a ground-truth file; ids may be numbers, as COCO's own are.
+
+    Raises ValueError for other content.
+    """
     rows = read_json(path, dict).get("annotations")
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list `annotations`")
     captions: dict[str, list[str]] = {}
     for index, row in enumerate(rows):
-        if not _is_caption_row(row, (str,)):
+        if not _is_caption_row(row):
             expected = '{"image_id": "…", "caption": "…"}'
             raise ValueError(f"{path}: annotation {index} is not {expected}")
-        captions.setdefault(row["image_id"], []).append(row["caption"])
+        captions.setdefault(str(row["image_id"]), []).append(row["caption"])
     return captions
 
 
@@ -71,7 +74,7 @@ def read_results(path: str | Path) -> dict[str, str]:
     """
     captions: dict[str, str] = {}
     for index, row in enumerate(read_json(path, list)):
-        if not _is_caption_row(row, (str, int)):
+        if not _is_caption_row(row):
             raise ValueError(f'{path}: result {index} is not {{"image_id": "…", "caption": "…"}}')
         caption_id = str(row["image_id"])
         if caption_id in captions:
@@ -82,7 +85,7 @@ def read_results(path: str | Path) -> dict[str, str]:
     return captions
 
 
-def _is_caption_row(row: Any, id_types: tuple[type, ...]) -> bool:
+def _is_caption_row(row: Any) -> bool:
     # `type`, not isinstance: true and false are integers to Python.
-    is_row = isinstance(row, dict) and type(row.get("image_id")) in id_types
+    is_row = isinstance(row, dict) and type(row.get("image_id")) in (str, int)
     return is_row and isinstance(row.get("caption"), str)

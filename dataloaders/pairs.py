@@ -1,7 +1,6 @@
 """What a pair of images is, and what a dataset of pairs is. Needs no torch."""
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dataloaders.coco_files import read_ground_truth
+from dataloaders.file_names import require_file
+from system.command import quote_command
 from system.escaping import has_control_characters
 
 log = logging.getLogger(__name__)
@@ -103,10 +104,9 @@ def find_repeated(ids: Iterable[str]) -> str | None:
 
 
 def require_images(paths: Iterable[str | Path], source: str) -> None:
-    """Raises FileNotFoundError for an image that is no file, naming what lists it."""
+    """Raises what `require_file` does for an image that is no file, naming what lists it."""
     for path in paths:
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"no image {path} ({source})")
+        require_file(path, source)
 
 
 def list_captions(pairs: Iterable[ImagePair]) -> list[str]:
@@ -222,10 +222,9 @@ class PairDataset(ABC):
             return own
         path = self.ground_truth_file()
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no ground truth {path}: make it with python gt/eval_utils.py "
-                f"--datatype {self.name} --data_path {self.source.data_path} --output {path}"
-            )
+            source = ("--datatype", self.name, "--data_path", self.source.data_path)
+            command = quote_command("python", "gt/eval_utils.py", *source, "--output", path)
+            raise FileNotFoundError(f"no ground truth {path}: make it with {command}")
         references = read_ground_truth(path)
         missing = [caption_id for caption_id in own if caption_id not in references]
         if missing:

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from dataloaders.file_names import refuse_address
 from dataloaders.pixels import to_rgb
 from system.escaping import summarize_error
 from system.files import READ_ERRORS
@@ -114,6 +115,7 @@ def read_image(
                 raise
             return _decode(_drop_png_texts(path), limits)
     except FileNotFoundError:
+        refuse_address(path)
         raise FileNotFoundError(f"no image {path}") from None
     except _OverLimit as error:
         raise ImageTooLarge(f"cannot read the image {path}: {error}") from None

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from dataloaders.datasets.pair_table import read_id, read_images, read_rows
 from dataloaders.datasets.spot_the_diff import AFTER_ENDING
+from dataloaders.file_names import fold_name, normalize_name, refuse_address
 from dataloaders.pairs import ImagePair, find_repeated, require_images
 from dataloaders.picture_files import HEIF_ENDINGS, NO_HEIF, picture_endings
-from system.escaping import has_control_characters
+from system.escaping import has_control_characters, name_as_text
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ def _check_pairs(pairs: list[ImagePair], source: str) -> None:
     if repeated is not None:
         raise ValueError(f"{source}: the id {repeated} occurs twice")
     for pair in pairs:
-        if has_control_characters(f"{pair.id}{pair.before}{pair.after}"):
+        if has_control_characters(
+            f"{pair.id}{name_as_text(pair.before)}{name_as_text(pair.after)}"
+        ):
             raise ValueError(
                 f"{source}: the pair {pair.id!r} has a line break or another control character in "
                 "its id or paths"
@@ -63,9 +66,10 @@ def _pair_two_paths(before: Path, after: Path) -> list[ImagePair]:
     if before.is_dir() and after.is_dir():
         return _match(_list_images(before), _list_images(after), f"{before} and {after}")
     if not before.is_dir() and not after.is_dir():
-        return [ImagePair(before.stem, str(before), str(after))]
+        return [ImagePair(_name_pair(before), str(before), str(after))]
     for path in (before, after):
         if not path.exists():
+            refuse_address(path)
             raise FileNotFoundError(f"no file or folder {path}")
     raise ValueError(f"--before and --after must both be files or both folders: {before}, {after}")
 
@@ -92,7 +96,10 @@ def _match(befores: dict[str, Path], afters: dict[str, Path], folders: str) -> l
     unpaired = sorted(befores.keys() ^ afters.keys())
     if unpaired:
         more = f", and {len(unpaired) - 1} more" if len(unpaired) > 1 else ""
-        raise ValueError(f"{unpaired[0]} has no counterpart in {folders}{more}")
+        first = unpaired[0]
+        twins = [name for name in unpaired[1:] if fold_name(name) == fold_name(first)]
+        hint = f" ({twins[0]} differs from it only in capital letters)" if twins else ""
+        raise ValueError(f"{first} has no counterpart in {folders}{hint}{more}")
     return [ImagePair(name, str(path), str(afters[name])) for name, path in befores.items()]
 
 
@@ -110,16 +117,20 @@ def _list_images(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() not in picture_endings():
             others.append(path.name)
             continue
-        if any("\ud800" <= character <= "\udfff" for character in path.name):
-            raise ValueError(f"{folder}: the name {path.name!r} is not UTF-8: rename the file")
-        if path.stem in images:
+        name = _name_pair(path)
+        if name in images:
             raise ValueError(
-                f"{images[path.stem]} and {path.name} differ only in their extension: which one "
-                "belongs to the pair?"
+                f"{images[name]} and {path.name} have the same name, apart from the extension: "
+                "which one belongs to the pair?"
             )
-        images[path.stem] = path
+        images[name] = path
     _tell_about_others(folder, others, is_alone=not images)
     return images
+
+
+def _name_pair(image: Path) -> str:
+    """The name of a file without its extension, as an id: names that look the same are equal."""
+    return normalize_name(name_as_text(image.stem))
 
 
 def _is_hidden(path: Path) -> bool:

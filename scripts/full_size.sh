@@ -8,11 +8,12 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh
 python=.venv/bin/python
 run=${FULL_DIR:-runs/full}
-common="--do_train --datatype clevr --data_path $run/data --image_cache $run/cache --n_display 10 --max_words 32 --lr 1e-4 --freeze_layer_num -1
-  --pretrained_clip_name modules/clip-vit-b-32.json --linear_patch 2d --intra_num_hidden_layers 9 --select_on val ${MORE:-}"
+read -ra more <<<"${MORE:-}"
+common=(--do_train --datatype clevr --data_path "$run/data" --image_cache "$run/cache" --n_display 10 --max_words 32 --lr 1e-4 --freeze_layer_num -1
+  --pretrained_clip_name modules/clip-vit-b-32.json --linear_patch 2d --intra_num_hidden_layers 9 --select_on val ${more[@]+"${more[@]}"})
 [ -f "$run/data/splits.json" ] || $python preprocess/synthesize.py --seed 0 --output "$run/data" --train "${TRAIN:-20000}" \
   --val "${VAL:-1000}" --test "${TEST:-2000}"
 $python gt/eval_utils.py --datatype clevr --data_path "$run/data" --output "$run/gt/clevr_total_change_captions_reformat.json"
-$python main_task_retrieval.py $common --batch_size 128 --batch_size_val 128 --epochs "${EPOCHS1:-12}" --output_dir "$run/retrieval"
-$python CLIP4IDCinference.py $common --batch_size 16 --batch_size_val 64 --epochs "${EPOCHS2:-50}" --output_dir "$run/caption" \
+$python main_task_retrieval.py "${common[@]}" --batch_size 128 --batch_size_val 128 --epochs "${EPOCHS1:-12}" --output_dir "$run/retrieval"
+$python CLIP4IDCinference.py "${common[@]}" --batch_size 16 --batch_size_val 64 --epochs "${EPOCHS2:-50}" --output_dir "$run/caption" \
   --gt_dir "$run/gt" --init_model "$run/retrieval/pytorch_model.bin.best"

@@ -11,10 +11,10 @@ cd "$(dirname "$0")/.."
 scripts/setup.sh
 python=.venv/bin/python
 run=${MINI_DIR:-runs/mini}
-common="--datatype clevr --image_cache $run/cache --num_thread_reader 0 --max_words 28 --batch_size_val 100 --select_on val
-  --seed ${SEED:-42} --pretrained_clip_name modules/clip-mini.json --intra_num_hidden_layers 0 --linear_patch 3d --precision bf16
-  --freeze_layer_num -1 --optimizer adamw"
-adapt="$python main_task_retrieval.py --do_train $common --batch_size 64"
+common=(--datatype clevr --image_cache "$run/cache" --num_thread_reader 0 --max_words 28 --batch_size_val 100 --select_on val
+  --seed "${SEED:-42}" --pretrained_clip_name modules/clip-mini.json --intra_num_hidden_layers 0 --linear_patch 3d --precision bf16
+  --freeze_layer_num -1 --optimizer adamw)
+adapt() { $python main_task_retrieval.py --do_train "${common[@]}" --batch_size 64 "$@"; }
 truth=$run/gt/clevr_total_change_captions_reformat.json
 
 echo "== draw scenes, make the ground truth"
@@ -24,12 +24,12 @@ draw 0 "$run/data" --train "${TRAIN:-30000}" --val "${VAL:-1000}" --test "${TEST
 $python gt/eval_utils.py --datatype clevr --data_path "$run/data" --output "$truth"
 
 echo "== stage 1, adaptation: scenes without camera movement, then the others"
-$adapt --data_path "$run/still" --eval_split val --output_dir "$run/still-retrieval" --epochs "${EPOCHS0:-1}" --lr 7e-4
-$adapt --data_path "$run/data" --output_dir "$run/retrieval" --epochs "${EPOCHS1:-3}" --lr 5e-4 \
+adapt --data_path "$run/still" --eval_split val --output_dir "$run/still-retrieval" --epochs "${EPOCHS0:-1}" --lr 7e-4
+adapt --data_path "$run/data" --output_dir "$run/retrieval" --epochs "${EPOCHS1:-3}" --lr 5e-4 \
   --init_model "$run/still-retrieval/pytorch_model.bin.best"
 
 echo "== stage 2, finetuning"
-$python CLIP4IDCinference.py --do_train $common --data_path "$run/data" --gt_dir "$run/gt" --decoder_model decoder-mini \
+$python CLIP4IDCinference.py --do_train "${common[@]}" --data_path "$run/data" --gt_dir "$run/gt" --decoder_model decoder-mini \
   --image_resolution 192 --output_dir "$run/caption" --epochs "${EPOCHS2:-8}" --batch_size 16 --lr 3e-4 --warmup_proportion .03 \
   --init_model "$run/retrieval/pytorch_model.bin.best"
 

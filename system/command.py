@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -62,8 +63,18 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message as one line, and exit with 2."""
-        line = to_one_line(scrub(" ".join(message.split())))
+        line = _join_lines(message)
         self.exit(EXIT_USER_ERROR, f"{self.prog}: {line} (--help lists the options)\n")
+
+
+def _join_lines(message: str) -> str:
+    """A message as one line, without secrets; blanks in names stay as they are."""
+    return to_one_line(scrub(" ".join(line.strip() for line in message.splitlines())))
+
+
+def quote_command(*words: object) -> str:
+    """A command for a message, which works where it is pasted into a shell."""
+    return shlex.join(str(word) for word in words)
 
 
 def first_line(docstring: str | None) -> str:
@@ -158,5 +169,5 @@ def _print_line(program: str, message: str) -> None:
     rank = os.environ.get("RANK") or "0"
     is_first = rank == "0" or not rank.isdigit()
     name = program if is_first else f"{program} (process {rank})"
-    line = to_one_line(scrub(" ".join(message.split())))
+    line = _join_lines(message)
     print_if_heard(f"{name}: {line}", file=sys.stderr)

@@ -4,6 +4,7 @@ HTML has `html.escape` and the templates' autoescape; JSON and CSV have their wr
 """
 
 import logging
+import os
 import re
 import unicodedata
 from typing import Any
@@ -86,6 +87,11 @@ def _escape_character(character: str, keep: str) -> str:
 def has_control_characters(text: str) -> bool:
     """Whether it has control characters, line or paragraph separators, or lone surrogates."""
     return any(unicodedata.category(character) in UNPRINTABLE for character in text)
+
+
+def name_as_text(name: str | os.PathLike) -> str:
+    """A file's name or path as text that UTF-8 can hold: other bytes of it as `\\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def escape_markdown(text: str, max_length: int = MAX_MARKDOWN_LENGTH) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from dataloaders.datasets import open_dataset
 from dataloaders.datasets.clevr_change import read_type_mapping
 from dataloaders.pairs import ImagePair
 from dataloaders.storage.image_cache import open_image_cache
-from dataloaders.user_pairs import find_pairs
 from modules.pipeline.predict import picture_name
 from modules.pipeline.results import read_finished
 from modules.training.checkpoints import Checkpoints
@@ -200,13 +198,6 @@ def test_no_type_of_change_takes_the_name_of_all(tmp_path):
     (tmp_path / "types.json").write_text('{"add": ["1.png"], "all": ["2.png"]}')
     with pytest.raises(ValueError, match=r"types\.json: a type is called 'all'"):
         read_type_mapping(tmp_path / "types.json")
-
-
-def test_names_in_a_folder_that_are_not_utf8_are_refused(tmp_path):
-    for name in (b"caf\xe9.png", b"caf\xe9_2.png"):
-        (tmp_path / os.fsdecode(name)).write_bytes(b"")
-    with pytest.raises(ValueError, match=r"caf\\udce9.*is not UTF-8"):
-        find_pairs(str(tmp_path), None, None)
 
 
 def test_written_json_can_be_read_whatever_the_numbers(tmp_path):

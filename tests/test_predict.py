@@ -305,7 +305,7 @@ def test_no_image_of_a_folder_is_skipped(folder, capsys):
     assert "p7 has no counterpart in" in refused(capsys, "--before", folder)
     (folder / "p7.png").unlink()
     draw(folder / "p0.jpg", RED)
-    assert "differ only in their extension" in refused(capsys, "--before", folder)
+    assert "have the same name, apart from the extension" in refused(capsys, "--before", folder)
 
 
 def test_a_broken_image_leaves_no_file(folder, tiny, tmp_path, capsys):

@@ -136,11 +136,11 @@ def read_change_types(data_path: str | Path) -> dict[str, list[str]]:
 
 
 def read_type_mapping(path: Path) -> dict[str, list[str]]:
-    """Change type → image names of a file. Raises ValueError for other content."""
+    """Change type → image names, or ids, of a file. Raises ValueError for other content."""
     types = read_json(path, dict)
     for change_type, names in types.items():
         shown = reprlib.repr(change_type)
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        if not (isinstance(names, list) and all(type(name) in (str, int) for name in names)):
             raise ValueError(f"{path}: {shown} is not a list of image names")
         if has_control_characters(change_type):
             raise ValueError(f"{path}: the type {shown} has a control character in its name")
@@ -149,4 +149,4 @@ def read_type_mapping(path: Path) -> dict[str, list[str]]:
             f"{path}: a type is called {ALL_PAIRS!r}, which is reserved for the scores over all "
             "pairs"
         )
-    return types
+    return {change_type: [str(name) for name in names] for change_type, names in types.items()}

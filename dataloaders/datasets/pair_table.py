@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataloaders.file_names import find_file, refuse_address
 from dataloaders.pairs import ALL_PAIRS, SPLITS, ImagePair, PairDataset, require_images
 from system.escaping import has_control_characters
 from system.tables import read_table
@@ -89,7 +90,12 @@ def read_images(path: Path, line: int, row: dict[str, Any]) -> BeforeAfter:
                 f"{path} line {line}: {name} is {reprlib.repr(value)}, but a path cannot contain a "
                 "NUL byte"
             )
-    return path.parent / row["before"].strip(), path.parent / row["after"].strip()
+        try:
+            refuse_address(value.strip())
+        except ValueError as error:
+            raise ValueError(f"{path} line {line}: {error}") from None
+    before, after = (find_file(path.parent / row[name].strip()) for name in ("before", "after"))
+    return before, after
 
 
 def read_id(path: Path, line: int, row: dict[str, Any]) -> str | None:
@@ -110,8 +116,9 @@ def _read_type(path: Path, line: int, row: dict[str, Any]) -> str | None:
     if value is None:
         return None
     found = f"{path} line {line}: the type is {reprlib.repr(value)}"
-    if not isinstance(value, str) or value == ALL_PAIRS:
+    if type(value) not in (str, int) or value == ALL_PAIRS:
         raise ValueError(f"{found}, expected text other than {ALL_PAIRS!r}")
+    value = str(value)
     if has_control_characters(value):
         raise ValueError(f"{found}, which has a control character in it")
     return value

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dataloaders.images import load_image
+from system.escaping import name_as_text
 from system.json_files import read_json, write_json
 from system.locks import hold_lock
 
@@ -79,7 +80,7 @@ def open_image_cache(
             raise OSError(
                 f"cannot build the image cache in {folder} (--image_cache): {reason}"
             ) from None
-    rows = {path: entries[absolute][0] for path, absolute in absolute_paths.items()}
+    rows = {path: entries[name_as_text(full)][0] for path, full in absolute_paths.items()}
     return ImageCache(files.data, resolution, rows)
 
 
@@ -109,7 +110,9 @@ class CacheFiles(NamedTuple):
 
 def _missing(entries: dict[str, Entry], stamps: dict[str, Stamp]) -> list[str]:
     return [
-        path for path, stamp in stamps.items() if path not in entries or entries[path][1:] != stamp
+        path
+        for path, stamp in stamps.items()
+        if name_as_text(path) not in entries or entries[name_as_text(path)][1:] != stamp
     ]
 
 
@@ -127,7 +130,7 @@ def _add_missing(
             chunk = missing[start : start + CHUNK_IMAGES]
             try:
                 for row, path in _append(files, first + start, chunk):
-                    entries[path] = [row, *stamps[path]]
+                    entries[name_as_text(path)] = [row, *stamps[path]]
                     next(bar)
             finally:
                 write_json(files.index, {"resolution": files.resolution, "images": entries})
@@ -156,7 +159,7 @@ def _append(files: CacheFiles, first: int, paths: list[str]) -> Iterator[tuple[i
 
 
 def _key(path: str) -> int:
-    digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
@@ -174,7 +177,7 @@ def _num_rows(entries: dict[str, Entry]) -> int:
 
 
 def _read_index(files: CacheFiles) -> dict[str, Entry]:
-    """Path → entry; empty if the cache is new, or its data file is missing or cut short.
+    """Path, as text, → entry; empty if the cache is new, or its data file is missing or cut short.
 
     Raises ValueError for an index that is corrupt or of another resolution.
     """

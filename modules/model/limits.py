@@ -6,7 +6,6 @@ from typing import Any
 # What a config may ask for; more is a mistake or an attack.
 MAX_SIZE = 2**20
 MAX_LAYERS = 2**10
-MAX_RESOLUTION = 2**13  # pixels of a side
 MAX_PARAMETERS = 2**32
 HEAD_WIDTH = 64  # all of OpenAI's CLIPs have heads of 64
 

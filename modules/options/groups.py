@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataloaders.datasets import DATASETS, open_dataset
-from modules.model.limits import MAX_LAYERS, MAX_RESOLUTION
 from modules.registries import OBJECTIVES
 from system.flags import MAX_WORKERS, FlagGroup, device_name, flag
 from system.urls import Location
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from dataloaders.pairs import PairDataset
 
 TASKS = ("retrieval", "caption")
+MAX_RESOLUTION = 4096  # attention over more patches fits no memory
 CONTEXT_LENGTH = 77  # tokens that CLIP's text encoder reads at most
 
 
@@ -186,7 +186,6 @@ class ModelOptions(FlagGroup):
         "vision blocks that see each image alone; the rest see both",
         int,
         at_least=0,
-        at_most=MAX_LAYERS,
     )
     linear_patch: str = flag(
         "2d",
@@ -201,7 +200,6 @@ class ModelOptions(FlagGroup):
         "layers of the captioner, instead of its config's",
         int,
         at_least=1,
-        at_most=MAX_LAYERS,
     )
     cross_model: str = flag(
         "cross-base", "config of the cross encoder: a name below modules/, a folder or a file"
@@ -211,7 +209,6 @@ class ModelOptions(FlagGroup):
         "layers of the cross encoder, instead of its config's",
         int,
         at_least=1,
-        at_most=MAX_LAYERS,
     )
     sim_header: str = flag(
         "loose",

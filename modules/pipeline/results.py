@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dataloaders.pairs import ImagePair
 from modules.model.explanation import Caption
-from system.escaping import escape_formula, escape_text, show, to_one_line
+from system.escaping import escape_formula, escape_text, name_as_text, show, to_one_line
 from system.files import sync
 from system.json_files import parse_json, read_json, to_json, write_json
 from system.runtime import Runtime
@@ -165,8 +165,8 @@ def _csv_row(pair: ImagePair, caption: Caption) -> tuple[str, ...]:
         escape_formula(pair.id),
         escape_formula(to_one_line(caption.text)),
         f"{caption.score:.4f}",
-        escape_formula(str(pair.before)),
-        escape_formula(str(pair.after)),
+        escape_formula(name_as_text(pair.before)),
+        escape_formula(name_as_text(pair.after)),
     )
 
 
@@ -180,8 +180,8 @@ def _json_line(pair: ImagePair, captions: Sequence[Caption]) -> str:
     rows = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in captions]
     content = {
         "id": pair.id,
-        "before": str(pair.before),
-        "after": str(pair.after),
+        "before": name_as_text(pair.before),
+        "after": name_as_text(pair.after),
         "captions": rows,
     }
     return to_json(content, ascii_only=False) + "\n"

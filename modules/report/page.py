@@ -62,7 +62,7 @@ class Page:
             **more,
         )
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _make_rows(self) -> list[dict[str, Any]]:
         rows = [

@@ -22,6 +22,7 @@ from modules.training.progress import Progress
 from modules.weights.model_info import check_model_info
 from modules.weights.tensor_files import read_torch_file
 from system.download import fetch, locate_in_cache
+from system.escaping import name_as_text
 from system.files import compute_sha256
 from system.json_files import read_json
 from system.urls import Location
@@ -214,7 +215,9 @@ def saved_epochs(folder: Path) -> list[int]:
 
 
 def to_jsonable(value: Any) -> Any:
-    """An option's value as JSON returns it."""
+    """An option's value as JSON returns it; paths need not be UTF-8."""
+    if isinstance(value, str):
+        return name_as_text(value)
     return list(value) if isinstance(value, tuple) else value
 
 
