@@ -34,6 +34,15 @@ ARCHIVE_ERRORS = (
 )
 
 
+# What macOS adds to archives: a file ._x for each x, in a folder of the same layout or beside it.
+MACS_FOLDER = "__MACOSX"
+MACS_PREFIX = "._"
+
+ZIP_START = b"PK\x03\x04"
+OTHER_ARCHIVES = {b"7z\xbc\xaf'\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd"}
+MAGIC_BYTES = 8
+
+
 class DamagedArchive(ValueError):
     """A truncated or corrupt archive, or a file that is not an archive."""
 
@@ -85,8 +94,11 @@ def _extract(archive: Path, folder: Path) -> None:
 
 def _write_files(archive: Path, folder: Path) -> None:
     for file in _iter_files(archive, folder):
+        path = _to_safe_path(file.name, archive)
+        if _is_macs_own(path):
+            continue
         _check_room(file.size, archive, folder)
-        target = folder / _to_safe_path(file.name, archive)
+        target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "xb") as copy:
             shutil.copyfileobj(file.content, copy, READ_BYTES)
@@ -95,6 +107,12 @@ def _write_files(archive: Path, folder: Path) -> None:
             raise DamagedArchive(
                 f"{archive} is corrupt: {file.name} has {size} bytes, expected {file.size}"
             )
+
+
+def _is_macs_own(path: str) -> bool:
+    """Whether a file is one that macOS adds: it lies in a copy of the real folder, or begins so."""
+    *folders, name = path.split("/")
+    return MACS_FOLDER in folders or name.startswith(MACS_PREFIX)
 
 
 def _check_room(size: int, archive: Path, folder: Path) -> None:
@@ -145,11 +163,25 @@ def _named_in_errors(archive: Path) -> Iterator[None]:
     try:
         yield
     except NotAnArchive:
-        raise DamagedArchive(f"{archive} is neither a zip nor a tar archive") from None
+        raise DamagedArchive(f"{archive} {_describe_kind(archive)}") from None
     except ValueError as error:
         if str(archive) in str(error):
             raise
         raise ValueError(f"{archive} is refused: {error}") from None
+
+
+def _describe_kind(file: Path) -> str:
+    """What a file is that is no whole zip or tar archive."""
+    with open(file, "rb") as content:
+        head = content.read(MAGIC_BYTES)
+    if not head:
+        return "is empty: download it again"
+    if head.startswith(ZIP_START):
+        return "is incomplete: it begins as a zip, but its end is missing; download it again"
+    for start, kind in OTHER_ARCHIVES.items():
+        if head.startswith(start):
+            return f"is a {kind} archive, which is not read here: pack its files as a zip"
+    return "is neither a zip nor a tar archive"
 
 
 def _check_tar_end(rest: MeteredReader, archive: Path) -> None:

@@ -21,7 +21,7 @@ from modules.report.caption_page import ReportedPair, choose_shown_pairs, write_
 from modules.report.page import Page
 from modules.report.pictures import draw_pairs, space_evenly
 from modules.tokenizer import decode
-from modules.training.states import HISTORY_FILE
+from modules.training.history import read_history
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class CaptionEvaluator:
             summary=summary,
             scores=self.scores,
             baselines=self.scorer.baselines,
-            history=self.run.folder / HISTORY_FILE,
+            history=read_history(self.run.folder),
             facts=self.run.list_facts(checkpoint),
             defaults=self.run.defaults,
         )

@@ -20,7 +20,7 @@ from modules.report.retrieval_page import write_retrieval_page
 from modules.report.tables import format_table
 from modules.retrieval import chance_level, retrieval_metrics
 from modules.tokenizer import tokenize_caption
-from modules.training.states import HISTORY_FILE
+from modules.training.history import read_history
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class RetrievalEvaluator:
             summary=summary,
             scores=self._scores_by_direction(),
             baselines=[("chance", chance_level(len(self.pairs)))],
-            history=self.run.folder / HISTORY_FILE,
+            history=read_history(self.run.folder),
             facts=self.run.list_facts(checkpoint),
             defaults=self.run.defaults,
         )

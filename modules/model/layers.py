@@ -3,6 +3,7 @@
 Dimensions: B rows, S tokens, D width, H heads, d = D/H, K attended tokens.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -76,25 +77,39 @@ def _attend_by_products(
     return weights @ v
 
 
+_RECORDING = threading.Lock()  # held while recordings begin or end
+
+
 class Attention(nn.Module):
     """The base of all attention modules: what they attend to can be recorded."""
 
-    recorded: list[Tensor] | None = None
+    # By thread: others may compute with the same module at the same time.
+    _recordings: dict[int, list[Tensor]] | None = None
+
+    @property
+    def recorded(self) -> list[Tensor] | None:
+        """Where this thread records its attention weights; None: nowhere."""
+        return None if self._recordings is None else self._recordings.get(threading.get_ident())
 
 
 @contextmanager
 def record_attention(modules: Sequence[Attention]) -> Iterator[list[list[Tensor]]]:
-    """Record the attention weights (B, H, S, K), float32, of each module's calls in the block.
+    """Record the attention weights (B, H, S, K), float32, of this thread's calls in the block.
 
     Yields a list for each module, with one tensor per call.
     """
-    for module in modules:
-        module.recorded = []
+    thread = threading.get_ident()
+    lists: list[list[Tensor]] = [[] for _ in modules]
+    with _RECORDING:
+        for module, recorded in zip(modules, lists, strict=True):
+            module._recordings = {**(module._recordings or {}), thread: recorded}
     try:
-        yield [module.recorded for module in modules]
+        yield lists
     finally:
-        for module in modules:
-            module.recorded = None
+        with _RECORDING:
+            for module in modules:
+                others = {key: value for key, value in module._recordings.items() if key != thread}
+                module._recordings = others or None
 
 
 class LayerNorm(nn.LayerNorm):

@@ -16,6 +16,7 @@ from modules.registries import OBJECTIVES
 from modules.report.tensorboard import TensorBoardWriter
 from modules.tokenizer import tokenize_caption
 from modules.training.checkpoints import Checkpoints, import_state
+from modules.training.history import read_history
 from modules.training.loop import fit
 from modules.training.objectives import Objective, TrainingData
 from modules.training.output import NoOutput, RunFiles, RunOutput
@@ -164,6 +165,7 @@ def _open_output(
 
 def _continue_in(folder: Path, resume: ResumePoint, checkpoints: Checkpoints) -> None:
     import_state(resume, folder)
+    read_history(folder)  # what is wrong with it is told now, and not after an epoch's work
     if resume.progress.epoch > 0:
         # The link may be missing, if the run was killed just before.
         checkpoints.link_best(resume.progress)

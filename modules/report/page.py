@@ -27,7 +27,7 @@ class Page:
     summary: str  # what was evaluated
     scores: Mapping[str, Mapping[str, float]]  # by label
     baselines: Sequence[tuple[str, Mapping[str, float]]]  # what the scores should beat
-    history: Path  # history.csv, which need not exist
+    history: pd.DataFrame  # loss and scores of a training's epochs; may have no rows
     facts: Mapping[str, Any]  # what led to the scores
     defaults: Mapping[str, Any]  # options that were not given
 
@@ -83,16 +83,13 @@ def embed_pair(pair_id: str, before: str, after: str) -> dict[str, str]:
     }
 
 
-def _make_curves(history: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The columns of history.csv that have values in at least two epochs, as curves by epoch."""
-    if not history.is_file():
-        return []
-    table = pd.read_csv(history)
+def _make_curves(history: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The columns of the history that have values in at least two epochs, as curves by epoch."""
     curves = []
     for name in names:
-        known = table.dropna(subset=name) if name in table else table[:0]
+        known = history.dropna(subset=name) if name in history else history[:0]
         if len(known) >= 2:
-            curves.append(_make_curve(name, known, len(table)))
+            curves.append(_make_curve(name, known, len(history)))
     return curves
 
 

@@ -2,17 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import pandas as pd
 from PIL import Image
 
 from modules.report.tensorboard import TensorBoardWriter
 from modules.training.checkpoints import Checkpoints
+from modules.training.history import EPOCH, append_history
 from modules.training.progress import Progress
-from modules.training.states import HISTORY_FILE
-from system.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -80,19 +77,8 @@ class RunFiles:
     def record_epoch(
         self, result: EpochResult, progress: Progress, draw_samples: Callable[[], Image.Image]
     ) -> None:
-        history = self.checkpoints.folder / HISTORY_FILE
-        append_history(history, {"epoch": result.epoch, **result.values})
+        append_history(self.checkpoints.folder, {EPOCH: result.epoch, **result.values})
         # Drawn first: if the run is killed between the two lines below, TensorBoard lacks an epoch.
         samples = draw_samples()
         self.checkpoints.record_evaluation(progress)
         self.board.add_epoch(result.values, samples, result.last_step)
-
-
-def append_history(path: Path, row: Mapping[str, float]) -> None:
-    """Add an epoch's row, and remove rows from this epoch on, which an earlier run left."""
-    rows = []
-    if row["epoch"] > 0 and path.is_file():
-        rows = pd.read_csv(path).to_dict("records")
-    kept = [earlier for earlier in rows if earlier["epoch"] < row["epoch"]]
-    with atomic_write(path) as temporary:
-        pd.DataFrame([*kept, row]).to_csv(temporary, index=False)

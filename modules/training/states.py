@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from modules.training.history import HISTORY_FILE
 from modules.training.progress import Progress
 from modules.weights.model_info import check_model_info
 from modules.weights.tensor_files import read_torch_file
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_FILE = "pytorch_model.bin"
 STATE_FILE = "training_state.bin"
-HISTORY_FILE = "history.csv"
 WEIGHTS_PATTERN = re.compile(re.escape(WEIGHTS_FILE) + r"\.(\d+)")  # epoch
 STATE_PATTERN = re.compile(re.escape(STATE_FILE) + r"\.(\d+)(?:\.(\d+))?")  # epoch, steps
 # Options that do not change the result: where files are, how they are read, what is logged and

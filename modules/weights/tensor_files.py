@@ -24,7 +24,7 @@ from modules.weights.unpickler import (
 )
 from modules.weights.wrappings import TRAINING_STATE, find_state_dict
 from system.archives import open_zip, read_entry
-from system.escaping import summarize_error
+from system.escaping import name_as_text, summarize_error
 from system.files import READ_ERRORS, atomic_write, is_html, is_safe_file_name
 from system.json_files import read_json
 
@@ -174,14 +174,15 @@ def _check_state_dict(path: Path, weights: Any) -> None:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
         if length > MAX_PICKLE_BYTES:
             raise ValueError(f"its header has {length} bytes")
-        return load_file(path)
+        is_utf8 = name_as_text(path) == str(path)
+        return load_file(path) if is_utf8 else load(path.read_bytes())
     except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(f"cannot read weights from {path}: {summarize_error(error)}") from None
 
