@@ -16,6 +16,7 @@ from system.urls import Location
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) *([kmgt]?)b?")
 SIZE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
+PROXY_VARIABLES = ("all_proxy", "http_proxy", "https_proxy")
 MAX_UPLOAD_AGE = 10**9  # seconds
 MAX_UPLOAD_SPACE = 10**18  # bytes
 
@@ -45,6 +46,7 @@ def serve(args: argparse.Namespace) -> None:
         with open_upload_folder(args.upload_age, args.upload_space) as uploads:
             # Gradio reads this when it is imported. The folder is deleted with the server.
             os.environ["GRADIO_TEMP_DIR"] = str(uploads.root)
+            _forget_proxies()
             from modules.web.page import STYLE, build_page
 
             page = build_page(predictor, name, uploads)
@@ -61,6 +63,16 @@ def _set_up_gradio() -> None:
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # what visitors do is not written down
     if importlib.util.find_spec("gradio") is None:
         raise OSError("the page needs Gradio: pip install -r requirements-app.txt")
+
+
+def _forget_proxies() -> None:
+    """Remove the proxies from the environment, now that the weights are there.
+
+    Gradio would ask this very page through them, and fail at once for a SOCKS proxy.
+    """
+    for name in list(os.environ):
+        if name.lower() in PROXY_VARIABLES:
+            del os.environ[name]
 
 
 def _describe_model(init_model: Location | None, trained_on: str | None) -> str:

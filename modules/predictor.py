@@ -124,6 +124,7 @@ class Predictor:
         What is random in a pair's captions follows from the seed and its index (by default 0, 1,
         …). Raises ValueError for settings of the decoding that contradict each other.
         """
+        _check_arguments(pairs, decoding)
         if not pairs:
             return []
         with self._inference():
@@ -153,6 +154,7 @@ class Predictor:
 
         Returns no maps if the model's tokens are not a grid of patches.
         """
+        _check_arguments(pairs, decoding)
         if not pairs:
             return []
         joint, encoder, decoder_cross = self.model.attention_modules
@@ -203,3 +205,17 @@ class Predictor:
         scores = (log_probs * mask).sum(dim=1) / mask.sum(dim=1)
         check_finite(scores)
         return scores
+
+
+def _check_arguments(pairs: object, decoding: object) -> None:
+    """Raise ValueError where one pair's images were given instead of a list of pairs."""
+    is_list = isinstance(pairs, Sequence) and not isinstance(pairs, str)
+    if not (is_list and all(map(_is_pair, pairs)) and isinstance(decoding, Decoding)):
+        raise ValueError(
+            "expected a list of pairs and a Decoding: captions([(before, after)]); for a single "
+            "pair there is caption(before, after)"
+        )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2

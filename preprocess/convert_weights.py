@@ -41,8 +41,8 @@ def convert(source: Location, target: Path, quick_gelu: bool) -> None:
     from modules.weights.tensor_files import write_safetensors
     from system.files import refuse_existing
 
-    is_pickle = re.fullmatch(PICKLE_NAME, target.name) is not None
-    is_folder = not is_pickle and target.suffix != ".safetensors"
+    is_pickle = re.fullmatch(PICKLE_NAME, target.name, re.IGNORECASE) is not None
+    is_folder = not is_pickle and target.suffix.lower() != ".safetensors"
     if is_folder:
         info_path = target / MODEL_INFO_FILE
         refuse_existing(target)

@@ -6,10 +6,13 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -172,7 +175,29 @@ def compute_sha256(path: Path) -> str:
 
 
 def choose_cache_folder(cache_dir: str | None) -> Path:
-    """The given folder, else `clip4idc` in the user's cache folder."""
+    """The given folder, else `clip4idc` in the user's cache folder.
+
+    For a user without a home it is a private folder among the temporary files.
+    """
     if cache_dir:
         return Path(cache_dir)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip4idc"
+    given = os.environ.get("XDG_CACHE_HOME")
+    if given:
+        return Path(given) / "clip4idc"
+    try:
+        return Path.home() / ".cache" / "clip4idc"
+    except RuntimeError:  # a user number without an entry, as in containers
+        return _make_private_folder()
+
+
+@cache
+def _make_private_folder() -> Path:
+    """A folder for temporary files that only this user can have written to."""
+    place = Path(tempfile.gettempdir())
+    folder = place / f"clip4idc-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    is_own = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    is_private = stat.S_ISDIR(status.st_mode) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if is_own and is_private else Path(tempfile.mkdtemp(prefix="clip4idc-"))

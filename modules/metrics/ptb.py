@@ -1,8 +1,10 @@
 """The PTB tokenizer of Stanford's CoreNLP, run as pycocoevalcap does: one Java process per call."""
 
 import logging
+import re
 import subprocess
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from pycocoevalcap.tokenizer import ptbtokenizer as ptb
@@ -14,6 +16,11 @@ from system.java import JavaError, find_error_line
 log = logging.getLogger(__name__)
 
 JAR = Path(ptb.__file__).with_name(ptb.STANFORD_CORENLP_3_4_1_JAR)
+# Two letters in a row of a script that has no spaces between words: Thai, Lao, Burmese, Khmer,
+# Japanese, Chinese.
+WITHOUT_SPACES = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{2}"
+)
 PROGRAM = (
     "java",
     "-cp",
@@ -35,12 +42,23 @@ def tokenize(
     for texts in captions.values():
         for text in texts:
             lines.append(" ".join(text.split()))  # a line break would make it two lines
+    if any(map(WITHOUT_SPACES.search, lines)):
+        _warn_about_spaces()
     try:
         tokens = iter(tokenize_lines(lines))
     except JavaError as error:
         log.info("%s; trying once more", error)
         tokens = iter(tokenize_lines(lines))
     return {key: [next(tokens) for _ in texts] for key, texts in captions.items()}
+
+
+@cache
+def _warn_about_spaces() -> None:
+    """Once for each process: scores are computed after each epoch."""
+    log.warning(
+        "some sentences have no spaces between their words, as in Chinese, Japanese or Thai: each "
+        "counts as one word, so that the scores mean little; put spaces between the words"
+    )
 
 
 def tokenize_lines(lines: Sequence[str]) -> list[str]:

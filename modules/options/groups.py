@@ -338,7 +338,7 @@ class PredictOptions(FlagGroup):
         problems = super().find_problems()
         if self.pairs and self.after:
             problems.append("--after goes with --before, not with --pairs")
-        if self.predictions and Path(self.predictions).suffix not in (".csv", ".jsonl"):
+        if self.predictions and Path(self.predictions).suffix.lower() not in (".csv", ".jsonl"):
             problems.append(
                 f"--predictions {self.predictions}: expected a name that ends in .csv or .jsonl"
             )

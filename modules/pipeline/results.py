@@ -68,7 +68,7 @@ def append_captions(
         if not is_prepared:
             _prepare_file(path, finished, settings)
             is_prepared = True
-        _append(path, format_rows(captioned, path.suffix))
+        _append(path, format_rows(captioned, path.suffix.lower()))
 
 
 def _prepare_file(path: Path, finished: FinishedPairs, settings: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ def _prepare_file(path: Path, finished: FinishedPairs, settings: Mapping[str, An
         write_json(origin_path(path), settings)
     with open(path, "ab") as file:
         file.truncate(finished.valid_bytes)
-    if path.suffix == ".csv" and not finished.num_done:
+    if path.suffix.lower() == ".csv" and not finished.num_done:
         _append(path, _csv_lines([COLUMNS]))
 
 
@@ -94,7 +94,7 @@ def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> 
     """
     if not path.is_file():
         return FinishedPairs()
-    is_csv = path.suffix == ".csv"
+    is_csv = path.suffix.lower() == ".csv"
     header = [_csv_lines([COLUMNS]).encode()] if is_csv else []
     lines_per_pair = num_captions if is_csv else 1
     lines = path.read_bytes().splitlines(keepends=True)
@@ -117,7 +117,7 @@ def _read_ids(lines: Sequence[bytes], path: Path) -> list[str]:
     """The pair's id in each line after the header. Raises ValueError for a damaged line."""
     try:
         texts = [line.decode() for line in lines]
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             return [row[0] for row in csv.reader(texts)]
         return [parse_json(text)["id"] for text in texts]
     except (ValueError, KeyError, TypeError, IndexError, csv.Error):

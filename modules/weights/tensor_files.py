@@ -151,7 +151,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
-    return path.suffix == ".safetensors" or head[8:9] == b"{"
+    return path.suffix.lower() == ".safetensors" or head[8:9] == b"{"
 
 
 def _check_state_dict(path: Path, weights: Any) -> None:
