@@ -84,7 +84,7 @@ def parse_size(text: str) -> int:
     """The bytes of a size such as 500MB, 2 GB or 1000000. Raises ArgumentTypeError for others."""
     found = SIZE.fullmatch(text.strip().lower())
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, such as 500MB or 2GB")
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not a size, such as 500MB or 2GB")
     number, unit = found.groups()
     size = float(number) * SIZE_UNITS[unit]
     if not 1 <= size <= MAX_UPLOAD_SPACE:

@@ -1,29 +1,15 @@
-"""Names of pictures as people and systems write them: which names mean the same file.
-
-Macs write é as two letters (Unicode's form NFD), other systems as one (NFC). Windows writes
-backslashes between folders, and does not tell capitals from small letters.
-"""
+"""Pictures by the names that people and tables give them."""
 
 import os
 import re
-import unicodedata
 from functools import lru_cache
 from pathlib import Path
 
+from system.file_names import fold_name, normalize_name
 from system.urls import scrub
 
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 MAX_LISTED_FOLDERS = 64  # kept in memory
-
-
-def normalize_name(name: str) -> str:
-    """What names have in common that look the same: é is one letter."""
-    return unicodedata.normalize("NFC", name)
-
-
-def fold_name(name: str) -> str:
-    """What names have in common that are the same to Windows: capitals do not count."""
-    return normalize_name(normalize_name(name).casefold())
 
 
 def find_file(path: Path) -> Path:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from dataloaders.datasets.pair_table import read_id, read_images, read_rows
 from dataloaders.datasets.spot_the_diff import AFTER_ENDING
-from dataloaders.file_names import fold_name, normalize_name, refuse_address
+from dataloaders.file_names import refuse_address
 from dataloaders.pairs import ImagePair, find_repeated, require_images
 from dataloaders.picture_files import HEIF_ENDINGS, NO_HEIF, picture_endings
 from system.escaping import has_control_characters, name_as_text
+from system.file_names import fold_name, normalize_name
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, ImagePair, PairDataset, list_captions
 from system.command import Advice, OneLineParser, run_command
 from system.escaping import show, to_one_line
+from system.file_names import find_unportable
 from system.flags import MAX_SEED, MAX_WORKERS, add_entry_flags, bounded, read_settings
 from system.processes import start_pool
 
@@ -44,6 +45,7 @@ class SplitReport:
     missing: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     identical: list[str] = field(default_factory=list)
+    unportable: list[str] = field(default_factory=list)
     in_other_splits: list[str] = field(default_factory=list)  # pairs that an earlier split has too
     num_empty: int = 0
     num_repeated: int = 0  # beyond the first of each
@@ -93,6 +95,8 @@ def check_split(
             report.missing += missing
             report.broken += broken
             report.identical += identical
+    files = dict.fromkeys(Path(path).as_posix() for of_pair in paths for path in of_pair)
+    report.unportable = find_unportable(files)
     return report
 
 
@@ -131,6 +135,7 @@ def format_report(split: str, report: SplitReport, max_words: int) -> str:
         (report.missing, "WRONG: {} images are missing"),
         (report.broken, "WRONG: {} images are broken"),
         (report.in_other_splits, "WRONG: {} pairs are in another split too"),
+        (report.unportable, "{} names cannot be used on Windows, or differ only in capitals"),
         (report.identical, "{} images equal their pair's first, pixel by pixel, at 224 × 224"),
     )
     for names, text in findings:

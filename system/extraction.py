@@ -1,5 +1,6 @@
 """Extracts zip and tar archives without ever writing outside the target folder."""
 
+import logging
 import lzma
 import os
 import shutil
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from system.archives import MeteredReader, NotAnArchive, iter_entries, open_tar, open_zip
 from system.escaping import has_control_characters, summarize_error, to_one_line
+from system.file_names import find_unportable
 from system.files import READ_BYTES, READ_ERRORS, DiskFull, check_free_space
 
 MIN_FREE_BYTES = 1 << 28  # left free on the disk
@@ -33,6 +35,8 @@ ARCHIVE_ERRORS = (
     *(error_class for error_class in READ_ERRORS if error_class is not ValueError),
 )
 
+
+log = logging.getLogger(__name__)
 
 # What macOS adds to archives: a file ._x for each x, in a folder of the same layout or beside it.
 MACS_FOLDER = "__MACOSX"
@@ -93,10 +97,12 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _write_files(archive: Path, folder: Path) -> None:
+    paths = []
     for file in _iter_files(archive, folder):
         path = _to_safe_path(file.name, archive)
         if _is_macs_own(path):
             continue
+        paths.append(path)
         _check_room(file.size, archive, folder)
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,6 +113,14 @@ def _write_files(archive: Path, folder: Path) -> None:
             raise DamagedArchive(
                 f"{archive} is corrupt: {file.name} has {size} bytes, expected {file.size}"
             )
+    unportable = find_unportable(paths)
+    if unportable:
+        log.warning(
+            "%s: %d of its names cannot be used on Windows, such as %s",
+            archive,
+            len(unportable),
+            _shorten(unportable[0]),
+        )
 
 
 def _is_macs_own(path: str) -> bool:

@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple
 
 MAX_DIGITS = 9  # of a number in the environment
+MAX_PORT = 65535
 
 
 class Place(NamedTuple):
@@ -48,6 +49,40 @@ def read_place() -> Place:
             f"RANK is {rank} in the environment, expected less than WORLD_SIZE, {world_size}"
         )
     return Place(rank, world_size, local_rank)
+
+
+class MeetingPoint(NamedTuple):
+    """Where the processes find each other."""
+
+    host: str
+    port: int
+
+
+def read_meeting_point() -> MeetingPoint:
+    """Raises ValueError that names the variable that is missing or out of range."""
+    host = os.environ.get("MASTER_ADDR", "").strip()
+    port = _read_number("MASTER_PORT")
+    missing = "MASTER_PORT" if host else "MASTER_ADDR"
+    if not host or port is None:
+        raise ValueError(
+            f"{missing} is not set in the environment: start the processes by torchrun"
+        )
+    if not 1 <= port <= MAX_PORT:
+        raise ValueError(f"MASTER_PORT is {port} in the environment, expected 1 to {MAX_PORT}")
+    return MeetingPoint(host, port)
+
+
+def read_restart_count() -> int | None:
+    """How often torchrun has restarted the processes; None if it cannot restart them, or if they
+    do not meet at its own store.
+
+    Raises ValueError for a variable that is no number.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    if not _read_number("TORCHELASTIC_MAX_RESTARTS"):
+        return None
+    return _read_number("TORCHELASTIC_RESTART_COUNT") or 0
 
 
 def _read_number(name: str) -> int | None:

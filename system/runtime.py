@@ -23,7 +23,7 @@ from system.compute import (
     use_deterministic_algorithms,
     use_fast_matmuls,
 )
-from system.launcher import read_place
+from system.launcher import read_meeting_point, read_place, read_restart_count
 from system.logs import logging_to_terminal
 
 try:
@@ -192,6 +192,7 @@ def open_runtime(
 def _join_process_group(rank: int, world_size: int, device: torch.device) -> dist.ProcessGroup:
     """Join the others in the default group, for collectives; returns a second one on the CPU."""
     backend = "nccl" if device.type == "cuda" else "gloo"
+    read_meeting_point()  # torch's own messages name no variable
     store = _open_restart_store()
     if store is None:
         dist.init_process_group(backend, timeout=STEP_TIMEOUT)  # the rest from the environment
@@ -210,17 +211,15 @@ def _open_restart_store() -> dist.Store | None:
     the old ones, where nobody listens any more. With one agent, its restart count keeps attempts
     apart. Several agents count separately, so they must not share the store: ValueError.
     """
-    env = os.environ
-    uses_agent_store = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if not uses_agent_store or env.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+    restart_count = read_restart_count()
+    if restart_count is None:
         return None
-    if env.get("GROUP_WORLD_SIZE", "1") != "1":
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         raise ValueError(
             "several torchrun agents with --max-restarts need --rdzv_backend=c10d and, in the "
             "environment of each, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: restarted processes "
             "would wait for those before them"
         )
-    host = env["MASTER_ADDR"]
-    port = int(env["MASTER_PORT"])
+    host, port = read_meeting_point()
     store = dist.TCPStore(host, port, is_master=False, timeout=STEP_TIMEOUT)
-    return dist.PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", store)
+    return dist.PrefixStore(f"attempt_{restart_count}", store)

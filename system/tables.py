@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import re
 from collections.abc import Collection, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +17,8 @@ SEPARATORS = (",", ";", "\t")
 # Spreadsheets mark UTF-16 by its first bytes.
 UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 SEPARATOR_LINE = "sep="  # a first line by which spreadsheets say which separator follows
+
+LINE_END = re.compile(r"\r\n|\r|\n")
 
 Row = dict[str, Any]
 
@@ -91,8 +94,8 @@ def _read_csv_rows(
 
 def _find_separator(text: str, required: Collection[str]) -> tuple[str, int]:
     """The separator, and how many lines stand before the header."""
-    first, _, rest = text.partition("\n")
-    if first.lower().startswith(SEPARATOR_LINE) and len(first.strip()) == len(SEPARATOR_LINE) + 1:
+    first = LINE_END.split(text, maxsplit=1)[0].rstrip(" ")
+    if first.lower().startswith(SEPARATOR_LINE) and len(first) == len(SEPARATOR_LINE) + 1:
         return first[len(SEPARATOR_LINE)], 1
     for separator in SEPARATORS:
         names = {name.strip().strip('"').strip().lower() for name in first.split(separator)}

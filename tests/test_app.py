@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import io
 import multiprocessing
+import os
 import re
 from pathlib import Path
 
@@ -222,3 +223,19 @@ def test_the_components_refuse_files_that_the_guard_would_let_through(uploads):
                 image.preprocess(image.data_model(path=path))
             with pytest.raises(gr.Error, match="not uploaded"):
                 asyncio.run(image.async_move_resource_to_block_cache(path))
+
+
+def test_proxies_are_forgotten(monkeypatch):
+    names = ("ALL_PROXY", "all_proxy", "HTTP_PROXY", "https_proxy")
+    for name in names:
+        monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "localhost")
+    app._forget_proxies()
+    assert [name for name in names if name in os.environ] == []
+    assert os.environ["NO_PROXY"] == "localhost"
+
+
+@pytest.mark.parametrize("text", ["0", "0.1B", "2000000000GB"])
+def test_sizes_out_of_range_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is out of range, expected 1 B to 1 EB"):
+        app.parse_size(text)

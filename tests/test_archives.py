@@ -349,3 +349,33 @@ def test_a_refused_archive_is_one_line_and_leaves_no_folder(tmp_path, capsys):
         )
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_what_macos_adds_is_not_extracted(tmp_path):
+    names = ("__MACOSX/a/._1.png", "a/1.png", "a/._1.png", "b/__MACOSX/x.png", "._2.png")
+    (tmp_path / "x.zip").write_bytes(zipped(*names))
+    with extract_to_temporary(tmp_path / "x.zip", tmp_path / "to") as folder:
+        assert files_below(folder) == ["a/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (zipped("a.png", "b.png")[:-30], "is incomplete: it begins as a zip, but its end is"),
+        (b"", "is empty: download it again"),
+        (b"7z\xbc\xaf'\x1c" + bytes(99), "is a 7z archive, which is not read here: pack"),
+        (b"Rar!\x1a\x07\x00" + bytes(99), "is a rar archive"),
+        (b"<html>" + bytes(99), "is neither a zip nor a tar archive"),
+    ],
+)
+def test_other_files_are_called_what_they_are(content, message, tmp_path):
+    refused(tmp_path / "x", content, message)
+
+
+def test_names_that_windows_cannot_have_are_told(tmp_path, caplog):
+    (tmp_path / "x.zip").write_bytes(zipped("a.png", "A.png", "con.png"))
+    with extract_to_temporary(tmp_path / "x.zip", tmp_path / "to") as folder:
+        assert len(files_below(folder)) == 3
+    assert caplog.messages == [
+        f"{tmp_path}/x.zip: 2 of its names cannot be used on Windows, such as A.png"
+    ]

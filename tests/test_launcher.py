@@ -1,17 +1,20 @@
 """A launcher's variables: empty ones count as unset, wrong ones are named in one line."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import CLIP4IDCinference
 import main_task_retrieval
-from system.launcher import Place, read_place
+from system.launcher import Place, read_meeting_point, read_place, read_restart_count
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
 
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch):
-    for name in NAMES:
+    for name in NAMES + MEETING:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -65,3 +68,62 @@ def test_wrong_variables_are_named(monkeypatch, values, message, main, tmp_path,
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("", ""), "MASTER_ADDR is not set in the environment"),
+        (("localhost", ""), "MASTER_PORT is not set in the environment"),
+        (("localhost", "abc"), "MASTER_PORT is 'abc' in the environment, expected a whole number"),
+        (("localhost", "70000"), "MASTER_PORT is 70000 in the environment, expected 1 to 65535"),
+        (("localhost", "0"), "MASTER_PORT is 0"),
+    ],
+)
+def test_where_processes_meet(monkeypatch, values, message, tmp_path, capsys):
+    set_all(monkeypatch, "0", "2", "0")
+    for name, value in zip(MEETING, values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        read_meeting_point()
+    words = ["--do_eval", "--datatype", "spot", "--data_path", "d", "--features_path", "f"]
+    words += ["--output_dir", str(tmp_path / "run"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        main_task_retrieval.main(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_restarts_are_counted_where_torchrun_has_a_store_for_them(monkeypatch):
+    for name in ("USE_AGENT_STORE", "MAX_RESTARTS", "RESTART_COUNT"):
+        monkeypatch.delenv(f"TORCHELASTIC_{name}", raising=False)
+    assert read_restart_count() is None
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert read_restart_count() is None
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert read_restart_count() == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert read_restart_count() == 2
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+
+
+@given(st.tuples(*[st.one_of(st.none(), TEXTS, st.integers(-2, 9).map(str)) for _ in NAMES]))
+def test_any_variables_are_a_place_or_refused_by_name(values):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in zip(NAMES, values, strict=True):
+            if value is None:
+                patch.delenv(name, raising=False)
+            else:
+                patch.setenv(name, value)
+        try:
+            place = read_place()
+        except ValueError as error:
+            named = str(error)
+        else:
+            assert 0 <= place.rank < place.world_size
+            named = "RANK"
+    assert "RANK" in named or "WORLD_SIZE" in named

@@ -1,6 +1,7 @@
 """The Predictor: captions and scores, sampling, attention maps, and the model that is shipped."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -289,3 +290,28 @@ def test_the_shipped_model_on_real_scenes_that_it_was_not_trained_on(demo, real_
 )
 def test_indices_are_spaced_evenly(count, wanted, indices):
     assert space_evenly(count, wanted) == indices
+
+
+def test_explanations_in_threads_are_those_alone(demo):
+    names = ("removed", "added", "recolored")
+    pairs = [(EXAMPLES / f"{name}_before.png", EXAMPLES / f"{name}_after.png") for name in names]
+    alone = [demo.explain(*pair) for pair in pairs]
+    with ThreadPoolExecutor(3) as pool:
+        captioned = pool.map(lambda pair: demo.caption(*pair), pairs)
+        together = list(pool.map(lambda pair: demo.explain(*pair), pairs))
+        texts = list(captioned)
+    for one, other, text in zip(alone, together, texts, strict=True):
+        assert one.caption.text == other.caption.text == text
+        np.testing.assert_allclose(one.word_maps, other.word_maps, atol=1e-3)
+    modules = [module for part in demo.model.attention_modules for module in part]
+    assert all(module._recordings is None for module in modules)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("a.png", "b.png"), (("a.png", "b.png"),), ([("a.png", "b.png", "c.png")],), ("ab",), (5,)],
+)
+def test_a_pair_in_place_of_a_list_of_pairs_is_told(demo, arguments):
+    for method in (demo.captions, demo.explanations):
+        with pytest.raises(ValueError, match=r"captions\(\[\(before, after\)\]\)"):
+            method(*arguments)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import torch
 
 import CLIP4IDCinference
 from modules.training.states import weights_path
-from system.files import DiskFull, atomic_write, check_free_space, link_or_copy
+from system import files
+from system.files import (
+    DiskFull,
+    atomic_write,
+    check_free_space,
+    choose_cache_folder,
+    link_or_copy,
+)
 from system.locks import LockTaken, _warn_without_locks, hold_lock
 from tests.quick_scores import skip_reports, use_quick_scores
 from tests.refusing_disk import REFUSALS, refuse
@@ -190,3 +198,46 @@ def test_a_place_where_nothing_can_be_written_is_no_place_without_locks(tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"), hold_lock(tmp_path / "file" / ".lock"):
         pass
+
+
+# ---- users without a home ----
+
+
+@pytest.fixture
+def _no_home(monkeypatch, tmp_path):
+    for name in ("HOME", "XDG_CACHE_HOME", "USERPROFILE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files._make_private_folder.cache_clear()
+    yield
+    files._make_private_folder.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_home")
+def test_without_a_home_the_cache_is_a_private_temporary_folder(tmp_path):
+    folder = choose_cache_folder(None)
+    assert folder == tmp_path / f"clip4idc-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert choose_cache_folder("given") == Path("given")
+
+
+@pytest.mark.usefixtures("_no_home")
+@pytest.mark.parametrize("kind", ["open to others", "a link", "a file"])
+def test_a_folder_that_others_could_have_made_is_not_used(kind, tmp_path):
+    taken = tmp_path / f"clip4idc-{os.getuid()}"
+    if kind == "open to others":
+        taken.mkdir()
+        taken.chmod(0o777)
+    elif kind == "a link":
+        taken.symlink_to(tmp_path)
+    else:
+        taken.touch()
+    folder = choose_cache_folder(None)
+    assert folder != taken
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert choose_cache_folder(None) == folder

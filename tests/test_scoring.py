@@ -18,6 +18,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from dataloaders.coco_files import read_ground_truth, read_results
+from modules.metrics import ptb
 from modules.metrics.baselines import best_constant, constant_cider, random_captions
 from modules.metrics.coco import COCO_PROTOCOL
 from modules.metrics.meteor import MeteorProcess
@@ -341,3 +342,25 @@ def test_medians():
 def test_counts_that_do_not_fit():
     with pytest.raises(ValueError, match="does not fit"):
         retrieval_metrics(torch.zeros(5, 2), [2, 2])
+
+
+def test_ids_may_be_numbers(tmp_path):
+    rows = [{"image_id": 7, "id": 0, "caption": "a dog"}, {"image_id": "8", "caption": "a cat"}]
+    (tmp_path / "gt.json").write_text(json.dumps({"annotations": rows}))
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    assert read_ground_truth(tmp_path / "gt.json") == {"7": ["a dog"], "8": ["a cat"]}
+    assert read_results(tmp_path / "results.json") == {"7": "a dog", "8": "a cat"}
+    rows[0]["image_id"] = True
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match="result 0 is not"):
+        read_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("text", ["红色的汽车", "赤い車", "รถสีแดง"])
+def test_sentences_without_spaces_are_told_once(text, caplog):
+    ptb._warn_about_spaces.cache_clear()
+    for _ in range(2):
+        tokenize({"a": [text], "b": ["a café’s ☃ 車"]})
+    assert [message.partition(",")[0] for message in caplog.messages] == [
+        "some sentences have no spaces between their words"
+    ]

@@ -1,6 +1,13 @@
 """Tables as editors and spreadsheets save them."""
 
+import csv
+import io
+import tempfile
+from pathlib import Path
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataloaders.datasets.pair_table import read_rows
 
@@ -69,3 +76,57 @@ def test_wrong_tables_are_named(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"table\.csv {message}"):
         list(read_rows(path))
+
+
+# Values whose blanks at the ends do not count, without what no table can hold.
+VALUES = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\ufeff"), max_size=12
+).map(str.strip)
+ROWS = st.lists(st.tuples(VALUES.filter(bool), VALUES, VALUES), min_size=1, max_size=5)
+
+
+@given(
+    rows=ROWS,
+    separator=st.sampled_from(",;\t"),
+    line_end=st.sampled_from(["\n", "\r\n", "\r"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
+    num_blank=st.integers(0, 2),
+    is_capital=st.booleans(),
+    is_announced=st.booleans(),
+)
+def test_any_dialect_is_read_alike(
+    rows, separator, line_end, encoding, quoting, num_blank, is_capital, is_announced
+):
+    if line_end == "\r":
+        quoting = csv.QUOTE_ALL  # Python's writer would leave other line breaks as they are
+    text = io.StringIO(newline="")
+    if is_announced:
+        text.write(f"sep={separator}{line_end}")
+    writer = csv.writer(text, delimiter=separator, lineterminator=line_end, quoting=quoting)
+    names = ("before", "after", "caption")
+    writer.writerow([name.upper() if is_capital else name for name in names])
+    for row in rows:
+        writer.writerow(row)
+        for _ in range(num_blank):
+            text.write(separator * 2 + line_end)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.CSV"
+        path.write_bytes(text.getvalue().encode(encoding))
+        found = [tuple(row[name] for name in names) for _, row in read_rows(path)]
+    assert found == rows
+
+
+@given(st.binary(max_size=80), st.sampled_from([".csv", ".tsv", ".jsonl"]))
+def test_any_bytes_are_a_table_or_refused_by_name(content, ending):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"table{ending}"
+        path.write_bytes(content)
+        try:
+            rows = list(read_rows(path))
+        except ValueError as error:
+            refusal = str(error)
+        else:
+            assert all(isinstance(row, dict) for _, row in rows)
+            refusal = str(path)
+    assert str(path) in refusal

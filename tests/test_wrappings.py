@@ -1,11 +1,14 @@
 """Weights as other trainers leave them: wrapped, in several files, by newer pickles, with NaN."""
 
 import json
+import tempfile
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from modules.weights.sources import load_weights, read_released
@@ -171,3 +174,45 @@ def test_values_that_are_not_finite(tmp_path, value, capsys):
         load_weights(str(path), "ViT-B/32")
     convert_weights.main(["--inspect", str(path)])
     assert f"{name} has NaN or infinite values" in capsys.readouterr().out
+
+
+PREFIXES = st.lists(
+    st.sampled_from(["module.", "_orig_mod.", "model.", "net.", "_fsdp_wrapped_module."]),
+    max_size=3,
+    unique=True,
+)
+WRAPPINGS = st.lists(
+    st.sampled_from(["state_dict", "model", "model_state_dict", "ema", "module"]),
+    max_size=2,
+    unique=True,
+)
+EXTRAS = st.dictionaries(
+    st.sampled_from(["epoch", "optimizer", "lr_scheduler", "best", "args"]),
+    st.sampled_from([1, 0.5, "text", None, {"state": {}, "param_groups": []}, [1, 2]]),
+    max_size=3,
+)
+
+
+@settings(max_examples=25)
+@given(
+    prefixes=PREFIXES,
+    wrappings=WRAPPINGS,
+    extras=EXTRAS,
+    protocol=st.integers(2, 5),
+    is_zip=st.booleans(),
+    is_half=st.booleans(),
+)
+def test_any_wrapping_gives_the_same_weights(
+    prefixes, wrappings, extras, protocol, is_zip, is_half
+):
+    content = prefixed(*prefixes)
+    if is_half:
+        content = {name: value.half() for name, value in content.items()}
+    for name in wrappings:
+        content = {**extras, name: content}
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": is_zip}
+    with tempfile.TemporaryDirectory() as folder:
+        found = read_released(save(Path(folder), content, **options))
+    assert found.keys() == WEIGHTS.keys()
+    for name, value in WEIGHTS.items():
+        assert torch.equal(found[name], value.half().float() if is_half else value)

@@ -25,7 +25,7 @@ def read_history(folder: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame()
     try:
-        rows = [_parse_row(row) for _, row in read_table(path, (EPOCH,), ())]
+        rows = [_parse_row(row) for _, row in read_table(path, (EPOCH,), (EPOCH,))]
     except ValueError as error:
         aside = path.with_name(f"{HISTORY_FILE}.unreadable")
         path.replace(aside)
