@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dataloaders.images import ImageLike, to_tensor
 from modules.clip4idc import CLIP4IDC, load_model
-from modules.generation import check_finite, generate
+from modules.generation import generate
 from modules.generation.steps import count_tokens, shift_for_teacher_forcing
 from modules.model.explanation import (
     Caption,
@@ -35,7 +35,7 @@ from modules.tokenizer import decode
 from modules.weights.key_names import has_captioner
 from modules.weights.model_info import ModelSettings
 from modules.weights.sources import load_weights
-from system.compute import choose_precision, select_device, use_fast_matmuls
+from system.compute import check_finite, choose_precision, select_device, use_fast_matmuls
 from system.places import ROOT
 from system.runtime import Runtime
 from system.urls import Location

@@ -204,3 +204,12 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def check_finite(values: torch.Tensor) -> None:
+    """Raise ValueError for NaN or infinities among what a model computes."""
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            "the model computes numbers that are not finite (NaN or infinity): its weights are "
+            "damaged, or too large for this precision; --precision fp32 has the widest range"
+        )

@@ -11,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import app
+from dataloaders.pairs import ImagePair
 from gt import score_files
+from modules.evaluation import retrieval
+from modules.evaluation.retrieval import RetrievalEvaluator
 from modules.generation import generate
 from modules.metrics.bootstrap import bootstrap, interval, p_value
 from modules.metrics.metric import ScoringContext, ScoringProtocol
@@ -23,6 +26,7 @@ from modules.training.progress import Progress
 from preprocess import check_dataset, synthesize
 from system.command import OneLineParser
 from system.flags import Bounds, bounded
+from system.runtime import Runtime
 from tests.runs import arguments, run_refused
 
 EXTREMES = ("nan", "inf", "-inf", "1e400", "-1e400", "1e308", "1e-320", "0", "-0", "-1")
@@ -227,3 +231,20 @@ def test_adaptation_refuses_batches_of_one(more, message, spot, tiny_sizes, tmp_
     assert message in line
     assert line.endswith("use at least --batch_size " + ("8" if len(more) > 2 else "2"))
     assert not (tmp_path / "run").exists()
+
+
+def test_retrieval_among_a_single_pair_is_said_to_mean_nothing(caplog):
+    pair = ImagePair("a", "a.png", "b.png", ("a dog left",))
+    RetrievalEvaluator([pair], None, 8, None, Runtime())
+    (message,) = caplog.messages
+    assert message == "retrieval among a single pair is always right: its scores mean nothing"
+    RetrievalEvaluator([pair, pair], None, 8, None, Runtime())
+    assert caplog.messages == [message]
+
+
+def test_similarities_that_are_not_finite_are_refused(spot, tiny_sizes, tmp_path, capsys):
+    words = arguments(spot, tmp_path / "run", tiny_sizes, "retrieval", "--do_eval")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrieval, "_compare_vectors", lambda *_: torch.full((10, 5), math.nan))
+        line = run_refused("retrieval", words, capsys)
+    assert "the model computes numbers that are not finite" in line

@@ -10,11 +10,14 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import CLIP4IDCinference
+from dataloaders.storage.image_cache import open_image_cache
 from modules.training.states import weights_path
+from modules.weights.tensor_files import read_weights, write_safetensors
 from system import files
 from system.files import (
     DiskFull,
@@ -198,6 +201,23 @@ def test_a_place_where_nothing_can_be_written_is_no_place_without_locks(tmp_path
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"), hold_lock(tmp_path / "file" / ".lock"):
         pass
+
+
+# ---- files that cannot be mapped into memory ----
+
+
+def test_weights_that_cannot_be_mapped_are_read(tmp_path, monkeypatch):
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.arange(3.0)})
+    monkeypatch.setattr("safetensors.torch.load_file", raise_error(errno.ENODEV))
+    assert torch.equal(read_weights(tmp_path / "x.safetensors")["a"], torch.arange(3.0))
+
+
+def test_an_image_cache_that_cannot_be_mapped_is_told(tmp_path, monkeypatch):
+    picture = str(EXAMPLES / "moved_before.png")
+    cache = open_image_cache(tmp_path, [picture], 16, lambda items, *_: items)
+    monkeypatch.setattr(np, "memmap", raise_error(errno.ENODEV))
+    with pytest.raises(OSError, match=r"cannot map .*images-16\.uint8 .*--image_cache on a disk"):
+        cache([picture])
 
 
 # ---- users without a home ----

@@ -46,7 +46,7 @@ class ImageCache:
         """Images of source files. Raises KeyError for one that the cache was not opened for."""
         if self.pixels is None:
             shape = (int(self.rows.max()) + 1, 3, self.resolution, self.resolution)
-            self.pixels = np.memmap(self.data, np.uint8, mode="r", shape=shape)
+            self.pixels = _map_file(self.data, shape)
         wanted = torch.tensor([_key(path) for path in paths])
         found = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         if not torch.equal(self.keys[found], wanted):
@@ -55,6 +55,16 @@ class ImageCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "pixels": None}
+
+
+def _map_file(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    try:
+        return np.memmap(path, np.uint8, mode="r", shape=shape)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"cannot map {path} ({reason}): put --image_cache on a disk of this machine"
+        ) from None
 
 
 def open_image_cache(

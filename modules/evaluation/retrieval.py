@@ -21,6 +21,7 @@ from modules.report.tables import format_table
 from modules.retrieval import chance_level, retrieval_metrics
 from modules.tokenizer import tokenize_caption
 from modules.training.history import read_history
+from system.compute import check_finite
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class RetrievalEvaluator:
                 f"{len(self.pairs)} pairs to evaluate on are fewer than "
                 f"{self.runtime.world_size} processes"
             )
+        if len(self.pairs) == 1:
+            log.warning("retrieval among a single pair is always right: its scores mean nothing")
 
     def evaluate(self, model: CLIP4IDC, label: str) -> tuple[float, dict[str, float]]:
         """Return text→pair R@1 and all scores. Writes no file, so `label` is unused."""
@@ -110,7 +113,7 @@ def compute_similarity(
     """The similarity (N_text, N_pair) of a split, on the CPU; the processes share the work.
 
     Every pair and every text is encoded once. `loader` gives this process's share of the pairs'
-    images in file order.
+    images in file order. Raises ValueError if it is not finite.
     """
     texts = list_change_captions(pairs)
     with runtime.autocast():
@@ -118,7 +121,9 @@ def compute_similarity(
             similarity = _compare_tokens(model, texts, loader, max_words, runtime)
         else:
             similarity = _compare_vectors(model, texts, loader, max_words, runtime)
-    return similarity.float().cpu()
+    similarity = similarity.float().cpu()
+    check_finite(similarity)
+    return similarity
 
 
 def _compare_vectors(

@@ -14,6 +14,7 @@ from modules.generation.greedy import greedy_search
 from modules.generation.steps import StepModel
 from modules.options.decoding import Decoding
 from modules.registries import DECODING_METHODS
+from system.compute import check_finite
 
 __all__ = ["generate", "greedy_search"]
 
@@ -41,15 +42,6 @@ def generate(
     ids = method(model, pair_tokens, max_words, decoding, pair_indices)
     _check_ids(ids, name, (len(pair_tokens), decoding.num_captions, max_words))
     return ids
-
-
-def check_finite(values: Tensor) -> None:
-    """Raise ValueError for NaN or infinities among what a captioner computes."""
-    if not torch.isfinite(values).all():
-        raise ValueError(
-            "the captioner computes numbers that are not finite (NaN or infinity): its weights are "
-            "damaged, or too large for this precision; --precision fp32 has the widest range"
-        )
 
 
 def _check_ids(ids: Tensor, method: str, expected: tuple[int, int, int]) -> None:

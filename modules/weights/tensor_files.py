@@ -181,8 +181,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             (length,) = struct.unpack("<Q", file.read(8))
         if length > MAX_PICKLE_BYTES:
             raise ValueError(f"its header has {length} bytes")
-        is_utf8 = name_as_text(path) == str(path)
-        return load_file(path) if is_utf8 else load(path.read_bytes())
+        if name_as_text(path) != str(path):  # the library wants UTF-8
+            return load(path.read_bytes())
+        try:
+            return load_file(path)
+        except OSError:  # not every file system can map files into memory
+            return load(path.read_bytes())
     except (SafetensorError, *UNREADABLE) as error:
         raise ValueError(f"cannot read weights from {path}: {summarize_error(error)}") from None
 
