@@ -156,7 +156,7 @@ def build_batches(
     else:
         sampler = ShareSampler(len(dataset), rank, world_size)
     samples = ErrorsAsItems(dataset)
-    copies = num_workers > 0 and not _can_share(samples, batch_size, num_workers)
+    copies = num_workers > 0 and not _can_share(samples, batch_size, num_workers, world_size)
     loader = DataLoader(
         samples,
         batch_size,
@@ -171,10 +171,11 @@ def build_batches(
     return Batches(loader, collate_here=copies)
 
 
-def _can_share(samples: ErrorsAsItems, batch_size: int, num_workers: int) -> bool:
+def _can_share(samples: ErrorsAsItems, batch_size: int, num_workers: int, world_size: int) -> bool:
     """Whether the batches that workers prepare fit into shared memory and the open files.
 
-    Where they do not, workers would crash or wait for ever.
+    Where they do not, workers would crash or wait for ever. All processes are taken to be on this
+    machine.
     """
     sample = samples[0, 0]
     if isinstance(sample, Exception):
@@ -182,7 +183,8 @@ def _can_share(samples: ErrorsAsItems, batch_size: int, num_workers: int) -> boo
     tensors = [value for value in sample.values() if isinstance(value, Tensor)]
     # The loader prepares two for each worker; one more may be in use, and one on its way.
     num_batches = 2 * num_workers + 2
-    size = num_batches * batch_size * sum(tensor.nbytes for tensor in tensors)
+    num_samples = min(num_batches * batch_size, len(samples.dataset))
+    size = world_size * num_samples * sum(tensor.nbytes for tensor in tensors)
     free_size = read_free_shared_memory()
     if size > free_size:
         log.warning(

@@ -109,10 +109,14 @@ def test_errors_in_copying_workers_keep_their_line(monkeypatch):
         all_batches(RetrievalSamples, fail_at_five, num_workers=1)
 
 
-def test_enough_room_says_nothing(monkeypatch, caplog):
-    monkeypatch.setattr(batches, "read_free_shared_memory", lambda: math.inf)
-    all_batches(CaptionSamples, num_workers=1)
-    assert caplog.text == ""
+@pytest.mark.parametrize(("world_size", "is_enough"), [(1, True), (2, False)])
+def test_no_more_room_is_needed_than_all_samples_take(world_size, is_enough, monkeypatch, caplog):
+    sample = RetrievalSamples(PAIRS, read_images, partial(tokenize_caption, max_words=8))[0, 0]
+    size = sum(value.nbytes for value in sample.values() if isinstance(value, torch.Tensor))
+    monkeypatch.setattr(batches, "read_free_shared_memory", lambda: 16 * size)
+    dataset = RetrievalSamples(PAIRS, read_images, partial(tokenize_caption, max_words=8))
+    build_batches(dataset, 8, training=True, num_workers=1, world_size=world_size)
+    assert (caplog.text == "") == is_enough
 
 
 def test_shared_memory_that_is_not_there_has_no_room(monkeypatch, tmp_path):
