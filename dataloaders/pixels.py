@@ -34,6 +34,8 @@ UNSIGNED = 1
 WHITE = 255
 # Pillow reads these formats' 16-bit grays as 32-bit integers.
 DEEP_FORMATS = ("PNG", "PPM")
+# How Pillow reads PNG's grays of 2 and 4 bits, and colors of 16, and with which factor.
+PNG_KEY_SCALES = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 MAX_PROFILE = 4 << 20  # bytes
 # What a color profile must be about, by the mode of the pixels.
@@ -48,9 +50,29 @@ def to_rgb(image: Image.Image) -> Image.Image:
     the image's own profile. Broken EXIF data and profiles are ignored. Raises ValueError for pixels
     that are no numbers.
     """
+    scale = _scale_of_key(image)
+    image.load()
+    # Only now: Pillow itself turns TIFF as it loads it, and then forgets the orientation.
     turn = TURNS.get(_read_orientation(image))
+    _scale_transparency(image, scale)
     rgb = _convert(image)
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _scale_of_key(image: Image.Image) -> float:
+    """By what a PNG's transparent value must be multiplied, as Pillow does with the pixels."""
+    tiles = getattr(image, "tile", None)
+    is_png = image.format == "PNG" and tiles
+    return PNG_KEY_SCALES.get(tiles[0][3], 1) if is_png else 1
+
+
+def _scale_transparency(image: Image.Image, scale: float) -> None:
+    clear = image.info.get("transparency")
+    if scale == 1 or isinstance(clear, bytes) or clear is None:
+        return
+    is_gray = isinstance(clear, int)
+    scaled = tuple(int(value * scale) for value in ((clear,) if is_gray else clear))
+    image.info["transparency"] = scaled[0] if is_gray else scaled
 
 
 def _read_orientation(image: Image.Image) -> int | None:
@@ -70,7 +92,10 @@ def _convert(image: Image.Image) -> Image.Image:
         opaque = _apply_profile(image.convert("RGBA").convert("RGB"), image)
         return _lay_on_white(opaque, image.convert("RGBA").getchannel("A"))
     if image.mode == "LAB":
-        return ImageCms.profileToProfile(image, _lab(), _srgb(), outputMode="RGB")
+        try:
+            return ImageCms.profileToProfile(image, _lab(), _srgb(), outputMode="RGB")
+        except ImageCms.PyCMSError as error:
+            raise ValueError(f"its LAB colors cannot be converted: {error}") from None
     return _apply_profile(image, image).convert("RGB")
 
 
@@ -129,7 +154,8 @@ def _choose_range(image: Image.Image, finite: np.ndarray) -> _Range:
         stated_high = _stated(image, high_tag)
         if stated_high is not None and stated_low <= low <= high <= stated_high > stated_low:
             return _Range(stated_low, stated_high)
-    if image.mode.startswith("I;16") or image.format in DEEP_FORMATS:
+    is_deep = image.mode == "I" and image.format in DEEP_FORMATS
+    if image.mode.startswith("I;16") or is_deep:
         bits = min(_stated(image, BITS_PER_SAMPLE) or 16, 16)
         return _Range(0.0, 2**bits - 1)
     if image.mode == "F" and low >= 0 and high <= 1:

@@ -55,12 +55,15 @@ def _check_pairs(pairs: list[ImagePair], source: str) -> None:
 
 
 def _read_table(path: Path) -> list[ImagePair]:
-    pairs = []
+    pairs: dict[tuple[str, ...], ImagePair] = {}
     for line, row in read_rows(path):
         before, after = read_images(path, line, row)
-        pair_id = read_id(path, line, row) or str(len(pairs))
-        pairs.append(ImagePair(pair_id, str(before), str(after)))
-    return pairs
+        pair_id = read_id(path, line, row)
+        pair = ImagePair(pair_id or str(len(pairs)), str(before), str(after))
+        # In a table for training a pair has a row for each of its sentences.
+        key = (pair.id, pair.before, pair.after) if pair_id else (str(line),)
+        pairs.setdefault(key, pair)
+    return list(pairs.values())
 
 
 def _pair_two_paths(before: Path, after: Path) -> list[ImagePair]:

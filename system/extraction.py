@@ -41,7 +41,10 @@ log = logging.getLogger(__name__)
 # What macOS adds to archives: a file ._x for each x, in a folder of the same layout or beside it.
 MACS_FOLDER = "__MACOSX"
 MACS_PREFIX = "._"
+MACS_ICON = "Icon\r"
 
+TAR_MAGIC = b"ustar"
+TAR_MAGIC_OFFSET = 257
 ZIP_START = b"PK\x03\x04"
 OTHER_ARCHIVES = {b"7z\xbc\xaf'\x1c": "7z", b"Rar!": "rar", b"\x28\xb5\x2f\xfd": "zstd"}
 MAGIC_BYTES = 8
@@ -99,6 +102,8 @@ def _extract(archive: Path, folder: Path) -> None:
 def _write_files(archive: Path, folder: Path) -> None:
     paths = []
     for file in _iter_files(archive, folder):
+        if file.name.rpartition("/")[2] == MACS_ICON:
+            continue
         path = _to_safe_path(file.name, archive)
         if _is_macs_own(path):
             continue
@@ -136,10 +141,17 @@ def _check_room(size: int, archive: Path, folder: Path) -> None:
 
 def _iter_files(archive: Path, folder: Path) -> Iterator[_File]:
     """The files of an archive, one after another. Raises DiskFull if a zip does not fit."""
-    if zipfile.is_zipfile(archive):
+    # A tar may end with a zip that it holds, and a zip is looked for at the end.
+    if zipfile.is_zipfile(archive) and not _is_plain_tar(archive):
         yield from _iter_zip(archive, folder)
     else:
         yield from _iter_tar(archive)
+
+
+def _is_plain_tar(archive: Path) -> bool:
+    with open(archive, "rb") as file:
+        file.seek(TAR_MAGIC_OFFSET)
+        return file.read(len(TAR_MAGIC)) == TAR_MAGIC
 
 
 def _iter_zip(archive: Path, folder: Path) -> Iterator[_File]:

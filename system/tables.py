@@ -39,19 +39,22 @@ def read_table(
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     if ending == ".jsonl":
-        yield from _read_json_rows(path, _read_text(path, "utf-8-sig", "save it so"))
+        for line, row in _read_json_rows(path, _read_any_text(path, "save it so")):
+            yield line, {_lower_known(name, known): value for name, value in row.items()}
     else:
-        yield from _read_csv_rows(path, _read_csv_text(path), required, known)
+        text = _read_any_text(path, "in a spreadsheet, save it as CSV UTF-8")
+        yield from _read_csv_rows(path, text, required, known)
 
 
-def _read_csv_text(path: Path) -> str:
+def _lower_known(name: str, known: Collection[str]) -> str:
+    lowered = name.strip().lower()
+    return lowered if lowered in known else name
+
+
+def _read_any_text(path: Path, advice: str) -> str:
     with open(path, "rb") as file:
         is_utf_16 = file.read(2) in UTF_16_MARKS
     encoding = "utf-16" if is_utf_16 else "utf-8-sig"
-    return _read_text(path, encoding, "in a spreadsheet, save it as CSV UTF-8")
-
-
-def _read_text(path: Path, encoding: str, advice: str) -> str:
     try:
         return path.read_bytes().decode(encoding)
     except UnicodeDecodeError as error:
@@ -79,9 +82,11 @@ def _read_csv_rows(
     lines = io.StringIO(text, newline="")
     for _ in range(skipped):
         next(lines)
+    _check_quotes(path, text, separator)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     try:
-        names = _read_header(path, next(reader, []), required, known)
+        header = next((values for values in reader if any(map(str.strip, values))), [])
+        names = _read_header(path, header, required, known)
         line = skipped + reader.line_num + 1
         for values in reader:
             stripped = [value.strip() for value in values]
@@ -94,7 +99,7 @@ def _read_csv_rows(
 
 def _find_separator(text: str, required: Collection[str]) -> tuple[str, int]:
     """The separator, and how many lines stand before the header."""
-    first = LINE_END.split(text, maxsplit=1)[0].rstrip(" ")
+    first = next((line for line in LINE_END.split(text) if line.strip(" ,;\t")), "").rstrip(" ")
     if first.lower().startswith(SEPARATOR_LINE) and len(first) == len(SEPARATOR_LINE) + 1:
         return first[len(SEPARATOR_LINE)], 1
     for separator in SEPARATORS:
@@ -104,12 +109,29 @@ def _find_separator(text: str, required: Collection[str]) -> tuple[str, int]:
     return ",", 0
 
 
+def _check_quotes(path: Path, text: str, separator: str) -> None:
+    """Raise ValueError for a quoted value that does not end where it should: it takes the rows
+    after it with it."""
+    blanks_after_quotes = re.compile(rf'"[ \t]+(?=[{re.escape(separator)}\r\n]|$)')
+    cleaned = io.StringIO(blanks_after_quotes.sub('"', text), newline="")
+    reader = csv.reader(cleaned, delimiter=separator, skipinitialspace=True, strict=True)
+    line = 1
+    try:
+        for _ in reader:
+            line = reader.line_num + 1
+    except csv.Error:
+        raise ValueError(
+            f"{path} line {line}: a double quote is not closed, or text follows it; inside of "
+            'quotes, write "" for a double quote'
+        ) from None
+
+
 def _read_header(
     path: Path, names: list[str], required: Collection[str], known: Collection[str]
 ) -> list[str]:
     """The names of the columns, known ones in small letters."""
     stripped = [name.strip() for name in names]
-    columns = [name.lower() if name.lower() in known else name for name in stripped]
+    columns = [_lower_known(name, known) for name in stripped]
     if columns and not set(required) <= set(columns):
         raise ValueError(
             f"{path} has the columns {', '.join(columns)}; expected at least "

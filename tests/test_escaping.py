@@ -270,5 +270,5 @@ def test_an_error_about_results_of_others_is_one_line(tmp_path, capsys):
         eval_utils.main(["score", *files])
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
-    assert r"moved all 0.9999\x1b[2J is captioned" in said
+    assert r"0.9999\x1b[2J is captioned" in said
     assert "\x1b" not in said

@@ -224,7 +224,7 @@ def test_settings_reach_the_options_and_their_list():
         (["--decoding", "diverse", "--first_rank", "x"], "invalid int value: 'x'"),
         (
             ["--decoding", "diverse", "--first_rank", "0", "--top_p", "2"],
-            "--top_p is 2.0, expected a number in (0, 1]; --first_rank is 0, expected at least 1",
+            "--top_p is 2.0, expected 1e-30 to 1; --first_rank is 0, expected at least 1",
         ),
     ],
 )

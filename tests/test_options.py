@@ -253,7 +253,7 @@ def test_settings_imply_the_decoding_method(values, method):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"temperature": 0.0}, "--temperature is 0.0, expected 1e-30 to 1e+30"),
+        ({"temperature": 0.0}, r"--temperature is 0.0, expected 1e-30 to 1e\+30"),
         ({"top_p": 2.0}, "--top_p is 2.0, expected 1e-30 to 1"),
         ({"num_captions": 0}, "--num_captions is 0, expected 1 to 100"),
         ({"seed": -1}, "--seed is -1, expected 0 to"),

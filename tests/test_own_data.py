@@ -122,7 +122,7 @@ def test_the_splits_and_types_of_a_table(table: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("img/0a.png,img/0b.jpg,dev,x,,", "line 2: the split is 'dev'"),
+        ("img/0a.png,img/0b.jpg,other,x,,", "line 2: the split is 'other'"),
         ("img/0a.png,img/0b.jpg,train,,,", "line 2: no caption"),
         ("img/0a.png,,train,x,,", "line 2: no after"),
         ("img/0a.png,none.png,train,x,,", r"no image .*none.png .*line 2"),

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from modules.weights.sources import load_weights, read_released
-from modules.weights.tensor_files import list_parts, read_weights
+from modules.weights.tensor_files import hash_weights, list_parts, read_weights
 from modules.weights.wrappings import find_state_dict
 from preprocess import convert_weights
+from system.files import compute_sha256
 from tests.conftest import tiny_weights
 
 WEIGHTS = {name: value.float() for name, value in tiny_weights().items()}
@@ -162,6 +163,19 @@ def test_a_broken_index_is_refused(tmp_path, content):
     index.write_text(content)
     with pytest.raises(ValueError, match=r"index\.json is no index of weights"):
         load_weights(str(tmp_path), "ViT-B/32")
+
+
+def test_the_hash_of_weights_in_several_files_covers_each(tmp_path):
+    names = ("model-1.safetensors", "model-2.safetensors")
+    for name in names:
+        save_file({name: torch.zeros(1)}, tmp_path / name)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: name for name in names}}))
+    before = hash_weights(index)
+    assert before == hash_weights(index)
+    save_file({names[1]: torch.ones(1)}, tmp_path / names[1])
+    assert hash_weights(index) != before
+    assert hash_weights(tmp_path / names[0]) == compute_sha256(tmp_path / names[0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

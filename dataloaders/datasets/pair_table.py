@@ -13,6 +13,7 @@ from system.tables import read_table
 
 COLUMNS = ("before", "after", "split", "caption", "id", "type")
 REQUIRED = ("before", "after")
+SPLIT_ALIASES = {"training": "train", "validation": "val", "valid": "val", "dev": "val"}
 BeforeAfter = tuple[Path, Path]  # before, after
 
 
@@ -28,7 +29,7 @@ class PairTable(PairDataset):
 
     def splits(self) -> tuple[str, ...]:
         """The splits that the table names; all of them if it names none."""
-        named = [row.get("split") for _, row in read_rows(self.source.data_path)]
+        named = [normalize_split(row.get("split")) for _, row in read_rows(self.source.data_path)]
         return tuple(split for split in SPLITS if split in named) or SPLITS
 
     def pairs(self, split: str, need_images: bool = True) -> list[ImagePair]:
@@ -70,9 +71,17 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     return read_table(path, REQUIRED, COLUMNS)
 
 
+def normalize_split(name: Any) -> Any:
+    """A split's usual name: in small letters, and `val` for what others call it."""
+    if not isinstance(name, str):
+        return name
+    lowered = name.strip().lower()
+    return SPLIT_ALIASES.get(lowered, lowered)
+
+
 def read_split(path: Path, line: int, row: dict[str, Any]) -> str:
     """The split of a row. Raises ValueError for none, or an unknown one."""
-    split = row.get("split")
+    split = normalize_split(row.get("split"))
     if split not in SPLITS:
         problem = f"the split is {reprlib.repr(split)}" if split else "no split"
         raise ValueError(f"{path} line {line}: {problem}, expected one of {', '.join(SPLITS)}")
@@ -91,10 +100,10 @@ def read_images(path: Path, line: int, row: dict[str, Any]) -> BeforeAfter:
                 "NUL byte"
             )
         try:
-            refuse_address(value.strip())
+            refuse_address(value)
         except ValueError as error:
             raise ValueError(f"{path} line {line}: {error}") from None
-    before, after = (find_file(path.parent / row[name].strip()) for name in ("before", "after"))
+    before, after = (find_file(path.parent / row[name]) for name in ("before", "after"))
     return before, after
 
 
@@ -112,8 +121,8 @@ def read_id(path: Path, line: int, row: dict[str, Any]) -> str | None:
 
 
 def _read_type(path: Path, line: int, row: dict[str, Any]) -> str | None:
-    value = row.get("type") or None
-    if value is None:
+    value = row.get("type")
+    if value in (None, ""):
         return None
     found = f"{path} line {line}: the type is {reprlib.repr(value)}"
     if type(value) not in (str, int) or value == ALL_PAIRS:

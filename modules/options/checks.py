@@ -1,5 +1,6 @@
 """Checks that involve several groups of options, before any data are read."""
 
+import os
 from pathlib import Path
 
 from modules.options.groups import DataOptions
@@ -68,7 +69,7 @@ def _find_run_problems(options: Options) -> list[str]:
         problems += _find_dataset_problems(data)
     if run.task_type not in (None, options.task):
         problems.append(f"--task_type is {run.task_type}, but this script's task is {options.task}")
-    if run.output_dir and Path(run.output_dir).is_file():
+    if run.output_dir and os.path.isfile(run.output_dir):
         problems.append(f"--output_dir {run.output_dir} is a file, expected a folder")
     return problems
 
@@ -91,7 +92,7 @@ def _find_resume_problems(options: Options) -> list[str]:
     if not model.resume_model or not run.output_dir or model.resume_model.is_remote:
         return []
     state = Path(model.resume_model.reveal())
-    if not state.is_file():
+    if not os.path.isfile(state):
         return [f"--resume_model: no file {model.resume_model}"]
     if state.parent.resolve() != Path(run.output_dir).resolve():
         return [

@@ -1,5 +1,6 @@
 """The flags, by group: each field made by `flag` is a flag of the same name."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,7 @@ class DataOptions(FlagGroup):
 
     def find_problems(self) -> list[str]:
         problems = super().find_problems()
-        if self.image_cache and Path(self.image_cache).is_file():
+        if self.image_cache and os.path.isfile(self.image_cache):
             problems.append(f"--image_cache {self.image_cache} is a file, expected a folder")
         return problems
 
@@ -342,6 +343,6 @@ class PredictOptions(FlagGroup):
             problems.append(
                 f"--predictions {self.predictions}: expected a name that ends in .csv or .jsonl"
             )
-        if self.save_attention and Path(self.save_attention).is_file():
+        if self.save_attention and os.path.isfile(self.save_attention):
             problems.append(f"--save_attention {self.save_attention} is a file, expected a folder")
         return problems

@@ -24,7 +24,7 @@ from modules.pipeline.start import start_runtime
 from modules.predictor import DEMO, Predictor
 from modules.report.pictures import draw_explanation
 from modules.weights.sources import find_weights
-from system.files import compute_sha256
+from modules.weights.tensor_files import hash_weights
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ def caption_settings(options: Options, predictor: Predictor) -> dict[str, Any]:
     model = options.model
     weights = find_weights(model.init_model or DEMO, model.cache_dir)
     return {
-        "checkpoint_sha256": compute_sha256(weights),
+        "checkpoint_sha256": hash_weights(weights),
         "max_words": options.data.max_words,
         "decoder_model": model.decoder_model,
         "linear_patch": model.linear_patch,

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 COLUMNS = ("id", "caption", "score", "before", "after")
 # Settings that files of earlier versions do not record. Such files can be continued all the same.
 LATER_SETTINGS = frozenset({"precision", "pretrained_clip_name", "quick_gelu", "model"})
+JSON_START = b'{"id": "'  # of each line
 ADVICE = "give --predictions another file, or remove this one"
 
 CaptionedPair = tuple[ImagePair, Sequence[Caption]]
@@ -98,11 +99,14 @@ def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> 
     header = [_csv_lines([COLUMNS]).encode()] if is_csv else []
     lines_per_pair = num_captions if is_csv else 1
     lines = path.read_bytes().splitlines(keepends=True)
-    lines = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut off
+    cut_off = b"" if not lines or lines[-1].endswith(b"\n") else lines[-1]
+    lines = [line for line in lines if line.endswith(b"\n")]
     ids = _read_ids(lines[len(header) :], path)
     expected = [_written_id(pair, is_csv) for pair in pairs for _ in range(lines_per_pair)]
     # A run may have been killed before it wrote the header: then there are no lines.
     has_header = lines[: len(header)] == header[: len(lines)]
+    if not lines and cut_off:  # of another program's file not a byte may be lost
+        has_header = (header[0] if is_csv else JSON_START).startswith(cut_off[: len(JSON_START)])
     if not has_header or ids != expected[: len(ids)]:
         other = "other pairs, or of another --num_captions" if is_csv else "other pairs"
         raise ValueError(f"{path} holds the results of {other}: {ADVICE}")

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
 
+from system.escaping import summarize_error
 from system.files import atomic_write
 from system.tables import read_table
 
@@ -26,12 +28,24 @@ def read_history(folder: Path) -> pd.DataFrame:
         return pd.DataFrame()
     try:
         rows = [_parse_row(row) for _, row in read_table(path, (EPOCH,), (EPOCH,))]
-    except ValueError as error:
-        aside = path.with_name(f"{HISTORY_FILE}.unreadable")
-        path.replace(aside)
-        log.warning("%s: a new one is begun; the old one is now %s", error, aside.name)
+    except (ValueError, OverflowError) as error:
+        aside = _put_aside(path)
+        log.warning(
+            "%s cannot be read (%s): a new one is begun; the old one is now %s",
+            path,
+            summarize_error(error),
+            aside.name,
+        )
         return pd.DataFrame()
     return pd.DataFrame(rows)
+
+
+def _put_aside(path: Path) -> Path:
+    """Rename a file to the first free name of its kind."""
+    names = (f"{HISTORY_FILE}.unreadable{number or ''}" for number in count())
+    aside = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    path.replace(aside)
+    return aside
 
 
 def _parse_row(row: Mapping[str, str]) -> dict[str, float]:

@@ -68,10 +68,18 @@ def to_released(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]
 
 
 def to_released_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under released or OpenAI's names → released names, float32."""
+    """Weights under released or OpenAI's names → released names, float32.
+
+    Raises ValueError for whole numbers, such as quantized weights.
+    """
     renamed = from_openai(weights) if layout_of(weights) == "openai" else weights
     extras = {f"clip.{name}" for name in ARCHIVE_EXTRAS}
-    return {key: value.float() for key, value in renamed.items() if key not in extras}
+    kept = {key: value for key, value in renamed.items() if key not in extras}
+    for key, value in kept.items():
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(f"{key} is of the type {kind}: quantized weights are not read here")
+    return {key: value.float() for key, value in kept.items()}
 
 
 def strip_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

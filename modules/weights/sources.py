@@ -11,7 +11,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from modules.model.backbone import has_all_pretrained_tensors, no_backbone_message, strip_prefix
+from modules.model.backbone import (
+    has_all_pretrained_tensors,
+    key_prefixes,
+    no_backbone_message,
+    strip_prefix,
+)
 from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.configs import CONFIG_CHECKS
@@ -71,10 +76,31 @@ def load_weights(
         loaded = _load_init_model(init_model, cache_dir, quick_gelu)
     tensors = loaded.tensors
     if not has_all_pretrained_tensors(tensors):
-        tensors = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
+        filled = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
+        _tell_about_filling(tensors, filled, loaded.named_source, clip_name)
+        tensors = filled
     if image_resolution is not None:
         tensors = resize_to_resolution(tensors, image_resolution)
     return loaded._replace(tensors=tensors)
+
+
+def _tell_about_filling(
+    own: Mapping[str, Tensor],
+    filled: Mapping[str, Tensor],
+    source: str,
+    clip_name: Location | str,
+) -> None:
+    """Warn if a part of a backbone is completed from another one, as with one of several files."""
+    added = [name for name in filled if name not in own]
+    if added and any(name.startswith(key_prefixes()) for name in own):
+        log.warning(
+            "%s has only part of its backbone: %d tensors, such as %s, come from %s; if the "
+            "weights are in several files, name their index",
+            source,
+            len(added),
+            added[0],
+            clip_name,
+        )
 
 
 def _load_init_model(

@@ -5,6 +5,7 @@ be called, and it gets no more memory than its own size justifies. (torch.load w
 does not run code either, but it makes a `bytearray` of any size that a file asks for.)
 """
 
+import hashlib
 import pickle
 import struct
 import zipfile
@@ -25,7 +26,7 @@ from modules.weights.unpickler import (
 from modules.weights.wrappings import TRAINING_STATE, find_state_dict
 from system.archives import open_zip, read_entry
 from system.escaping import name_as_text, summarize_error
-from system.files import READ_ERRORS, atomic_write, is_html, is_safe_file_name
+from system.files import READ_ERRORS, atomic_write, compute_sha256, is_html, is_safe_file_name
 from system.json_files import read_json
 
 MAX_PICKLE_BYTES = 16 << 20  # of the pickle that describes the tensors, or a safetensors header
@@ -80,6 +81,15 @@ def list_parts(index: Path) -> list[str]:
     if not all(map(_is_part, names)):
         raise ValueError(f"{index} is no index of weights: its weight_map names no files beside it")
     return sorted(set(names))
+
+
+def hash_weights(path: Path) -> str:
+    """The SHA-256 of a file of weights; of an index, that of its own and its parts' together."""
+    own = compute_sha256(path)
+    if not path.name.endswith(INDEX_ENDING):
+        return own
+    parts = [compute_sha256(path.with_name(name)) for name in list_parts(path)]
+    return hashlib.sha256(" ".join([own, *parts]).encode()).hexdigest()
 
 
 def _is_part(name: Any) -> bool:
@@ -151,7 +161,8 @@ def _read_head(path: Path) -> bytes:
 
 
 def _is_safetensors(path: Path, head: bytes) -> bool:
-    return path.suffix.lower() == ".safetensors" or head[8:9] == b"{"
+    is_torch = head.startswith(ZIP_HEAD) or head[:1] == pickle.PROTO
+    return head[8:9] == b"{" or (path.suffix.lower() == ".safetensors" and not is_torch)
 
 
 def _check_state_dict(path: Path, weights: Any) -> None:

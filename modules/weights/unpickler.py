@@ -128,6 +128,18 @@ class CountedReader(io.BytesIO):
         return super().read(size)
 
 
+# What trainers keep beside weights: schedulers' counters, sizes, devices, paths.
+STAND_FOR_THEIR_ARGUMENT = {
+    ("collections", "Counter"),
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib", "PurePosixPath"),
+    ("pathlib", "PureWindowsPath"),
+}
+
+
 class AllowedInstructions(dict[int, Callable]):
     """Instruction → what it does. Raises UnpicklingError for one that is not allowed."""
 
@@ -180,6 +192,10 @@ class RestrictedUnpickler(pickle._Unpickler):
             return _first_argument
         if (module, name) == ("collections", "OrderedDict"):
             return _empty_dict
+        if (module, name) in STAND_FOR_THEIR_ARGUMENT:
+            return _first_argument
+        if (module, name) == ("argparse", "Namespace"):
+            return ScriptedModule
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weights file")
 
     def persistent_load(self, pid: Any) -> Storage:
