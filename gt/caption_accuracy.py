@@ -30,6 +30,7 @@ from dataloaders.coco_files import read_results
 from dataloaders.pairs import is_distractor, pair_id_of
 from system.command import OneLineParser, run_command
 from system.escaping import show
+from system.files import refuse_overwriting
 from system.json_files import read_json, write_json
 
 NO_CHANGE = "none"  # the type of a caption that says that nothing changed
@@ -222,6 +223,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     def job() -> None:
+        refuse_overwriting(args.output, [args.changed_object, args.results])
         changed = read_changes(args.changed_object)
         captions = read_results(args.results)
         rows = check_captions(captions, changed)

@@ -28,6 +28,7 @@ from modules.registries import PROTOCOLS
 from modules.report.tables import MISSING, format_score
 from system.command import OneLineParser, run_command
 from system.escaping import escape_latex, show, to_one_line
+from system.files import refuse_overwriting
 from system.flags import MAX_SEED, bounded
 from system.json_files import to_json, write_json
 
@@ -325,6 +326,7 @@ def main(argv: list[str]) -> int:
         parser.error(f"--bootstrap is {args.bootstrap}, expected 0 (none) or at least {MIN_DRAWS}")
 
     def job() -> None:
+        refuse_overwriting(args.output, [args.gt, args.type_mapping, *args.results])
         report = score_files(args)
         if args.output:
             write_json(args.output, as_json(report))

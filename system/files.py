@@ -10,7 +10,7 @@ import stat
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -78,6 +78,13 @@ def _read_free_bytes(folder: Path) -> int | None:
             return None
         raise
     return usage.free if usage.total > 0 else None
+
+
+def refuse_overwriting(output: Path | None, inputs: Iterable[Path | None]) -> None:
+    """Raise ValueError if a file to write is one of those that are read."""
+    for path in inputs:
+        if output and path and os.path.realpath(output) == os.path.realpath(path):
+            raise ValueError(f"--output {output} is a file that is read: choose another name")
 
 
 def refuse_existing(*paths: Path) -> None:

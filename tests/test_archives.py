@@ -379,3 +379,16 @@ def test_names_that_windows_cannot_have_are_told(tmp_path, caplog):
     assert caplog.messages == [
         f"{tmp_path}/x.zip: 2 of its names cannot be used on Windows, such as A.png"
     ]
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
+    content = tar_entry("a.png") + tar_entry("inner.zip", zipped("b.png")) + END
+    (tmp_path / "x.tar").write_bytes(content)
+    with extract_to_temporary(tmp_path / "x.tar", tmp_path / "to") as folder:
+        assert files_below(folder) == ["a.png", "inner.zip"]
+
+
+def test_a_folders_icon_is_left_out(tmp_path):
+    (tmp_path / "x.zip").write_bytes(zipped("a/Icon\r", "a/1.png"))
+    with extract_to_temporary(tmp_path / "x.zip", tmp_path / "to") as folder:
+        assert files_below(folder) == ["a/1.png"]

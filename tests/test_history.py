@@ -53,7 +53,10 @@ def test_what_a_spreadsheet_saved_is_read(change, folder):
     assert table["loss"].tolist() == pytest.approx([FIRST["loss"], 0.1, 0.05])
 
 
-@pytest.mark.parametrize("content", ["", "nonsense", "epoch,loss\nx,y\n", "epoch\n0,1,2\n", "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "nonsense", "epoch,loss\nx,y\n", "epoch\n0,1,2\n", "\xff", "epoch,loss\ninf,1\n"],
+)
 def test_what_cannot_be_read_is_put_aside_and_told(content, folder, caplog):
     path = folder / "history.csv"
     path.write_text(content, encoding="latin-1")

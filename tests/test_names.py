@@ -23,11 +23,12 @@ from modules.weights.tensor_files import read_weights, write_safetensors
 from system.command import quote_command
 from system.escaping import has_control_characters, name_as_text
 from system.file_names import find_unportable, fold_name, normalize_name
+from system.files import refuse_overwriting
 from system.json_files import parse_json, to_json
 from system.runtime import Runtime
 from tests.conftest import draw_pair
 from tests.quick_scores import skip_reports, use_quick_scores
-from tests.runs import SCRIPTS, arguments, log_of
+from tests.runs import SCRIPTS, arguments, log_of, run_refused
 
 LATIN_1 = os.fsdecode(b"caf\xe9")
 CAFE = {form: unicodedata.normalize(form, "café") for form in ("NFC", "NFD")}
@@ -267,3 +268,20 @@ def test_other_paths_are_no_addresses(path):
 
 def test_commands_can_be_pasted():
     assert quote_command("python", "x.py", Path("my  data")) == "python x.py 'my  data'"
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--image_cache", "--resume_model"])
+def test_names_that_are_too_long_are_one_line(flag, spot, tiny_sizes, tmp_path, capsys):
+    words = arguments(spot, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
+    assert "x" * 300 in run_refused(
+        "retrieval", [*words, flag, str(tmp_path / ("x" * 300))], capsys
+    )
+
+
+def test_outputs_that_are_inputs_are_refused(tmp_path):
+    (tmp_path / "a.json").touch()
+    (tmp_path / "b.json").symlink_to(tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"b\.json is a file that is read"):
+        refuse_overwriting(tmp_path / "b.json", [None, tmp_path / "a.json"])
+    refuse_overwriting(None, [tmp_path / "a.json"])
+    refuse_overwriting(tmp_path / "c.json", [tmp_path / "a.json"])

@@ -438,3 +438,60 @@ def test_heic_is_read_once_its_package_is_installed(tmp_path):
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "(3, 2)\n"
+
+
+# ---- found by a hunt ----
+
+
+@pytest.mark.parametrize("ending", ["tif", "png", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_each_format_is_turned_once(ending, orientation, tmp_path):
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(pixels).save(path, exif=exif, quality=100)
+    found = np.asarray(read_image(path)).mean(axis=2) > 127
+    corners = found[2, 2], found[2, -3], found[-3, 2], found[-3, -3]
+    white = {1: 0, 2: 1, 3: 3, 4: 2, 5: 0, 6: 1, 7: 3, 8: 2}[orientation]
+    assert corners == tuple(n == white for n in range(4))
+    assert found.shape == ((16, 32) if orientation < 5 else (32, 16))
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_transparent_value_of_shallow_grays(bits, tmp_path):
+    key = 1
+    rows = np.array([[key << (8 - bits)], [0]], np.uint8)  # a column of one transparent pixel
+    path = tmp_path / "x.png"
+    path.write_bytes(png_of(1, 2, bits, 0, rows, trns=struct.pack(">H", key)))
+    assert np.asarray(read_image(path))[:, 0, 0].tolist() == [255, 0]
+
+
+def test_the_transparent_color_of_deep_pngs(tmp_path):
+    color = (0x1234, 0x5678, 0x9ABC)
+    rows = np.frombuffer(struct.pack(">6H", *color, 0, 0, 0), np.uint8).reshape(2, 6)
+    path = tmp_path / "x.png"
+    path.write_bytes(png_of(1, 2, 16, 2, rows, trns=struct.pack(">3H", *color)))
+    assert np.asarray(read_image(path))[:, 0].tolist() == [[255] * 3, [0] * 3]
+
+
+def png_of(width, height, bits, kind, rows, trns) -> bytes:
+    """A PNG of these packed rows with a tRNS chunk."""
+
+    def chunk(name, content):
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = (b"IHDR", header), (b"tRNS", trns), (b"IDAT", data), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+def test_float_pictures_of_ppm_are_not_black(tmp_path):
+    values = np.linspace(0, 1, 16, dtype="<f4").reshape(4, 4)
+    path = tmp_path / "x.pfm"
+    path.write_bytes(b"Pf\n4 4\n-1.0\n" + values[::-1].tobytes())
+    found = np.asarray(read_image(path))[..., 0]
+    np.testing.assert_allclose(found, values * 255, atol=0.51)

@@ -16,6 +16,7 @@ from modules.pipeline.results import COLUMNS, check_settings, origin_path, read_
 from modules.predictor import Predictor
 from preprocess import export_model
 from system.command import run_command
+from system.locks import hold_lock
 from tests import quick_python
 from tests.conftest import ROOT
 from tests.runs import finish, start
@@ -289,7 +290,7 @@ def test_wrong_input_is_one_line(words, message, folder, capsys):
         ("t.jsonl", "{]\n", "line 1 is not JSON"),
         ("t.jsonl", "[1]\n", "not a JSON object"),
         ("t.jsonl", '{"before": 3}', "no before"),
-        ("t.csv", "before,after,id\na.png,b.png,x\na.png,b.png,x\n", "occurs twice"),
+        ("t.csv", "before,after,id\na.png,b.png,x\nb.png,a.png,x\n", "occurs twice"),
         ("t.csv", "before,after\na.png,c.png\n", "no image"),
     ],
 )
@@ -313,4 +314,34 @@ def test_a_broken_image_leaves_no_file(folder, tiny, tmp_path, capsys):
     path = tmp_path / "out.csv"
     error = refused(capsys, "--before", folder, *tiny, "--predictions", path)
     assert "cannot read the image" in error
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_files_of_others_are_not_overwritten(ending, folder, tiny, tmp_path, capsys):
+    for content in (b"my notes", b"before,after,caption\ra,b,c\r", b'{"before": "a"}', b"id,notes"):
+        path = tmp_path / f"mine.{ending}"
+        path.write_bytes(content)
+        assert "holds the results of other pairs" in refused(
+            capsys, "--before", folder, "--predictions", path, *tiny
+        )
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("ending", "begun"), [("csv", b"id,capt"), ("jsonl", b'{"id": "p'), ("csv", b"")]
+)
+def test_what_a_killed_run_began_is_continued(ending, begun, folder, tiny, tmp_path):
+    path = tmp_path / f"out.{ending}"
+    path.write_bytes(begun)
+    assert run("--before", folder, "--predictions", path, *tiny) == 0
+    assert len(read_results(path)) == 7
+    assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
+
+
+def test_two_predictions_into_one_file(folder, tiny, tmp_path, capsys):
+    path = tmp_path / "out.csv"
+    with hold_lock(tmp_path / ".out.csv.lock"):
+        line = refused(capsys, "--before", folder, "--predictions", path, *tiny)
+    assert "out.csv is being written by another prediction" in line
     assert not path.exists()

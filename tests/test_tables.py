@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloaders.datasets.pair_table import read_rows
+from dataloaders.datasets.pair_table import normalize_split, read_rows
 
 PLAIN = [
     {"before": "b.png", "after": "a.png", "caption": "one, two"},
@@ -130,3 +130,32 @@ def test_any_bytes_are_a_table_or_refused_by_name(content, ending):
             assert all(isinstance(row, dict) for _, row in rows)
             refusal = str(path)
     assert str(path) in refusal
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('before,after,caption\na,b,"gone\nc,d,x\n', 2),
+        ('before,after,caption\na,b,x\nc,d,"gone\ne,f,"big" block\n', 3),
+        ('before\tafter\tcaption\na\tb\t"gone\nc\td\tx\n', 2),
+    ],
+)
+def test_quotes_that_swallow_rows_are_refused(tmp_path, content, line):
+    path = tmp_path / "table.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"line {line}: a double quote is not closed"):
+        list(read_rows(path))
+
+
+def test_blank_rows_before_the_header_and_keys_in_capitals(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("\n;;\nbefore;after\na;b\n")
+    assert [row for _, row in read_rows(path)] == [{"before": "a", "after": "b"}]
+    path = tmp_path / "table.jsonl"
+    path.write_text('{"Before": " a.png", "AFTER": "b", "Other": 1}\n', encoding="utf-16")
+    assert list(read_rows(path)) == [(1, {"before": " a.png", "after": "b", "Other": 1})]
+
+
+@pytest.mark.parametrize(("name", "split"), [("Train", "train"), ("validation", "val"), (3, 3)])
+def test_splits_under_other_names(name, split):
+    assert normalize_split(name) == split

@@ -1,5 +1,6 @@
 """Weights as other trainers leave them: wrapped, in several files, by newer pickles, with NaN."""
 
+import argparse
 import json
 import tempfile
 from collections import OrderedDict
@@ -230,3 +231,38 @@ def test_any_wrapping_gives_the_same_weights(
     assert found.keys() == WEIGHTS.keys()
     for name, value in WEIGHTS.items():
         assert torch.equal(found[name], value.half().float() if is_half else value)
+
+
+def test_what_trainers_keep_beside_the_weights(tmp_path):
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), [3, 6]
+    )
+    extras = {
+        "scheduler": scheduler.state_dict(),
+        "size": torch.Size([1, 2]),
+        "device": torch.device("cpu"),
+        "args": argparse.Namespace(lr=1e-3, output=Path("runs/a")),
+    }
+    assert is_same(read_released(save(tmp_path, {"state_dict": WEIGHTS, **extras})))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+def test_quantized_weights_are_refused(kind, tmp_path):
+    path = save(tmp_path, {name: value.to(kind) for name, value in WEIGHTS.items()})
+    with pytest.raises(ValueError, match=r"is of the type|quantized"):
+        load_weights(str(path), "ViT-B/32")
+
+
+def test_a_torch_file_of_another_name(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch.save(WEIGHTS, path)
+    assert is_same(read_weights(path))
+
+
+def test_a_part_of_a_backbone_is_completed_with_a_word(tmp_path, caplog):
+    whole = save(tmp_path, WEIGHTS)
+    part = tmp_path / "part.pt"
+    torch.save(dict(list(WEIGHTS.items())[:-3]), part)
+    loaded = load_weights(str(part), str(whole), quick_gelu=True)
+    assert loaded.tensors.keys() == WEIGHTS.keys()
+    assert f"{part} has only part of its backbone: 3 tensors, such as" in caplog.text
