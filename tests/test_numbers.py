@@ -17,6 +17,7 @@ from modules.evaluation import retrieval
 from modules.evaluation.retrieval import RetrievalEvaluator
 from modules.generation import generate
 from modules.metrics.bootstrap import bootstrap, interval, p_value
+from modules.metrics.coco import Cider
 from modules.metrics.metric import ScoringContext, ScoringProtocol
 from modules.metrics.scorer import CaptionScorer
 from modules.options.decoding import MAX_LENGTH_PENALTY, Decoding
@@ -248,3 +249,8 @@ def test_similarities_that_are_not_finite_are_refused(spot, tiny_sizes, tmp_path
         patch.setattr(retrieval, "_compare_vectors", lambda *_: torch.full((10, 5), math.nan))
         line = run_refused("retrieval", words, capsys)
     assert "the model computes numbers that are not finite" in line
+
+
+def test_references_without_words_score_nothing():
+    found = Cider(ScoringContext()).rows({"a": [""], "b": [""]}, {"a": "a dog", "b": ""})
+    assert found.tolist() == [[0.0], [0.0]]

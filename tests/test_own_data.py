@@ -15,6 +15,7 @@ from dataloaders.pairs import ImagePair
 from gt import eval_utils
 from preprocess import check_dataset
 from tests.conftest import make_clevr, make_spot
+from tests.quick_scores import skip_reports, use_quick_scores
 from tests.test_predict import BLUE, RED, draw
 
 COLUMNS = ("before", "after", "split", "caption", "id", "type")
@@ -251,3 +252,20 @@ def test_a_check_that_cannot_begin_is_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_table_of_a_test_split_alone_is_evaluated(
+    table: Path, tmp_path: Path, captioner_folder: Path
+) -> None:
+    lines = table.read_text().splitlines()
+    kept = [lines[0], *(line for line in lines[1:] if ",test," in line)]
+    alone = table.with_name("alone.csv")
+    alone.write_text("\n".join(kept) + "\n")
+    run = tmp_path / "run"
+    words = ["--do_eval", "--datatype", "pairs", "--data_path", str(alone), "--batch_size_val", "2"]
+    words += ["--output_dir", str(run), "--init_model", str(captioner_folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        use_quick_scores(patch.setattr)
+        skip_reports(patch.setattr)
+        assert CLIP4IDCinference.main([*words, "--num_thread_reader", "0"]) == 0
+    assert "there is no train split: the baselines are left out" in (run / "log.txt").read_text()

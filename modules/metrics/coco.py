@@ -86,6 +86,8 @@ class Cider(MeanMetric):
         self, references: Mapping[str, Sequence[str]], captions: Mapping[str, str]
     ) -> np.ndarray:
         """CIDEr-D of each caption, (N, 1)."""
+        if not any(any(texts) for texts in references.values()):
+            return np.zeros((len(captions), 1))  # no reference has a word
         candidates = {key: [text] for key, text in captions.items()}
         _, values = CiderScorer().compute_score(references, candidates)
         return values[:, None]

@@ -21,7 +21,7 @@ Splits = Mapping[str, Sequence[ImagePair]]
 def read_splits(options: Options, runtime: Runtime) -> dict[str, Sequence[ImagePair]]:
     """The splits that this run needs, in memory that worker processes share.
 
-    Captioning needs the training captions even in an evaluation, for the baselines. Raises
+    Captioning uses the training captions even in an evaluation, for the baselines. Raises
     ValueError if an image cannot be read; with --on_bad_image skip, its pair is left out.
     """
     skips = options.data.on_bad_image == "skip"
@@ -59,9 +59,17 @@ def _find_unreadable(splits: Splits, options: Options, runtime: Runtime) -> dict
     raise ValueError(f"{message} (--on_bad_image skip would leave their pairs out)")
 
 
+def _has_training_captions(options: Options) -> bool:
+    """Whether an evaluation can show baselines: a table may hold nothing but what is scored."""
+    if "train" in options.data.open_dataset().splits():
+        return True
+    log.info("there is no train split: the baselines are left out")
+    return False
+
+
 def _needed_splits(options: Options) -> list[str]:
     needed = []
-    if options.run.do_train or options.task == "caption":
+    if options.run.do_train or (options.task == "caption" and _has_training_captions(options)):
         needed.append("train")
     if options.run.do_train:
         needed.append(options.data.select_on)

@@ -55,7 +55,7 @@ def build_evaluator(
     return CaptionEvaluator(
         pairs,
         loader,
-        SplitScorer.build(pairs, splits["train"], dataset, split),
+        SplitScorer.build(pairs, splits.get("train", ()), dataset, split),
         data.max_words,
         options.decoding,
         run,
