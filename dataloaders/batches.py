@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, d
 
 from dataloaders.samples import PairSamples, SampleKey
 from system.processes import count_free_files, read_free_shared_memory
-from system.signals import leave_ctrl_c_to_parent
+from system.signals import leave_signals_to_parent
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def build_batches(
         drop_last=training,
         pin_memory=for_gpu,
         persistent_workers=training and num_workers > 0,
-        worker_init_fn=leave_ctrl_c_to_parent,
+        worker_init_fn=leave_signals_to_parent,
     )
     return Batches(loader, collate_here=copies)
 

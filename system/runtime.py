@@ -34,6 +34,8 @@ except ImportError:  # Windows
 # How long a collective may take before the job is aborted.
 STEP_TIMEOUT = timedelta(minutes=10)
 
+PORT_IN_USE = "EADDRINUSE"  # part of torch's message
+
 # The same for what the main process does alone, such as scoring.
 MAIN_TIMEOUT = timedelta(hours=6)
 
@@ -192,10 +194,18 @@ def open_runtime(
 def _join_process_group(rank: int, world_size: int, device: torch.device) -> dist.ProcessGroup:
     """Join the others in the default group, for collectives; returns a second one on the CPU."""
     backend = "nccl" if device.type == "cuda" else "gloo"
-    read_meeting_point()  # torch's own messages name no variable
+    host, port = read_meeting_point()  # torch's own messages name no variable
     store = _open_restart_store()
     if store is None:
-        dist.init_process_group(backend, timeout=STEP_TIMEOUT)  # the rest from the environment
+        try:
+            dist.init_process_group(backend, timeout=STEP_TIMEOUT)  # reads the environment
+        except RuntimeError as error:
+            if PORT_IN_USE not in str(error):
+                raise
+            raise OSError(
+                f"MASTER_PORT {port} is in use on {host}: choose another, or give torchrun "
+                "--standalone"
+            ) from None
     else:
         dist.init_process_group(
             backend, timeout=STEP_TIMEOUT, store=store, rank=rank, world_size=world_size

@@ -78,9 +78,19 @@ class StopSignals:
             raise StopRequested
 
 
-def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
+def leave_ctrl_c_to_parent() -> None:
     """For worker processes: ignore Ctrl-C and a closed terminal, which reach them too; the parent
     ends them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave_signals_to_parent(_worker: int = 0) -> None:
+    """For workers that end with their parent: ignore SIGTERM too.
+
+    Schedulers send it to all processes of a job, and the parent still needs its workers to finish
+    the step. A pool's workers must not: a broken pool ends them by SIGTERM.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

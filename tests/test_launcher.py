@@ -1,5 +1,7 @@
 """A launcher's variables: empty ones count as unset, wrong ones are named in one line."""
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,3 +129,20 @@ def test_any_variables_are_a_place_or_refused_by_name(values):
             assert 0 <= place.rank < place.world_size
             named = "RANK"
     assert "RANK" in named or "WORLD_SIZE" in named
+
+
+def test_a_port_that_is_in_use_is_one_line(monkeypatch, tmp_path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        set_all(monkeypatch, "0", "2", "0")
+        port = taken.getsockname()[1]
+        for name, value in zip(MEETING, ("127.0.0.1", str(port)), strict=True):
+            monkeypatch.setenv(name, value)
+        words = ["--do_eval", "--datatype", "spot", "--data_path", "d", "--features_path", "f"]
+        words += ["--output_dir", str(tmp_path / "run"), "--device", "cpu"]
+        with pytest.raises(SystemExit) as stop:
+            main_task_retrieval.main(words)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"MASTER_PORT {port} is in use on 127.0.0.1" in line

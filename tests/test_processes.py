@@ -4,10 +4,13 @@ import math
 import os
 import resource
 import signal
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from dataloaders import batches
 from dataloaders.batches import build_batches
@@ -17,6 +20,9 @@ from modules.tokenizer import tokenize_caption
 from system import processes
 from system.command import Advice, run_command
 from system.processes import count_free_files, raise_open_files_limit, start_pool
+from system.signals import SIGNALS, leave_signals_to_parent
+from tests.conftest import ROOT
+from tests.runs import arguments, log_of, wait_for
 
 PAIRS = [
     ImagePair(f"p{n}", f"{n}.png", f"{n}_2.png", ("a dog left", "the dog has gone"))
@@ -154,3 +160,37 @@ def test_too_many_open_files_are_told_with_what_helps(capsys):
     assert stop.value.code == 2
     line = "tool: [Errno 24] Too many open files: 'a.png': allow more with ulimit -n\n"
     assert capsys.readouterr().err == line
+
+
+class Dispositions(Dataset):
+    """What a worker does with each signal."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, _):
+        return [signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS]
+
+
+def test_workers_that_read_images_leave_every_signal_to_the_parent():
+    loader = DataLoader(
+        Dispositions(), num_workers=1, collate_fn=list, worker_init_fn=leave_signals_to_parent
+    )
+    assert list(loader) == [[[True] * len(SIGNALS)]]
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_of_a_run_is_a_stop(spot, tiny_sizes, tmp_path):
+    words = arguments(spot, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
+    words += ["--epochs", "200", "--num_thread_reader", "2"]
+    run = subprocess.Popen(
+        [sys.executable, "main_task_retrieval.py", *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    wait_for(lambda: "epoch 1 step 1" in log_of(tmp_path / "run"))
+    os.killpg(run.pid, signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 75, errors.decode()[-500:]
