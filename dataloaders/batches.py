@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 
 from dataloaders.samples import PairSamples, SampleKey
-from system.processes import count_free_files, read_free_shared_memory
+from system.processes import count_free_files, has_room_for_sockets, read_free_shared_memory
 from system.signals import leave_signals_to_parent
 
 log = logging.getLogger(__name__)
@@ -192,6 +192,12 @@ def _can_share(samples: ErrorsAsItems, batch_size: int, num_workers: int, world_
             "%.3f GB free, sharing needs %.3f GB (docker run --shm-size gives more)",
             free_size / 1e9,
             size / 1e9,
+        )
+        return False
+    if not has_room_for_sockets():
+        log.warning(
+            "batches are copied from the workers, which is slower: the path of the folder for "
+            "temporary files is too long (TMPDIR)"
         )
         return False
     num_files = num_batches * (len(tensors) + 1) + FEW_FILES

@@ -43,6 +43,8 @@ def to_image(image: ImageLike) -> Image.Image:
         image = _array_to_image(image)
     if not isinstance(image, Image.Image):
         raise ValueError(f"found {type(image).__name__}, expected a path, a PIL image or an array")
+    if 0 in image.size:
+        raise ValueError(f"the image has {image.width} × {image.height} pixels")
     return to_rgb(image)
 
 

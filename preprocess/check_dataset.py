@@ -73,7 +73,7 @@ def inspect_pair(paths: Sequence[str]) -> tuple[list[str], list[str], list[str]]
             images.append(load_image(path).numpy())
         except FileNotFoundError:
             missing.append(path)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             broken.append(str(error))
     if missing or broken:
         return missing, broken, []
@@ -195,9 +195,9 @@ def _read_and_check(
     """A split's pairs and what was found in them; no pairs if they cannot be read."""
     try:
         pairs = dataset.checked_pairs(split, need_images=False)
-        return pairs, check_split(pairs, args.max_words, args.workers, split)
     except (ValueError, OSError) as error:
         return [], SplitReport(unreadable=" ".join(str(error).split()))
+    return pairs, check_split(pairs, args.max_words, args.workers, split)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -119,7 +119,7 @@ def _parser() -> OneLineParser:
         text = f"scenes in {split} (default: {count})"
         parser.add_argument(f"--{split}", type=bounded(int, 0), default=count, help=text)
     parser.add_argument("--seed", type=bounded(int, 0, MAX_SEED), default=0, help=seed)
-    parser.add_argument("--captions_per_image", type=bounded(int, 1), help=captions)
+    parser.add_argument("--captions_per_image", type=bounded(int, 1, 100), help=captions)
     parser.add_argument("--jitter", type=bounded(float, 0, 1), help=jitter)
     parser.add_argument(
         "--workers", type=bounded(int, 1, MAX_WORKERS), default=os.cpu_count(), help=workers

@@ -27,6 +27,8 @@ TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
 # Texts in RuntimeErrors of torch that are not our bugs.
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory")
+NO_ADDRESS_SPACE = re.compile(r"failed to map segment|[Cc]annot allocate memory")
+NO_THREADS = re.compile(r"can't start new thread")
 NOT_DETERMINISTIC = re.compile(r"does not have a deterministic implementation")
 WORKER_KILLED = re.compile(r"DataLoader worker .* (?:killed|exited)")
 PROCESS_LOST = re.compile(
@@ -124,6 +126,8 @@ def _explain(error: BaseException, advice: Advice) -> tuple[int, str] | None:
         return EXIT_USER_ERROR, str(error)
     if isinstance(error, MemoryError):
         return EXIT_USER_ERROR, _add_advice("out of memory", advice.out_of_memory)
+    if isinstance(error, ImportError) and NO_ADDRESS_SPACE.search(str(error)):
+        return EXIT_USER_ERROR, _add_advice("out of memory", advice.out_of_memory)
     if isinstance(error, RuntimeError):
         return _explain_runtime_error(error, advice)
     return None
@@ -137,6 +141,9 @@ def _explain_runtime_error(error: RuntimeError, advice: Advice) -> tuple[int, st
     elif NOT_DETERMINISTIC.search(text):
         code = EXIT_USER_ERROR
         message = "--deterministic asks for an algorithm that torch does not have here"
+    elif NO_THREADS.search(text):
+        code = EXIT_USER_ERROR
+        message = "no more processes or threads may be started (ulimit -u)"
     elif isinstance(error, LostWorker) or WORKER_KILLED.search(text):
         code = EXIT_LOST_PROCESS
         reason = "a worker process was killed, most often for lack of memory"

@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import shutil
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ except ImportError:  # Windows
 LostWorker = BrokenProcessPool
 
 MAX_OPEN_FILES = 65536  # asked for, where the system allows more
+MAX_SOCKET_FOLDER = 60  # bytes; multiprocessing adds up to 40, and a socket's path may have 103
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
 
 
@@ -42,8 +46,17 @@ def start_pool(
 
 def _start_worker(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
     leave_ctrl_c_to_parent()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if prepare is not None:
         prepare(*arguments)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: a killed one cannot tell its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def raise_open_files_limit() -> None:
@@ -70,6 +83,11 @@ def count_free_files() -> float:
     with suppress(OSError):
         return soft - len(os.listdir("/dev/fd"))
     return soft
+
+
+def has_room_for_sockets() -> bool:
+    """Whether sockets can be made among the temporary files: their paths must be short."""
+    return len(os.fsencode(tempfile.gettempdir())) <= MAX_SOCKET_FOLDER
 
 
 def read_free_shared_memory() -> float:

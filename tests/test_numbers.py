@@ -126,6 +126,7 @@ def test_bounds_say_what_was_expected():
         ({"temperature": 1e-30, "top_p": 1e-30}, True),
         ({"top_p": 1e-30}, True),
         ({"beam_size": 3, "length_penalty": float(MAX_LENGTH_PENALTY)}, False),
+        ({"beam_size": 3, "length_penalty": MAX_LENGTH_PENALTY}, False),
     ],
 )
 def test_accepted_extremes_decode(settings, is_greedy, tiny_captioner):

@@ -1,12 +1,15 @@
 """Helper processes: their death is told, and little shared memory or few files stop nothing."""
 
 import math
+import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +83,7 @@ def all_batches(samples, read=read_images, **settings):
     [
         ("read_free_shared_memory", 100, "shared memory (/dev/shm) has 0.000 GB free"),
         ("count_free_files", 20, "20 more files may be open"),
+        ("has_room_for_sockets", False, "too long (TMPDIR)"),
     ],
 )
 def test_batches_that_cannot_be_shared_are_copied(samples, name, room, said, monkeypatch, caplog):
@@ -194,3 +198,46 @@ def test_a_signal_to_all_processes_of_a_run_is_a_stop(spot, tiny_sizes, tmp_path
     os.killpg(run.pid, signal.SIGTERM)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 75, errors.decode()[-500:]
+
+
+def sleep_in_pool(path):
+    with start_pool(1) as pool:
+        Path(path).write_text(str(pool.submit(os.getpid).result()))
+        pool.submit(time.sleep, 60).result()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    parent = multiprocessing.get_context("fork").Process(
+        target=sleep_in_pool, args=(tmp_path / "worker",)
+    )
+    parent.start()
+    wait_for(lambda: (tmp_path / "worker").is_file() and (tmp_path / "worker").read_text())
+    worker = int((tmp_path / "worker").read_text())
+    parent.kill()
+    parent.join()
+    wait_for(lambda: not is_running(worker))
+
+
+def is_running(number):
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("can't start new thread"), "no more processes or threads may be started"),
+        (ImportError("x.so: failed to map segment from shared object"), "out of memory"),
+    ],
+)
+def test_limits_of_the_system_are_one_line(error, message, capsys):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command("tool", fail)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"tool: {message}")

@@ -39,6 +39,8 @@ def generate(
     method = DECODING_METHODS[name]
     if pair_indices is None:
         pair_indices = range(len(pair_tokens))
+    if len(pair_indices) != len(pair_tokens):
+        raise ValueError(f"{len(pair_indices)} pair_indices for {len(pair_tokens)} pairs")
     ids = method(model, pair_tokens, max_words, decoding, pair_indices)
     _check_ids(ids, name, (len(pair_tokens), decoding.num_captions, max_words))
     return ids

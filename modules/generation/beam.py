@@ -106,7 +106,7 @@ class Beams:
         return scores, indices // width, top.indices.flatten(1).gather(1, indices)
 
     def _length_divisor(self, length: int) -> float:
-        return length**self.length_penalty
+        return float(length) ** self.length_penalty
 
 
 def generate_by_beam_search(
