@@ -100,7 +100,7 @@ def test_any_index_of_an_image_cache_is_read_or_refused(count, tmp_path):
         (b'["\xff"]', "utf-8"),
         ('["ä"]'.encode("latin-1"), "utf-8"),
         (b'["\\ud800"]', "surrogates"),
-        ('{"a": 1}'.encode("utf-16"), "utf-8"),
+        ('{"a": 1}'.encode("utf-16")[2:], "utf-8|invalid|Expecting"),  # without its mark
         (b"", "Expecting value"),
         (b"{'a': 1}", "double quotes"),
     ],
