@@ -69,16 +69,15 @@ def _collate(samples: Samples) -> dict[str, Any] | Exception:
 
 
 def _as_arrays(samples: Samples) -> Samples:
-    """The same with arrays for tensors: processes share the memory of tensors, and copy arrays."""
-    return [
-        sample
-        if isinstance(sample, Exception)
-        else {
-            name: value.numpy() if isinstance(value, Tensor) else value
-            for name, value in sample.items()
-        }
-        for sample in samples
-    ]
+    """With arrays for tensors: processes share the memory of tensors, and copy arrays."""
+    return [sample if isinstance(sample, Exception) else _to_arrays(sample) for sample in samples]
+
+
+def _to_arrays(sample: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.numpy() if isinstance(value, Tensor) else value
+        for name, value in sample.items()
+    }
 
 
 def trim_padding(batch: dict[str, Any]) -> dict[str, Any]:
@@ -156,30 +155,35 @@ def build_batches(
     else:
         sampler = ShareSampler(len(dataset), rank, world_size)
     samples = ErrorsAsItems(dataset)
-    copies = num_workers > 0 and not _can_share(samples, batch_size, num_workers, world_size)
+    obstacle = None
+    if num_workers:
+        obstacle = _find_obstacle_to_sharing(samples, batch_size, num_workers, world_size)
+    if obstacle:
+        log.warning("batches are copied from the workers, which is slower: %s", obstacle)
     loader = DataLoader(
         samples,
         batch_size,
         sampler=sampler,
         num_workers=num_workers,
-        collate_fn=_as_arrays if copies else _collate,
+        collate_fn=_as_arrays if obstacle else _collate,
         drop_last=training,
         pin_memory=for_gpu,
         persistent_workers=training and num_workers > 0,
         worker_init_fn=leave_signals_to_parent,
     )
-    return Batches(loader, collate_here=copies)
+    return Batches(loader, collate_here=obstacle is not None)
 
 
-def _can_share(samples: ErrorsAsItems, batch_size: int, num_workers: int, world_size: int) -> bool:
-    """Whether the batches that workers prepare fit into shared memory and the open files.
+def _find_obstacle_to_sharing(
+    samples: ErrorsAsItems, batch_size: int, num_workers: int, world_size: int
+) -> str | None:
+    """Why workers cannot share the memory of the batches that they prepare; None if they can.
 
-    Where they do not, workers would crash or wait for ever. All processes are taken to be on this
-    machine.
+    If they tried, they would crash or wait for ever. All processes are taken to be on this machine.
     """
     sample = samples[0, 0]
     if isinstance(sample, Exception):
-        return True  # it ends the run at its turn
+        return None  # it ends the run at its turn
     tensors = [value for value in sample.values() if isinstance(value, Tensor)]
     # The loader prepares two for each worker; one more may be in use, and one on its way.
     num_batches = 2 * num_workers + 2
@@ -187,27 +191,17 @@ def _can_share(samples: ErrorsAsItems, batch_size: int, num_workers: int, world_
     size = world_size * num_samples * sum(tensor.nbytes for tensor in tensors)
     free_size = read_free_shared_memory()
     if size > free_size:
-        log.warning(
-            "batches are copied from the workers, which is slower: shared memory (/dev/shm) has "
-            "%.3f GB free, sharing needs %.3f GB (docker run --shm-size gives more)",
-            free_size / 1e9,
-            size / 1e9,
+        return (
+            f"shared memory (/dev/shm) has {free_size / 1e9:.3f} GB free, sharing needs "
+            f"{size / 1e9:.3f} GB (docker run --shm-size gives more)"
         )
-        return False
     if not has_room_for_sockets():
-        log.warning(
-            "batches are copied from the workers, which is slower: the path of the folder for "
-            "temporary files is too long (TMPDIR)"
-        )
-        return False
+        return "the path of the folder for temporary files (TMPDIR) is too long"
     num_files = num_batches * (len(tensors) + 1) + FEW_FILES
     free_files = count_free_files()
     if num_files > free_files:
-        log.warning(
-            "batches are copied from the workers, which is slower: %d more files may be open, "
-            "sharing needs %d (ulimit -n raises that)",
-            free_files,
-            num_files,
+        return (
+            f"{free_files} more files may be open, sharing needs {num_files} (ulimit -n raises "
+            "that)"
         )
-        return False
-    return True
+    return None

@@ -70,4 +70,6 @@ def refuse_address(path: str | Path) -> None:
     found = ADDRESS.match(str(path))
     if found:
         address = f"{found.group(1)}://{str(path)[found.end() :]}"
-        raise ValueError(f"{scrub(address)} is an address, expected a file: download it first")
+        raise ValueError(
+            f"{scrub(address)} is an address, expected the path of a file: download it first"
+        )

@@ -54,8 +54,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     # Only now: Pillow itself turns TIFF as it loads it, and then forgets the orientation.
     turn = TURNS.get(_read_orientation(image))
-    _scale_transparency(image, scale)
-    rgb = _convert(image)
+    rgb = _convert(_scale_transparency(image, scale))
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -66,13 +65,17 @@ def _scale_of_key(image: Image.Image) -> float:
     return PNG_KEY_SCALES.get(tiles[0][3], 1) if is_png else 1
 
 
-def _scale_transparency(image: Image.Image, scale: float) -> None:
+def _scale_transparency(image: Image.Image, scale: float) -> Image.Image:
+    """The image, or a copy of it whose transparent value is in the range of its pixels."""
     clear = image.info.get("transparency")
-    if scale == 1 or isinstance(clear, bytes) or clear is None:
-        return
-    is_gray = isinstance(clear, int)
-    scaled = tuple(int(value * scale) for value in ((clear,) if is_gray else clear))
-    image.info["transparency"] = scaled[0] if is_gray else scaled
+    if scale == 1 or clear is None:
+        return image
+    scaled = image.copy()
+    if isinstance(clear, int):
+        scaled.info["transparency"] = int(clear * scale)
+    else:
+        scaled.info["transparency"] = tuple(int(value * scale) for value in clear)
+    return scaled
 
 
 def _read_orientation(image: Image.Image) -> int | None:

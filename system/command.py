@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from system.escaping import summarize_error, to_one_line
 from system.processes import LostWorker, raise_open_files_limit
-from system.signals import EXIT_TRY_AGAIN, StopRequested
+from system.signals import EXIT_TRY_AGAIN, StopRequested, cleaning_up_when_ended
 from system.streams import prepare_streams, print_if_heard
 from system.urls import remember_secrets, scrub
 
@@ -25,7 +25,7 @@ EXIT_LOST_PROCESS = 1
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
-# Texts in RuntimeErrors of torch that are not our bugs.
+# Texts in errors of torch and of the system that are not our bugs.
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory")
 NO_ADDRESS_SPACE = re.compile(r"failed to map segment|[Cc]annot allocate memory")
 NO_THREADS = re.compile(r"can't start new thread")
@@ -100,7 +100,8 @@ def run_command(program: str, job: Callable[[], None], advice: Advice = NO_ADVIC
     prepare_streams()
     raise_open_files_limit()
     try:
-        job()
+        with cleaning_up_when_ended():
+            job()
     except BrokenPipeError:
         _discard_output()
         raise SystemExit(EXIT_BROKEN_PIPE) from None
@@ -124,9 +125,8 @@ def _explain(error: BaseException, advice: Advice) -> tuple[int, str] | None:
         return EXIT_USER_ERROR, f"{error}: allow more with ulimit -n"
     if isinstance(error, ValueError | OSError):
         return EXIT_USER_ERROR, str(error)
-    if isinstance(error, MemoryError):
-        return EXIT_USER_ERROR, _add_advice("out of memory", advice.out_of_memory)
-    if isinstance(error, ImportError) and NO_ADDRESS_SPACE.search(str(error)):
+    has_no_space = isinstance(error, ImportError) and NO_ADDRESS_SPACE.search(str(error))
+    if isinstance(error, MemoryError) or has_no_space:
         return EXIT_USER_ERROR, _add_advice("out of memory", advice.out_of_memory)
     if isinstance(error, RuntimeError):
         return _explain_runtime_error(error, advice)

@@ -101,8 +101,10 @@ def _require_supported(device: torch.device) -> None:
 def choose_precision(wanted: str, device: torch.device) -> str:
     """Resolve `auto`: bf16 on GPUs that have it (from Ampere on), fp16 on older ones, else fp32.
 
-    Raises ValueError for bf16 on a GPU without units for it.
+    Raises ValueError for an unknown name, and for bf16 on a GPU without units for it.
     """
+    if wanted != "auto" and wanted not in DTYPES:
+        raise ValueError(f"precision {wanted!r} is unknown, expected auto, {', '.join(DTYPES)}")
     if device.type != "cuda":
         return "fp32" if wanted == "auto" else wanted
     major, _ = torch.cuda.get_device_capability(device)

@@ -6,6 +6,7 @@ command line names the entry.
 """
 
 import argparse
+import numbers
 import re
 import sys
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
@@ -17,6 +18,8 @@ from system.registry import Registry
 
 # The most that a whole number may be, where a flag does not say: larger ones overflow somewhere.
 MAX_WHOLE_NUMBER = 10**9
+# The type of a flag → what its values are, and how a message calls them.
+NUMBERS = {int: (numbers.Integral, "a whole number"), float: (numbers.Real, "a number")}
 MAX_SEED = 2**63 - 1  # torch's
 MAX_WORKERS = 256  # processes besides a run's own
 
@@ -42,21 +45,15 @@ class Bounds(NamedTuple):
 
     def hold(self, value: float) -> bool:
         """Whether a number is in the range."""
-        if not abs(value) <= (MAX_WHOLE_NUMBER if self._limits(value) else sys.float_info.max):
-            return False
-        if self.at_least is not None and value < self.at_least:
-            return False
-        if self.at_most is not None and value > self.at_most:
-            return False
-        return self.above is None or value > self.above
-
-    def _limits(self, value: float) -> bool:
-        return isinstance(value, int) and self.at_most is None
+        widest = MAX_WHOLE_NUMBER if isinstance(value, int) else sys.float_info.max
+        least = -widest if self.at_least is None else self.at_least
+        most = widest if self.at_most is None else self.at_most
+        return least <= value <= most and (self.above is None or value > self.above)
 
     def describe(self, value: float) -> str:
         """What was expected instead of `value`, which is outside."""
         least, most, above = self
-        if most is None and self._limits(value) and value > MAX_WHOLE_NUMBER:
+        if most is None and isinstance(value, int) and value > MAX_WHOLE_NUMBER:
             most = MAX_WHOLE_NUMBER
         if above is not None and most is not None:
             return f"a number in ({above}, {most}]"
@@ -142,16 +139,25 @@ def list_flags(group: Any, task: str | None = None) -> list[Field]:
 
 
 def find_range_problems(group: Any) -> list[str]:
-    """For each value of a dataclass of flags that is out of its bounds, a sentence that says so."""
+    """For each number of a dataclass of flags that is none, or out of its bounds, a sentence."""
     problems = []
     for option in list_flags(group):
         value = getattr(group, option.name)
-        bounds = option.metadata["bounds"]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not bounds.hold(value):
-            expected = bounds.describe(value)
-            problems.append(f"--{option.name} is {shorten(str(value))}, expected {expected}")
-    return problems
+        number_type = option.metadata["type"]
+        if number_type in NUMBERS and not (value is None and option.default is None):
+            bounds = option.metadata["bounds"]
+            problems.append(find_number_problem(option.name, value, number_type, bounds))
+    return list(filter(None, problems))
+
+
+def find_number_problem(name: str, value: Any, number_type: type, bounds: Bounds) -> str | None:
+    """A sentence about the value of a flag that is no such number, or out of its bounds."""
+    wanted, expected = NUMBERS[number_type]
+    if isinstance(value, wanted) and not isinstance(value, bool):
+        if bounds.hold(value):
+            return None
+        expected = bounds.describe(value)
+    return f"--{name} is {shorten(str(value))}, expected {expected}"
 
 
 def add_flags(parser: argparse._ActionsContainer, chosen: Iterable[Field]) -> None:

@@ -1,6 +1,7 @@
 """What a launcher such as torchrun says in the environment: which of how many processes this is."""
 
 import os
+import socket
 from typing import NamedTuple
 
 MAX_DIGITS = 9  # of a number in the environment
@@ -59,7 +60,7 @@ class MeetingPoint(NamedTuple):
 
 
 def read_meeting_point() -> MeetingPoint:
-    """Raises ValueError that names the variable that is missing or out of range."""
+    """Raises ValueError that names the variable that is missing, out of range, or no known host."""
     host = os.environ.get("MASTER_ADDR", "").strip()
     port = _read_number("MASTER_PORT")
     missing = "MASTER_PORT" if host else "MASTER_ADDR"
@@ -69,6 +70,11 @@ def read_meeting_point() -> MeetingPoint:
         )
     if not 1 <= port <= MAX_PORT:
         raise ValueError(f"MASTER_PORT is {port} in the environment, expected 1 to {MAX_PORT}")
+    try:
+        socket.getaddrinfo(host, port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"MASTER_ADDR is {host!r} in the environment: {reason}") from None
     return MeetingPoint(host, port)
 
 

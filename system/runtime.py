@@ -25,6 +25,7 @@ from system.compute import (
 )
 from system.launcher import read_meeting_point, read_place, read_restart_count
 from system.logs import logging_to_terminal
+from system.signals import stopping_at_once
 
 try:
     import resource
@@ -181,7 +182,10 @@ def open_runtime(
     with logging_to_terminal(is_main=rank == 0, level=level):
         device = select_device(device_name, local_rank)
         precision = choose_precision(precision, device)
-        cpu_group = _join_process_group(rank, world_size, device) if world_size > 1 else None
+        cpu_group = None
+        if world_size > 1:
+            with stopping_at_once():
+                cpu_group = _join_process_group(rank, world_size, device)
         if device.type == "cpu":
             keep_freed_memory()
         torch.manual_seed(seed)  # the same on all processes: they must initialize alike

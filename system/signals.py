@@ -20,11 +20,37 @@ if hasattr(signal, "SIGHUP"):  # not on Windows
     SIGNALS.append(signal.SIGHUP)
 
 
+ENDINGS = [number for number in SIGNALS if number != signal.SIGINT]
+
+
 class StopRequested(BaseException):
     """A signal asked this process to stop, and nothing is left to save.
 
     A BaseException, so that no `except Exception` swallows it.
     """
+
+
+@contextmanager
+def cleaning_up_when_ended() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise StopRequested, so that half-written files are removed.
+
+    A second signal ends the process.
+    """
+
+    def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise StopRequested
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        changed = [n for n in ENDINGS if signal.getsignal(n) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class StopSignals:
@@ -78,19 +104,37 @@ class StopSignals:
             raise StopRequested
 
 
-def leave_ctrl_c_to_parent() -> None:
-    """For worker processes: ignore Ctrl-C and a closed terminal, which reach them too; the parent
-    ends them."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def leave_signals_to_parent(_worker: int = 0) -> None:
-    """For workers that end with their parent: ignore SIGTERM too.
+    """For worker processes that end with their parent: ignore what asks a job to stop.
 
-    Schedulers send it to all processes of a job, and the parent still needs its workers to finish
-    the step. A pool's workers must not: a broken pool ends them by SIGTERM.
+    Ctrl-C, a closed terminal and schedulers signal all processes of a job, and the parent still
+    needs its workers to finish the step.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave_ctrl_c_to_parent() -> None:
+    """The same for workers that their parent ends by SIGTERM, as a pool does when it breaks."""
+    leave_signals_to_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Inside, a signal ends the process at once, as if nobody handled it.
+
+    For waits in compiled code, during which Python's handlers do not run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

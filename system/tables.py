@@ -99,9 +99,11 @@ def _read_csv_rows(
 
 def _find_separator(text: str, required: Collection[str]) -> tuple[str, int]:
     """The separator, and how many lines stand before the header."""
-    first = next((line for line in LINE_END.split(text) if line.strip(" ,;\t")), "").rstrip(" ")
+    lines = LINE_END.split(text)
+    index = next((n for n, line in enumerate(lines) if line.strip(" ,;\t")), 0)
+    first = lines[index].rstrip(" ")
     if first.lower().startswith(SEPARATOR_LINE) and len(first) == len(SEPARATOR_LINE) + 1:
-        return first[len(SEPARATOR_LINE)], 1
+        return first[len(SEPARATOR_LINE)], index + 1
     for separator in SEPARATORS:
         names = {name.strip().strip('"').strip().lower() for name in first.split(separator)}
         if set(required) <= names:
@@ -119,7 +121,9 @@ def _check_quotes(path: Path, text: str, separator: str) -> None:
     try:
         for _ in reader:
             line = reader.line_num + 1
-    except csv.Error:
+    except csv.Error as error:
+        if "field larger" in str(error):
+            return  # the reader of the rows says so
         raise ValueError(
             f"{path} line {line}: a double quote is not closed, or text follows it; inside of "
             'quotes, write "" for a double quote'

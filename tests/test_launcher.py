@@ -80,6 +80,7 @@ def test_wrong_variables_are_named(monkeypatch, values, message, main, tmp_path,
         (("localhost", "abc"), "MASTER_PORT is 'abc' in the environment, expected a whole number"),
         (("localhost", "70000"), "MASTER_PORT is 70000 in the environment, expected 1 to 65535"),
         (("localhost", "0"), "MASTER_PORT is 0"),
+        (("no.such.host.invalid", "29500"), "MASTER_ADDR is 'no.such.host.invalid'"),
     ],
 )
 def test_where_processes_meet(monkeypatch, values, message, tmp_path, capsys):

@@ -241,7 +241,7 @@ def test_names_that_windows_cannot_have(names, found):
     ["https://a.example/x.png", "s3://b/x.png", "https:/a.example/x.png", "FTP://a/x", "file:///x"],
 )
 def test_addresses_are_refused(address, tmp_path):
-    message = "is an address, expected a file: download it first"
+    message = "is an address, expected the path of a file: download it first"
     with pytest.raises(ValueError, match=message):
         refuse_address(address)
     with pytest.raises(ValueError, match=message):

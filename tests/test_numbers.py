@@ -26,7 +26,7 @@ from modules.training.loop import _verdict
 from modules.training.progress import Progress
 from preprocess import check_dataset, synthesize
 from system.command import OneLineParser
-from system.flags import Bounds, bounded
+from system.flags import MAX_SEED, Bounds, bounded
 from system.runtime import Runtime
 from tests.runs import arguments, run_refused
 
@@ -255,3 +255,31 @@ def test_similarities_that_are_not_finite_are_refused(spot, tiny_sizes, tmp_path
 def test_references_without_words_score_nothing():
     found = Cider(ScoringContext()).rows({"a": [""], "b": [""]}, {"a": "a dog", "b": ""})
     assert found.tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beam_size": "3"}, "--beam_size is 3, expected a whole number"),
+        ({"beam_size": 2.5}, "--beam_size is 2.5, expected a whole number"),
+        ({"num_captions": None}, "--num_captions is None, expected a whole number"),
+        ({"beam_size": True}, "--beam_size is True, expected a whole number"),
+        ({"top_p": "x"}, "--top_p is x, expected a number"),
+        ({"seed": None}, "--seed is None, expected a whole number"),
+    ],
+)
+def test_settings_that_are_no_numbers_are_told(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Decoding(**settings).method_name()
+    assert Decoding(beam_size=np.int64(3), length_penalty=np.float32(1)).method_name() == "beam"
+
+
+@pytest.mark.parametrize(
+    ("seed", "is_accepted"), [(0, True), (MAX_SEED, True), (MAX_SEED + 1, False)]
+)
+def test_seeds_up_to_torchs_largest(seed, is_accepted, capsys):
+    words = [*WORDS, "--seed", str(seed)]
+    options = parsed_or_one_line(
+        lambda words: parse_options(words, "caption", None, 1), words, "--seed", capsys
+    )
+    assert (options is not None) == is_accepted

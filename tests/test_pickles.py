@@ -6,8 +6,8 @@ import zipfile
 import pytest
 import torch
 
+from modules.weights.pickle_values import MAX_DEPTH
 from modules.weights.tensor_files import read_torch_file, read_weights
-from modules.weights.unpickler import MAX_DEPTH
 from tests.hostile import FOUR_NUMBERS, OLDER_HEAD, pickle_of_tensor, torch_save_bytes, with_entries
 
 MAX_INSTRUCTIONS = 30_000  # instead of a million, so that a test is quick

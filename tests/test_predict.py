@@ -319,7 +319,12 @@ def test_a_broken_image_leaves_no_file(folder, tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_files_of_others_are_not_overwritten(ending, folder, tiny, tmp_path, capsys):
-    for content in (b"my notes", b"before,after,caption\ra,b,c\r", b'{"before": "a"}', b"id,notes"):
+    for content in (
+        b"my notes",
+        b"id,caption of mine",
+        b'{"id": "p0", "before": "a"}',
+        b"id,notes",
+    ):
         path = tmp_path / f"mine.{ending}"
         path.write_bytes(content)
         assert "holds the results of other pairs" in refused(
@@ -329,7 +334,7 @@ def test_files_of_others_are_not_overwritten(ending, folder, tiny, tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("ending", "begun"), [("csv", b"id,capt"), ("jsonl", b'{"id": "p'), ("csv", b"")]
+    ("ending", "begun"), [("csv", b"id,capt"), ("jsonl", b'{"id": "p0", "bef'), ("csv", b"")]
 )
 def test_what_a_killed_run_began_is_continued(ending, begun, folder, tiny, tmp_path):
     path = tmp_path / f"out.{ending}"
@@ -343,5 +348,5 @@ def test_two_predictions_into_one_file(folder, tiny, tmp_path, capsys):
     path = tmp_path / "out.csv"
     with hold_lock(tmp_path / ".out.csv.lock"):
         line = refused(capsys, "--before", folder, "--predictions", path, *tiny)
-    assert "out.csv is being written by another prediction" in line
+    assert "out.csv is being written by another run" in line
     assert not path.exists()

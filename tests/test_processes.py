@@ -83,7 +83,7 @@ def all_batches(samples, read=read_images, **settings):
     [
         ("read_free_shared_memory", 100, "shared memory (/dev/shm) has 0.000 GB free"),
         ("count_free_files", 20, "20 more files may be open"),
-        ("has_room_for_sockets", False, "too long (TMPDIR)"),
+        ("has_room_for_sockets", False, "(TMPDIR) is too long"),
     ],
 )
 def test_batches_that_cannot_be_shared_are_copied(samples, name, room, said, monkeypatch, caplog):

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from system.logs import showing_log_lines
-from system.signals import StopRequested, StopSignals
+from system.signals import StopRequested, StopSignals, stopping_at_once
 from system.streams import prepare_streams, print_if_heard
 from tests.conftest import ROOT
 
@@ -99,3 +99,12 @@ def test_what_nohup_ignores_stays_ignored():
             assert not stop.requested
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_waits_in_compiled_code_end_at_once():
+    with StopSignals():
+        ours = signal.getsignal(signal.SIGTERM)
+        with stopping_at_once():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == ours

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +18,7 @@ from preprocess.scenes.geometry import Scene, SceneObject, View, outlines, proje
 from preprocess.scenes.sampling import referent, sample_clevr_pair, sample_spot_pair
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
 from preprocess.synthesize import main
+from tests.runs import finish, start, wait_for
 
 ATTRIBUTES = ("size", "color", "material", "shape")
 VALUE_OF_WORD = {
@@ -617,3 +619,15 @@ def test_without_jitter_only_the_change_differs(tmp_path):
         )
         assert before == distractor
         assert before != after
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_drawing_that_is_ended_leaves_nothing(number, tmp_path):
+    program = ["preprocess/synthesize.py", "--output", str(tmp_path / "data"), "--train", "3000"]
+    drawing = start([*program, "--workers", "1"])
+    wait_for(lambda: list(tmp_path.glob("data.partial-*/images/*.png")))
+    drawing.send_signal(number)
+    code, errors = finish(drawing)
+    assert code == 75, errors
+    assert errors.splitlines()[-1].endswith("synthesize.py: stopped as asked")
+    assert list(tmp_path.iterdir()) == []

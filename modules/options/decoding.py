@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from modules.registries import DECODING_METHODS
-from system.escaping import shorten
-from system.flags import MAX_SEED, Bounds, FlagGroup, flag
+from system.flags import MAX_SEED, Bounds, FlagGroup, find_number_problem, flag
 
 # Their settings are fields of Decoding, so that they are checked without loading the method.
 BUILT_IN_METHODS = ("greedy", "beam", "sampling")
@@ -75,7 +74,7 @@ class Decoding(FlagGroup):
         at_least=SMALLEST,
         at_most=1,
     )
-    seed: int = 42  # the flag --seed is in RunOptions, its bound is checked here
+    seed: int = 42  # the flag --seed is in RunOptions
     settings: Any = None
 
     def __post_init__(self) -> None:
@@ -85,9 +84,11 @@ class Decoding(FlagGroup):
 
     def find_problems(self) -> list[str]:
         problems = super().find_problems()
-        if not Bounds(0, MAX_SEED).hold(self.seed):
-            problems.append(f"--seed is {shorten(str(self.seed))}, expected 0 to {MAX_SEED}")
-        if self.decoding is not None and self.decoding not in BUILT_IN_METHODS:
+        seed_problem = find_number_problem("seed", self.seed, int, Bounds(0, MAX_SEED))
+        if seed_problem:
+            problems.append(seed_problem)
+        is_built_in = self.decoding is None or self.decoding in BUILT_IN_METHODS
+        if problems or not is_built_in:
             return problems
         implied = self._implied_methods()
         if len(implied) > 1:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dataloaders.datasets import DATASETS, open_dataset
 from modules.registries import OBJECTIVES
-from system.flags import MAX_WORKERS, FlagGroup, device_name, flag
+from system.flags import MAX_SEED, MAX_WORKERS, FlagGroup, device_name, flag
 from system.urls import Location
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class RunOptions(FlagGroup):
     task_type: str | None = flag(
         None, "if given, must be this script's own task (kept for compatibility)", choices=TASKS
     )
-    seed: int = flag(42, "seed of every random number", int)  # Decoding checks its bound
+    seed: int = flag(42, "seed of every random number", int, at_least=0, at_most=MAX_SEED)
     device: str = flag(
         "auto",
         "where to compute: auto, cpu, cuda, cuda:NUMBER or mps; auto: a GPU, or else the CPU",

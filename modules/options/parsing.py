@@ -78,7 +78,7 @@ def parse_options(
     problems = [problem for group in options.groups() for problem in group.find_problems()]
     problems += find_conflicts(options, num_processes)
     if problems:
-        parser.error("; ".join(problems))
+        parser.error("; ".join(dict.fromkeys(problems)))  # two groups know the seed
     return options
 
 

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from modules.predictor import DEMO, Predictor
 from modules.report.pictures import draw_explanation
 from modules.weights.sources import find_weights
 from modules.weights.tensor_files import hash_weights
-from system.locks import LockTaken, hold_lock
+from system.run_folder import reserve_file
 from system.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,10 @@ def predict(options: Options) -> None:
     decoding = options.decoding
     folder = Path(inputs.save_attention) if inputs.save_attention else None
     path = Path(inputs.predictions) if inputs.predictions else None
-    with start_runtime(options) as runtime, _reserve(path, runtime):
+    with (
+        start_runtime(options) as runtime,
+        reserve_file(path, runtime) if path else nullcontext(),
+    ):
         pairs = find_pairs(inputs.before, inputs.after, inputs.pairs)
         finished = read_finished(path, pairs, decoding.num_captions) if path else FinishedPairs()
         if folder:
@@ -64,31 +67,6 @@ def predict(options: Options) -> None:
             count = len(pairs) - finished.num_done
             # A warning, because a prediction shows no other lines.
             log.warning("attention pictures of %d pair(s) are in %s", count, folder)
-
-
-@contextmanager
-def _reserve(path: Path | None, runtime: Runtime) -> Iterator[None]:
-    """Keep other predictions from writing into the same file.
-
-    Raises ValueError, on every process, if another one does. The lock's file is removed afterwards.
-    """
-    with ExitStack() as held:
-
-        def acquire() -> None:
-            if path is None or not path.parent.is_dir():
-                return
-            lock_file = path.with_name(f".{path.name}.lock")
-            try:
-                held.enter_context(hold_lock(lock_file, timeout=0))
-            except LockTaken:
-                raise ValueError(
-                    f"{path} is being written by another prediction: wait for it to finish, or "
-                    "choose another file"
-                ) from None
-            held.callback(lock_file.unlink, missing_ok=True)
-
-        runtime.on_main(acquire)
-        yield
 
 
 def _load_predictor(options: Options, runtime: Runtime) -> Predictor:

@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 COLUMNS = ("id", "caption", "score", "before", "after")
 # Settings that files of earlier versions do not record. Such files can be continued all the same.
 LATER_SETTINGS = frozenset({"precision", "pretrained_clip_name", "quick_gelu", "model"})
-JSON_START = b'{"id": "'  # of each line
 ADVICE = "give --predictions another file, or remove this one"
 
 CaptionedPair = tuple[ImagePair, Sequence[Caption]]
@@ -105,8 +104,8 @@ def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> 
     expected = [_written_id(pair, is_csv) for pair in pairs for _ in range(lines_per_pair)]
     # A run may have been killed before it wrote the header: then there are no lines.
     has_header = lines[: len(header)] == header[: len(lines)]
-    if not lines and cut_off:  # of another program's file not a byte may be lost
-        has_header = (header[0] if is_csv else JSON_START).startswith(cut_off[: len(JSON_START)])
+    if not lines:
+        has_header = _begins_as_ours(cut_off, header[0] if is_csv else _json_start(pairs[0]))
     if not has_header or ids != expected[: len(ids)]:
         other = "other pairs, or of another --num_captions" if is_csv else "other pairs"
         raise ValueError(f"{path} holds the results of {other}: {ADVICE}")
@@ -115,6 +114,12 @@ def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> 
         return FinishedPairs()
     kept = lines[: len(header) + num_done * lines_per_pair]
     return FinishedPairs(num_done, sum(len(line) for line in kept))
+
+
+def _begins_as_ours(content: bytes, start: bytes) -> bool:
+    """Whether a file's only line, which is cut off, is one of ours: of another program's file not
+    a byte may be lost."""
+    return start.startswith(content) or content.startswith(start)
 
 
 def _read_ids(lines: Sequence[bytes], path: Path) -> list[str]:
@@ -182,10 +187,17 @@ def _csv_lines(rows: Sequence[Sequence[str]]) -> str:
 
 def _json_line(pair: ImagePair, captions: Sequence[Caption]) -> str:
     rows = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in captions]
-    content = {
+    return to_json({**_json_pair(pair), "captions": rows}, ascii_only=False) + "\n"
+
+
+def _json_pair(pair: ImagePair) -> dict[str, str]:
+    return {
         "id": pair.id,
         "before": name_as_text(pair.before),
         "after": name_as_text(pair.after),
-        "captions": rows,
     }
-    return to_json(content, ascii_only=False) + "\n"
+
+
+def _json_start(pair: ImagePair) -> bytes:
+    """What a pair's line begins with, up to its captions."""
+    return to_json({**_json_pair(pair), "captions": []}, ascii_only=False)[:-2].encode()

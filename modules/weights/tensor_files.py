@@ -16,13 +16,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from modules.weights.unpickler import (
-    DTYPES,
-    CountedReader,
-    RestrictedUnpickler,
-    ScriptedModule,
-    Storage,
-)
+from modules.weights.pickle_values import ScriptedModule, Storage
+from modules.weights.unpickler import DTYPES, CountedReader, RestrictedUnpickler
 from modules.weights.wrappings import TRAINING_STATE, find_state_dict
 from system.archives import open_zip, read_entry
 from system.escaping import name_as_text, summarize_error

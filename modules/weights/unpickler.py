@@ -9,16 +9,16 @@ limited.
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from modules.weights.pickle_values import ScriptedModule, Storage, refuse_deep, refuse_unless
+
 MAX_INSTRUCTIONS = 1_000_000  # of a file; a training state of ViT-L/14 has about 150,000
 MAX_TENSORS = 100_000  # of a file, and as many storages, which tensors may share
-MAX_DEPTH = 100  # of containers inside each other
 MAX_DIMENSIONS = 16  # of a tensor
 MAX_ARGUMENTS = 8  # of a call; torch's own has seven
 # Attributes set on all scripted modules together. One that is set twice counts twice.
@@ -28,8 +28,6 @@ MAX_SHARING = 8  # its tensors may take this many times the file's size: tied on
 # Whole numbers as keys stay below this: larger ones can be chosen so that all hash alike.
 MAX_INTEGER_KEY = 2**31
 FRAME_LENGTH_BYTES = 8
-TOO_DEEP = f"its containers are nested more than {MAX_DEPTH} deep"
-ENDLESS = "its containers contain themselves"
 STRANGE_STORAGE = "a storage is described in an unknown way"
 STRANGE_TENSOR = "a tensor is described in an unknown way"
 DTYPES = {
@@ -87,24 +85,6 @@ OPCODES = (
     pickle.MEMOIZE,
     pickle.STACK_GLOBAL,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """The bytes of one or more tensors of a file, and the same bytes as a tensor (n,)."""
-
-    content: bytearray
-    values: Tensor
-
-    @classmethod
-    def of(cls, content: bytearray, dtype: torch.dtype) -> "Storage":
-        """The bytes as numbers. Raises ValueError if the last element is incomplete."""
-        values = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        return cls(content, values)
-
-
-class ScriptedModule:
-    """Represents any scripted class: it has the attributes, but none of the code."""
 
 
 # Called with a storage's type, key and number of elements, as the pickle gives them.
@@ -175,7 +155,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         """The next pickle's value. Raises UnpicklingError if it is nested deeper than MAX_DEPTH."""
         self.memo.clear()  # from protocol 4 on, a value's number is how many there are before it
         value = super().load()
-        _refuse_deep(value)
+        refuse_deep(value)
         return value
 
     def find_class(self, module: str, name: str) -> Any:
@@ -200,15 +180,15 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         """The storage that a pickle describes as torch.save does."""
-        _refuse_unless(type(pid) is tuple and 5 <= len(pid) <= 6, STRANGE_STORAGE)
+        refuse_unless(type(pid) is tuple and 5 <= len(pid) <= 6, STRANGE_STORAGE)
         kind, dtype, key, _, count, *views = pid
-        _refuse_unless(type(kind) is str and kind == "storage", STRANGE_STORAGE)
-        _refuse_unless(isinstance(dtype, torch.dtype), STRANGE_STORAGE)
-        _refuse_unless(type(key) is str, STRANGE_STORAGE)
-        _refuse_unless(type(count) is int and count >= 0, STRANGE_STORAGE)
-        _refuse_unless(all(view is None for view in views), STRANGE_STORAGE)
+        refuse_unless(type(kind) is str and kind == "storage", STRANGE_STORAGE)
+        refuse_unless(isinstance(dtype, torch.dtype), STRANGE_STORAGE)
+        refuse_unless(type(key) is str, STRANGE_STORAGE)
+        refuse_unless(type(count) is int and count >= 0, STRANGE_STORAGE)
+        refuse_unless(all(view is None for view in views), STRANGE_STORAGE)
         if key not in self.storages:
-            _refuse_unless(
+            refuse_unless(
                 len(self.storages) < MAX_TENSORS, f"it has more than {MAX_TENSORS} storages"
             )
             self.storages[key] = self.open_storage(dtype, key, count)
@@ -246,18 +226,18 @@ class RestrictedUnpickler(pickle._Unpickler):
         function = self.stack[-1]
         allowed = (self._rebuild_tensor_method, _first_argument, _empty_dict)
         is_ours = any(function is one for one in allowed)
-        _refuse_unless(
+        refuse_unless(
             is_ours, f"a call of a {type(function).__name__} is not allowed in a weights file"
         )
         is_known = type(arguments) is tuple and len(arguments) <= MAX_ARGUMENTS
-        _refuse_unless(is_known, "a call is described in an unknown way")
+        refuse_unless(is_known, "a call is described in an unknown way")
         self.stack[-1] = function(*arguments)
 
     def load_newobj(self) -> None:
         """A scripted module, still without attributes."""
         arguments = self.stack.pop()
         is_module = self.stack[-1] is ScriptedModule and type(arguments) is tuple and not arguments
-        _refuse_unless(is_module, "an object that is not a module is not allowed in a weights file")
+        refuse_unless(is_module, "an object that is not a module is not allowed in a weights file")
         self.stack[-1] = ScriptedModule()
 
     def load_build(self) -> None:
@@ -268,16 +248,16 @@ class RestrictedUnpickler(pickle._Unpickler):
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, ScriptedModule):
-            _refuse_unless(type(state) is dict, "a module's attributes are not a dictionary")
+            refuse_unless(type(state) is dict, "a module's attributes are not a dictionary")
             self.num_attributes += len(state)
             is_within_limit = self.num_attributes <= MAX_ATTRIBUTES
-            _refuse_unless(
+            refuse_unless(
                 is_within_limit, f"its modules have more than {MAX_ATTRIBUTES} attributes"
             )
             target.__dict__.update(state)
             return
         name = type(target).__name__
-        _refuse_unless(
+        refuse_unless(
             isinstance(target, dict), f"a {name} with attributes is not allowed in a weights file"
         )
 
@@ -292,13 +272,13 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def _set_items(self, items: list) -> None:
         target = self.stack[-1]
-        _refuse_unless(
+        refuse_unless(
             type(target) is dict,
             f"items of a {type(target).__name__} are not allowed in a weights file",
         )
         for key, value in zip(items[::2], items[1::2], strict=True):
             is_small_number = type(key) is int and abs(key) < MAX_INTEGER_KEY
-            _refuse_unless(
+            refuse_unless(
                 type(key) is str or is_small_number,
                 f"a key of type {type(key).__name__} is not allowed in a weights file",
             )
@@ -306,7 +286,7 @@ class RestrictedUnpickler(pickle._Unpickler):
 
     def _extend(self, values: list) -> None:
         target = self.stack[-1]
-        _refuse_unless(
+        refuse_unless(
             type(target) is list,
             f"elements of a {type(target).__name__} are not allowed in a weights file",
         )
@@ -315,11 +295,11 @@ class RestrictedUnpickler(pickle._Unpickler):
     def _rebuild_tensor(
         self, storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any
     ) -> Tensor:
-        _refuse_unless(isinstance(storage, Storage), STRANGE_TENSOR)
-        _refuse_unless(type(size) is tuple and type(stride) is tuple, STRANGE_TENSOR)
-        _refuse_unless(len(size) == len(stride) <= MAX_DIMENSIONS, STRANGE_TENSOR)
+        refuse_unless(isinstance(storage, Storage), STRANGE_TENSOR)
+        refuse_unless(type(size) is tuple and type(stride) is tuple, STRANGE_TENSOR)
+        refuse_unless(len(size) == len(stride) <= MAX_DIMENSIONS, STRANGE_TENSOR)
         numbers = (offset, *size, *stride)
-        _refuse_unless(all(type(n) is int and n >= 0 for n in numbers), STRANGE_TENSOR)
+        refuse_unless(all(type(n) is int and n >= 0 for n in numbers), STRANGE_TENSOR)
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if count and last >= len(storage.values):
@@ -327,18 +307,13 @@ class RestrictedUnpickler(pickle._Unpickler):
                 f"a tensor ends at element {last} of a storage of {len(storage.values)}"
             )
         self.budget -= count * max(storage.values.element_size(), WIDE_ELEMENT_BYTES)
-        _refuse_unless(
+        refuse_unless(
             self.budget >= 0,
             f"its tensors would take more than {MAX_SHARING} times the file's size",
         )
         self.num_tensors += 1
-        _refuse_unless(self.num_tensors <= MAX_TENSORS, f"it has more than {MAX_TENSORS} tensors")
+        refuse_unless(self.num_tensors <= MAX_TENSORS, f"it has more than {MAX_TENSORS} tensors")
         return torch.as_strided(storage.values, size, stride, offset)
-
-
-def _refuse_unless(condition: bool, reason: str) -> None:
-    if not condition:
-        raise pickle.UnpicklingError(reason)
 
 
 def _first_argument(value: Any, *_: Any) -> Any:
@@ -347,64 +322,3 @@ def _first_argument(value: Any, *_: Any) -> Any:
 
 def _empty_dict() -> dict:
     return {}
-
-
-def _refuse_deep(root: Any) -> None:
-    """Raises UnpicklingError if containers are nested deeper than MAX_DEPTH, or in a circle."""
-    if _is_container(root):
-        _DepthWalk().check(root)
-
-
-class _DepthWalk:
-    """Visits each container once, however often it is shared, without recursion.
-
-    `heights` has the containers entered so far: 1 for one without containers inside. `path` leads
-    from the root to the current container, each with the rest of its children.
-    """
-
-    def __init__(self) -> None:
-        self.heights: dict[int, int] = {}
-        self.path: list[tuple[Any, Iterator]] = []
-        self.on_path: set[int] = set()
-
-    def check(self, root: Any) -> None:
-        """Raises UnpicklingError if the root is nested too deeply, or contains itself."""
-        self._enter(root)
-        while self.path:
-            container, children = self.path[-1]
-            child = next(children, None)
-            if child is None:
-                self._leave(container)
-            elif id(child) in self.heights and id(child) not in self.on_path:
-                height = self.heights[id(child)] + 1
-                self.heights[id(container)] = max(self.heights[id(container)], height)
-                _refuse_unless(len(self.path) + height - 1 <= MAX_DEPTH, TOO_DEEP)
-            else:
-                self._enter(child)
-
-    def _enter(self, container: Any) -> None:
-        _refuse_unless(id(container) not in self.on_path, ENDLESS)
-        self.heights[id(container)] = 1
-        self.path.append((container, _containers_in(container)))
-        self.on_path.add(id(container))
-        _refuse_unless(len(self.path) <= MAX_DEPTH, TOO_DEEP)
-
-    def _leave(self, container: Any) -> None:
-        self.path.pop()
-        self.on_path.discard(id(container))
-        if self.path:
-            parent = id(self.path[-1][0])
-            height = self.heights[id(container)] + 1
-            self.heights[parent] = max(self.heights[parent], height)
-
-
-def _containers_in(container: Any) -> Iterator[Any]:
-    """The containers directly inside a container."""
-    if isinstance(container, ScriptedModule):
-        container = vars(container)
-    values = container.values() if isinstance(container, dict) else container
-    return filter(_is_container, values)
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple | ScriptedModule)
