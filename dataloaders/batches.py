@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, d
 
 from dataloaders.samples import PairSamples, SampleKey
 from system.processes import count_free_files, has_room_for_sockets, read_free_shared_memory
-from system.signals import leave_signals_to_parent
+from system.signals import holding_sigterm_back, leave_signals_to_parent
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,9 @@ class Batches:
         self.loader.sampler.start = skip_batches * self.loader.batch_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for found in self.loader:
+        with holding_sigterm_back():
+            loaded = iter(self.loader)
+        for found in loaded:
             batch = _collate(found) if self.collate_here else found
             if isinstance(batch, Exception):
                 raise batch

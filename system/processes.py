@@ -7,14 +7,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from system.signals import leave_ctrl_c_to_parent
+from system.signals import holding_sigterm_back, leave_signals_to_parent
 
 try:
     import resource
@@ -29,23 +29,32 @@ MAX_SOCKET_FOLDER = 60  # bytes; multiprocessing adds up to 40, and a socket's p
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it
 
 
+class WorkerPool(ProcessPoolExecutor):
+    """A pool of processes that heed their parent's signals alone."""
+
+    def submit(self, *arguments: Any, **settings: Any) -> Future:
+        """As ProcessPoolExecutor's, which starts processes here."""
+        with holding_sigterm_back():
+            return super().submit(*arguments, **settings)
+
+
 def start_pool(
     workers: int,
     prepare: Callable[..., None] | None = None,
     arguments: tuple[Any, ...] = (),
     start_method: str | None = None,
-) -> ProcessPoolExecutor:
-    """A pool of processes, each of which calls `prepare` first, and which leave Ctrl-C to this one.
+) -> WorkerPool:
+    """A pool of processes, each of which calls `prepare` first.
 
     `start_method` is one of multiprocessing's; None: the system's usual one. Waiting for a result
     raises LostWorker if a process is killed.
     """
     context = multiprocessing.get_context(start_method)
-    return ProcessPoolExecutor(workers, context, _start_worker, (prepare, arguments))
+    return WorkerPool(workers, context, _start_worker, (prepare, arguments))
 
 
 def _start_worker(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    leave_ctrl_c_to_parent()
+    leave_signals_to_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if prepare is not None:
         prepare(*arguments)

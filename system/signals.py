@@ -104,20 +104,44 @@ class StopSignals:
             raise StopRequested
 
 
-def leave_signals_to_parent(_worker: int = 0) -> None:
-    """For worker processes that end with their parent: ignore what asks a job to stop.
+@contextmanager
+def holding_sigterm_back() -> Iterator[None]:
+    """Processes that this thread starts inside begin with SIGTERM blocked, in all their threads.
 
-    Ctrl-C, a closed terminal and schedulers signal all processes of a job, and the parent still
-    needs its workers to finish the step.
+    So `leave_signals_to_parent` can tell who sends it. Where a process starts without it and has
+    several threads, as where the system cannot tell (macOS), any SIGTERM ends that process.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def leave_signals_to_parent(_worker: int = 0) -> None:
+    """For worker processes: heed no signal that asks a job to stop, unless the parent sends it.
+
+    Ctrl-C, closed terminals and schedulers signal all processes of a job, and the parent still
+    needs its workers to finish the step. Later it ends them itself, by SIGTERM.
     """
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def leave_ctrl_c_to_parent() -> None:
-    """The same for workers that their parent ends by SIGTERM, as a pool does when it breaks."""
-    leave_signals_to_parent()
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_when_parent_asks, daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def _end_when_parent_asks() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from dataloaders import batches
 from dataloaders.batches import build_batches
@@ -23,7 +22,7 @@ from modules.tokenizer import tokenize_caption
 from system import processes
 from system.command import Advice, run_command
 from system.processes import count_free_files, raise_open_files_limit, start_pool
-from system.signals import SIGNALS, leave_signals_to_parent
+from system.signals import holding_sigterm_back, leave_signals_to_parent
 from tests.conftest import ROOT
 from tests.runs import arguments, log_of, wait_for
 
@@ -64,11 +63,38 @@ def test_a_killed_worker_ends_the_command_in_one_line(capsys):
     assert line.startswith("tool: a worker process was killed, most often for lack of memory: use")
 
 
-def test_workers_are_prepared_and_leave_ctrl_c_and_closed_terminals_to_the_parent():
-    with start_pool(1, os.putenv, ("PREPARED", "yes")) as pool:
-        for number in (signal.SIGINT, signal.SIGHUP):
-            assert pool.submit(signal.getsignal, number).result() == signal.SIG_IGN
-        assert pool.submit(signal.getsignal, signal.SIGTERM).result() == signal.SIG_DFL
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_are_prepared_and_outlive_signals_to_the_whole_job(method):
+    with start_pool(1, os.putenv, ("PREPARED", "yes"), method) as pool:
+        worker = pool.submit(os.getpid).result()
+        for name in ("INT", "HUP", "TERM"):
+            subprocess.run(["kill", f"-{name}", str(worker)], check=True)
+        assert pool.submit(subprocess.getoutput, "echo $PREPARED").result() == "yes"
+        assert pool.submit(os.getpid).result() == worker
+
+
+def work_for_ever(ready):
+    leave_signals_to_parent()
+    ready.set()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_heed_their_parent_alone(method):
+    context = multiprocessing.get_context(method)
+    ready = context.Event()
+    worker = context.Process(target=work_for_ever, args=(ready,), daemon=True)
+    with holding_sigterm_back():
+        worker.start()
+    assert ready.wait(60)
+    for name in ("INT", "HUP", "TERM"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def all_batches(samples, read=read_images, **settings):
@@ -164,23 +190,6 @@ def test_too_many_open_files_are_told_with_what_helps(capsys):
     assert stop.value.code == 2
     line = "tool: [Errno 24] Too many open files: 'a.png': allow more with ulimit -n\n"
     assert capsys.readouterr().err == line
-
-
-class Dispositions(Dataset):
-    """What a worker does with each signal."""
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, _):
-        return [signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS]
-
-
-def test_workers_that_read_images_leave_every_signal_to_the_parent():
-    loader = DataLoader(
-        Dispositions(), num_workers=1, collate_fn=list, worker_init_fn=leave_signals_to_parent
-    )
-    assert list(loader) == [[[True] * len(SIGNALS)]]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dataloaders.picture_files import ImageTooLarge, known_formats, read_image
 from modules.web.uploads import UploadFolder
-from system.signals import leave_ctrl_c_to_parent
+from system.signals import leave_signals_to_parent
 
 try:
     import resource
@@ -123,7 +123,7 @@ def _decode_into(
     connection: Connection, paths: Sequence[str], max_pixels: int, max_side: int, seconds: float
 ) -> None:
     """In the separate process: send each decoded picture, until one cannot be read."""
-    leave_ctrl_c_to_parent()
+    leave_signals_to_parent()
     _limit_resources(seconds)
     for path in paths:
         try:
