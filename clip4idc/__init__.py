@@ -8,7 +8,9 @@ Each name is loaded when it is first used, so that importing the package is quic
 
 from typing import Any
 
-__version__ = "0.1.0"
+from system.places import VERSION
+
+__version__ = VERSION
 __all__ = ["CLIP4IDC", "Decoding", "Predictor", "__version__"]
 
 

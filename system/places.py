@@ -1,8 +1,10 @@
-"""Where the files that ship with the code are, and where downloads go."""
+"""What this code is and where it stands: its version, the files that ship with it, its downloads."""
 
 from pathlib import Path
 
 from system.files import choose_cache_folder
+
+VERSION = "0.2.0"
 
 # The checkout, or the package `clip4idc` where pip installed it.
 ROOT = Path(__file__).resolve().parents[1]
