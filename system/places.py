@@ -1,4 +1,4 @@
-"""What this code is and where it stands: its version, the files that ship with it, its downloads."""
+"""The version, where the files that ship with the code are, and where downloads go."""
 
 from pathlib import Path
 
