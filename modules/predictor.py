@@ -33,6 +33,7 @@ from modules.model.layers import record_attention
 from modules.options.decoding import Decoding
 from modules.tokenizer import decode
 from modules.weights.key_names import has_captioner
+from modules.weights.known_models import BUNDLED, MODELS
 from modules.weights.model_info import ModelSettings
 from modules.weights.sources import load_weights
 from system.compute import check_finite, choose_precision, select_device, use_fast_matmuls
@@ -42,7 +43,7 @@ from system.urls import Location
 
 log = logging.getLogger(__name__)
 
-DEMO = ROOT / "ckpts" / "demo" / "model.safetensors"
+DEMO = ROOT / "ckpts" / MODELS[BUNDLED].location
 
 
 class Predictor:
@@ -54,11 +55,14 @@ class Predictor:
         max_words: int = 20,
         runtime: Runtime | None = None,
         trained_on: str | None = None,
+        limits: str = "",
     ) -> None:
+        """`limits` is a sentence that says which pictures the model understands; "" if unknown."""
         self.runtime = runtime or Runtime()
         self.model = model.to(self.runtime.device).eval()
         self.max_words = max_words
         self.trained_on = trained_on
+        self.limits = limits
 
     @classmethod
     def load(
@@ -87,13 +91,9 @@ class Predictor:
             device = select_device(device or "auto")
         source = Location.of(checkpoint or DEMO)
         weights = load_weights(source, clip_name, cache_dir, image_resolution, quick_gelu)
-        if checkpoint is None:
-            folder = DEMO.parent.relative_to(ROOT)
-            log.warning(
-                "no checkpoint given: using the small model in %s, trained on %s",
-                folder,
-                weights.info["trained_on"],
-            )
+        limits = MODELS[BUNDLED].limits if Path(weights.named_source) == DEMO else ""
+        if limits:
+            log.warning("using the bundled model, %s. %s", BUNDLED, limits)
         if not has_captioner(weights.tensors):
             raise ValueError(
                 f"{weights.named_source} has no captioner (decoder.*): "
@@ -107,7 +107,7 @@ class Predictor:
                 f"expected 1 to {model.context_length}, the model's context length"
             )
         runtime = Runtime(device=device, precision=choose_precision(precision, device))
-        return cls(model, settings.max_words, runtime, weights.info.get("trained_on"))
+        return cls(model, settings.max_words, runtime, weights.info.get("trained_on"), limits)
 
     def caption(self, before: ImageLike, after: ImageLike, decoding: Decoding = Decoding()) -> str:
         """The sentence for one pair: paths, PIL images, or uint8 arrays (H, W, 3) in RGB."""

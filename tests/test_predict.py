@@ -86,7 +86,8 @@ def test_one_pair_prints_its_caption_and_nothing_else_on_stdout(folder, capsys):
     out, err = capsys.readouterr()
     assert out == Predictor.load(device="cpu", precision="fp32").caption(*pair) + "\n"
     assert len(out.split()) > 2
-    assert "using the small model in ckpts/demo, trained on drawn scenes" in err
+    assert "using the bundled model, demo. It knows only drawn scenes" in err
+    assert "expect nonsense on photographs" in err
 
 
 def test_a_table_of_one_pair_prints_a_table(folder, tiny, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The Predictor: captions and scores, sampling, attention maps, and the model that is shipped."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ from gt.caption_accuracy import accuracy, check_captions
 from modules import predictor as predictor_module
 from modules.clip4idc import CLIP4IDC
 from modules.model.explanation import (
+    Caption,
     compute_token_attention,
     explain_caption,
     patch_maps,
@@ -87,6 +89,15 @@ def test_the_score_is_the_mean_log_probability_of_the_words_and_the_end(
             log_probs = logits.log_softmax(dim=-1)
             expected.append(sum(log_probs[n, word].item() for n, word in enumerate(words)))
     assert found == pytest.approx([expected[0] / 3, expected[1] / 4], abs=1e-4)
+
+
+def test_the_sureness_is_the_mean_probability_of_a_word():
+    halves = Caption("a b", math.log(0.5))
+    assert halves.sureness == pytest.approx(50)
+    assert Caption("certain", 0.0).sureness == 100
+    assert Caption("never", -1000.0).sureness == 0
+    three = Caption("a b c", (math.log(0.9) + math.log(0.6) + math.log(0.2)) / 3)
+    assert three.sureness == pytest.approx(100 * (0.9 * 0.6 * 0.2) ** (1 / 3))
 
 
 def test_sampled_captions_repeat_and_do_not_depend_on_their_batch(tiny, pairs):

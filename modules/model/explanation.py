@@ -3,6 +3,7 @@
 Dimensions: B pairs, H heads, S tokens of a pair (2T), E their size, L tokens of a caption, R rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from modules.tokenizer import decode, split_words
+
+# What people must know about a caption's sureness, wherever it is shown.
+SURENESS_MEANING = "how sure the model is of the wording, not of being right"
 
 RecordedWeights = list[Tensor]  # the attention weights (B, H, …, S) of a module, one per call
 
@@ -24,6 +28,15 @@ class Caption:
 
     text: str
     score: float
+
+    @property
+    def sureness(self) -> float:
+        """The score in a form that people can read: from 0 to 100 percent.
+
+        It is the (geometric) mean of the probabilities that the model gave to the caption's tokens.
+        So it says how sure the model is of the wording, not of being right.
+        """
+        return 100 * math.exp(min(self.score, 0.0))
 
 
 @dataclass(frozen=True)
