@@ -48,6 +48,7 @@ COMMANDS = {
     "download": Command("download datasets and published weights", "preprocess.download"),
     "convert": Command("convert CLIP weights of another project", "preprocess.convert_weights"),
     "export": Command("pack a finetuned model for publication", "preprocess.export_model"),
+    "models": Command("list the models that have a name", "preprocess.list_models"),
     "page": Command("serve a web page that captions two images", "app"),
 }
 

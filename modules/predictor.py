@@ -43,7 +43,7 @@ from system.urls import Location
 
 log = logging.getLogger(__name__)
 
-DEMO = ROOT / "ckpts" / MODELS[BUNDLED].location
+DEMO = ROOT / MODELS[BUNDLED].location
 
 
 class Predictor:

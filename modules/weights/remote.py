@@ -83,10 +83,11 @@ def openai_file_name(name: str) -> str:
     return name.replace("/", "-").replace("@", "-") + ".pt"
 
 
-def fetch_from_url(url: Location, cache_dir: str | None) -> Path:
+def fetch_from_url(url: Location, cache_dir: str | None, sha256: str | None = None) -> Path:
     """The file at a URL, downloaded into the cache together with the files that describe it.
 
-    Raises OSError if it cannot be downloaded, or ValueError if it is not a file of weights.
+    Raises OSError if it cannot be downloaded or has another checksum than `sha256`, or ValueError
+    if it is not a file of weights.
     """
     _, cached_folder, name = locate_in_cache(url, cache_dir)
     target = cached_folder / name
@@ -97,7 +98,7 @@ def fetch_from_url(url: Location, cache_dir: str | None) -> Path:
 
     if target.is_file():
         log.info("using %s, downloaded earlier; delete it to download it again", target)
-    return fetch(url, target, check=check)
+    return fetch(url, target, sha256, check)
 
 
 def _download_sidecars(url: Location, cache_dir: str | None) -> None:

@@ -29,7 +29,8 @@ from modules.weights.key_names import (
     to_released,
     to_released_float32,
 )
-from modules.weights.model_info import read_model_info
+from modules.weights.known_models import MODELS
+from modules.weights.model_info import check_model_info, read_model_info
 from modules.weights.remote import (
     CLIP_SHA256,
     WEIGHT_FILES,
@@ -40,8 +41,10 @@ from modules.weights.remote import (
 )
 from modules.weights.tensor_files import read_weights
 from system.escaping import summarize_error
+from system.files import compute_sha256
 from system.json_files import read_json
-from system.places import list_ckpts_folders
+from system.places import choose_downloads_folder, list_ckpts_folders
+from system.suggestions import suggest
 from system.urls import Location
 
 log = logging.getLogger(__name__)
@@ -110,7 +113,11 @@ def _load_init_model(
     log.info("weights from %s", path)
     tensors = to_released_float32(read_released(path, quick_gelu))
     _require_finite(tensors, path)
-    return LoadedWeights(tensors, read_model_info(path), str(path))
+    info = read_model_info(path)
+    name = Location.of(source).reveal()
+    if not info and is_known_model(name):
+        info = check_model_info(dict(MODELS[name].settings), name)
+    return LoadedWeights(tensors, info, str(path))
 
 
 def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -190,8 +197,9 @@ def _check_config(path: Path, layout: str, weights: Mapping[str, Tensor]) -> Non
 def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
     """The file that a name means. Raises OSError if there is none.
 
-    The name is a path, the same below ckpts/, or a folder in either place; a URL; one of OpenAI's
-    names; or owner/name on the Hugging Face hub, where `@revision` may follow.
+    The name is a URL; one of OpenAI's names; a path, the same below ckpts/, or a folder in either
+    place; a name in the table of models; or owner/name on the Hugging Face hub, where `@revision`
+    may follow. The first of these that fits is taken.
     """
     source = Location.of(source)
     name = source.reveal()
@@ -199,7 +207,9 @@ def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
         return fetch_from_url(source, cache_dir)
     if name in CLIP_SHA256:
         return find_openai_clip(name, cache_dir)
-    paths = [Path(name), *(folder / name for folder in list_ckpts_folders())]
+    if is_known_model(name):
+        return _find_known_model(name, cache_dir)
+    paths = _list_places(name)
     if may_be_on_hub(name) and not any(path.exists() for path in paths):
         paths = [fetch_from_hub(name, cache_dir)]
     for path in paths:
@@ -210,10 +220,50 @@ def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
         if path.is_dir():
             files = " or ".join(WEIGHT_FILES)
             raise FileNotFoundError(f"{path} is a folder without {files}: name the file of weights")
+    raise FileNotFoundError(_no_weights_message(source))
+
+
+def _list_places(name: str) -> list[Path]:
+    """Where a path may be: as it is given, then below ckpts/."""
+    return [Path(name), *(folder / name for folder in list_ckpts_folders())]
+
+
+def is_known_model(name: str) -> bool:
+    """Whether a name is one of the table of models, and not that of a file or folder here."""
+    return name in MODELS and not any(path.exists() for path in _list_places(name))
+
+
+def _find_known_model(name: str, cache_dir: str | None) -> Path:
+    """The weights of a model of the table, downloaded if need be, with the right checksum."""
+    model = MODELS[name]
+    if model.is_in_ckpts:
+        path = model.find_here()
+        if path is None:
+            raise FileNotFoundError(
+                f"the model {name} is not here yet, no file "
+                f"{choose_downloads_folder() / model.location}: get it with {model.get_it}"
+            )
+    elif Location(model.location).is_remote:
+        return fetch_from_url(Location(model.location), cache_dir, model.sha256)
+    else:
+        folder = fetch_from_hub(model.location, cache_dir)
+        path = _find_weights_at(folder)
+        if path is None:
+            raise FileNotFoundError(f"{name}: {model.location} on the hub has no file of weights")
+    if model.sha256 and compute_sha256(path) != model.sha256:
+        raise OSError(
+            f"{path} is not the file of the model {name}, whose SHA-256 is {model.sha256}: "
+            "delete it and get it again, or give its path instead of the name"
+        )
+    return path
+
+
+def _no_weights_message(source: Location) -> str:
     places = " and ".join(map(str, list_ckpts_folders()))
-    raise FileNotFoundError(
-        f"no weights {source}: tried {source} as it is and in {places}, "
-        f"and OpenAI's names {', '.join(CLIP_SHA256)}"
+    hint = suggest(source.reveal(), [*MODELS, *CLIP_SHA256])
+    return (
+        f"no weights {source}: tried {source} as it is and in {places}, the names that "
+        f"clip4idc models lists, and OpenAI's names {', '.join(CLIP_SHA256)}{hint}"
     )
 
 
