@@ -15,7 +15,7 @@ from dataloaders.pixels import to_rgb
 RESOLUTION = 224
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-ImageLike = str | Path | Image.Image | np.ndarray
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 def load_image(path: str | Path, resolution: int = RESOLUTION) -> Tensor:
@@ -33,16 +33,21 @@ def to_tensor(image: ImageLike, resolution: int = RESOLUTION) -> Tensor:
 
 
 def to_image(image: ImageLike) -> Image.Image:
-    """A path, a PIL image or a uint8 array (H, W, 3) → a PIL image in RGB.
+    """An image → a PIL image in RGB.
 
-    It is rotated as its EXIF data says. Raises ValueError or FileNotFoundError for anything else.
+    It is a path, a PIL image, a uint8 array (H, W, 3), or a uint8 tensor (3, H, W). It is rotated
+    as its EXIF data says. Raises ValueError or FileNotFoundError for anything else.
     """
     if isinstance(image, str | Path):
         return read_image(image)
+    if isinstance(image, Tensor):
+        image = _tensor_to_image(image)
     if isinstance(image, np.ndarray):
         image = _array_to_image(image)
     if not isinstance(image, Image.Image):
-        raise ValueError(f"found {type(image).__name__}, expected a path, a PIL image or an array")
+        raise ValueError(
+            f"found {type(image).__name__}, expected a path, a PIL image, an array or a tensor"
+        )
     if 0 in image.size:
         raise ValueError(f"the image has {image.width} × {image.height} pixels")
     return to_rgb(image)
@@ -55,6 +60,16 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
             f"found an array of {array.dtype} {array.shape}, expected uint8 (height, width, 3)"
         )
     return Image.fromarray(array)
+
+
+def _tensor_to_image(tensor: Tensor) -> Image.Image:
+    is_image = tensor.ndim == 3 and tensor.shape[0] == 3 and 0 not in tensor.shape
+    if tensor.dtype != torch.uint8 or not is_image:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"found a tensor of {kind} {tuple(tensor.shape)}, expected uint8 (3, height, width)"
+        )
+    return Image.fromarray(tensor.permute(1, 2, 0).cpu().numpy())
 
 
 def _resize_to_tensor(rgb: Image.Image, resolution: int) -> Tensor:

@@ -13,7 +13,9 @@ E their size.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ from modules.model.explanation import (
 )
 from modules.model.layers import record_attention
 from modules.options.decoding import Decoding
+from modules.report.pictures import PairExplanation
 from modules.tokenizer import decode
 from modules.weights.key_names import has_captioner
 from modules.weights.known_models import BUNDLED, MODELS
@@ -46,6 +49,15 @@ log = logging.getLogger(__name__)
 DEMO = ROOT / MODELS[BUNDLED].location
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a predictor's weights come from: how they were named, their file, its model.json."""
+
+    name: str = ""
+    path: Path | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Predictor:
     """A captioning model that is ready to use. Build it with `load`."""
 
@@ -54,15 +66,28 @@ class Predictor:
         model: CLIP4IDC,
         max_words: int = 20,
         runtime: Runtime | None = None,
-        trained_on: str | None = None,
-        limits: str = "",
+        origin: Origin = Origin(),
     ) -> None:
-        """`limits` is a sentence that says which pictures the model understands; "" if unknown."""
         self.runtime = runtime or Runtime()
         self.model = model.to(self.runtime.device).eval()
         self.max_words = max_words
-        self.trained_on = trained_on
-        self.limits = limits
+        self.origin = origin
+
+    def __repr__(self) -> str:
+        millions = sum(one.numel() for one in self.model.parameters()) / 1e6
+        size = f"{millions:.1f} M parameters"
+        name = self.origin.name or "a model of your own"
+        return f"<Predictor: {name}, {size}, {self.runtime.device}, {self.runtime.precision}>"
+
+    @property
+    def trained_on(self) -> str | None:
+        """What the model was trained on, as its model.json says."""
+        return self.origin.info.get("trained_on")
+
+    @property
+    def limits(self) -> str:
+        """A sentence that says which pictures the bundled model understands; "" for others."""
+        return MODELS[BUNDLED].limits if self.origin.path == DEMO else ""
 
     @classmethod
     def load(
@@ -87,13 +112,9 @@ class Predictor:
         auto (a GPU, or else the CPU), cpu, cuda, cuda:NUMBER or mps. Raises ValueError or OSError
         for what cannot be found, read or used.
         """
-        if not isinstance(device, torch.device):
-            device = select_device(device or "auto")
+        device = _choose_device(device)
         source = Location.of(checkpoint or DEMO)
         weights = load_weights(source, clip_name, cache_dir, image_resolution, quick_gelu)
-        limits = MODELS[BUNDLED].limits if Path(weights.named_source) == DEMO else ""
-        if limits:
-            log.warning("using the bundled model, %s. %s", BUNDLED, limits)
         if not has_captioner(weights.tensors):
             raise ValueError(
                 f"{weights.named_source} has no captioner (decoder.*): "
@@ -107,10 +128,18 @@ class Predictor:
                 f"expected 1 to {model.context_length}, the model's context length"
             )
         runtime = Runtime(device=device, precision=choose_precision(precision, device))
-        return cls(model, settings.max_words, runtime, weights.info.get("trained_on"), limits)
+        name = str(source) if checkpoint else BUNDLED
+        origin = Origin(name, Path(weights.named_source), weights.info)
+        predictor = cls(model, settings.max_words, runtime, origin)
+        if predictor.limits:
+            log.warning("using the bundled model, %s. %s", BUNDLED, predictor.limits)
+        return predictor
 
     def caption(self, before: ImageLike, after: ImageLike, decoding: Decoding = Decoding()) -> str:
-        """The sentence for one pair: paths, PIL images, or uint8 arrays (H, W, 3) in RGB."""
+        """The sentence for one pair of images.
+
+        An image is a path, a PIL image, a uint8 array (H, W, 3), or a uint8 tensor (3, H, W).
+        """
         return self.captions([(before, after)], decoding)[0][0].text
 
     def captions(
@@ -140,8 +169,11 @@ class Predictor:
 
     def explain(
         self, before: ImageLike, after: ImageLike, decoding: Decoding = Decoding()
-    ) -> Explanation:
-        """The caption of one pair, the first if there are several, and its attention maps."""
+    ) -> PairExplanation:
+        """The caption of one pair, the first if there are several, and its attention maps.
+
+        A notebook shows it as a picture; `draw()` returns that picture.
+        """
         return self.explanations([(before, after)], decoding)[0][0]
 
     def explanations(
@@ -149,12 +181,24 @@ class Predictor:
         pairs: Sequence[tuple[ImageLike, ImageLike]],
         decoding: Decoding = Decoding(),
         pair_indices: Sequence[int] | None = None,
-    ) -> list[list[Explanation]]:
+    ) -> list[list[PairExplanation]]:
         """The captions of `captions` with their attention maps, recorded in the same passes.
 
-        Returns no maps if the model's tokens are not a grid of patches.
+        There are no maps if the model's tokens are not a grid of patches.
         """
         _check_arguments(pairs, decoding)
+        found = self._explain_all(pairs, decoding, pair_indices)
+        explained = []
+        for pair, of_pair in zip(pairs, found, strict=True):
+            explained.append([PairExplanation.of(one, *pair) for one in of_pair])
+        return explained
+
+    def _explain_all(
+        self,
+        pairs: Sequence[tuple[ImageLike, ImageLike]],
+        decoding: Decoding,
+        pair_indices: Sequence[int] | None,
+    ) -> list[list[Explanation]]:
         if not pairs:
             return []
         joint, encoder, decoder_cross = self.model.attention_modules
@@ -207,13 +251,28 @@ class Predictor:
         return scores
 
 
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    """The device that was asked for. Raises ValueError for one that is not there."""
+    if isinstance(device, torch.device):
+        is_gpu_here = device.type == "cuda" and (device.index or 0) < torch.cuda.device_count()
+        if device.type == "cpu" or is_gpu_here:
+            return device
+    return select_device(str(device or "auto"))
+
+
 def _check_arguments(pairs: object, decoding: object) -> None:
-    """Raise ValueError where one pair's images were given instead of a list of pairs."""
+    """Raise ValueError where one pair's images were given instead of a list of pairs, or settings
+    that are not a Decoding."""
     is_list = isinstance(pairs, Sequence) and not isinstance(pairs, str)
-    if not (is_list and all(map(_is_pair, pairs)) and isinstance(decoding, Decoding)):
+    if not (is_list and all(map(_is_pair, pairs))):
         raise ValueError(
-            "expected a list of pairs and a Decoding: captions([(before, after)]); for a single "
-            "pair there is caption(before, after)"
+            "expected a list of pairs: captions([(before, after)]); for a single pair there is "
+            "caption(before, after)"
+        )
+    if not isinstance(decoding, Decoding):
+        raise ValueError(
+            f"found {type(decoding).__name__} as decoding, expected a Decoding such as "
+            "Decoding(beam_size=3)"
         )
 
 

@@ -1,5 +1,7 @@
 """The Predictor: captions and scores, sampling, attention maps, and the model that is shipped."""
 
+import base64
+import io
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -58,10 +60,12 @@ def texts(captions):
 
 def test_paths_images_and_arrays_give_the_same_captions(tiny, pairs):
     images = [tuple(Image.open(path) for path in pair) for pair in pairs]
-    arrays = [tuple(np.asarray(image) for image in pair) for pair in images]
+    arrays = [tuple(np.array(image) for image in pair) for pair in images]
+    tensors = [tuple(torch.from_numpy(one).permute(2, 0, 1) for one in pair) for pair in arrays]
     together = tiny.captions(pairs)
     assert tiny.captions([]) == tiny.explanations([]) == []
     assert together == tiny.captions(images) == tiny.captions(arrays)
+    assert together == tiny.captions(tensors)
     assert len({captions[0].text for captions in together}) > 1
     for pair, captions in zip(pairs, together, strict=True):
         (alone,) = tiny.captions([pair])
@@ -236,8 +240,15 @@ def test_rotation_sizes_and_modes_of_pictures(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), 7],
-    ids=["gray", "float", "empty", "number"],
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3)),
+        np.zeros((0, 4, 3), np.uint8),
+        torch.zeros(4, 4, 3, dtype=torch.uint8),
+        torch.zeros(3, 4, 4),
+        7,
+    ],
+    ids=["gray", "float", "empty", "tensor of rows first", "float tensor", "number"],
 )
 def test_what_is_no_picture_is_refused(wrong):
     with pytest.raises(ValueError, match="expected"):
@@ -316,6 +327,38 @@ def test_explanations_in_threads_are_those_alone(demo):
         np.testing.assert_allclose(one.word_maps, other.word_maps, atol=1e-3)
     modules = [module for part in demo.model.attention_modules for module in part]
     assert all(module._recordings is None for module in modules)
+
+
+def test_settings_that_are_no_decoding_are_told(tiny):
+    with pytest.raises(ValueError, match="found dict as decoding, expected a Decoding such as"):
+        tiny.caption("a.png", "b.png", {"beam_size": 3})
+
+
+@pytest.mark.parametrize("device", ["cuda", torch.device("cuda"), torch.device("cuda", 3)])
+def test_a_gpu_that_is_not_there_is_told_in_one_line(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match=r"^device cuda(:3)?: no GPU was found .*; cpu always"):
+        Predictor.load(device=device)
+
+
+def test_objects_are_shown_in_a_line(demo):
+    assert repr(demo) == "<Predictor: demo, 10.2 M parameters, cpu, fp32>"
+    found = demo.explain(EXAMPLES / "removed_before.png", EXAMPLES / "removed_after.png")
+    caption = "Caption('the big red matte block is missing', score=-0.560, sureness=57 %)"
+    assert repr(found.caption) == caption
+    assert repr(found) == f"<PairExplanation: {caption}, maps of 12 × 12 patches>"
+
+
+def test_a_notebook_shows_an_explanation_as_a_picture(tiny, pairs):
+    found = tiny.explain(*pairs[0])
+    html = found._repr_html_()
+    assert html.startswith('<img src="data:image/jpeg;base64,')
+    picture = Image.open(io.BytesIO(base64.b64decode(html.split(",")[1].split('"')[0])))
+    assert picture.size == found.draw().size
+    draw_explanation(pairs[0][0].with_name("drawn.png"), *pairs[0], found)
+    on_disk = np.asarray(Image.open(pairs[0][0].with_name("drawn.png")))
+    assert np.array_equal(on_disk, np.asarray(found.draw()))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ SURENESS_MEANING = "how sure the model is of the wording, not of being right"
 RecordedWeights = list[Tensor]  # the attention weights (B, H, …, S) of a module, one per call
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Caption:
     """A sentence and its score: the mean log-probability of its tokens, EOT included.
 
@@ -28,6 +28,9 @@ class Caption:
 
     text: str
     score: float
+
+    def __repr__(self) -> str:
+        return f"Caption({self.text!r}, score={self.score:.3f}, sureness={self.sureness:.0f} %)"
 
     @property
     def sureness(self) -> float:
@@ -39,7 +42,7 @@ class Caption:
         return 100 * math.exp(min(self.score, 0.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """A caption and its attention maps: the shares of attention that patches receive.
 
@@ -53,6 +56,12 @@ class Explanation:
     words: tuple[str, ...]
     class_maps: np.ndarray
     word_maps: np.ndarray
+
+    def __repr__(self) -> str:
+        maps = "no maps"
+        if len(self.class_maps):
+            maps = "maps of {} × {} patches".format(*self.class_maps.shape[2:])
+        return f"<{type(self).__name__}: {self.caption!r}, {maps}>"
 
     @classmethod
     def without_maps(cls, caption: Caption) -> "Explanation":

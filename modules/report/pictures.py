@@ -1,8 +1,10 @@
 """Pictures: sheets of pairs with lines of text, and attention maps over images."""
 
 import base64
+import html
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -138,7 +140,14 @@ def attention_panels(before: ImageLike, after: ImageLike, explanation: Explanati
 def draw_explanation(
     path: Path, before: ImageLike, after: ImageLike, explanation: Explanation
 ) -> None:
-    """All of `attention_panels` in one PNG, below the caption."""
+    """Write `explanation_sheet` as a PNG."""
+    sheet = explanation_sheet(before, after, explanation)
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def explanation_sheet(before: ImageLike, after: ImageLike, explanation: Explanation) -> Image.Image:
+    """All of `attention_panels` in one picture, below the caption."""
     panels = attention_panels(before, after, explanation)
     _, pair = panels[0]
     before_width = pair[0].shape[1]
@@ -149,10 +158,32 @@ def draw_explanation(
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(14)
     caption = explanation.caption
-    heading = f"{caption.text}  (mean log-probability {caption.score:.2f})"
+    sureness = f"sure of the wording: {caption.sureness:.0f} %"
+    heading = f"{caption.text}  (mean log-probability {caption.score:.2f}, {sureness})"
     draw.text((MARGIN, MARGIN), heading, "black", font)
     for (x, y), (label, images) in zip(corners, panels, strict=True):
         draw.text((x, y), label, "black", font)
         _paste_side_by_side(sheet, images, x, y + LINE_HEIGHT, before_width)
-    with atomic_write(path) as temporary:
-        sheet.save(temporary, "PNG")
+    return sheet
+
+
+@dataclass(frozen=True, repr=False)
+class PairExplanation(Explanation):
+    """An explanation that knows its pair, so that a notebook shows it as a picture."""
+
+    before: ImageLike
+    after: ImageLike
+
+    @classmethod
+    def of(cls, explanation: Explanation, before: ImageLike, after: ImageLike) -> "PairExplanation":
+        """The explanation of a pair's caption, with the pair."""
+        return cls(**vars(explanation), before=before, after=after)
+
+    def draw(self) -> Image.Image:
+        """The caption, and below it the pair and the attention of each word over it."""
+        return explanation_sheet(self.before, self.after, self)
+
+    def _repr_html_(self) -> str:
+        caption = html.escape(self.caption.text)
+        uri = jpeg_uri(np.asarray(self.draw()))
+        return f'<img src="{uri}" alt="{caption}: where the model looked" style="max-width: 100%">'
