@@ -257,11 +257,12 @@ def format_results(results: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def format_mean_and_deviation(values: pd.Series) -> str:
-    """Mean ± standard deviation; – if there is no value."""
+def format_mean_and_deviation(values: pd.Series, digits: int | None = None) -> str:
+    """Mean ± standard deviation; – if there is no value. None: as many digits as usual."""
     if values.empty:
         return "–"
-    digits = 1 if values.abs().max() > 10 else 3
+    if digits is None:
+        digits = 1 if values.abs().max() > 10 else 3
     deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{deviation}"
 

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Reproduces the paper's table on one dataset: sets up .venv, then runs scripts/reproduce.py.
+# scripts/reproduce.sh {spot,clevr} [--small] [--plan] [further options; --help lists them]
+set -euo pipefail
+root=$(dirname "$0")/..
+"$root/scripts/setup.sh"
+exec "$root/.venv/bin/python" "$root/scripts/reproduce.py" "$@"
