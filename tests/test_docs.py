@@ -2,6 +2,7 @@
 
 Blocks marked `bash` and `python` are run, from a page's first to its last. A `text` block after one
 is exactly what it prints on stdout. `<!-- not run: reason -->` before a block is the one way out.
+The notebook's cells are run too, and its outputs compared.
 Data and weights are small replacements. Training commands get options at their end that fit them
 (SHRUNK); everything else is word for word.
 """
@@ -13,7 +14,9 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -26,21 +29,17 @@ from modules.model.clip_sizes import ClipSizes
 from modules.weights.model_info import MODEL_INFO_FILE, write_model_info
 from tests import quick_python
 from tests.conftest import ROOT, TINY, draw_pair, make_clevr, make_spot
+from tests.notebooks import run_cells
 
-PAGES = [
-    "README.md",
-    *sorted(
-        f"docs/{path.name}"
-        for path in (ROOT / "docs").glob("*.md")
-        if path.stem not in ("deviations", "experiments")
-    ),
-]
+ALL_PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PAGES = [page for page in ALL_PAGES if page not in ("docs/deviations.md", "docs/experiments.md")]
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>.+?) -->\n)?"
-    r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$"
+    r"^```(?P<kind>[\w{}-]*)\n(?P<body>.*?)^```$"
     r"(?:\n^```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
+NOTEBOOK = ROOT / "docs" / "tour.ipynb"
 COMMAND = r"(?:python|torchrun|bash|pip|tensorboard|scripts/\w+\.sh) "
 SHRUNK = [
     "--pretrained_clip_name",
@@ -253,3 +252,57 @@ def test_links_and_pictures_lead_somewhere(page):
             ], target
         if path.suffix == ".png":
             assert min(Image.open(path).size) > 200
+
+
+def prose_and_commands(page: str) -> list[str]:
+    """A page's lines without those that cannot be broken: outputs, tables, pictures, comments."""
+    text = re.sub(
+        r"^```text\n.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S
+    )
+    return [line for line in text.splitlines() if not line.startswith(("|", "![", "<!--"))]
+
+
+def test_the_readme_fits_its_limits():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 120
+    assert sum(line.startswith("![") for line in lines) == 1
+
+
+@pytest.mark.parametrize("page", ALL_PAGES)
+def test_the_lines_of_a_page_fit_into_a_window(page):
+    width = 120 if page == "README.md" else 100
+    assert [line for line in prose_and_commands(page) if len(line) > width] == []
+
+
+def test_the_readme_has_the_published_commands_word_for_word():
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").split())
+    for script in ("adapt_spot.sh", "finetune_spot.sh"):
+        text = (ROOT / "scripts" / script).read_text(encoding="utf-8")
+        command = text.split("${PYTHON:-python} ")[1].replace("\\\n", " ").replace('"', "")
+        assert "python " + " ".join(command.removesuffix(" $@\n").split()) in readme
+
+
+def test_the_first_page_leads_to_every_page():
+    listed = re.findall(r"^- \[.+?\]\((.+?)\)", (ROOT / "docs/index.md").read_text(), re.MULTILINE)
+    pages = {path.name for path in (ROOT / "docs").glob("*.*") if path.suffix in (".md", ".ipynb")}
+    assert pages - {"index.md"} == {name for name in listed if not name.startswith("../")}
+
+
+def test_the_notebook_prints_what_it_shows(monkeypatch):
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert len(notebook["cells"]) < 10
+    assert NOTEBOOK.stat().st_size < 300_000
+    monkeypatch.chdir(ROOT)
+    stored = [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [_texts_of(cell) for cell in run_cells(notebook)] == [_texts_of(cell) for cell in stored]
+
+
+def _texts_of(outputs: list[dict]) -> list[object]:
+    """What a cell shows; of a picture the size, as pixels may differ between processors."""
+    shown = []
+    for output in outputs:
+        picture = output.get("data", {}).get("image/png")
+        text = output.get("text") or output["data"]["text/plain"]
+        shown.append(Image.open(BytesIO(b64decode(picture))).size if picture else text)
+    return shown
