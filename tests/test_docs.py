@@ -23,6 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dataloaders.coco_files import write_references, write_results
 from modules.clip4idc import CLIP4IDC
 from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
@@ -115,6 +116,7 @@ def prepared(tmp_path_factory) -> Path:
             root / ("images" if dataset == "spot" else "data") / "gt" / name, root / "gt" / name
         )
     draw_table(root)
+    write_evaluation(root)
     draw_photos(root)
     save_weights(root / "ckpts")
     return root
@@ -135,9 +137,18 @@ def draw_table(root: Path) -> None:
         )
     with open(root / "mine" / "pairs.csv", "w", newline="") as file:
         csv.writer(file).writerows(rows)
-    (root / "other_system.json").write_text(
-        json.dumps([{"image_id": f"test-{n}", "caption": "a square is new"} for n in range(4)])
-    )
+
+
+def write_evaluation(root: Path) -> None:
+    """The files of an evaluation on four pairs, and another system's captions of them."""
+    names = [f"test-{n}" for n in range(4)]
+    run = root / "ckpts" / "mine_eval"
+    run.mkdir()
+    captions = dict.fromkeys(names, "a square is new")
+    write_results(run, "eval", {**captions, "test-2": "square 2 is new"})
+    references = {name: [f"square {n} is new"] for n, name in enumerate(names)}
+    write_references(run, references, {"odd": names[1::2], "even": names[::2]})
+    write_results(root, "other", captions).rename(root / "other_system.json")
 
 
 def draw_photos(root: Path) -> None:
