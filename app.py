@@ -7,10 +7,11 @@ import re
 import sys
 
 from modules.web.hosts import host_name, own_hosts, plain_names
-from system.command import OneLineParser, find_program_name, run_command
+from system.command import run_command
 from system.escaping import shorten, show
 from system.flags import bounded, device_name
 from system.logs import showing_log_lines
+from system.parser import OneLineParser, find_program_name
 from system.urls import Location
 
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) *([kmgt]?)b?")

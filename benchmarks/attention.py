@@ -19,8 +19,8 @@ if not __package__:
 
 from benchmarks.machine import machine_info, time_runs
 from modules.model import layers
-from system.command import OneLineParser, first_line
 from system.compute import DTYPES, use_fast_matmuls
+from system.parser import OneLineParser, first_line
 
 LENGTHS = (25, 50, 100, 200, 400, 800)
 BATCH_SIZE = 16

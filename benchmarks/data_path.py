@@ -36,8 +36,9 @@ from dataloaders.samples import CaptionSamples, ImageReader, RetrievalSamples
 from dataloaders.storage.packed_list import PackedList
 from modules.tokenizer import tokenize_caption
 from preprocess import synthesize
-from system.command import OneLineParser, first_line, run_command
+from system.command import run_command
 from system.json_files import read_json, write_json
+from system.parser import OneLineParser, first_line
 
 NUM_DRAWN = 60
 MAX_WORDS = 32

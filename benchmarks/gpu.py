@@ -25,8 +25,9 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from system.command import EXIT_USER_ERROR, OneLineParser, run_command
+from system.command import run_command
 from system.flags import device_name
+from system.parser import EXIT_USER_ERROR, OneLineParser
 
 if TYPE_CHECKING:
     from benchmarks.gpu_parts.setting import Setting

@@ -29,9 +29,9 @@ from benchmarks.machine import machine_info, synchronize
 from modules.losses import vocabulary_loss
 from modules.model.clip_vision import embed_patches_2d, embed_patches_3d
 from modules.optimization import BertAdam
-from system.command import OneLineParser, first_line
 from system.compute import DTYPES, keep_freed_memory, select_device, use_fast_matmuls
 from system.flags import device_name
+from system.parser import OneLineParser, first_line
 
 PROC = Path("/proc/self/status")
 

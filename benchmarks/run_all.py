@@ -19,7 +19,7 @@ from typing import Any
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from system.command import OneLineParser
+from system.parser import OneLineParser
 
 FOLDER = Path(__file__).parent
 

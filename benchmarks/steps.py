@@ -41,10 +41,10 @@ from modules.training.output import NoOutput
 from modules.training.progress import Progress
 from modules.training.trainer import Trainer
 from modules.weights.sources import random_clip
-from system.command import OneLineParser, first_line
 from system.compute import DTYPES, keep_freed_memory, select_device, use_fast_matmuls
 from system.flags import device_name
 from system.launcher import read_place
+from system.parser import OneLineParser, first_line
 from system.runtime import Runtime
 from system.signals import StopSignals
 

@@ -28,10 +28,11 @@ from dataloaders.clevr_vocabulary import (
 )
 from dataloaders.coco_files import read_results
 from dataloaders.pairs import is_distractor, pair_id_of
-from system.command import OneLineParser, run_command
+from system.command import run_command
 from system.escaping import show
 from system.files import refuse_overwriting
 from system.json_files import read_json, write_json
+from system.parser import OneLineParser
 
 NO_CHANGE = "none"  # the type of a caption that says that nothing changed
 # Wider than the sentences that are drawn: captioners also mix them.

@@ -16,10 +16,11 @@ from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.datasets.spot_the_diff import SpotTheDiff
 from dataloaders.pairs import SPLITS, PairDataset
 from gt import caption_accuracy, score_files
-from system.command import OneLineParser, run_command
+from system.command import run_command
 from system.escaping import show, to_one_line
 from system.flags import add_entry_flags, read_settings
 from system.json_files import write_json
+from system.parser import OneLineParser
 
 OUTPUT_NAME = "total_change_captions_reformat.json"
 SUBCOMMANDS = {"score": score_files.main, "changes": caption_accuracy.main}

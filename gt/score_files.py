@@ -26,11 +26,12 @@ from modules.metrics.metric import ScoringContext
 from modules.metrics.scorer import CaptionScorer, GroupRows
 from modules.registries import PROTOCOLS
 from modules.report.tables import MISSING, format_score
-from system.command import OneLineParser, run_command
+from system.command import run_command
 from system.escaping import escape_latex, show, to_one_line
 from system.files import refuse_overwriting
 from system.flags import MAX_SEED, bounded
 from system.json_files import to_json, write_json
+from system.parser import OneLineParser
 
 MIN_DRAWS = 100
 MAX_DRAWS = 10**6

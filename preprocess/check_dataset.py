@@ -23,10 +23,11 @@ if not __package__:
 
 from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, ImagePair, PairDataset, list_captions
-from system.command import Advice, OneLineParser, run_command
+from system.command import Advice, run_command
 from system.escaping import show, to_one_line
 from system.file_names import find_unportable
 from system.flags import MAX_SEED, MAX_WORKERS, add_entry_flags, bounded, read_settings
+from system.parser import OneLineParser
 from system.processes import start_pool
 
 NUM_EXAMPLES = 5  # shown for each finding

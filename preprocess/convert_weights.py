@@ -23,8 +23,9 @@ from typing import Any
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from system.command import OneLineParser, run_command
+from system.command import run_command
 from system.escaping import show, to_one_line
+from system.parser import OneLineParser
 from system.urls import Location
 
 PICKLE_NAME = r".+\.(bin(\..+)?|pt|pth)"

@@ -34,11 +34,12 @@ from dataloaders.datasets.spot_the_diff import read_annotations
 from dataloaders.pairs import SPLITS
 from dataloaders.picture_files import picture_endings
 from preprocess.reformat_dataset import reformat
-from system.command import OneLineParser, run_command
+from system.command import run_command
 from system.download import fetch
 from system.escaping import show, summarize_error
 from system.extraction import DamagedArchive, extract_to_temporary, move_into
 from system.files import is_html
+from system.parser import OneLineParser
 from system.places import choose_downloads_folder
 
 ANNOTATIONS = "https://raw.githubusercontent.com/harsh19/spot-the-diff/master/data/annotations"

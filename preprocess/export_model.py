@@ -19,8 +19,9 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dataloaders.datasets import DATASETS
-from system.command import OneLineParser, run_command
+from system.command import run_command
 from system.escaping import escape_markdown, show, to_one_line
+from system.parser import OneLineParser
 from system.urls import Location
 
 TEMPLATES = Path(__file__).parent / "templates"

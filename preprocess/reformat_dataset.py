@@ -13,8 +13,9 @@ if not __package__:
 
 from dataloaders.datasets.spot_the_diff import merge_entries, read_annotations
 from dataloaders.pairs import SPLITS
-from system.command import OneLineParser, first_line, run_command
+from system.command import run_command
 from system.json_files import write_json
+from system.parser import OneLineParser, first_line
 
 
 def reformat(data_path: Path, splits: Sequence[str], output: Path) -> None:

@@ -40,10 +40,11 @@ from preprocess.scenes.sampling import (
     sample_spot_pair,
 )
 from preprocess.scenes.sentences import change_sentences, no_change_sentences
-from system.command import Advice, OneLineParser, first_line, run_command
+from system.command import Advice, run_command
 from system.escaping import show
 from system.flags import MAX_SEED, MAX_WORKERS, bounded
 from system.json_files import write_json
+from system.parser import OneLineParser, first_line
 from system.processes import start_pool
 
 DRAWN_CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json", "changed_object.json")

@@ -1,23 +1,22 @@
-"""What every command shares: its argument parser, and one-line error messages with exit codes."""
+"""How every command runs: errors become one line on stderr and an exit code."""
 
-import argparse
 import errno
 import os
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
-from system.escaping import summarize_error, to_one_line
+from system.escaping import summarize_error
+from system.parser import EXIT_USER_ERROR, format_line
 from system.processes import LostWorker, raise_open_files_limit
 from system.signals import EXIT_TRY_AGAIN, StopRequested, cleaning_up_when_ended
 from system.streams import prepare_streams, print_if_heard
-from system.urls import remember_secrets, scrub
+from system.urls import scrub
 
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -48,45 +47,9 @@ class Advice(NamedTuple):
 NO_ADVICE = Advice()
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line each, without secrets from URLs."""
-
-    def parse_known_args(
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> Any:
-        """As in argparse. From here on, secrets in URLs given as arguments are hidden in all
-        output, and the standard streams take any text."""
-        prepare_streams()
-        arguments = sys.argv[1:] if args is None else args
-        for argument in arguments:
-            value = argument.partition("=")[2] if argument.startswith("-") else argument
-            remember_secrets(value)
-        return super().parse_known_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message as one line, and exit with 2."""
-        line = _join_lines(message)
-        self.exit(EXIT_USER_ERROR, f"{self.prog}: {line} (--help lists the options)\n")
-
-
-def _join_lines(message: str) -> str:
-    """A message as one line, without secrets; blanks in names stay as they are."""
-    return to_one_line(scrub(" ".join(line.strip() for line in message.splitlines())))
-
-
 def quote_command(*words: object) -> str:
     """A command for a message, which works where it is pasted into a shell."""
     return shlex.join(str(word) for word in words)
-
-
-def first_line(docstring: str | None) -> str:
-    """The first line of a docstring; empty if there is none, as under `python -OO`."""
-    return (docstring or "").partition("\n")[0]
-
-
-def find_program_name() -> str:
-    """The name of this program, as its help texts show it."""
-    return OneLineParser().prog
 
 
 def run_command(program: str, job: Callable[[], None], advice: Advice = NO_ADVICE) -> int:
@@ -176,5 +139,5 @@ def _print_line(program: str, message: str) -> None:
     rank = os.environ.get("RANK") or "0"
     is_first = rank == "0" or not rank.isdigit()
     name = program if is_first else f"{program} (process {rank})"
-    line = _join_lines(message)
+    line = format_line(message)
     print_if_heard(f"{name}: {line}", file=sys.stderr)

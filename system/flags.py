@@ -66,8 +66,28 @@ class Bounds(NamedTuple):
         return f"at most {most}" if least is None else f"at least {least}"
 
 
+def parse_whole_number(text: str) -> int:
+    """The type of an argument. Raises ArgumentTypeError for what is no whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not a whole number") from None
+
+
+def parse_number(text: str) -> float:
+    """The type of an argument. Raises ArgumentTypeError for what is no number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not a number") from None
+
+
+# Parsers of command lines use them for arguments of these types.
+NUMBER_PARSERS = {int: parse_whole_number, float: parse_number}
+
+
 def bounded(
-    value_type: Callable[[str], float],
+    value_type: type[float],
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Callable[[str], float]:
@@ -75,14 +95,13 @@ def bounded(
     bounds = Bounds(at_least, at_most)
 
     def parse(text: str) -> float:
-        value = value_type(text)
+        value = NUMBER_PARSERS[value_type](text)
         if not bounds.hold(value):
             raise argparse.ArgumentTypeError(
                 f"{shorten(text)} is out of range, expected {bounds.describe(value)}"
             )
         return value
 
-    parse.__name__ = value_type.__name__  # argparse names it for what is no number
     return parse
 
 

@@ -17,7 +17,7 @@ from gt.eval_utils import make_ground_truth
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.sources import random_clip
 from scripts.compare import read_scores
-from system.command import find_program_name
+from system.parser import find_program_name
 from tests.conftest import ROOT, make_spot, tiny_weights
 from tests.runs import FILES, SCORE, SCRIPTS, arguments, check_tensorboard, run_refused, succeed
 

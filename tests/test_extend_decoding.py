@@ -219,9 +219,9 @@ def test_settings_reach_the_options_and_their_list():
     ("more", "message"),
     [
         (["--decoding", "nope"], "--decoding: invalid choice: 'nope'"),
-        (["--first_rank", "2"], "unrecognized arguments: --first_rank 2"),
-        (["--decoding", "beam", "--first_rank", "2"], "unrecognized arguments: --first_rank 2"),
-        (["--decoding", "diverse", "--first_rank", "x"], "invalid int value: 'x'"),
+        (["--first_rank", "2"], "unrecognized arguments: --first_rank (--help"),
+        (["--decoding", "beam", "--first_rank", "2"], "unrecognized arguments: --first_rank (--help"),
+        (["--decoding", "diverse", "--first_rank", "x"], "'x' is not a whole number"),
         (
             ["--decoding", "diverse", "--first_rank", "0", "--top_p", "2"],
             "--top_p is 2.0, expected 1e-30 to 1; --first_rank is 0, expected at least 1",

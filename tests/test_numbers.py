@@ -25,8 +25,8 @@ from modules.options.parsing import add_all_flags, parse_options
 from modules.training.loop import _verdict
 from modules.training.progress import Progress
 from preprocess import check_dataset, synthesize
-from system.command import OneLineParser
 from system.flags import MAX_SEED, Bounds, bounded
+from system.parser import OneLineParser
 from system.runtime import Runtime
 from tests.runs import arguments, run_refused
 

@@ -8,12 +8,14 @@ import pytest
 
 from modules.options import IGNORED_FLAGS, parse_options
 from modules.options.decoding import Decoding
+from modules.options.help import format_examples
 from modules.options.options import GROUPS
 from modules.pipeline import choose_advice
 from modules.registries import OBJECTIVES
 from modules.training.states import ResumePoint
 from system.command import run_command
 from system.flags import FlagGroup, find_range_problems, flag, list_flags
+from system.places import VERSION
 from system.registry import Registry
 from tests.conftest import ROOT
 
@@ -152,9 +154,12 @@ def test_flags_without_effect_are_accepted_and_named():
         ([*TRAIN, "--lr", "0"], "--lr is 0.0, expected a number in (0, 1000000]"),
         ([*TRAIN, "--lr", "nan"], "--lr is nan"),
         ([*TRAIN, "--lr", "inf"], "--lr is inf"),
-        ([*TRAIN, "--epochs", "x"], "--epochs: invalid int value: 'x'"),
+        ([*TRAIN, "--epochs", "x"], "--epochs: 'x' is not a whole number"),
         ([*TRAIN, "--linear_patch", "4d"], "--linear_patch: invalid choice: '4d'"),
-        ([*TRAIN, "--stray"], "unrecognized arguments: --stray"),
+        ([*TRAIN, "--lr", "x"], "--lr: 'x' is not a number"),
+        ([*TRAIN, "--stray"], "unrecognized arguments: --stray (--help"),
+        ([*TRAIN, "--stray", "--batchsize=2"], "--batchsize=2 (did you mean --batch_size?)"),
+        ([*TRAIN, "a.png", "b.png"], "unrecognized arguments: a.png b.png"),
         ([*TRAIN, "--beam_size", "2"], "unrecognized arguments: --beam_size 2"),
         ([*TRAIN, "--datatype", "spot"], "--features_path"),
         ([*TRAIN, "--task_type", "caption"], "--task_type is caption"),
@@ -176,8 +181,30 @@ def test_wrong_options_are_one_line_and_exit_2(words, message, capsys):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["a.png", "b.png", "--beam-size", "3"],
+        ["--beam_size=3", "a.png", "b.png"],
+        ["a.png", "--beam-size=3", "b.png"],
+        ["--do-predict", "a.png", "b.png", "--beam_size", "3"],
+    ],
+)
+def test_two_bare_paths_are_captioned(words):
+    options = parse_options(words, "caption", "")
+    assert options.run.do_predict
+    assert (options.predict.before, options.predict.after) == ("a.png", "b.png")
+    assert options.decoding.beam_size == 3
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["a.png"], "expected two images, before and after, found 1: a.png"),
+        (["a", "b", "c"], "found 3: a b c"),
+        (["a.png", "b.png", "--do_train"], "unrecognized arguments: a.png b.png"),
+        (["a.png", "b.png", "--pairs", "c.csv"], "give the images only once"),
+        (["--befor", "a.png"], "(did you mean --before?)"),
+        (["--predict"], "(did you mean --do_predict?)"),
         ([*TRAIN, "--before", "a.png"], "--before works only with --do_predict"),
         ([*EVALUATE, "--num_captions", "2"], "--num_captions 2 works only with --do_predict"),
         ([*TRAIN, "--temperature", "0"], "--temperature is 0.0, expected 1e-30 to 1e+30"),
@@ -356,3 +383,29 @@ def test_help_needs_no_torch_and_importing_does_nothing(script):
     assert "--intra_num_hidden_layers" in done.stdout
     assert done.stdout.endswith("False\n")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("task", ["retrieval", "caption"])
+def test_every_example_of_the_help_is_a_valid_command(task):
+    text = format_examples("tool.py", task, []).replace("\\\n", "")
+    title, *examples = text.splitlines()
+    assert title == "examples:"
+    for example in examples:
+        python, program, *words = example.split()
+        assert (python, program) == ("python", "tool.py")
+        parse_options(words, task, "")
+
+
+def test_a_command_shows_its_own_examples_alone():
+    assert format_examples("clip4idc finetune", "caption", ["--do_train", "--help"]) == (
+        "examples:\n"
+        "  clip4idc finetune --datatype pairs --data_path pairs.csv \\\n"
+        "    --output_dir runs/stage2 --init_model runs/stage1"
+    )
+
+
+def test_every_command_prints_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_options(["--version"], "caption", "")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"clip4idc {VERSION}\n"

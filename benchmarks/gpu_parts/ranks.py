@@ -18,10 +18,10 @@ from modules.clip4idc import CLIP4IDC
 from modules.registries import OBJECTIVES
 from modules.training.freezing import freeze_unused
 from modules.training.objectives import TrainingData
-from system.command import OneLineParser, first_line
 from system.compute import select_device, use_fast_matmuls
 from system.flags import device_name
 from system.launcher import read_place
+from system.parser import OneLineParser, first_line
 
 NUM_PAIRS = 4
 

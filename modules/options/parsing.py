@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 from dataloaders.datasets import DATASETS
 from modules.options.checks import find_conflicts
 from modules.options.decoding import BUILT_IN_METHODS
+from modules.options.help import NEEDED_FIRST, format_examples
 from modules.options.options import GROUPS, Options
 from modules.registries import DECODING_METHODS
-from system.command import OneLineParser, first_line
 from system.flags import add_entry_flags, add_flags, list_flags, read_settings
 from system.launcher import read_place
+from system.parser import OneLineParser, first_line
 from system.registry import Registry
 
 # Flags of the published code that had no effect there and have none here.
@@ -62,10 +63,18 @@ def parse_options(
     For wrong options, prints one line that names all of them, and exits with 2. `num_processes`
     defaults to what the launcher says in WORLD_SIZE.
     """
-    parser = OneLineParser(description=description, allow_abbrev=False)
+    parser = OneLineParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.usage = "%(prog)s [BEFORE AFTER] [options]" if task == "caption" else None
+    parser.epilog = format_examples(parser.prog, task, argv)
     add_all_flags(parser, task)
     entries = add_all_entry_flags(parser, task, argv)
     values = vars(parser.parse_args(argv))
+    if task == "caption":
+        _read_bare_paths(parser, values)
     try:
         options = build_options(values, task, entries)
     except ValueError as error:
@@ -82,10 +91,39 @@ def parse_options(
     return options
 
 
+def _read_bare_paths(parser: argparse.ArgumentParser, values: dict[str, Any]) -> None:
+    """Let two bare paths stand for --do_predict, --before and --after."""
+    paths = values.pop("images")
+    if not paths:
+        return
+    if values["do_train"] or values["do_eval"]:
+        parser.error(f"unrecognized arguments: {' '.join(paths)}")
+    if values["before"] or values["after"] or values["pairs"]:
+        parser.error(f"give the images only once: {' '.join(paths)} stand without an option")
+    if len(paths) != 2:
+        parser.error(
+            f"expected two images, before and after, found {len(paths)}: {' '.join(paths)} "
+            "(a folder goes after --before, a table after --pairs)"
+        )
+    values["before"], values["after"] = paths
+    values["do_predict"] = True
+
+
 def add_all_flags(parser: argparse.ArgumentParser, task: str) -> None:
     """Add a task's flags to a parser, group by group, and those that have no effect."""
+    if task == "caption":
+        parser.add_argument(
+            "images",
+            nargs="*",
+            metavar="BEFORE AFTER",
+            help="two images to caption: the same as --do_predict --before BEFORE --after AFTER",
+        )
+    known = [option for group in GROUPS.values() for option in list_flags(group, task)]
+    by_name = {option.name: option for option in known}
+    needed_first = [by_name[name] for name in NEEDED_FIRST]
+    add_flags(parser.add_argument_group("What most runs need"), needed_first)
     for group in GROUPS.values():
-        flags = list_flags(group, task)
+        flags = [flag for flag in list_flags(group, task) if flag not in needed_first]
         if flags:
             title = first_line(group.__doc__).rstrip(".")
             add_flags(parser.add_argument_group(title), flags)

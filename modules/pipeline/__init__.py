@@ -4,7 +4,8 @@ Imports here are late: predictions need no training, and wrong options are refus
 """
 
 from modules.options import Options, parse_options
-from system.command import Advice, find_program_name, run_command
+from system.command import Advice, run_command
+from system.parser import find_program_name
 
 
 def run_script(argv: list[str] | None, task: str, description: str | None) -> int:

@@ -1,0 +1,74 @@
+"""The help of both scripts: what stands first, and the examples at its end."""
+
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+
+# Shown first in the help, in this order.
+NEEDED_FIRST = ("do_train", "datatype", "data_path", "output_dir", "init_model")
+
+ACTIONS = ("--do_train", "--do_eval", "--do_predict")
+
+WIDTH = 78  # columns of an example
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+# Task → its examples: the action of each, and how the command goes on.
+EXAMPLES = {
+    "retrieval": (
+        ("--do_train", "--datatype pairs --data_path pairs.csv --output_dir runs/stage1"),
+        (
+            "--do_eval",
+            "--datatype pairs --data_path pairs.csv --output_dir runs/score "
+            "--init_model runs/stage1",
+        ),
+    ),
+    "caption": (
+        ("--do_predict", "before.png after.png"),
+        ("--do_predict", "--before photos --predictions captions.csv --init_model runs/stage2"),
+        (
+            "--do_train",
+            "--datatype pairs --data_path pairs.csv --output_dir runs/stage2 "
+            "--init_model runs/stage1",
+        ),
+        (
+            "--do_eval",
+            "--datatype pairs --data_path pairs.csv --output_dir runs/score "
+            "--init_model runs/stage2",
+        ),
+    ),
+}
+
+
+def format_examples(program: str, task: str, argv: Sequence[str] | None) -> str:
+    """The end of a task's help: complete commands.
+
+    `clip4idc` puts the action in front of the user's words: then only its examples are shown, as
+    they are typed there.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    given = [action for action in ACTIONS if action in words]
+    if program.endswith(".py"):
+        program = f"python {program}"
+    lines = ["examples:"]
+    for action, rest in EXAMPLES[task]:
+        if given and action not in given:
+            continue
+        implied = given or not rest.startswith("--")  # bare paths imply --do_predict
+        lines += _wrap_command(f"{program} {rest}" if implied else f"{program} {action} {rest}")
+    return "\n".join(lines)
+
+
+def _wrap_command(command: str) -> list[str]:
+    """A command in lines that a shell reads as one, each value beside its option."""
+    tied = re.sub(" (?!--)", NO_BREAK, command)
+    lines = textwrap.wrap(
+        tied,
+        WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = [line.replace(NO_BREAK, " ") for line in lines]
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
