@@ -38,6 +38,7 @@ from modules.tokenizer import PAD, SOT, VOCAB_SIZE, tokenize_caption
 from modules.training.loop import train_epoch
 from modules.training.objectives import TrainingData
 from modules.training.output import NoOutput
+from modules.training.pace import Pace
 from modules.training.progress import Progress
 from modules.training.trainer import Trainer
 from modules.weights.sources import random_clip
@@ -161,7 +162,7 @@ def build_trainer(
 
 def train_one_epoch(trainer: Trainer) -> None:
     """The real training loop, without output."""
-    train_epoch(trainer, NoOutput(), Progress(), log_every=10**6)
+    train_epoch(trainer, NoOutput(), Progress(), Pace(), log_every=10**6)
 
 
 def training_gflop(task: str, model: CLIP4IDC, batch: dict[str, Any], sizes: Model) -> float:

@@ -66,7 +66,7 @@ def test_bad_numbers_are_skipped_counted_and_their_pairs_named(
     [line] = [message for message in messages if "skipped a step" in message]
     said = r"with non-finite gradients \(loss nan, 1 in a row, 1 in total\)"
     ids = r"(00000\d\.png, ){3}00000\d\.png"
-    assert re.fullmatch(f"epoch 0: skipped a step {said}: {ids}", line)
+    assert re.fullmatch(f"epoch 1: skipped a step {said}: {ids}", line)
     assert pd.read_csv(run / "history.csv")["loss"].notna().all()
     saved = torch.load(run / "pytorch_model.bin.1", weights_only=True)
     assert all(value.isfinite().all() for value in saved.values())
@@ -93,7 +93,7 @@ def test_an_epoch_without_any_finite_loss_ends_the_run(
 ):
     monkeypatch.setattr(contrastive, "contrastive_loss", lambda similarity: similarity.sum() * NAN)
     options = arguments(clevr, tmp_path / "run", tiny_sizes, "retrieval", "--do_train")
-    assert "no batch of epoch 0 had a finite loss" in run_refused("retrieval", options, capsys)
+    assert "no batch of epoch 1 had a finite loss" in run_refused("retrieval", options, capsys)
 
 
 def test_fp16_scaling_continues_after_a_resume(clevr, tiny_sizes, tmp_path, monkeypatch):

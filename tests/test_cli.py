@@ -275,7 +275,10 @@ def test_real_scenes(task, real_data, tiny_sizes, tmp_path):
         (["--init_model", "nowhere.bin"], "no weights nowhere.bin"),
         (["--intra_num_hidden_layers", "9"], "give 0 to 2"),
         (["--freeze_layer_num", "5"], "freeze_layer_num is 5"),
-        (["--batch_size", "40"], "8 samples, fewer than one batch of 40"),
+        (
+            ["--batch_size", "40"],
+            "8 samples, fewer than one batch of 40: use --batch_size 8 or less",
+        ),
         (["--gt_dir", "nowhere"], "make it with python gt/eval_utils.py"),
         (["--data_path", "nowhere"], "nowhere"),
         (["--decoder_model", "nowhere"], "no config 'nowhere'"),

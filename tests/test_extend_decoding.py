@@ -220,7 +220,10 @@ def test_settings_reach_the_options_and_their_list():
     [
         (["--decoding", "nope"], "--decoding: invalid choice: 'nope'"),
         (["--first_rank", "2"], "unrecognized arguments: --first_rank (--help"),
-        (["--decoding", "beam", "--first_rank", "2"], "unrecognized arguments: --first_rank (--help"),
+        (
+            ["--decoding", "beam", "--first_rank", "2"],
+            "unrecognized arguments: --first_rank (--help",
+        ),
         (["--decoding", "diverse", "--first_rank", "x"], "'x' is not a whole number"),
         (
             ["--decoding", "diverse", "--first_rank", "0", "--top_p", "2"],

@@ -389,7 +389,7 @@ def test_training_goes_on_without_any_score(stand_in, tiny_sizes, tmp_path):
     history = pd.read_csv(run / "history.csv")
     assert history["CIDEr"].isna().tolist() == [True, False, False]
     assert not history["loss"].isna().any()
-    assert "epoch 0: not compared: the score that selects the best epoch is missing" in log
+    assert "epoch 1/3 (pytorch_model.bin.0): not compared: the score that selects" in log
     assert (run / "pytorch_model.bin.best").resolve().name != "pytorch_model.bin.0"
     metrics = strict_json(run / "metrics.json")
     assert [metrics[name] for name in NAMES] == [None] * 7

@@ -76,5 +76,5 @@ def test_it_is_told_before_the_next_epoch(spot, tiny_sizes, tmp_path):
     (run / "history.csv").write_text("nonsense")
     assert main_task_retrieval.main([*words, "--resume_force"]) == 0
     log = log_of(run)
-    assert log.index("history.csv.unreadable") < log.index("epoch 1 step 1")
+    assert log.index("history.csv.unreadable") < log.index("epoch 2/2 step 1")
     assert read_history(run)["epoch"].tolist() == [1]

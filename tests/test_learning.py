@@ -25,6 +25,7 @@ from modules.tokenizer import decode, tokenize_caption
 from modules.training.loop import train_epoch
 from modules.training.objectives import TrainingData
 from modules.training.output import NoOutput
+from modules.training.pace import Pace
 from modules.training.progress import Progress
 from modules.training.trainer import Trainer
 from preprocess import synthesize
@@ -108,7 +109,7 @@ def train(model: CLIP4IDC, pairs, images, task: str) -> float:
         stop=StopSignals(),
     )
     for epoch in range(OPTIONS[task].epochs):
-        loss = train_epoch(trainer, NoOutput(), Progress(epoch), log_every=100)
+        loss = train_epoch(trainer, NoOutput(), Progress(epoch), Pace(), log_every=100)
     return loss
 
 

@@ -203,7 +203,7 @@ def test_a_signal_to_all_processes_of_a_run_is_a_stop(spot, tiny_sizes, tmp_path
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
-    wait_for(lambda: "epoch 1 step 1" in log_of(tmp_path / "run"))
+    wait_for(lambda: "step 1/" in log_of(tmp_path / "run").partition("epoch 2/")[2])
     os.killpg(run.pid, signal.SIGTERM)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 75, errors.decode()[-500:]

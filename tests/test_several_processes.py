@@ -52,8 +52,8 @@ def test_all_processes_hear_that_scoring_lacks_a_program(monkeypatch):
 def test_early_stop_reaches_all_processes(clevr, tiny_sizes, tmp_path):
     run = tmp_path / "run"
     options = arguments(clevr, run, tiny_sizes, "caption", "--do_train", "--epochs", "9")
-    succeed([FAULTY, "impatient", "caption", *options], processes=2)
-    assert "early stopping: no improvement for 2 epochs" in log_of(run)
+    succeed([FAULTY, "worse", "caption", *options, "--patience", "1"], processes=2)
+    assert "early stopping: no improvement for 1 epochs (--patience 1)" in log_of(run)
     assert pd.read_csv(run / "history.csv")["epoch"].tolist() == [0, 1]
 
 

@@ -189,7 +189,7 @@ def check_interruption(setting: Setting) -> Iterator[Row]:
 def _check_stop(setting: Setting, data: Path) -> Row:
     whole, stopped = setting.folder / "whole", setting.folder / "stopped"
     with start(_tiny_run(setting, data, stopped)) as process:
-        wait_for_line(process, "epoch 0 step 1/")
+        wait_for_line(process, "step 1/")
         process.send_signal(signal.SIGTERM)
         process.communicate()
     code = process.returncode

@@ -24,6 +24,7 @@ from modules.tokenizer import tokenize_caption
 from modules.training.loop import train_epoch
 from modules.training.objectives import TrainingData
 from modules.training.output import NoOutput
+from modules.training.pace import Pace
 from modules.training.progress import Progress
 from modules.training.trainer import Trainer
 from modules.weights.sources import random_clip, read_sizes
@@ -105,7 +106,7 @@ def _train(
         train_token_embedding=is_finetuning,
     )
     for epoch in range(epochs):
-        loss = train_epoch(trainer, NoOutput(), Progress(epoch), log_every=10**6)
+        loss = train_epoch(trainer, NoOutput(), Progress(epoch), Pace(), log_every=10**6)
     return loss
 
 

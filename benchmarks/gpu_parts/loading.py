@@ -79,5 +79,5 @@ def _time_start(setting: Setting, data: Path) -> Row:
         *("--intra_num_hidden_layers", str(model.intra_layers), "--max_words", "12"),
     )
     with start(words) as process:
-        seconds = wait_for_line(process, "epoch 0 step 1/")
+        seconds = wait_for_line(process, "epoch 1/1 step 1/")
     return {"seconds": round(seconds, 1)}

@@ -104,6 +104,9 @@ class DataOptions(FlagGroup):
         at_least=0,
         at_most=MAX_WORKERS,
     )
+    limit: int | None = flag(
+        None, "use only the first pairs of each split, this many, for a trial", int, at_least=1
+    )
     batch_size: int = flag(
         256,
         "pairs per optimizer step, divided by the processes and by --gradient_accumulation_steps",
@@ -241,6 +244,16 @@ class TrainingOptions(FlagGroup):
         choices=OBJECTIVES,
     )
     epochs: int = flag(20, "passes over the training split", int, at_least=1)
+    max_steps: int | None = flag(
+        None, "end training after this many steps, even before --epochs", int, at_least=1
+    )
+    patience: int | None = flag(
+        None,
+        "end training after this many epochs in a row without a better score, once an epoch has "
+        "scored; 0: never (default: 11 with cross_entropy, otherwise never)",
+        int,
+        at_least=0,
+    )
     lr: float = flag(1e-4, "peak learning rate", float, above=0, at_most=10**6)
     coef_lr: float = flag(
         1.0,

@@ -18,29 +18,36 @@ log = logging.getLogger(__name__)
 Splits = Mapping[str, Sequence[ImagePair]]
 
 
-def read_splits(options: Options, runtime: Runtime) -> dict[str, Sequence[ImagePair]]:
-    """The splits that this run needs, in memory that worker processes share.
+def read_splits(options: Options) -> dict[str, Sequence[ImagePair]]:
+    """The splits that this run needs, in memory that worker processes share; no image is read.
 
     Captioning uses the training captions even in an evaluation, for the baselines. Raises
-    ValueError if an image cannot be read; with --on_bad_image skip, its pair is left out.
+    ValueError or OSError for annotations that cannot be used, and for an image that is absent,
+    except with --on_bad_image skip.
     """
-    skips = options.data.on_bad_image == "skip"
-    splits = _read_pairs(options, need_images=not skips)
-    if options.data.image_cache and not skips:
-        return splits  # building the cache reads all images
+    dataset = options.data.open_dataset()
+    need_images = options.data.on_bad_image != "skip"
+    return {
+        split: PackedList(dataset.checked_pairs(split, need_images)[: options.data.limit])
+        for split in _needed_splits(options)
+    }
+
+
+def leave_out_unreadable(
+    splits: Splits, options: Options, runtime: Runtime
+) -> dict[str, Sequence[ImagePair]]:
+    """The splits without the pairs whose images cannot be read.
+
+    Raises ValueError if there is such an image, except with --on_bad_image skip.
+    """
+    kept = dict(splits)
+    if options.data.image_cache and options.data.on_bad_image != "skip":
+        return kept  # building the cache reads all images
     read = _splits_with_images(splits, options)
     bad = _find_unreadable(read, options, runtime)
     for split, pairs in read.items():
-        splits[split] = drop_unreadable(bad, split, pairs)
-    return splits
-
-
-def _read_pairs(options: Options, need_images: bool) -> dict[str, Sequence[ImagePair]]:
-    dataset = options.data.open_dataset()
-    return {
-        split: PackedList(dataset.checked_pairs(split, need_images=need_images))
-        for split in _needed_splits(options)
-    }
+        kept[split] = drop_unreadable(bad, split, pairs)
+    return kept
 
 
 def _find_unreadable(splits: Splits, options: Options, runtime: Runtime) -> dict[str, str]:

@@ -92,7 +92,7 @@ def evaluate_best_epoch(
     else:
         log.info(
             "best epoch: %d with %.4f on the %s split, %s",
-            progress.best_epoch,
+            progress.best_epoch + 1,
             progress.best_score,
             options.data.select_on,
             chosen,

@@ -4,14 +4,18 @@ import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from modules.options import Options
 from system.compute import allows_onednn
+from system.json_files import write_json
 from system.runtime import Runtime, open_runtime
 
 log = logging.getLogger(__name__)
+
+OPTIONS_FILE = "options.json"
 
 
 @contextmanager
@@ -42,13 +46,19 @@ def _log_start(options: Options, runtime: Runtime) -> None:
         torch.__version__,
         platform.python_version(),
     )
-    for option, value in options.items():
+    log.info("options that differ from their defaults (all are in %s):", OPTIONS_FILE)
+    for option, value in options.changed_items():
         log.info("  --%s = %s", option, value)
     if options.ignored:
         names = ", ".join(options.ignored)
         log.warning("accepted but without effect, as in the published code: %s", names)
     if allows_onednn():
         log.info("float32 matrix products use oneDNN")
+
+
+def write_options(folder: Path, options: Options) -> None:
+    """Write the values of all options into a run's folder."""
+    write_json(folder / OPTIONS_FILE, dict(options.items()))
 
 
 def _device_name(device: torch.device) -> str:

@@ -4,14 +4,16 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from dataloaders.batches import Batches, build_batches
 from dataloaders.pairs import ImagePair
-from dataloaders.samples import ImageReader
+from dataloaders.samples import ImageReader, PairSamples
 from modules.clip4idc import CLIP4IDC
 from modules.options import Options
 from modules.pipeline.data import Splits
 from modules.pipeline.evaluate import build_evaluator, evaluate_best_epoch
+from modules.pipeline.start import write_options
 from modules.registries import OBJECTIVES
 from modules.report.tensorboard import TensorBoardWriter
 from modules.tokenizer import tokenize_caption
@@ -84,6 +86,8 @@ def train(
         trainer.restore(resume)
         progress = resume.progress
     with open_run_folder(Path(options.run.output_dir), runtime) as folder:
+        if runtime.is_main:
+            write_options(folder, options)
         output = _open_output(trainer, folder, data_fingerprint, options, runtime, resume)
         as_published = ", as in the paper" if select_on == "test" else ""
         log.info("epochs are chosen on the %s split%s", select_on, as_published)
@@ -99,13 +103,9 @@ def _build_loader(
     runtime: Runtime,
 ) -> Batches:
     data = options.data
-    steps = options.training.gradient_accumulation_steps
-    _check_batch_size(objective_class, data.batch_size, steps)
-    tokenize = partial(tokenize_caption, max_words=data.max_words)
-    samples = objective_class.samples(pairs, images, tokenize, options.run.seed)
-    micro_batches = steps * runtime.world_size
+    micro_batches = options.training.gradient_accumulation_steps * runtime.world_size
     return build_batches(
-        samples,
+        _build_samples(objective_class, pairs, images, options),
         data.batch_size // micro_batches,
         training=True,
         num_workers=data.num_thread_reader,
@@ -116,8 +116,28 @@ def _build_loader(
     )
 
 
-def _check_batch_size(objective_class: type[Objective], batch_size: int, steps: int) -> None:
-    """Raise ValueError if a batch in `steps` parts is one from which nothing can be learned."""
+def _build_samples(
+    objective_class: type[Objective],
+    pairs: Sequence[ImagePair],
+    images: ImageReader,
+    options: Options,
+) -> PairSamples:
+    tokenize = partial(tokenize_caption, max_words=options.data.max_words)
+    return objective_class.samples(pairs, images, tokenize, options.run.seed)
+
+
+def check_batch_size(
+    objective_class: type[Objective],
+    pairs: Sequence[ImagePair],
+    options: Options,
+    num_processes: int,
+) -> None:
+    """Raise ValueError if the training pairs fill no batch, or if a batch is too small to learn.
+
+    No image is read.
+    """
+    batch_size = options.data.batch_size
+    steps = options.training.gradient_accumulation_steps
     fewest = objective_class.fewest_pairs
     if batch_size // steps < fewest:
         parts = f" in {steps} parts" if steps > 1 else ""
@@ -126,6 +146,21 @@ def _check_batch_size(objective_class: type[Objective], batch_size: int, steps: 
             f"{fewest} pairs, which this objective compares with one another: use at least "
             f"--batch_size {fewest * steps}"
         )
+    num_samples = len(_build_samples(objective_class, pairs, _refuse_to_read, options))
+    if num_samples >= batch_size:
+        return
+    largest = num_samples - num_samples % (steps * num_processes)
+    advice = f"use --batch_size {largest} or less"
+    if largest < fewest * steps:
+        advice = "that is too few to train on"
+    raise ValueError(
+        f"the training split has {num_samples} samples, fewer than one batch of {batch_size}: "
+        f"{advice}"
+    )
+
+
+def _refuse_to_read(paths: Sequence[str]) -> NoReturn:
+    raise AssertionError(f"images read too early: {paths}")
 
 
 def _trains_token_embedding(options: Options) -> bool:
@@ -184,4 +219,5 @@ def warn_of_earlier_run(folder: Path) -> None:
 def _steps_before(progress: Progress, trainer: Trainer) -> int:
     """The optimizer steps that were taken before this point of the training."""
     within_epoch = progress.batches // trainer.options.gradient_accumulation_steps
-    return progress.trained_epochs * trainer.steps_per_epoch + within_epoch
+    steps = progress.trained_epochs * trainer.steps_per_epoch + within_epoch
+    return min(steps, trainer.num_steps)

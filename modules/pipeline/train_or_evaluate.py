@@ -4,12 +4,12 @@ import warnings
 from pathlib import Path
 
 from modules.options import Options
-from modules.pipeline.data import fingerprint, open_images, read_splits
+from modules.pipeline.data import fingerprint, leave_out_unreadable, open_images, read_splits
 from modules.pipeline.evaluate import build_evaluator, evaluate_and_report
 from modules.pipeline.model import build_model
 from modules.pipeline.resume import find_resume_point
-from modules.pipeline.start import start_runtime
-from modules.pipeline.train import choose_objective, train
+from modules.pipeline.start import start_runtime, write_options
+from modules.pipeline.train import check_batch_size, choose_objective, train
 from modules.registries import PROTOCOLS
 from modules.training.states import ResumePoint
 from modules.weights.sources import LoadedWeights
@@ -32,7 +32,9 @@ def train_or_evaluate(options: Options) -> None:
 def _train(options: Options, runtime: Runtime, stop: StopSignals) -> None:
     objective = choose_objective(options)
     prepare_scoring(options, runtime)
-    splits = read_splits(options, runtime)
+    splits = read_splits(options)
+    check_batch_size(objective, splits["train"], options, runtime.world_size)
+    splits = leave_out_unreadable(splits, options, runtime)
     data_fingerprint = fingerprint(options, splits)
     resume = find_resume_point(options, data_fingerprint, runtime)
     resumed_weights = _weights_of(resume) if resume else None
@@ -43,11 +45,13 @@ def _train(options: Options, runtime: Runtime, stop: StopSignals) -> None:
 
 def _evaluate(options: Options, runtime: Runtime) -> None:
     prepare_scoring(options, runtime)
-    splits = read_splits(options, runtime)
+    splits = leave_out_unreadable(read_splits(options), options, runtime)
     model = build_model(options)
     images = open_images(model.image_resolution, splits, options, runtime)
     evaluator = build_evaluator(splits, images, options.data.eval_split, options, runtime)
-    with open_run_folder(Path(options.run.output_dir), runtime):
+    with open_run_folder(Path(options.run.output_dir), runtime) as folder:
+        if runtime.is_main:
+            write_options(folder, options)
         evaluate_and_report(model, evaluator, str(options.model.init_model), options, runtime)
 
 

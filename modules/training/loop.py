@@ -11,7 +11,9 @@ from modules.clip4idc import CLIP4IDC
 from modules.training.memory import advise_on_memory
 from modules.training.monitors import EpochLoss, NonFiniteGuard, StepLogger
 from modules.training.output import EpochResult, RunOutput
+from modules.training.pace import Pace, format_duration
 from modules.training.progress import Progress
+from modules.training.states import WEIGHTS_FILE
 from modules.training.trainer import Trainer
 from system.signals import StopRequested
 
@@ -41,30 +43,40 @@ def fit(
     evaluator: Evaluator,
     log_every: int,
 ) -> None:
-    """Train to the last epoch, or until scores have not improved for the recipe's patience.
+    """Train to the last epoch, or until scores have not improved for as long as --patience says.
 
     Starts where `progress` stands and keeps it up to date. Logs every `log_every` steps. Raises
     StopRequested after a signal, once the state is saved.
     """
-    patience = trainer.recipe.patience
-    while progress.epoch < trainer.options.epochs:
-        if patience is not None and progress.epochs_without >= patience:
-            log.info("early stopping: no improvement for %d epochs", patience)
+    pace = Pace()
+    while progress.epoch < trainer.num_epochs:
+        if _has_lost_patience(trainer, progress):
+            log.info(
+                "early stopping: no improvement for %d epochs (--patience %d)",
+                progress.epochs_without,
+                trainer.patience,
+            )
             break
         if progress.unjudged_loss is None:  # otherwise a run ended before this epoch's evaluation
-            _train_and_save(trainer, output, progress, log_every)
-        _evaluate_and_compare(trainer, output, progress, evaluator)
+            _train_and_save(trainer, output, progress, pace, log_every)
+        _evaluate_and_compare(trainer, output, progress, pace, evaluator)
+
+
+def _has_lost_patience(trainer: Trainer, progress: Progress) -> bool:
+    """Whether scores have not improved for too long. Before the first score nobody can tell."""
+    has_scored = progress.best_epoch >= 0
+    return has_scored and 0 < trainer.patience <= progress.epochs_without
 
 
 def _train_and_save(
-    trainer: Trainer, output: RunOutput, progress: Progress, log_every: int
+    trainer: Trainer, output: RunOutput, progress: Progress, pace: Pace, log_every: int
 ) -> None:
     with trainer.stop.deferred():
-        loss = train_epoch(trainer, output, progress, log_every)
+        loss = train_epoch(trainer, output, progress, pace, log_every)
         progress.finish_epoch(loss)
         log.info(
-            "epoch %d: mean loss %.4f, at most %s of memory",
-            progress.epoch,
+            "%s: mean loss %.4f, at most %s of memory",
+            trainer.name_epoch(progress.epoch),
             loss,
             trainer.runtime.describe_peak_memory(),
         )
@@ -72,18 +84,36 @@ def _train_and_save(
 
 
 def _evaluate_and_compare(
-    trainer: Trainer, output: RunOutput, progress: Progress, evaluator: Evaluator
+    trainer: Trainer, output: RunOutput, progress: Progress, pace: Pace, evaluator: Evaluator
 ) -> None:
     epoch = progress.epoch
     trainer.model.eval()
-    score, scores = evaluator.evaluate(trainer.model, str(epoch))
+    with pace.evaluating():
+        score, scores = evaluator.evaluate(trainer.model, str(epoch))
     with trainer.stop.deferred():
         values = {"loss": progress.unjudged_loss, **scores}
         best_before = progress.best_score if progress.best_epoch >= 0 else None
         is_best = progress.record_score(score)
-        result = EpochResult(epoch, values, (epoch + 1) * trainer.steps_per_epoch)
+        last_step = epoch * trainer.steps_per_epoch + trainer.count_steps_in(epoch)
+        result = EpochResult(epoch, values, last_step)
         output.record_epoch(result, progress, evaluator.draw_samples)
-        log.info("epoch %d: %s", epoch, _verdict(score, is_best, best_before, progress))
+        log.info(
+            "%s (%s.%d): %s%s",
+            trainer.name_epoch(epoch),
+            WEIGHTS_FILE,
+            epoch,
+            _verdict(score, is_best, best_before, progress),
+            _describe_time_left(trainer, progress, pace),
+        )
+
+
+def _describe_time_left(trainer: Trainer, progress: Progress, pace: Pace) -> str:
+    """The time that the epochs after this one will take; empty after the last one."""
+    epochs = trainer.num_epochs - progress.epoch
+    if epochs <= 0:
+        return ""
+    steps = trainer.num_steps - progress.epoch * trainer.steps_per_epoch
+    return f"; about {format_duration(pace.estimate(steps, epochs))} left"
 
 
 def _verdict(score: float, is_best: bool, best_before: float | None, progress: Progress) -> str:
@@ -96,13 +126,17 @@ def _verdict(score: float, is_best: bool, best_before: float | None, progress: P
     return f"no improvement on {progress.best_score:.4f} for {progress.epochs_without} epoch(s)"
 
 
-def train_epoch(trainer: Trainer, output: RunOutput, progress: Progress, log_every: int) -> float:
+def train_epoch(
+    trainer: Trainer, output: RunOutput, progress: Progress, pace: Pace, log_every: int
+) -> float:
     """Train the rest of `progress.epoch`; returns its mean loss over all batches and processes."""
     runtime = trainer.runtime
     trainer.objective.train()
     losses = EpochLoss(progress, runtime)
     guard = NonFiniteGuard(progress, runtime)
-    logger = StepLogger(trainer, output, progress.epoch, log_every)
+    logger = StepLogger(trainer, output, pace, progress.epoch, log_every)
+    num_steps = trainer.count_steps_in(progress.epoch)
+    pace.begin_epoch()
     for micro_batch in _micro_batches(trainer, progress):
         # Dropout depends only on the position in the run, so a resumed run draws the same.
         runtime.seed(trainer.seed, progress.epoch, micro_batch.index)
@@ -115,9 +149,12 @@ def train_epoch(trainer: Trainer, output: RunOutput, progress: Progress, log_eve
         if not micro_batch.completes_step:
             continue
         guard.check(was_taken, loss)
+        pace.add_step()
         logger.log_if_due(micro_batch.steps)
-        if micro_batch.steps < trainer.steps_per_epoch:
+        if micro_batch.steps < num_steps:
             _save_or_stop(trainer, output, progress, losses, micro_batch)
+        elif num_steps < trainer.steps_per_epoch:
+            break  # --max_steps ends the epoch early
     trainer.discard_gradients()
     return losses.mean()
 
@@ -135,7 +172,7 @@ def _micro_batches(trainer: Trainer, progress: Progress) -> Iterator[_MicroBatch
     """The batches of the epoch that are still to be trained on."""
     micro_batches_per_step = trainer.options.gradient_accumulation_steps
     trainer.loader.set_epoch(progress.epoch, progress.batches)
-    batches = trainer.runtime.progress_bar(trainer.loader, f"epoch {progress.epoch}")
+    batches = trainer.runtime.progress_bar(trainer.loader, trainer.name_epoch(progress.epoch))
     for index, batch in enumerate(batches, progress.batches):
         steps, rest = divmod(index + 1, micro_batches_per_step)
         yield _MicroBatch(batch, index, steps, completes_step=rest == 0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from modules.training.output import RunOutput
+from modules.training.pace import Pace, format_duration
 from modules.training.progress import Progress
 from modules.training.trainer import Trainer
 from system.runtime import Runtime
@@ -40,7 +41,7 @@ class EpochLoss:
         total, count = self.runtime.sum_over_processes(self._sum_and_count).tolist()
         if not count:
             raise ValueError(
-                f"no batch of epoch {self.epoch} had a finite loss: try a lower --lr, "
+                f"no batch of epoch {self.epoch + 1} had a finite loss: try a lower --lr, "
                 "or --precision fp32"
             )
         return total / count
@@ -87,7 +88,7 @@ class NonFiniteGuard:
         log.warning(
             "epoch %d: skipped a step with non-finite gradients "
             "(loss %s, %d in a row, %d in total): %s",
-            self.progress.epoch,
+            self.progress.epoch + 1,
             loss.item(),
             self.consecutive,
             self.progress.skipped,
@@ -98,9 +99,12 @@ class NonFiniteGuard:
 class StepLogger:
     """Loss, learning rate and speed every `log_every` steps, in the log and in TensorBoard."""
 
-    def __init__(self, trainer: Trainer, output: RunOutput, epoch: int, log_every: int) -> None:
+    def __init__(
+        self, trainer: Trainer, output: RunOutput, pace: Pace, epoch: int, log_every: int
+    ) -> None:
         self.trainer = trainer
         self.output = output
+        self.pace = pace
         self.epoch = epoch
         self.log_every = log_every
         self._restart()
@@ -140,12 +144,25 @@ class StepLogger:
     def _log(self, number: int, values: Mapping[str, float], seconds: float) -> None:
         batches_per_step = self.trainer.options.gradient_accumulation_steps
         log.info(
-            "epoch %d step %d/%d  loss %.4f  lr %.3e  %.3f s/step  %.1f pairs/s",
-            self.epoch,
+            "%s step %d/%d  loss %.4f  lr %.3e  %.3f s/step  %.1f pairs/s  %s",
+            self.trainer.name_epoch(self.epoch),
             number,
-            self.trainer.steps_per_epoch,
+            self.trainer.count_steps_in(self.epoch),
             values["loss"],
             values["learning_rate"],
             seconds * batches_per_step / self._batches,
             values["pairs_per_second"],
+            self._describe_time_left(number),
+        )
+
+    def _describe_time_left(self, number: int) -> str:
+        """The time left after step `number`: in the epoch, and in the whole training."""
+        in_epoch = self.trainer.count_steps_in(self.epoch) - number
+        before = self.epoch * self.trainer.steps_per_epoch + number
+        in_all = self.pace.estimate(
+            self.trainer.num_steps - before, self.trainer.num_epochs - self.epoch
+        )
+        return (
+            f"{format_duration(self.pace.estimate(in_epoch))} left in this epoch, "
+            f"{format_duration(in_all)} in all"
         )

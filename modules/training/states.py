@@ -60,6 +60,8 @@ HARMLESS_OPTIONS = frozenset(
         "save_every_steps",
         "keep_checkpoints",
         "on_bad_image",
+        "limit",
+        "patience",
     }
 )
 SIDECAR_TYPES = {"sha256": str, "progress": dict, "options": dict, "data": str, "card": dict}

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -81,8 +82,33 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch; an incomplete accumulation at its end does not count."""
+        """Steps of a whole epoch; an incomplete accumulation at its end does not count."""
+        return _count_steps_per_epoch(self.loader, self.options)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole training: --epochs, or fewer with --max_steps."""
         return _count_steps(self.loader, self.options)
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole training; --max_steps may cut the last one short."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
+    @property
+    def patience(self) -> int:
+        """Epochs in a row without a better score that end the training; 0: never."""
+        if self.options.patience is not None:
+            return self.options.patience
+        return self.recipe.patience or 0
+
+    def name_epoch(self, epoch: int) -> str:
+        """An epoch's name in the log: people count from 1, files from 0."""
+        return f"epoch {epoch + 1}/{self.num_epochs}"
+
+    def count_steps_in(self, epoch: int) -> int:
+        """Steps of an epoch of this training."""
+        return min(self.steps_per_epoch, self.num_steps - epoch * self.steps_per_epoch)
 
     def backward(self, batch: dict[str, Any], is_last_micro_batch: bool) -> Tensor:
         """Add a batch's gradients to those of the step; returns its scalar loss, detached.
@@ -150,8 +176,8 @@ class Trainer:
             "%.1f M parameters, %.1f M of them trained; %d steps in %d epochs",
             all_parameters / 1e6,
             trained / 1e6,
-            self.steps_per_epoch * self.options.epochs,
-            self.options.epochs,
+            self.num_steps,
+            self.num_epochs,
         )
 
 
@@ -167,7 +193,7 @@ def _build_optimizer(
 ) -> BertAdam:
     """The recipe's BertAdam, or AdamW; the schedule counts the steps that really happen."""
     groups = parameter_groups(model, options.lr, options.coef_lr, recipe.weight_decay)
-    num_steps = _count_steps(loader, options) * options.epochs
+    num_steps = _count_steps(loader, options)
     if num_steps == 0:
         raise ValueError(
             f"an epoch has {len(loader)} batches, fewer than --gradient_accumulation_steps "
@@ -189,9 +215,13 @@ def _build_optimizer(
     )
 
 
-def _count_steps(loader: Batches, options: TrainingOptions) -> int:
-    """The optimizer steps of an epoch."""
+def _count_steps_per_epoch(loader: Batches, options: TrainingOptions) -> int:
     return len(loader) // options.gradient_accumulation_steps
+
+
+def _count_steps(loader: Batches, options: TrainingOptions) -> int:
+    steps = _count_steps_per_epoch(loader, options) * options.epochs
+    return steps if options.max_steps is None else min(steps, options.max_steps)
 
 
 def _wrap(objective: Objective, runtime: Runtime) -> nn.Module:

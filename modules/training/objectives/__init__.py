@@ -21,7 +21,8 @@ class Recipe(NamedTuple):
     betas: tuple[float, float]
     eps: float
     weight_decay: float
-    # Training stops after this many epochs in a row without a better score; None: never.
+    # Without --patience, training ends after this many epochs in a row without a better score, once
+    # an epoch has scored. None: never.
     patience: int | None
 
 
