@@ -23,17 +23,25 @@ if not __package__:
 
 from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, ImagePair, PairDataset, list_captions
+from preprocess.training_commands import format_training_commands
 from system.command import Advice, run_command
 from system.escaping import show, to_one_line
 from system.file_names import find_unportable
-from system.flags import MAX_SEED, MAX_WORKERS, add_entry_flags, bounded, read_settings
+from system.flags import (
+    MAX_SEED,
+    MAX_WORKERS,
+    add_entry_flags,
+    bounded,
+    list_settings,
+    read_settings,
+)
 from system.parser import OneLineParser
 from system.processes import start_pool
 
 NUM_EXAMPLES = 5  # shown for each finding
 SHEET_PAIRS = 12
 NEEDED_SPLITS = ("train", "test")  # in training
-NO_ERRORS = "found nothing that would stop training"
+NO_ERRORS = "OK: found nothing that would stop training"
 
 
 @dataclass
@@ -162,7 +170,7 @@ def draw_contact_sheet(path: Path, pairs: Sequence[ImagePair], seed: int) -> Non
 
 def check(dataset: PairDataset, args: argparse.Namespace) -> bool:
     """Check all splits and print what was found. Returns whether anything is wrong."""
-    has_errors = False
+    reports = {}
     needs_sheet = args.contact_sheet is not None
     seen: set[tuple[str, str]] = set()
     splits = args.splits or list(dataset.splits())
@@ -174,7 +182,7 @@ def check(dataset: PairDataset, args: argparse.Namespace) -> bool:
         ]
         seen.update(images)
         show(format_report(split, report, args.max_words), flush=True)
-        has_errors |= report.has_errors
+        reports[split] = report
         if needs_sheet and not report.has_errors:
             draw_contact_sheet(args.contact_sheet, pairs, args.seed)
             show(f"  {to_one_line(args.contact_sheet)}: random pairs")
@@ -184,10 +192,25 @@ def check(dataset: PairDataset, args: argparse.Namespace) -> bool:
     absent = [] if args.splits else [split for split in NEEDED_SPLITS if split not in splits]
     if absent:
         print(f"WRONG: no {' and no '.join(absent)} split, which training needs")
-        has_errors = True
-    verdict = "something is WRONG, see above" if has_errors else NO_ERRORS
-    print(verdict)
+    has_errors = bool(absent) or any(report.has_errors for report in reports.values())
+    print("something is WRONG, see above" if has_errors else NO_ERRORS)
+    if "train" in reports and not has_errors:
+        show(_format_commands(dataset, reports["train"], args))
     return has_errors
+
+
+def _format_commands(dataset: PairDataset, report: SplitReport, args: argparse.Namespace) -> str:
+    if dataset.ground_truth_splits:  # a published dataset, with published settings
+        name = dataset.name
+        return f"The published commands are in scripts/adapt_{name}.sh and finetune_{name}.sh."
+    words = ["--datatype", args.datatype, "--data_path", str(args.data_path)]
+    if args.features_path:
+        words += ["--features_path", str(args.features_path)]
+    for option in list_settings(type(dataset)):
+        value = getattr(args, option.name)
+        if value != option.default:
+            words += [f"--{option.name}", *([] if value is True else [str(value)])]
+    return format_training_commands(words, report.pairs, report.captions, report.longest)
 
 
 def _read_and_check(

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
 from types import TracebackType
@@ -21,6 +22,9 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 EXIT_LOST_PROCESS = 1
+
+COMMAND_WIDTH = 78  # columns of a command in a text
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
 
@@ -50,6 +54,21 @@ NO_ADVICE = Advice()
 def quote_command(*words: object) -> str:
     """A command for a message, which works where it is pasted into a shell."""
     return shlex.join(str(word) for word in words)
+
+
+def wrap_command(command: str) -> list[str]:
+    """A command as indented lines that a shell reads as one, each value beside its option."""
+    tied = re.sub(" (?!--)", NO_BREAK, command)
+    lines = textwrap.wrap(
+        tied,
+        COMMAND_WIDTH,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    lines = [line.replace(NO_BREAK, " ") for line in lines]
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
 
 
 def run_command(program: str, job: Callable[[], None], advice: Advice = NO_ADVICE) -> int:

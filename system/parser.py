@@ -1,7 +1,6 @@
 """The argument parser of every command: it forgives hyphens and answers mistakes in one line."""
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -10,6 +9,7 @@ from system.escaping import to_one_line
 from system.flags import NUMBER_PARSERS
 from system.places import VERSION
 from system.streams import prepare_streams
+from system.suggestions import find_nearest
 from system.urls import remember_secrets, scrub
 
 EXIT_USER_ERROR = 2
@@ -81,9 +81,8 @@ class OneLineParser(argparse.ArgumentParser):
         """The option whose name is most like this one; None if none is like it."""
         shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
         names = {name.lstrip("-"): name for action in shown for name in action.option_strings}
-        wanted = option.lstrip("-").replace("-", "_").lower()
-        found = difflib.get_close_matches(wanted, names, n=1)
-        return names[found[0]] if found else None
+        nearest = find_nearest(option.lstrip("-"), names)
+        return names[nearest] if nearest else None
 
 
 def format_line(message: str) -> str:

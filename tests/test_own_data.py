@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,10 @@ from dataloaders.datasets import open_dataset
 from dataloaders.datasets.pair_table import read_rows
 from dataloaders.pairs import ImagePair
 from gt import eval_utils
+from modules.options import parse_options
 from preprocess import check_dataset
+from preprocess.training_commands import format_training_commands
+from system.urls import Location
 from tests.conftest import make_clevr, make_spot
 from tests.quick_scores import skip_reports, use_quick_scores
 from tests.test_predict import BLUE, RED, draw
@@ -172,8 +176,40 @@ def test_a_table_is_checked(table: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "train: 8 pairs, 9 captions" in out
     assert "6 captions are repeats of others" in out
     assert "8 captions are longer than --max_words 5" in out
-    assert "found nothing that would stop training" in out
+    assert "OK: found nothing that would stop training" in out
     assert Image.open(sheet).size[0] > 900
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The words of each indented command, without `python`."""
+    lines = text.replace("\\\n", "").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("  python ")]
+
+
+def test_the_check_ends_with_commands_for_the_table(table, capsys) -> None:
+    assert check_dataset.main(["--datatype", "pairs", "--data_path", str(table)]) == 0
+    adapt, finetune, trial = commands_in(capsys.readouterr().out)
+    tasks = {"main_task_retrieval.py": "retrieval", "CLIP4IDCinference.py": "caption"}
+    for script, *words in (adapt, finetune, trial):
+        options = parse_options(words, tasks[script], "")
+        assert options.run.do_train
+        assert options.data.data_path == str(table)
+        assert options.data.batch_size == 2  # of 8 pairs or 9 captions, at least three batches
+        num_samples = 9 if script == "main_task_retrieval.py" else 8
+        assert options.training.epochs * (num_samples // 2) >= 200
+    assert options.model.init_model == Location("demo")
+    assert options.training.patience == 0
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "batch_size", "epochs"), [(1, 1, 200), (12, 4, 67), (50, 16, 67), (9999, 16, 50)]
+)
+def test_batches_and_epochs_fit_the_number_of_pairs(num_pairs, batch_size, epochs) -> None:
+    text = format_training_commands(["--datatype", "pairs"], num_pairs, num_pairs, longest=25)
+    _, (_, *words), _ = commands_in(text)
+    options = parse_options([*words, "--data_path", "x"], "caption", "")
+    assert (options.data.batch_size, options.training.epochs) == (batch_size, epochs)
+    assert options.data.max_words == 25
 
 
 def test_bad_images_of_a_table_are_found(table: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,17 +1,14 @@
 """The help of both scripts: what stands first, and the examples at its end."""
 
-import re
 import sys
-import textwrap
 from collections.abc import Sequence
+
+from system.command import wrap_command
 
 # Shown first in the help, in this order.
 NEEDED_FIRST = ("do_train", "datatype", "data_path", "output_dir", "init_model")
 
 ACTIONS = ("--do_train", "--do_eval", "--do_predict")
-
-WIDTH = 78  # columns of an example
-NO_BREAK = "\N{NO-BREAK SPACE}"
 
 # Task → its examples: the action of each, and how the command goes on.
 EXAMPLES = {
@@ -55,20 +52,5 @@ def format_examples(program: str, task: str, argv: Sequence[str] | None) -> str:
         if given and action not in given:
             continue
         implied = given or not rest.startswith("--")  # bare paths imply --do_predict
-        lines += _wrap_command(f"{program} {rest}" if implied else f"{program} {action} {rest}")
+        lines += wrap_command(f"{program} {rest}" if implied else f"{program} {action} {rest}")
     return "\n".join(lines)
-
-
-def _wrap_command(command: str) -> list[str]:
-    """A command in lines that a shell reads as one, each value beside its option."""
-    tied = re.sub(" (?!--)", NO_BREAK, command)
-    lines = textwrap.wrap(
-        tied,
-        WIDTH,
-        initial_indent="  ",
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    lines = [line.replace(NO_BREAK, " ") for line in lines]
-    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]

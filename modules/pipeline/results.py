@@ -105,7 +105,8 @@ def read_finished(path: Path, pairs: Sequence[ImagePair], num_captions: int) -> 
     # A run may have been killed before it wrote the header: then there are no lines.
     has_header = lines[: len(header)] == header[: len(lines)]
     if not lines:
-        has_header = _begins_as_ours(cut_off, header[0] if is_csv else _json_start(pairs[0]))
+        starts = header or [_json_start(pair) for pair in pairs[:1]]
+        has_header = not cut_off or any(_begins_as_ours(cut_off, start) for start in starts)
     if not has_header or ids != expected[: len(ids)]:
         other = "other pairs, or of another --num_captions" if is_csv else "other pairs"
         raise ValueError(f"{path} holds the results of {other}: {ADVICE}")
