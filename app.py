@@ -6,12 +6,13 @@ import os
 import re
 import sys
 
+import system  # noqa: F401  (it checks first that Python is new enough)
 from modules.web.hosts import host_name, own_hosts, plain_names
 from system.command import run_command
 from system.escaping import shorten, show
 from system.flags import bounded, device_name
-from system.logs import showing_log_lines
 from system.parser import OneLineParser, find_program_name
+from system.requirements import advise_extra
 from system.urls import Location
 
 SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) *([kmgt]?)b?")
@@ -36,6 +37,7 @@ def serve(args: argparse.Namespace) -> None:
     )
     from modules.web.uploads import open_upload_folder
     from system.compute import keep_freed_memory
+    from system.logs import showing_log_lines
 
     hosts = own_hosts(args.host)
     proxy_hosts = plain_names(args.allowed_hosts)
@@ -63,7 +65,7 @@ def _set_up_gradio() -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # what visitors do is not written down
     if importlib.util.find_spec("gradio") is None:
-        raise OSError("the page needs Gradio: pip install -r requirements-app.txt")
+        raise OSError(f"the page needs Gradio: {advise_extra('app')}")
 
 
 def _forget_proxies() -> None:

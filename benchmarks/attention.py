@@ -12,10 +12,13 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
+
+import torch
 
 from benchmarks.machine import machine_info, time_runs
 from modules.model import layers

@@ -20,10 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
+
+import torch
 
 from benchmarks.machine import machine_info
 from dataloaders.batches import build_batches

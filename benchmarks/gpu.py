@@ -24,6 +24,9 @@ from typing import IO, TYPE_CHECKING, Any, TextIO
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
 
 from system.command import run_command
 from system.flags import device_name

@@ -18,12 +18,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import machine_info, synchronize
 from modules.losses import vocabulary_loss

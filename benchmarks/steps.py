@@ -19,11 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
+
+import torch
+from torch import Tensor
 
 from benchmarks import flops
 from benchmarks.machine import all_cores, gemm_rate, machine_info, time_runs

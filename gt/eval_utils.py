@@ -10,6 +10,9 @@ from pathlib import Path
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
 
 from dataloaders.coco_files import coco_ground_truth
 from dataloaders.datasets import DATASETS, open_dataset

@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
+
+import numpy as np
 
 from dataloaders.coco_files import read_ground_truth, read_results
 from dataloaders.datasets import DATASETS

@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
+
+from tqdm import tqdm
 
 from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, ImagePair, PairDataset, list_captions

@@ -21,6 +21,9 @@ from typing import NamedTuple
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
 
 from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.datasets.clevr_change import (

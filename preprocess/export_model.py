@@ -17,6 +17,9 @@ from typing import Any
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
 
 from dataloaders.datasets import DATASETS
 from system.command import run_command

@@ -14,6 +14,9 @@ from typing import Any
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
 
 from modules.weights.known_models import MODELS, KnownModel
 from system.command import OneLineParser, run_command

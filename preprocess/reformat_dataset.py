@@ -10,6 +10,9 @@ from pathlib import Path
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
 
 from dataloaders.datasets.spot_the_diff import merge_entries, read_annotations
 from dataloaders.pairs import SPLITS

@@ -21,11 +21,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-import cv2
-from tqdm import tqdm
-
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
+
+import cv2
+from tqdm import tqdm
 
 from dataloaders.clevr_vocabulary import ATTRIBUTES, CHANGE_TYPES
 from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS

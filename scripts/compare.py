@@ -24,6 +24,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
+
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]

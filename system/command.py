@@ -14,6 +14,7 @@ from typing import NamedTuple
 from system.escaping import summarize_error
 from system.parser import EXIT_USER_ERROR, format_line
 from system.processes import LostWorker, raise_open_files_limit
+from system.requirements import explain_missing
 from system.signals import EXIT_TRY_AGAIN, StopRequested, cleaning_up_when_ended
 from system.streams import prepare_streams, print_if_heard
 from system.urls import scrub
@@ -74,9 +75,10 @@ def wrap_command(command: str) -> list[str]:
 def run_command(program: str, job: Callable[[], None], advice: Advice = NO_ADVICE) -> int:
     """Run `job` and return 0.
 
-    A ValueError, an OSError or too little memory becomes one line on stderr, which begins with the
-    program's name, and exit code 2. Ctrl-C gives 130, a requested stop 75, a lost process 1, and a
-    closed output pipe 141. Other errors are bugs: their traceback is printed without secrets.
+    A ValueError, an OSError, a missing package or too little memory becomes one line on stderr,
+    which begins with the program's name, and exit code 2. Ctrl-C gives 130, a requested stop 75, a
+    lost process 1, and a closed output pipe 141. Other errors are bugs: their traceback is printed
+    without secrets.
     """
     sys.excepthook = _print_scrubbed
     prepare_streams()
@@ -110,6 +112,9 @@ def _explain(error: BaseException, advice: Advice) -> tuple[int, str] | None:
     has_no_space = isinstance(error, ImportError) and NO_ADDRESS_SPACE.search(str(error))
     if isinstance(error, MemoryError) or has_no_space:
         return EXIT_USER_ERROR, _add_advice("out of memory", advice.out_of_memory)
+    if isinstance(error, ImportError):
+        missing = explain_missing(error)
+        return None if missing is None else (EXIT_USER_ERROR, missing)
     if isinstance(error, RuntimeError):
         return _explain_runtime_error(error, advice)
     return None

@@ -55,7 +55,7 @@ def select_device(name: str = "auto", local_rank: int | None = None) -> torch.de
 def _select_gpu(name: str, local_rank: int, is_alone: bool) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        raise ValueError(f"device {name}: no GPU was found ({_why_no_gpu()}); cpu always works")
+        raise ValueError(f"device {name}: no GPU was found ({why_no_gpu()}); cpu always works")
     _, _, number = name.partition(":")
     if number and not is_alone:
         raise ValueError(
@@ -75,7 +75,8 @@ def _select_gpu(name: str, local_rank: int, is_alone: bool) -> torch.device:
     return device
 
 
-def _why_no_gpu() -> str:
+def why_no_gpu() -> str:
+    """Why torch finds no GPU, as the end of a message."""
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is a build without CUDA"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

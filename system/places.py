@@ -9,13 +9,13 @@ VERSION = "0.2.0"
 # The checkout, or the package `clip4idc` where pip installed it.
 ROOT = Path(__file__).resolve().parents[1]
 
-# In the wheel all our modules are below clip4idc (setup.py): "clip4idc.", in a checkout "".
-PREFIX = __name__.removesuffix("system.places")
+# In the wheel all our modules are below clip4idc (setup.py).
+IS_PACKAGED = __name__.startswith("clip4idc.")
 
 
 def choose_downloads_folder() -> Path:
     """The checkout, or the user's cache where pip installed the code."""
-    return choose_cache_folder(None) if PREFIX else ROOT
+    return choose_cache_folder(None) if IS_PACKAGED else ROOT
 
 
 def list_ckpts_folders() -> list[Path]:

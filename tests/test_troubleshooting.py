@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
-FOLDERS = ("modules", "dataloaders", "system", "preprocess", "gt")
+FOLDERS = ("modules", "dataloaders", "system", "preprocess", "gt", "clip4idc")
 CODE = re.compile(r"`([^`]+)`")
 PLACEHOLDER = re.compile(r"%(?:\.\d)?[sdf]|\{[^{}]*\}")
 ANY = "\0"  # stands for what a message fills in

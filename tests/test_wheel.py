@@ -1,6 +1,7 @@
 """What pip installs: the wheel's files and imports, and the command `clip4idc`."""
 
 import ast
+import csv
 import os
 import re
 import runpy
@@ -46,7 +47,7 @@ def known_files(*folders: str) -> list[str]:
 
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(built: Path) -> None:
     expected = {*known_files(*PACKAGES, *DATA_FOLDERS), *(f"{name}.py" for name in SCRIPTS)}
-    expected |= {"__init__.py", "__main__.py"}
+    expected |= {name.removeprefix("clip4idc/") for name in known_files("clip4idc")}
     found = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
     assert found == expected
 
@@ -73,26 +74,24 @@ def test_imports_in_the_wheel_lead_into_it(built: Path) -> None:
     assert renamed > 200
 
 
-def test_nothing_but_imports_is_changed(built: Path) -> None:
+def test_nothing_but_names_is_changed(built: Path) -> None:
     for name in known_files(*PACKAGES, *DATA_FOLDERS):
         if not name.endswith(".py"):
             assert (built / name).read_bytes() == (ROOT / name).read_bytes(), name
             continue
         text = (built / name).read_text(encoding="utf-8")
-        restored = re.sub(r"^(\s*(?:from|import) )clip4idc\.", r"\1", text, flags=re.MULTILINE)
-        assert restored == (ROOT / name).read_text(encoding="utf-8"), name
+        source = (ROOT / name).read_text(encoding="utf-8")
+        assert text.replace("clip4idc.", "") == source.replace("clip4idc.", ""), name
 
 
-def test_no_text_names_a_module_by_its_whole_name() -> None:
-    """Only import statements are renamed: a text such as "system.files" would lead elsewhere."""
-    whole_name = re.compile(rf"(?:{'|'.join(PACKAGES)})(?:\.\w+)+")
-    for name in filter(lambda name: name.endswith(".py"), known_files(*PACKAGES)):
-        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
-            is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-            if is_text and whole_name.fullmatch(node.value):
-                file = ROOT / f"{node.value.replace('.', '/')}.py"
-                is_own_name = name == "system/places.py"
-                assert is_own_name or not file.is_file(), f"{name} line {node.lineno}: {node.value}"
+def test_targets_of_commands_are_renamed(built: Path) -> None:
+    text = (built / "__main__.py").read_text(encoding="utf-8")
+    targets = re.findall(r'"(\S+):main"', text)
+    assert len(targets) == len(COMMANDS)
+    for target in targets:
+        first, *rest = target.split(".")
+        assert first == "clip4idc"
+        assert built.joinpath(*rest).with_suffix(".py").is_file(), target
 
 
 def test_the_package_offers_what_programs_use() -> None:
@@ -105,24 +104,45 @@ def test_the_package_offers_what_programs_use() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_a_main(name: str) -> None:
-    file = ROOT / f"{COMMANDS[name].module.replace('.', '/')}.py"
+    module, _, function = COMMANDS[name].target.partition(":")
+    file = ROOT / f"{module.replace('.', '/')}.py"
     functions = [node for node in ast.parse(file.read_text()).body if hasattr(node, "name")]
-    assert "main" in [node.name for node in functions]
+    assert function in [node.name for node in functions]
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
     assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
+    assert main(["evaluate", "--help"]) == 0
+    listed = re.findall(r"^  (\S+ \S+)  ", capsys.readouterr().out, re.MULTILINE)
+    assert listed == ["evaluate retrieval", "evaluate captions"]
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{clip4idc.__version__}\n"
 
 
-def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["paint"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("clip4idc: no command 'paint': expected one of predict, adapt, ")
-    assert error.count("\n") == 1
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("predcit a.png", "there is no command 'predcit'; did you mean \"predict\"?"),
+        ("train", "there is no command 'train'; did you mean \"finetune\"?"),
+        ("evaluate-captions", "'evaluate-captions'; did you mean \"evaluate captions\"?"),
+        ("evaluate retreival", "'evaluate retreival'; did you mean \"retrieval\"?"),
+        ("evaluate caption", "'evaluate caption'; did you mean \"captions\"?"),
+        ("evaluate", "evaluate needs a second word, one of retrieval, captions"),
+        ("evaluate --gt x", "no command 'evaluate --gt': expected one of retrieval, captions"),
+        ("qqqq", "there is no command 'qqqq': expected one of predict, page, adapt, "),
+    ],
+)
+def test_an_unknown_command_names_the_nearest(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert message in output.err
+    assert output.err.startswith("clip4idc: ")
+    assert output.err.count("\n") == 1
 
 
 def test_a_command_passes_its_words_on(
@@ -206,6 +226,15 @@ CAPTION = "the small purple shiny sphere has been added\n"
 @pytest.mark.parametrize("start", [["clip4idc"], ["python", "-m", "clip4idc"]])
 def test_the_installed_command_captions_two_images(run, start: list[str]) -> None:
     assert run(*start, "predict", "--before", BEFORE, "--after", AFTER) == CAPTION
+
+
+@pytest.mark.slow
+def test_the_wheel_has_no_other_package_at_its_top(installed: Path) -> None:
+    (record,) = installed.parent.glob("lib/python*/site-packages/clip4idc-*.dist-info/RECORD")
+    files = [row[0] for row in csv.reader(record.read_text(encoding="utf-8").splitlines())]
+    tops = {file.split("/")[0] for file in files}
+    assert tops == {"clip4idc", record.parent.name, ".."}
+    assert [file for file in files if file.startswith("..")] == ["../../../bin/clip4idc"]
 
 
 @pytest.mark.slow
