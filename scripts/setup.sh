@@ -15,7 +15,7 @@ steps=4
 step=0
 quiet=
 cpu=
-files=(requirements.txt)
+extras=("") # "" stands for requirements.txt
 log=.venv/setup.log
 torch_index=https://download.pytorch.org/whl/cpu
 
@@ -48,8 +48,8 @@ read_arguments() {
         ;;
       -q) quiet=1 ;;
       --cpu) cpu=1 ;;
-      app | data) files+=("requirements-$word.txt") ;;
-      dev) files+=(requirements-app.txt requirements-dev.txt) ;;
+      app | data) extras+=("$word") ;;
+      dev) extras+=(app dev) ;;
       *) refuse "$word is unknown: expected -q, --cpu, app, data or dev" ;;
     esac
   done
@@ -92,7 +92,7 @@ find_python() {
 
 # ---- 2: .venv ----
 
-# Whether packages can be installed into the .venv that is here.
+# Whether the .venv that is here works, and packages can be installed into it.
 is_venv_usable() {
   .venv/bin/python -c '' 2>/dev/null || return 1
   has uv || .venv/bin/python -m pip --version >/dev/null 2>&1 ||
@@ -138,16 +138,22 @@ remove_unfinished() {
   rm -rf .venv/lib/python*/site-packages/~* .venv/tmp
 }
 
-# What was installed before, a line for each requirements file.
-list_done() {
-  local file
-  for file in "${files[@]}"; do
+# A line for each file of requirements, which .venv/set-up keeps once they are installed.
+list_files() {
+  local extra file
+  for extra in "${extras[@]}"; do
+    file=requirements${extra:+-$extra}.txt
     printf '%s %s\n' "$file" "$(cksum <"$file")"
   done
 }
 
+find_problems='import sys; from system.requirements import find_problems
+sys.exit(any(find_problems(extra or None) for extra in sys.argv[1:]))'
+
+# Whether an earlier run installed all this, and it is still there.
 was_done() {
-  [ -f .venv/set-up ] && [ -z "$(list_done | grep -vxFf .venv/set-up || true)" ]
+  [ -f .venv/set-up ] && [ -z "$(list_files | grep -vxFf .venv/set-up || true)" ] &&
+    .venv/bin/python -c "$find_problems" "${extras[@]}" 2>/dev/null
 }
 
 # Installs with uv, or where it is absent or fails with pip. /tmp is often too small for torch.
@@ -215,8 +221,7 @@ install_torch_for_cpu() {
 }
 
 install_packages() {
-  local silent=$quiet file words=()
-  ! was_done || silent=1
+  local silent=$quiet extra words=()
   remove_unfinished
   if ! is_torch_there; then
     if is_cuda_build; then
@@ -228,9 +233,10 @@ install_packages() {
     fi
   fi
   [ -z "$cpu" ] || install_torch_for_cpu
-  for file in "${files[@]}"; do words+=(-r "$file"); done
+  for extra in "${extras[@]}"; do words+=(-r "requirements${extra:+-$extra}.txt"); done
   install "${words[@]}"
   # A .venv that is a link belongs to another checkout.
+  silent=1
   [ -x .venv/bin/clip4idc ] || [ -L .venv ] || install --no-deps --editable .
   rm -rf .venv/tmp
 }
@@ -244,7 +250,7 @@ try_it() {
   else
     .venv/bin/python -m clip4idc doctor || fail "the lines with ✘ say why"
   fi
-  list_done >>.venv/set-up
+  list_files >>.venv/set-up
 }
 
 read_arguments "$@"
@@ -256,16 +262,20 @@ case $(uname -s) in
 esac
 trap 'printf "\nsetup.sh: broken off in step $step of $steps: run it again to go on\n" >&2; exit 130' INT
 
+[ -d .venv ] || [ -L .venv ] || [ ! -e .venv ] || refuse ".venv is a file: move it away"
+if was_done; then
+  say "All is set up. To use it: source .venv/bin/activate"
+  exit 0
+fi
 begin 1 "Python"
-[ -d .venv ] || [ -L .venv ] || [ ! -e .venv ] || fail ".venv is a file: move it away"
-if [ -e .venv ] && is_venv_usable; then
+if [ -d .venv ] && is_venv_usable; then
   version=$(version_of .venv/bin/python)
   is_new_enough "$version" ||
     fail ".venv has Python $version, and 3.10 or newer is needed: rm -rf .venv, and run this again"
   begin 2 ".venv is there, with Python $version"
 else
   find_python
-  if [ -e .venv ] || [ -L .venv ]; then
+  if [ -d .venv ] || [ -L .venv ]; then
     say "      the .venv that is here does not work: it is made anew"
     rm -rf .venv
   fi
@@ -274,12 +284,8 @@ else
 fi
 begin 3 "Packages"
 install_packages
-if was_done; then
-  say "All that is needed is there."
-else
-  begin 4 "The first caption"
-  try_it
-fi
+begin 4 "The first caption"
+try_it
 say "
 Next, type:
   source .venv/bin/activate
