@@ -23,6 +23,9 @@ from typing import NoReturn
 
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from system.requirements import report_missing
+
+    report_missing()
 
 from scripts.reproduce_plan import DATASETS, Reproduction, Step
 from scripts.reproduce_table import collect_scores, format_table

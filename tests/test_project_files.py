@@ -87,6 +87,7 @@ def run_ci(project: Path, programs: dict[str, str], user: int) -> subprocess.Com
         "scripts/setup.sh": "echo setup $*",
         "scripts/test.sh": "echo tests",
         ".venv/bin/ruff": "echo ruff $1",
+        ".venv/bin/sphinx-build": "echo site",
         "bin/id": f"echo {user}",
         **{f"bin/{name}": body for name, body in programs.items()},
     }
@@ -108,7 +109,7 @@ def run_ci(project: Path, programs: dict[str, str], user: int) -> subprocess.Com
     )
 
 
-CHECKS = ["setup dev", "ruff check", "ruff format", "tests"]
+CHECKS = ["setup dev", "ruff check", "ruff format", "site", "tests"]
 
 
 @pytest.mark.parametrize("name", ["chromium", "chromium-browser"])
