@@ -21,11 +21,12 @@ from typing import NamedTuple
 
 from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, PairDataset
-from system.command import OneLineParser, run_command
+from system.command import run_command
 from system.escaping import show, summarize_error, to_one_line
 from system.files import choose_cache_folder
 from system.java import ensure_java
 from system.json_files import read_json
+from system.parser import OneLineParser
 from system.places import ROOT, VERSION, list_ckpts_folders
 from system.requirements import (
     EXTRAS,
