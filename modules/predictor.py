@@ -13,9 +13,7 @@ E their size.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,10 +33,12 @@ from modules.model.layers import record_attention
 from modules.options.decoding import Decoding
 from modules.report.pictures import PairExplanation
 from modules.tokenizer import decode
+from modules.weights.hub import HubAccess
 from modules.weights.key_names import has_captioner
 from modules.weights.known_models import BUNDLED, MODELS
 from modules.weights.model_info import ModelSettings
-from modules.weights.sources import load_weights
+from modules.weights.shareable import Origin, Shareable
+from modules.weights.sources import load_weights, name_weights
 from system.compute import check_finite, choose_precision, select_device, use_fast_matmuls
 from system.places import ROOT
 from system.runtime import Runtime
@@ -49,16 +49,7 @@ log = logging.getLogger(__name__)
 DEMO = ROOT / MODELS[BUNDLED].location
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a predictor's weights come from: how they were named, their file, its model.json."""
-
-    name: str = ""
-    path: Path | None = None
-    info: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Predictor:
+class Predictor(Shareable):
     """A captioning model that is ready to use. Build it with `load`."""
 
     def __init__(
@@ -87,7 +78,7 @@ class Predictor:
     @property
     def limits(self) -> str:
         """A sentence that says which pictures the bundled model understands; "" for others."""
-        return MODELS[BUNDLED].limits if self.origin.path == DEMO else ""
+        return MODELS[BUNDLED].limits if self.origin.name == BUNDLED else ""
 
     @classmethod
     def load(
@@ -103,18 +94,20 @@ class Predictor:
         cache_dir: str | None = None,
         image_resolution: int | None = None,
         quick_gelu: bool = False,
+        hub: HubAccess = HubAccess(),
     ) -> "Predictor":
         """A predictor with the weights of a finetuned captioner.
 
-        `checkpoint` is a file or folder, also one below ckpts/; a URL; or owner/name on the Hugging
-        Face hub. Without one it is the small model in ckpts/demo. A model.json beside the weights
-        takes precedence over intra_layers, linear_patch, decoder_config and max_words. `device` is
-        auto (a GPU, or else the CPU), cpu, cuda, cuda:NUMBER or mps. Raises ValueError or OSError
-        for what cannot be found, read or used.
+        `checkpoint` is a name that `clip4idc models` lists; a file or folder, also one below
+        ckpts/; a URL; or owner/name[@revision] on the Hugging Face hub, for which `hub` has more
+        options. Without one it is the bundled model, demo. A model.json beside the weights takes
+        precedence over intra_layers, linear_patch, decoder_config and max_words. `device` is auto
+        (a GPU, or else the CPU), cpu, cuda, cuda:NUMBER or mps. Raises ValueError or OSError for
+        what cannot be found, read or used.
         """
         device = _choose_device(device)
         source = Location.of(checkpoint or DEMO)
-        weights = load_weights(source, clip_name, cache_dir, image_resolution, quick_gelu)
+        weights = load_weights(source, clip_name, cache_dir, image_resolution, quick_gelu, hub)
         if not has_captioner(weights.tensors):
             raise ValueError(
                 f"{weights.named_source} has no captioner (decoder.*): "
@@ -128,8 +121,8 @@ class Predictor:
                 f"expected 1 to {model.context_length}, the model's context length"
             )
         runtime = Runtime(device=device, precision=choose_precision(precision, device))
-        name = str(source) if checkpoint else BUNDLED
-        origin = Origin(name, Path(weights.named_source), weights.info)
+        name = name_weights(source, Path(weights.named_source))
+        origin = Origin(name, weights.info)
         predictor = cls(model, settings.max_words, runtime, origin)
         if predictor.limits:
             log.warning("using the bundled model, %s. %s", BUNDLED, predictor.limits)

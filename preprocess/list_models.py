@@ -19,9 +19,10 @@ if not __package__:
     report_missing()
 
 from modules.weights.known_models import MODELS, KnownModel
-from system.command import OneLineParser, run_command
+from system.command import run_command
 from system.escaping import show
 from system.json_files import to_json
+from system.parser import OneLineParser
 
 LABEL_WIDTH = 11  # characters of the labels below a name
 SHOWN_SCORES = {

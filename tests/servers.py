@@ -34,7 +34,7 @@ class Site:
         return f'"{hash(self.files[name]) & 0xFFFF:x}"'
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class WebHandler(http.server.BaseHTTPRequestHandler):
     site: Site
 
     def do_GET(self) -> None:
@@ -96,7 +96,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(
-    handler: type[_Handler], site: Site, tls: ssl.SSLContext | None = None
+    handler: type[WebHandler], site: Site, tls: ssl.SSLContext | None = None
 ) -> Iterator[int]:
     """The port of a server of `site` on 127.0.0.1, which runs while the block does."""
     bound = type("Handler", (handler,), {"site": site})
@@ -117,7 +117,7 @@ def serving(
 def web_site(files: dict[str, bytes]) -> Iterator[Site]:
     """A server of these files while the block runs."""
     site = Site(files)
-    with serving(_Handler, site) as port:
+    with serving(WebHandler, site) as port:
         site.url = f"http://127.0.0.1:{port}"
         yield site
 
@@ -162,7 +162,7 @@ QUOTA = (
 )
 
 
-class _DriveHandler(_Handler):
+class _DriveHandler(WebHandler):
     site: Drive
 
     def do_GET(self) -> None:

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import yaml
 
 import main_task_retrieval
 from modules.predictor import Predictor
+from modules.weights.sources import load_weights
 from preprocess import export_model
 from tests.conftest import TINY
 from tests.runs import arguments
@@ -59,6 +61,49 @@ def test_the_best_weights_of_a_run_have_its_scores(adapted, tmp_path):
     lines = (folder / "README.md").read_text().splitlines()
     (row,) = [line for line in lines if line.startswith("| text → pair")]
     assert f"| {recall:.1f} |" in row
+
+
+def test_the_readme_says_what_the_model_started_from_and_how_it_was_trained(adapted, tmp_path):
+    folder = tmp_path / "exported"
+    assert export_model.main([str(adapted), str(folder), "--trained_on", "twelve squares"]) == 0
+    page = (folder / "README.md").read_text().replace("\\", "")
+    assert "It started from: random weights of the sizes in tiny.json.\n" in page
+    assert "The options of its training: --seed 42 --datatype clevr --batch_size " in page
+    _, metadata, _ = page.split("---\n", 2)
+    (result,) = yaml.safe_load(metadata)["model-index"][0]["results"]
+    assert result["task"] == {"type": "feature-extraction"}
+    assert result["dataset"]["split"] == "test"
+    scores = json.loads((adapted / "metrics.json").read_text())
+    shown = {one["name"]: one["value"] for one in result["metrics"]}
+    assert shown["R1 (text → pair)"] == scores["text_to_pair_R1"]
+    # The next model says where it began, however it is named; older files without it still load.
+    loaded = load_weights(str(folder), "no CLIP is looked for")
+    assert loaded.started_from == (
+        "exported/model.safetensors, trained on twelve squares, which itself started from random "
+        "weights of the sizes in tiny.json"
+    )
+    demo = load_weights("ckpts/demo", "no CLIP is looked for")
+    assert demo.started_from.startswith("demo, trained on drawn scenes of CLEVR's kind")
+    assert "started_from" not in demo.info
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--license", "MIT License"], "the license is 'MIT License', expected the hub's name"),
+        (["--datasets", "a b"], "'a b' is no name of a dataset on the hub"),
+        (["--trained_on", " "], "--trained_on is empty"),
+    ],
+)
+def test_wrong_facts_are_refused_before_anything_is_written(options, expected, tmp_path, capsys):
+    folder = tmp_path / "exported"
+    with pytest.raises(SystemExit) as stop:
+        export_model.main([str(DEMO), str(folder), "--trained_on", "drawn scenes", *options])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err
+    assert expected in line
+    assert line.count("\n") == 1
+    assert not folder.exists()
 
 
 def test_an_exported_adaptation_is_evaluated(adapted, clevr, tiny_sizes, tmp_path):

@@ -1,9 +1,6 @@
-"""Weights from elsewhere: OpenAI's names, URLs, the Hugging Face hub; downloads that fail."""
+"""Weights from elsewhere: OpenAI's names and URLs; downloads that fail."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import torch
 from modules.weights import remote
 from modules.weights.sources import LoadedWeights, find_weights, load_weights
 from system import download, places
-from tests.conftest import ROOT, tiny_weights
+from tests.conftest import tiny_weights
 from tests.servers import web_site
 
 FILES = {"ViT-B/32": "ViT-B-32.pt", "ViT-L/14@336px": "ViT-L-14-336px.pt"}
@@ -129,60 +126,3 @@ def test_what_is_no_file_of_weights_does_not_stay_in_the_cache(rubbish, content,
         site.files["x.bin"] = content
         in_capitals = site.url.replace("http", "HTTP")
         assert load(f"{in_capitals}/x.bin", cache).tensors
-
-
-def test_a_model_on_the_hub_is_downloaded_without_its_other_files(content, tmp_path, monkeypatch):
-    """A stand-in for the hub that answers what `huggingface_hub` asks."""
-    import huggingface_hub
-
-    files = {"pytorch_model.bin": content, "model.json": INFO_FILE, "flax.msgpack": b"x"}
-    requests = []
-
-    def snapshot(repo_id, revision, allow_patterns, cache_dir):
-        requests.append((repo_id, revision, allow_patterns))
-        (tmp_path / "hub").mkdir()
-        for name in allow_patterns:
-            (tmp_path / "hub" / name).write_bytes(files[name])
-        return str(tmp_path / "hub")
-
-    def list_files(self, repository, revision):
-        return list(files)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_files)
-    assert load_weights("someone/clip4idc-spot@v1", "none").info == INFO
-    assert requests == [("someone/clip4idc-spot", "v1", ["pytorch_model.bin", "model.json"])]
-
-
-def test_a_hub_that_refuses_ends_in_one_line(monkeypatch):
-    import huggingface_hub
-
-    def refuse(*_, **_more):
-        raise LookupError("404 Client Error.\n\nRepository Not Found")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
-    expected = (
-        "someone/model is not a path here .* it could not be downloaded from the Hugging Face hub: "
-        "404 Client Error. Repository Not Found"
-    )
-    with pytest.raises(OSError, match=expected):
-        find_weights("someone/model")
-
-
-@pytest.mark.slow
-def test_an_unreachable_hub_ends_in_one_line():
-    program = (
-        "import sys; from modules.weights.sources import find_weights\n"
-        "try: find_weights('someone/model')\nexcept OSError as error: sys.exit(str(error))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
-    )
-    assert done.returncode == 1
-    assert "someone/model is not a path here" in done.stderr.splitlines()[-1]

@@ -184,16 +184,27 @@ def test_model_json_takes_precedence_over_the_options_and_the_log_says_so(
     best = first / "pytorch_model.bin.best"
     assert f"intra_num_hidden_layers is 2, as {best} says (the option: 1)" in log
     assert f"linear_patch is 3d, as {best} says (the option: 2d)" in log
-    assert json.loads((second / "model.json").read_text()) == info
+    started = json.loads((second / "model.json").read_text())
+    start = f"random weights of the sizes in {tiny_sizes.name}"
+    assert info.pop("started_from") == start
+    assert started.pop("started_from") == (
+        f"first/pytorch_model.bin.best, which itself started from {start}"
+    )
+    assert info.pop("trained_with").startswith("--seed 42 --datatype clevr --batch_size ")
+    assert "--epochs 1 " in started.pop("trained_with")
+    assert started == info
     resumed = [*options, "--epochs", "2", "--resume", "auto", "--resume_force"]
     assert main_task_retrieval.main(resumed) == 0, "a resumed run has the model of its state"
+    resumed_info = json.loads((second / "model.json").read_text())
+    assert resumed_info["started_from"].startswith("first/pytorch_model.bin.best, which")
+    assert "--epochs 2 " in resumed_info["trained_with"]
 
 
 def test_a_captioners_config_comes_from_model_json(twins, clevr, tiny_sizes, tmp_path, caplog):
     caplog.set_level("INFO")
     more = ("--do_eval", "--init_model", str(twins / "hf"))
     options = arguments(clevr, tmp_path, tiny_sizes, "caption", *more)
-    model = build_model(parse_options(options, "caption", ""))
+    model = build_model(parse_options(options, "caption", "")).model
     info = json.loads((twins / "hf" / "model.json").read_text())
     assert model.decoder.config == load_decoder_config(info["decoder_config"])
     assert model.backbone.info() == {

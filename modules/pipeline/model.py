@@ -1,5 +1,7 @@
 """The model that the options ask for, checked against the tokenizer and --max_words."""
 
+from typing import NamedTuple
+
 from modules.clip4idc import CLIP4IDC, load_model
 from modules.model.bert import load_cross_config, load_decoder_config
 from modules.options import Options
@@ -10,7 +12,14 @@ from modules.weights.model_info import ModelSettings
 from modules.weights.sources import LoadedWeights, load_weights
 
 
-def build_model(options: Options, resumed: LoadedWeights | None = None) -> CLIP4IDC:
+class BuiltModel(NamedTuple):
+    """A model, and what its training started from, in words for model.json."""
+
+    model: CLIP4IDC
+    started_from: str
+
+
+def build_model(options: Options, resumed: LoadedWeights | None = None) -> BuiltModel:
     """The task's model: from a training state, otherwise from --init_model or CLIP's weights.
 
     A model.json next to the weights takes precedence over the options. Raises ValueError or OSError
@@ -30,7 +39,7 @@ def build_model(options: Options, resumed: LoadedWeights | None = None) -> CLIP4
     _require_captioner(options, weights)
     model, _ = load_model(weights, options.task, _read_settings(options))
     _check_vocabulary(model, options.data.max_words)
-    return model
+    return BuiltModel(model, weights.started_from)
 
 
 def _require_captioner(options: Options, weights: LoadedWeights) -> None:

@@ -1,18 +1,18 @@
 """Training within a run: build → restore → open the folder → fit → evaluate the best epoch."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dataloaders.batches import Batches, build_batches
 from dataloaders.pairs import ImagePair
 from dataloaders.samples import ImageReader, PairSamples
-from modules.clip4idc import CLIP4IDC
 from modules.options import Options
 from modules.pipeline.data import Splits
 from modules.pipeline.evaluate import build_evaluator, evaluate_best_epoch
+from modules.pipeline.model import BuiltModel
 from modules.pipeline.start import write_options
 from modules.registries import OBJECTIVES
 from modules.report.tensorboard import TensorBoardWriter
@@ -32,6 +32,22 @@ from system.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
+# The options that make a model what it is, for those who use it.
+RECIPE = (
+    "datatype",
+    "objective",
+    "epochs",
+    "batch_size",
+    "lr",
+    "coef_lr",
+    "warmup_proportion",
+    "freeze_layer_num",
+    "freeze_vision",
+    "optimizer",
+    "image_resolution",
+    "seed",
+)
+
 
 def choose_objective(options: Options) -> type[Objective]:
     """The objective that --objective names, or --scst and the task imply.
@@ -48,7 +64,7 @@ def choose_objective(options: Options) -> type[Objective]:
 
 
 def train(
-    model: CLIP4IDC,
+    built: BuiltModel,
     objective_class: type[Objective],
     splits: Splits,
     data_fingerprint: str,
@@ -63,6 +79,7 @@ def train(
     Nothing is written into the output folder before everything is built and the state to resume
     fits.
     """
+    model = built.model
     select_on = options.data.select_on
     eval_split = options.data.eval_split
     loader = _build_loader(objective_class, splits["train"], images, options, runtime)
@@ -88,7 +105,11 @@ def train(
     with open_run_folder(Path(options.run.output_dir), runtime) as folder:
         if runtime.is_main:
             write_options(folder, options)
-        output = _open_output(trainer, folder, data_fingerprint, options, runtime, resume)
+        info = {
+            **model.info(options.data.max_words),
+            **_describe_training(options, built.started_from),
+        }
+        output = _open_output(trainer, folder, data_fingerprint, info, options, runtime, resume)
         as_published = ", as in the paper" if select_on == "test" else ""
         log.info("epochs are chosen on the %s split%s", select_on, as_published)
         fit(trainer, output, progress, selector, options.run.n_display)
@@ -168,18 +189,28 @@ def _trains_token_embedding(options: Options) -> bool:
     return options.task == "caption" and options.data.open_dataset().trains_token_embedding
 
 
+def _describe_training(options: Options, started_from: str) -> dict[str, str]:
+    """What model.json says of how the model came about; without paths, since it is published."""
+    words = []
+    for name, value in options.items():
+        if name in RECIPE and value is not None and value is not False:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    training = {"trained_with": " ".join(words)}
+    return {"started_from": started_from, **training} if started_from else training
+
+
 def _open_output(
     trainer: Trainer,
     folder: Path,
     data_fingerprint: str,
+    info: Mapping[str, Any],
     options: Options,
     runtime: Runtime,
     resume: ResumePoint | None,
 ) -> RunOutput:
-    """What this process writes into the run's folder."""
+    """What this process writes into the run's folder; `info` goes into model.json."""
     if not runtime.is_main:
         return NoOutput()
-    info = trainer.model.info(options.data.max_words)
     checkpoints = Checkpoints(
         folder,
         options.training.keep_checkpoints,

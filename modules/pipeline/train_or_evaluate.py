@@ -38,15 +38,15 @@ def _train(options: Options, runtime: Runtime, stop: StopSignals) -> None:
     data_fingerprint = fingerprint(options, splits)
     resume = find_resume_point(options, data_fingerprint, runtime)
     resumed_weights = _weights_of(resume) if resume else None
-    model = build_model(options, resumed_weights)
-    images = open_images(model.image_resolution, splits, options, runtime)
-    train(model, objective, splits, data_fingerprint, images, options, runtime, stop, resume)
+    built = build_model(options, resumed_weights)
+    images = open_images(built.model.image_resolution, splits, options, runtime)
+    train(built, objective, splits, data_fingerprint, images, options, runtime, stop, resume)
 
 
 def _evaluate(options: Options, runtime: Runtime) -> None:
     prepare_scoring(options, runtime)
     splits = leave_out_unreadable(read_splits(options), options, runtime)
-    model = build_model(options)
+    model = build_model(options).model
     images = open_images(model.image_resolution, splits, options, runtime)
     evaluator = build_evaluator(splits, images, options.data.eval_split, options, runtime)
     with open_run_folder(Path(options.run.output_dir), runtime) as folder:
@@ -67,4 +67,5 @@ def _prepare_protocols(options: Options) -> None:
 
 
 def _weights_of(resume: ResumePoint) -> LoadedWeights:
-    return LoadedWeights(resume.tensors()["model"], resume.info, str(resume.path))
+    started_from = resume.info.get("started_from", "")
+    return LoadedWeights(resume.tensors()["model"], resume.info, str(resume.path), started_from)

@@ -137,3 +137,13 @@ MODELS = Registry(
     group="clip4idc.models",
     members=("location", "stage", "limits", "trained_on", "license", "scores", "sha256"),
 )
+
+
+def find_name(path: Path) -> str | None:
+    """The name of the model below ckpts/ whose file this is; None for any other file."""
+    for name in MODELS:
+        model = MODELS[name]
+        here = model.find_here() if model.is_in_ckpts else None
+        if here is not None and path.exists() and here.samefile(path):
+            return name
+    return None

@@ -1,4 +1,4 @@
-"""model.json: settings that the weights' shapes do not show, and what the model was trained on."""
+"""model.json: settings that the weights' shapes do not show, and how the model came about."""
 
 import logging
 import reprlib
@@ -22,8 +22,12 @@ MODEL_INFO_TYPES = {
     "max_words": int,
     "decoder_config": dict,
     "trained_on": str,
+    "started_from": str,
+    "trained_with": str,
+    "license": str,
 }
 PATCH_KINDS = ("2d", "3d")
+MAX_START_LENGTH = 2000  # characters of a start, which tells the starts before it too
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,20 @@ def check_model_info(info: dict[str, Any], source: str) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{source}: decoder_config: {error}") from None
     return info
+
+
+def describe_start(name: str, info: Mapping[str, Any]) -> str:
+    """What is said of a model that was trained further from these weights, with their model.json.
+
+    It includes what those weights started from themselves.
+    """
+    text = name
+    if info.get("trained_on"):
+        text += f", trained on {info['trained_on']}"
+    if info.get("started_from"):
+        text += f", which itself started from {info['started_from']}"
+    is_long = len(text) > MAX_START_LENGTH
+    return f"{text[: MAX_START_LENGTH - 1]}…" if is_long else text
 
 
 def apply_model_info(

@@ -1,14 +1,12 @@
-"""Downloads of weights: OpenAI's CLIPs by name, a URL, a repository on the Hugging Face hub."""
+"""Downloads of weights: OpenAI's CLIPs by name, files at a URL. hub.py has the Hugging Face hub."""
 
 import logging
-import re
-from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 from modules.weights.configs import HUGGING_FACE_CONFIG, OPEN_CLIP_CONFIG
 from modules.weights.model_info import MODEL_INFO_FILE
-from modules.weights.tensor_files import INDEX_ENDING, read_weights
+from modules.weights.tensor_files import read_weights
 from system.download import HtmlInsteadOfFile, fetch, locate_in_cache
 from system.escaping import summarize_error
 from system.files import choose_cache_folder, compute_sha256
@@ -114,52 +112,3 @@ def _download_sidecars(url: Location, cache_dir: str | None) -> None:
 
 def _check_json(path: Path) -> None:
     read_json(path, dict)
-
-
-def may_be_on_hub(name: str) -> bool:
-    """Whether a name has the form owner/name[@revision].
-
-    Not if it contains .bin, or if the folder that it would be in exists here.
-    """
-    looks_like_repository = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name) is not None
-    places = (Path(), *list_ckpts_folders())
-    is_folder_here = any((place / name).parent.is_dir() for place in places)
-    return looks_like_repository and ".bin" not in name and not is_folder_here
-
-
-def fetch_from_hub(name: str, cache_dir: str | None) -> Path:
-    """The folder of a model on the Hugging Face hub: its weights and what describes them.
-
-    Without a connection the hub's own cache is used. Raises OSError if it has no such model.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-
-    repository, _, revision = name.partition("@")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each attempt
-    where = {
-        "repo_id": repository,
-        "revision": revision or None,
-        "cache_dir": cache_dir and choose_cache_folder(cache_dir) / "hub",
-    }
-    try:
-        files = HfApi().list_repo_files(repository, revision=revision or None)
-        return Path(snapshot_download(**where, allow_patterns=_choose_files(files)))
-    except Exception as error:  # which errors it raises differs from version to version
-        with suppress(Exception):
-            return Path(snapshot_download(**where, local_files_only=True))
-        places = " and ".join(map(str, list_ckpts_folders()))
-        raise OSError(
-            f"{name} is not a path here or in {places}, and it could not be downloaded from the "
-            f"Hugging Face hub: {summarize_error(error)}"
-        ) from None
-
-
-def _choose_files(present: Collection[str]) -> list[str]:
-    """The first file of weights in a repository, with its parts, and the files that describe it."""
-    weights = [file for file in WEIGHT_FILES if file in present][:1]
-    parts: list[str] = []
-    if weights and weights[0].endswith(INDEX_ENDING):
-        stem, _, ending = weights[0].removesuffix(INDEX_ENDING).rpartition(".")
-        parts = [file for file in present if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", file)]
-    sidecars = [file for file in SIDECAR_FILES if file in present]
-    return [*weights, *parts, *sidecars]

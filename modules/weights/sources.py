@@ -21,6 +21,7 @@ from modules.model.clip import CLIP
 from modules.model.clip_sizes import ClipSizes
 from modules.weights.configs import CONFIG_CHECKS
 from modules.weights.fitting import resize_to_resolution
+from modules.weights.hub import HubAccess, fetch_from_hub, may_be_on_hub
 from modules.weights.key_names import (
     ARCHIVE_EXTRAS,
     LAYOUTS,
@@ -29,15 +30,13 @@ from modules.weights.key_names import (
     to_released,
     to_released_float32,
 )
-from modules.weights.known_models import MODELS
-from modules.weights.model_info import check_model_info, read_model_info
+from modules.weights.known_models import MODELS, find_name
+from modules.weights.model_info import check_model_info, describe_start, read_model_info
 from modules.weights.remote import (
     CLIP_SHA256,
     WEIGHT_FILES,
-    fetch_from_hub,
     fetch_from_url,
     find_openai_clip,
-    may_be_on_hub,
 )
 from modules.weights.tensor_files import read_weights
 from system.escaping import summarize_error
@@ -53,12 +52,14 @@ log = logging.getLogger(__name__)
 class LoadedWeights(NamedTuple):
     """Tensors under the released names in float32, and what model.json says ({}: there is none).
 
-    `named_source` is the weights' path, or what named a CLIP, for messages.
+    `named_source` is the weights' path, or what named a CLIP, for messages. `started_from` is what
+    a model that is trained from here on says of its start.
     """
 
     tensors: dict[str, Tensor]
     info: dict[str, Any]
     named_source: str
+    started_from: str = ""
 
 
 def load_weights(
@@ -67,24 +68,29 @@ def load_weights(
     cache_dir: str | None = None,
     image_resolution: int | None = None,
     quick_gelu: bool = False,
+    hub: HubAccess = HubAccess(),
 ) -> LoadedWeights:
     """The tensors of init_model, and those of CLIP where init_model lacks a whole backbone.
 
     With `image_resolution` they are resized for images of that side, in pixels. `quick_gelu` says
-    that files without a config are of a CLIP with the quick GELU. Raises ValueError or OSError for
+    that files without a config are of a CLIP with the quick GELU. `hub` is how init_model is
+    downloaded from the Hugging Face hub, if it is there. Raises ValueError or OSError for
     anything that cannot be found, read or used; the message says what to do.
     """
     loaded = LoadedWeights({}, {}, str(Location.of(clip_name)))
+    starts = []
     if init_model:
-        loaded = _load_init_model(init_model, cache_dir, quick_gelu)
+        loaded = _load_init_model(init_model, cache_dir, quick_gelu, hub)
+        starts.append(loaded.started_from)
     tensors = loaded.tensors
     if not has_all_pretrained_tensors(tensors):
         filled = {**_load_clip(clip_name, cache_dir, quick_gelu), **tensors}
         _tell_about_filling(tensors, filled, loaded.named_source, clip_name)
         tensors = filled
+        starts.append(_name_clip(Location.of(clip_name)))
     if image_resolution is not None:
         tensors = resize_to_resolution(tensors, image_resolution)
-    return loaded._replace(tensors=tensors)
+    return loaded._replace(tensors=tensors, started_from=" and ".join(starts))
 
 
 def _tell_about_filling(
@@ -107,17 +113,40 @@ def _tell_about_filling(
 
 
 def _load_init_model(
-    source: Location | str, cache_dir: str | None, quick_gelu: bool
+    source: Location | str, cache_dir: str | None, quick_gelu: bool, hub: HubAccess
 ) -> LoadedWeights:
-    path = find_weights(source, cache_dir)
+    path = find_weights(source, cache_dir, hub)
     log.info("weights from %s", path)
     tensors = to_released_float32(read_released(path, quick_gelu))
     _require_finite(tensors, path)
+    source = Location.of(source)
     info = read_model_info(path)
-    name = Location.of(source).reveal()
-    if not info and is_known_model(name):
-        info = check_model_info(dict(MODELS[name].settings), name)
-    return LoadedWeights(tensors, info, str(path))
+    if not info and is_known_model(source.reveal()):
+        info = check_model_info(dict(MODELS[source.reveal()].settings), str(source))
+    start = describe_start(name_weights(source, path), info)
+    return LoadedWeights(tensors, info, str(path), start)
+
+
+def name_weights(source: Location, path: Path) -> str:
+    """A name of weights for other people: it has no folders of this machine.
+
+    It is the name in the table of models, the address, owner/name on the hub, or the last two
+    parts of the path.
+    """
+    known = find_name(path)
+    if known:
+        return known
+    is_elsewhere = source.is_remote or not any(p.exists() for p in _list_places(source.reveal()))
+    return str(source) if is_elsewhere else "/".join(path.absolute().parts[-2:])
+
+
+def _name_clip(source: Location) -> str:
+    name = source.reveal()
+    if name in CLIP_SHA256:
+        return f"OpenAI's CLIP {name}"
+    if name.endswith(".json"):
+        return f"random weights of the sizes in {Path(name).name}"
+    return name_weights(source, Path(name))
 
 
 def _require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -194,7 +223,9 @@ def _check_config(path: Path, layout: str, weights: Mapping[str, Tensor]) -> Non
         raise ValueError(f"{path} does not fit: {config}: {'; '.join(problems)}")
 
 
-def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
+def find_weights(
+    source: Location | str, cache_dir: str | None = None, hub: HubAccess = HubAccess()
+) -> Path:
     """The file that a name means. Raises OSError if there is none.
 
     The name is a URL; one of OpenAI's names; a path, the same below ckpts/, or a folder in either
@@ -208,10 +239,10 @@ def find_weights(source: Location | str, cache_dir: str | None = None) -> Path:
     if name in CLIP_SHA256:
         return find_openai_clip(name, cache_dir)
     if is_known_model(name):
-        return _find_known_model(name, cache_dir)
+        return _find_known_model(name, cache_dir, hub)
     paths = _list_places(name)
     if may_be_on_hub(name) and not any(path.exists() for path in paths):
-        paths = [fetch_from_hub(name, cache_dir)]
+        paths = [fetch_from_hub(name, cache_dir, hub)]
     for path in paths:
         file = _find_weights_at(path)
         if file is not None:
@@ -233,7 +264,7 @@ def is_known_model(name: str) -> bool:
     return name in MODELS and not any(path.exists() for path in _list_places(name))
 
 
-def _find_known_model(name: str, cache_dir: str | None) -> Path:
+def _find_known_model(name: str, cache_dir: str | None, hub: HubAccess) -> Path:
     """The weights of a model of the table, downloaded if need be, with the right checksum."""
     model = MODELS[name]
     if model.is_in_ckpts:
@@ -246,7 +277,7 @@ def _find_known_model(name: str, cache_dir: str | None) -> Path:
     elif Location(model.location).is_remote:
         return fetch_from_url(Location(model.location), cache_dir, model.sha256)
     else:
-        folder = fetch_from_hub(model.location, cache_dir)
+        folder = fetch_from_hub(model.location, cache_dir, hub)
         path = _find_weights_at(folder)
         if path is None:
             raise FileNotFoundError(f"{name}: {model.location} on the hub has no file of weights")
