@@ -22,7 +22,6 @@ if not __package__:
 
     report_missing()
 
-from tqdm import tqdm
 
 from dataloaders.datasets import DATASETS, open_dataset
 from dataloaders.pairs import SPLITS, ImagePair, PairDataset, list_captions
@@ -40,6 +39,7 @@ from system.flags import (
 )
 from system.parser import OneLineParser
 from system.processes import start_pool
+from system.progress import show_progress
 
 NUM_EXAMPLES = 5  # shown for each finding
 SHEET_PAIRS = 12
@@ -102,7 +102,7 @@ def check_split(
     with start_pool(workers) as pool:
         paths = [pair.image_paths for pair in pairs]
         inspected = pool.map(inspect_pair, paths, chunksize=16)
-        progress = tqdm(inspected, f"{split}: images", len(paths), disable=None)
+        progress = show_progress(inspected, f"{split}: pairs checked", total=len(paths))
         for missing, broken, identical in progress:
             report.missing += missing
             report.broken += broken

@@ -28,7 +28,6 @@ if not __package__:
     report_missing()
 
 import cv2
-from tqdm import tqdm
 
 from dataloaders.clevr_vocabulary import ATTRIBUTES, CHANGE_TYPES
 from dataloaders.datasets.clevr_change import CAPTION_FILES, FOLDERS
@@ -49,6 +48,7 @@ from system.flags import MAX_SEED, MAX_WORKERS, bounded
 from system.json_files import write_json
 from system.parser import OneLineParser, first_line
 from system.processes import start_pool
+from system.progress import show_progress
 
 DRAWN_CLEVR_FILES = (*CAPTION_FILES, "splits.json", "type_mapping.json", "changed_object.json")
 SPOT_FOLDER = "images_test"
@@ -250,7 +250,7 @@ def _replace_folder(folder: Path, new: Path, replaced: Path) -> None:
 def _draw_all(job: DrawingJob, count: int, workers: int) -> list[Record]:
     """Draw scenes 0 to count - 1, and return their records in order."""
     draw = partial(_draw, job)
-    progress = partial(tqdm, total=count, unit="scene", disable=None)
+    progress = partial(show_progress, what="scenes drawn", total=count, unit="scene")
     if workers == 1:
         return list(progress(map(draw, range(count))))
     # Spawned, because a forked process would inherit locks that OpenCV's threads hold.

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from system.escaping import to_one_line
 from system.files import check_free_space, choose_cache_folder, compute_sha256, is_html, sync
 from system.json_files import read_json, write_json
 from system.locks import hold_lock
+from system.progress import show_progress
 from system.transports import Interrupted, Response, RestartNeeded, open_url
 from system.urls import Location
 
@@ -162,13 +161,12 @@ def _attempt_download(url: Location, partial: Path, sidecar: Path, has_checksum:
 def _write_blocks(url: Location, partial: Path, response: Response) -> None:
     """Append to the partial file, or replace it if the server sends the whole file."""
     mode = "ab" if response.start else "wb"
-    bar = tqdm(
+    bar = show_progress(
+        what=to_one_line(partial.stem),
         total=response.size,
         initial=response.start,
         unit="B",
         unit_scale=True,
-        desc=to_one_line(partial.stem),
-        disable=None,
     )
     with bar, open(partial, mode) as file:
         for block in response.blocks:

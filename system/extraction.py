@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from tqdm import tqdm
-
 from system.archives import MeteredReader, NotAnArchive, iter_entries, open_tar, open_zip
 from system.escaping import has_control_characters, summarize_error, to_one_line
 from system.file_names import find_unportable
 from system.files import READ_BYTES, READ_ERRORS, DiskFull, check_free_space
+from system.progress import show_progress
 
 MIN_FREE_BYTES = 1 << 28  # left free on the disk
 MAX_FILES = 500_000  # in an archive, folders included
@@ -158,7 +157,7 @@ def _iter_zip(archive: Path, folder: Path) -> Iterator[_File]:
     with _named_in_errors(archive), open_zip(archive, MAX_FILES) as opened:
         entries = [entry for entry in opened.infolist() if not entry.is_dir()]
         _check_room(sum(entry.file_size for entry in entries), archive, folder)
-        for entry in tqdm(entries, to_one_line(archive.name), unit=" files", disable=None):
+        for entry in show_progress(entries, to_one_line(archive.name), unit=" files"):
             file_type = stat.S_IFMT(entry.external_attr >> 16)
             if file_type not in (0, stat.S_IFREG):
                 raise ValueError(f"{archive} holds more than files: {_shorten(entry.filename)}")
@@ -169,7 +168,7 @@ def _iter_zip(archive: Path, folder: Path) -> Iterator[_File]:
 def _iter_tar(archive: Path) -> Iterator[_File]:
     with _named_in_errors(archive), open_tar(archive) as (opened, stream):
         entries = iter_entries(opened, stream)
-        bar = tqdm(entries, to_one_line(archive.name), unit=" files", disable=None)
+        bar = show_progress(entries, to_one_line(archive.name), unit=" files")
         for number, entry in enumerate(bar):
             if number >= MAX_FILES:
                 raise ValueError(f"{archive} holds more than {MAX_FILES} files and folders")

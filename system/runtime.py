@@ -25,6 +25,7 @@ from system.compute import (
 )
 from system.launcher import read_meeting_point, read_place, read_restart_count
 from system.logs import logging_to_terminal
+from system.progress import show_progress
 from system.signals import stopping_at_once
 
 try:
@@ -84,12 +85,11 @@ class Runtime:
         state = np.random.SeedSequence([*parts, self.rank]).generate_state(2, np.uint32)
         torch.manual_seed((int(state[0]) << 31) ^ int(state[1]))
 
-    def progress_bar(self, iterable: Any, what: str, unit: str = "batch") -> tqdm:
-        """A progress bar on the main process, shown only if stderr is a terminal."""
-        disable = None if self.is_main else True  # None: shown on a terminal only
-        return tqdm(
-            iterable, desc=what, unit=unit, leave=False, dynamic_ncols=True, disable=disable
-        )
+    def progress_bar(
+        self, iterable: Any, what: str, unit: str = "batch", has_lines: bool = True
+    ) -> tqdm:
+        """`show_progress` on the main process."""
+        return show_progress(iterable, what, self.is_main, has_lines, unit=unit)
 
     def own_share(self, items: Items) -> Items:
         """This process's part of a sequence or tensor: items rank, rank + world_size, …"""

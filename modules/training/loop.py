@@ -172,7 +172,9 @@ def _micro_batches(trainer: Trainer, progress: Progress) -> Iterator[_MicroBatch
     """The batches of the epoch that are still to be trained on."""
     micro_batches_per_step = trainer.options.gradient_accumulation_steps
     trainer.loader.set_epoch(progress.epoch, progress.batches)
-    batches = trainer.runtime.progress_bar(trainer.loader, trainer.name_epoch(progress.epoch))
+    name = trainer.name_epoch(progress.epoch)
+    # Without a terminal the log has its own lines, every --n_display steps.
+    batches = trainer.runtime.progress_bar(trainer.loader, name, has_lines=False)
     for index, batch in enumerate(batches, progress.batches):
         steps, rest = divmod(index + 1, micro_batches_per_step)
         yield _MicroBatch(batch, index, steps, completes_step=rest == 0)
