@@ -43,18 +43,19 @@ def serve(args: argparse.Namespace) -> None:
     proxy_hosts = plain_names(args.allowed_hosts)
     with showing_log_lines(), stop_on_signals(), open_socket(args.host, args.port) as listening:
         predictor = Predictor.load(args.init_model, args.device)
-        name = _describe_model(args.init_model, predictor.trained_on)
+        name = str(args.init_model or "the small model that comes with CLIP4IDC")
         keep_freed_memory()
         start_fork_server()
         with open_upload_folder(args.upload_age, args.upload_space) as uploads:
             # Gradio reads this when it is imported. The folder is deleted with the server.
             os.environ["GRADIO_TEMP_DIR"] = str(uploads.root)
             _forget_proxies()
-            from modules.web.page import STYLE, build_page
+            from modules.web.page import build_page, page_script, page_style
 
             page = build_page(predictor, name, uploads)
             file_bytes = MAX_MEGABYTES * 2**20
-            application = build_application(page, STYLE, uploads, hosts, proxy_hosts, file_bytes)
+            look = (page_style(), page_script())
+            application = build_application(page, *look, uploads, hosts, proxy_hosts, file_bytes)
             uploads.exempt_current_files()
             show(f"The page: {url_of(args.host, args.port)}  (Ctrl-C ends it)", flush=True)
             run_server(application, listening)
@@ -76,11 +77,6 @@ def _forget_proxies() -> None:
     for name in list(os.environ):
         if name.lower() in PROXY_VARIABLES:
             del os.environ[name]
-
-
-def _describe_model(init_model: Location | None, trained_on: str | None) -> str:
-    name = str(init_model) if init_model else "the small model that ships with CLIP4IDC"
-    return f"{name}, trained on {trained_on}" if trained_on else name
 
 
 def parse_size(text: str) -> int:

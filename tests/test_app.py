@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 import app
 from modules.model.explanation import Caption, Explanation
+from modules.options.decoding import Decoding
 from modules.web import image_decoding
 from modules.web.uploads import UploadFolder
 from system.escaping import escape_markdown
@@ -95,8 +97,8 @@ def test_uploads_are_decoded(uploads, intact):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("broken.png", (EXAMPLES / "removed_before.png").read_bytes()[:300], "not an image"),
-        ("text.png", b"no image", "not an image"),
+        ("broken.png", (EXAMPLES / "removed_before.png").read_bytes()[:300], "cannot be read"),
+        ("text.png", b"no image", "cannot be read"),
         ("gone.png", None, "no longer on the server"),
         ("../elsewhere.png", b"x", "not uploaded"),
         (None, None, "missing"),
@@ -144,7 +146,7 @@ def test_decoding_that_takes_too_long_is_ended(uploads, monkeypatch):
     content = (EXAMPLES / "removed_before.png").read_bytes()
     intact = str(uploads.store("a.png", io.BytesIO(content)))
     slow = str(uploads.store("b.jpg", io.BytesIO(slow_picture())))
-    with pytest.raises(image_decoding.PictureError, match="The before image took too long"):
+    with pytest.raises(image_decoding.PictureError, match="The before picture took too long"):
         image_decoding.decode_uploads([slow, intact], uploads)
     assert multiprocessing.active_children() == []
 
@@ -160,7 +162,7 @@ def test_decoding_that_takes_too_long_is_ended(uploads, monkeypatch):
     ],
 )
 def test_the_pages_settings_choose_how_to_decode(settings, values):
-    from modules.web.page import choose_decoding
+    from modules.web.captioner import choose_decoding
 
     found = choose_decoding(*settings)
     defaults = {
@@ -174,25 +176,45 @@ def test_the_pages_settings_choose_how_to_decode(settings, values):
 
 
 def test_beams_and_several_captions_are_refused():
-    from modules.web.page import choose_decoding
+    from modules.web.captioner import choose_decoding
 
-    expected = "^Beams and captions cannot be combined: set one of the two to 1.$"
+    expected = "^Beams and several captions cannot be combined. Under Options, set Beams or "
     with pytest.raises(ValueError, match=expected):
         choose_decoding(2, 0, 2, 1, 0.9, 42)
 
 
 def test_captions_are_text_in_the_page():
-    from modules.web.page import attention_html
+    from modules.web.answer import answer_html
 
     image = Image.new("RGB", (20, 20))
-    script = "<script>alert(1)</script>"
+    script = "<script>alert(1)</script> {{value}} ${1}"
     maps = np.zeros((2, 2, 6, 6))
     explanation = Explanation(Caption(script, -1.0), (script,), maps, maps[:1])
-    page = attention_html(image, image, [explanation, explanation])
+    page = answer_html(image, image, [explanation, explanation], Decoding())
     assert "<script>" not in page
-    assert page.count("<h3>&lt;script&gt;") == 2
-    assert page.count("data:image/jpeg;base64,") == 16
-    assert "<h3>" not in attention_html(image, image, [explanation])
+    assert "{" not in page, "Gradio would fill in what stands in braces"
+    assert page.count('<p class="caption">&lt;script&gt;') == 2
+    assert page.count("sure of the wording: 37 %") == 2
+    assert page.count("data:image/jpeg;base64,") == 2 + 2 * 6
+    without_maps = Explanation.without_maps(explanation.caption)
+    assert "This model has no attention maps." in answer_html(
+        image, image, [without_maps], Decoding()
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "trained_on", "note"),
+    [
+        ("It knows <b>solids", None, "**This is x/y.** It knows &lt;b&gt;solids"),
+        ("", "a garden", "**The model is x/y**, trained on a garden. It understands pictures of"),
+        ("", None, "**The model is x/y.** It understands pictures like those it was trained on."),
+    ],
+)
+def test_the_page_says_what_its_model_understands(limits, trained_on, note):
+    from modules.web.page import model_note
+
+    found = model_note(SimpleNamespace(limits=limits, trained_on=trained_on), "x/y")
+    assert found.startswith(note)
 
 
 def test_model_info_is_text_in_the_page():
@@ -214,7 +236,8 @@ def test_the_components_refuse_files_that_the_guard_would_let_through(uploads):
 
     from modules.web.page import build_page
 
-    page = build_page(None, "", uploads)
+    predictor = SimpleNamespace(limits="", trained_on=None)
+    page = build_page(predictor, "", uploads)
     images = [block for block in page.blocks.values() if isinstance(block, gr.Image)]
     assert len(images) == 2
     for image in images:

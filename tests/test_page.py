@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dataloaders.picture_files import known_formats
 from modules.web.image_decoding import MAX_MEGABYTES
 from tests.page_server import CAPTIONS, EXAMPLES, SECONDS, running_page
 
@@ -21,8 +22,10 @@ CHROMIUM_OPTIONS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",
 ]
-SENTENCE = "document.querySelector('#sentence textarea').value"
+PERMISSIONS = ["clipboard-read", "clipboard-write", "camera"]
+SENTENCES = "[...document.querySelectorAll('.caption')].map(one => one.textContent)"
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +34,8 @@ def url(tmp_path_factory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def page(url):
-    """A browser's tab with the page."""
+@pytest.fixture(scope="module")
+def browser():
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="the browser test needs playwright (requirements-dev.txt)"
     )
@@ -41,15 +43,27 @@ def page(url):
         pytest.skip("the browser test needs Debian's chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
-        tab = browser.new_page(
-            viewport={"width": 1280, "height": 1500},
-            permissions=["clipboard-read", "clipboard-write"],
-        )
-        tab.set_default_timeout(SECONDS * 1000)
-        tab.goto(url)
-        tab.wait_for_selector("#caption")
-        yield tab
+        yield browser
         browser.close()
+
+
+def open_tab(browser, url: str, width: int = 1280, height: int = 1500, scheme: str = "light"):
+    """A visitor of their own, who has just opened the page."""
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, permissions=PERMISSIONS, color_scheme=scheme
+    )
+    tab = context.new_page()
+    tab.set_default_timeout(SECONDS * 1000)
+    tab.goto(url)
+    tab.wait_for_selector("#caption")
+    return tab
+
+
+@pytest.fixture
+def page(browser, url):
+    tab = open_tab(browser, url)
+    yield tab
+    tab.context.close()
 
 
 def choose_file(page, side: str, path: Path) -> None:
@@ -64,16 +78,16 @@ def fill(page, name: str) -> None:
 
 
 def sentence(page) -> str:
-    return page.input_value("#sentence textarea")
+    return page.inner_text(".answer .caption")
 
 
 def wait_for_sentence(page, expected: str) -> None:
-    page.wait_for_function(f"expected => {SENTENCE} === expected", arg=expected)
+    page.wait_for_function(f"expected => {SENTENCES}[0] === expected", arg=expected)
 
 
-def message(page) -> str:
-    """The text of the page's next message."""
-    return page.inner_text(".toast-message-text")
+def problem(page) -> str:
+    """What the page says is wrong, where its captions are otherwise."""
+    return page.inner_text(".problem")
 
 
 def move_slider(page, label: str, value: int) -> None:
@@ -93,39 +107,43 @@ def move_slider(page, label: str, value: int) -> None:
     pytest.fail(f"{label} does not move to {value}")
 
 
-def test_upload_caption_swap_and_download(page):
+def test_upload_caption_swap_copy_and_download(page):
     fill(page, "removed")
     page.click("#caption")
     wait_for_sentence(page, CAPTIONS["removed"])
-    page.wait_for_selector("#attention img")
-    num_words = len(CAPTIONS["removed"].split())
-    assert page.locator("#attention figure").count() == 3 + num_words + 1
+    assert "sure of the wording: 57 %" in page.inner_text(".answer")
+    assert page.inner_text("#spoken").startswith(f"{CAPTIONS['removed']}, 57 percent sure")
     save_picture_for_readme(page)
     with page.expect_download() as download:
-        page.click("#download")
+        page.click("[data-result]")
     saved = json.loads(Path(download.value.path()).read_text())
     assert [row["caption"] for row in saved["captions"]] == [CAPTIONS["removed"]]
     assert saved["decoding"]["beam_size"] == 1
+    page.click("[data-copy]")
+    page.wait_for_function("document.querySelector('[data-copy]').textContent === 'Copied'")
+    assert page.evaluate("navigator.clipboard.readText()") == CAPTIONS["removed"]
     source = page.get_attribute("#before img", "src")
     page.click("#swap")
     page.wait_for_function(
         "old => ![null, old].includes(document.querySelector('#before img')?.getAttribute('src'))",
         arg=source,
     )
+    assert page.locator(".answer").count() == 0, "the caption was of the pictures as they were"
     page.click("#caption")
-    page.wait_for_function(f"old => !['', old].includes({SENTENCE})", arg=CAPTIONS["removed"])
+    page.wait_for_selector(".answer")
+    assert sentence(page) != CAPTIONS["removed"]
     assert "gone" not in sentence(page), "what is gone one way has appeared the other way"
 
 
 def save_picture_for_readme(page) -> None:
     if "PAGE_PICTURE" in os.environ:
         page.wait_for_timeout(2000)  # until everything has faded in
-        area = {"x": 0, "y": 0, "width": 1280, "height": 1290}
-        page.screenshot(path=os.environ["PAGE_PICTURE"], clip=area)
+        page.set_viewport_size({"width": 1280, "height": 1200})
+        page.screenshot(path=os.environ["PAGE_PICTURE"], full_page=True)
 
 
-def test_drop_and_paste(page):
-    """The two other ways: dropping a file on a picture's place, and pasting from the clipboard."""
+def test_drop_paste_and_camera(page):
+    """The other ways: dropping a file on a picture's place, the clipboard, and the camera."""
     images = {}
     for side in ("before", "after"):
         content = (EXAMPLES / f"removed_{side}.png").read_bytes()
@@ -151,66 +169,120 @@ def test_drop_and_paste(page):
     page.wait_for_selector("#after img")
     page.click("#caption")
     wait_for_sentence(page, CAPTIONS["removed"])
-
-
-def test_an_example_and_several_captions_of_it(page):
-    page.click(".gallery-item >> nth=0")
+    page.click("#after button[aria-label='Remove Image']")
+    page.click("#after button[aria-label='Capture from camera']")
+    page.get_by_text("Click to Access Webcam").click()
+    page.click("#after button[aria-label='capture photo']")
     page.wait_for_selector("#after img")
+    assert page.locator(".answer").count() == 0
     page.click("#caption")
-    wait_for_sentence(page, next(iter(CAPTIONS.values())))
-    page.wait_for_selector("#attention img")
-    page.get_by_text("How words are chosen").click()
-    move_slider(page, "Captions (more", 3)
-    page.click("#caption")
-    page.wait_for_function(f"() => {SENTENCE}.split('\\n').length === 3")
-    page.wait_for_selector("#attention h3")
-    assert page.locator("#attention h3").all_inner_texts() == sentence(page).split("\n")
+    page.wait_for_selector(".answer")
 
 
-def test_an_upload_over_the_stated_size_is_a_message(page, tmp_path):
-    assert f"up to {MAX_MEGABYTES} MB" in page.inner_text("body")
+def test_an_example_its_slider_its_words_and_several_captions(page):
+    page.click("#example-rematerialed")
+    wait_for_sentence(page, CAPTIONS["rematerialed"])
+    page.focus(".compare input")
+    page.keyboard.press("ArrowRight")
+    assert (
+        page.evaluate("document.querySelector('.compare').style.getPropertyValue('--at')") == "51%"
+    )
+    words = CAPTIONS["rematerialed"].split()
+    assert page.locator(".looks label").count() == len(words) + 3, "(end) and two summaries"
+    page.get_by_label(f"“{words[1]}”", exact=True).check()
+    assert page.locator(".look:visible").count() == 1
+    assert page.get_attribute(".look:visible img >> nth=0", "alt").endswith(f"looked: “{words[1]}”")
+    page.get_by_text("Options").click()
+    move_slider(page, "Number of captions", 3)
+    page.click("#caption")
+    page.wait_for_function(f"() => {SENTENCES}.length === 3")
+    summaries = page.locator(".looks summary").all_inner_texts()
+    captions = page.locator(".caption").all_inner_texts()
+    assert summaries == [f"Where the model looked: {caption}" for caption in captions]
+    move_slider(page, "Beams", 3)
+    page.click("#caption")
+    assert problem(page).startswith("Beams and several captions cannot be combined.")
+    assert page.locator(".answer").count() == 0, "the earlier result is no longer shown"
+
+
+def test_what_is_wrong_is_said_where_the_visitor_looks(page, tmp_path):
+    assert f"up to {MAX_MEGABYTES} MB" in page.inner_text("#heading")
+    assert "expect nonsense on photographs" in page.inner_text("#limits")
+    text = tmp_path / "text.txt"
+    text.write_text("hello")
+    choose_file(page, "before", text)
+    page.get_by_text("text.txt is not a picture that this page can read.").wait_for()
+    phone = tmp_path / "phone.heic"
+    phone.write_bytes(b"\0\0\0\x1cftypheic" + bytes(200))
+    choose_file(page, "after", phone)
+    if "HEIF" not in known_formats():
+        page.get_by_text("phone.heic is a HEIC picture, which cannot be read here.").wait_for()
     large = tmp_path / "large.png"
     content = (EXAMPLES / "added_before.png").read_bytes()
     large.write_bytes(content + bytes(MAX_MEGABYTES * 2**20))
     choose_file(page, "before", large)
-    assert f"exceed the maximum allowed size of {MAX_MEGABYTES}.0" in message(page)
+    page.get_by_text("large.png has 21 MB, and a picture can have up to 20 MB.").wait_for()
     assert page.locator("#before img").count() == 0
-
-
-def test_beams_and_several_captions_together_are_a_message(page):
-    fill(page, "removed")
+    choose_file(page, "before", EXAMPLES / "added_before.png")
+    page.wait_for_selector("#before img")
+    assert page.inner_text("#before-note") == ""
     page.click("#caption")
-    page.wait_for_selector("#attention img")
-    page.get_by_text("How words are chosen").click()
-    for label in ("Captions (more", "Beams"):
-        move_slider(page, label, 3)
-    page.click("#caption")
-    assert "cannot be combined" in message(page)
-    assert not page.is_visible("#attention"), "the earlier result is no longer shown"
+    assert problem(page) == "The after picture is missing: choose one in the field “After”."
+    assert page.locator(".toast-body").count() == 0
 
 
 def test_a_broken_file_is_a_message_and_the_page_works_on(page, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG no image")
     choose_file(page, "before", broken)
+    page.get_by_text("Your browser cannot show this file").wait_for()
     choose_file(page, "after", EXAMPLES / "added_after.png")
     page.wait_for_selector("#after img")
     page.click("#caption")
-    assert message(page).startswith("The before file is not an image that can be read")
-    page.reload()
-    page.wait_for_selector("#caption")
-    fill(page, "added")
-    page.click("#caption")
+    assert problem(page).startswith("The before picture cannot be read: choose an intact file")
+    page.click("#example-added")
     wait_for_sentence(page, CAPTIONS["added"])
+    assert page.inner_text("#before-note") == ""
 
 
-def test_nothing_is_wider_than_a_phone(page):
-    page.set_viewport_size({"width": 375, "height": 800})
-    fill(page, "recolored")
-    page.click("#caption")
+def find_violations(page) -> list[str]:
+    """What axe finds on the page: its rule, and the first element that breaks it."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="needs axe (requirements-dev.txt)"
+    )
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
+
+
+def test_a_phone_shows_the_answer_at_once_and_axe_finds_nothing(browser, url):
+    page = open_tab(browser, url, width=390, height=844)
+    page.click("#example-recolored")
     wait_for_sentence(page, CAPTIONS["recolored"])
-    page.wait_for_selector("#attention img")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    page.wait_for_function(
+        "document.querySelector('.answer .compare').getBoundingClientRect().bottom < innerHeight"
+    )
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert find_violations(page) == []
+    page.context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_axe_finds_nothing_in_any_state(browser, url, width, scheme):
+    page = open_tab(browser, url, width, scheme=scheme)
+    assert find_violations(page) == []
+    page.click("#caption")
+    problem(page)
+    assert find_violations(page) == []
+    page.get_by_text("Options").click()
+    page.click("#example-moved")
+    wait_for_sentence(page, CAPTIONS["moved"])
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1000)  # until colors have faded over
+    assert find_violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.context.close()
 
 
 HOSTILE_NAMES = (

@@ -124,8 +124,8 @@ def attention_panels(before: ImageLike, after: ImageLike, explanation: Explanati
     if not len(explanation.class_maps):
         return [(f"before, after: {NO_MAPS}", pair)]
     maps = [
-        ("class token of before", explanation.class_maps[0]),
-        ("class token of after", explanation.class_maps[1]),
+        ("summary of before", explanation.class_maps[0]),
+        ("summary of after", explanation.class_maps[1]),
     ]
     for word, heat in zip(explanation.words, explanation.word_maps, strict=True):
         maps.append((f"“{word}”", heat))

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 from PIL import Image
 
-from dataloaders.picture_files import ImageTooLarge, known_formats, read_image
+from dataloaders.picture_files import NO_HEIF, ImageTooLarge, known_formats, read_image
 from modules.web.uploads import UploadFolder
 from system.signals import leave_signals_to_parent
 
@@ -31,10 +31,18 @@ START_METHOD = "spawn" if sys.platform == "win32" else "forkserver"
 DECODED = "decoded"
 TOO_LARGE = "too large"
 UNREADABLE = "unreadable"
+HEIC = "HEIC, for which a package is missing"
 
 
 class PictureError(ValueError):
-    """What is wrong with a visitor's picture: a message for the visitor, without a server path."""
+    """What is wrong with a visitor's picture: a message for the visitor, without a server path.
+
+    `side` is "before" or "after".
+    """
+
+    def __init__(self, side: str, problem: str) -> None:
+        super().__init__(f"The {side} picture {problem}")
+        self.side = side
 
 
 def start_fork_server() -> None:
@@ -65,22 +73,22 @@ def decode_uploads(paths: Sequence[str | None], uploads: UploadFolder) -> list[I
 def check_upload(path: str | None, side: str, uploads: UploadFolder) -> str:
     """The real path of an upload. Raises PictureError if there is none, or if it is too large."""
     if path is None:
-        raise PictureError(f"The {side} image is missing.")
+        raise PictureError(side, f"is missing: choose one in the field “{side.title()}”.")
     try:
         real = uploads.resolve(path)
     except PermissionError:
-        raise PictureError(f"The {side} image was not uploaded to this page.") from None
+        raise PictureError(side, "was not uploaded to this page.") from None
     if not real.is_file():
-        raise PictureError(f"The {side} image is no longer on the server: upload it again.")
+        raise PictureError(side, "is no longer on the server: choose it again.")
     if real.stat().st_size > MAX_MEGABYTES * 2**20:
-        raise PictureError(f"The {side} image is larger than {MAX_MEGABYTES} MB.")
+        raise PictureError(side, f"is larger than {MAX_MEGABYTES} MB: make it smaller.")
     return str(real)
 
 
 def decode_images(
-    paths: Sequence[str], names: Sequence[str], max_pixels: int, max_side: int, seconds: float
+    paths: Sequence[str], sides: Sequence[str], max_pixels: int, max_side: int, seconds: float
 ) -> list[Image.Image]:
-    """The pictures in RGB. Messages call them by their `names` ("before", "after").
+    """The pictures in RGB. Messages call them by their `sides` ("before", "after").
 
     Raises PictureError for a picture that cannot be read, that has too many pixels or a side above
     `max_side`, or that is not decoded in time; all pictures together have `seconds`.
@@ -93,7 +101,7 @@ def decode_images(
     sender.close()
     try:
         deadline = time.monotonic() + seconds
-        return [_receive(receiver, name, max_pixels, max_side, deadline) for name in names]
+        return [_receive(receiver, side, max_pixels, max_side, deadline) for side in sides]
     finally:
         process.kill()
         process.join()
@@ -102,10 +110,10 @@ def decode_images(
 
 
 def _receive(
-    connection: Connection, name: str, max_pixels: int, max_side: int, deadline: float
+    connection: Connection, side: str, max_pixels: int, max_side: int, deadline: float
 ) -> Image.Image:
     if not connection.poll(max(deadline - time.monotonic(), 0)):
-        raise PictureError(f"The {name} image took too long to decode.")
+        raise PictureError(side, "took too long to decode: save it as an ordinary JPEG.")
     try:
         result, size = connection.recv()
         if result == DECODED:
@@ -114,9 +122,11 @@ def _receive(
         result = UNREADABLE
     if result == TOO_LARGE:
         limits = f"{max_pixels / 1e6:g} million pixels, or a side of more than {max_side}"
-        raise PictureError(f"The {name} image has more than {limits}.")
+        raise PictureError(side, f"has more than {limits}: make it smaller.")
+    if result == HEIC:
+        raise PictureError(side, "is HEIC, which cannot be read here: save it as JPEG.")
     formats = ", ".join(known_formats())
-    raise PictureError(f"The {name} file is not an image that can be read ({formats}).")
+    raise PictureError(side, f"cannot be read: choose an intact file in one of {formats}.")
 
 
 def _decode_into(
@@ -131,8 +141,8 @@ def _decode_into(
         except ImageTooLarge:
             connection.send((TOO_LARGE, None))
             return
-        except (ValueError, OSError):
-            connection.send((UNREADABLE, None))
+        except (ValueError, OSError) as error:
+            connection.send((HEIC if NO_HEIF in str(error) else UNREADABLE, None))
             return
         connection.send((DECODED, image.size))
         connection.send_bytes(image.tobytes())

@@ -47,6 +47,7 @@ def url_of(host: str, port: int) -> str:
 def build_application(
     page: Any,
     css: str,
+    js: str,
     uploads: UploadFolder,
     hosts: frozenset[str],
     proxy_hosts: frozenset[str],
@@ -54,7 +55,8 @@ def build_application(
 ) -> Guard:
     """The ASGI application that visitors reach.
 
-    `page` is a Gradio Blocks, `file_bytes` the largest size of an upload; hosts as in Guard.
+    `page` is a Gradio Blocks, `css` and `js` are its own look and script, `file_bytes` is the
+    largest size of an upload; hosts as in Guard.
     """
     import gradio as gr
     from fastapi import FastAPI
@@ -72,6 +74,8 @@ def build_application(
         page,
         path="/",
         css=css,
+        js=js,
+        theme=_theme(),
         max_file_size=file_bytes,
         show_error=False,
         allowed_paths=[],
@@ -82,6 +86,18 @@ def build_application(
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     page.has_launched = True  # otherwise Gradio does not check files itself
     return Guard(inner, hosts, proxy_hosts, uploads, functions_of(page), QueuedAnswers(page._queue))
+
+
+def _theme() -> Any:
+    """Gradio's own theme, with colors that differ enough to be read."""
+    import gradio as gr
+
+    return gr.themes.Default(primary_hue="blue").set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
 
 
 class QueuedAnswers:
@@ -125,8 +141,6 @@ def _input_of(block: Any) -> Number | Picture:
         return Picture()
     if isinstance(block, gr.Slider):
         return Number(block.minimum, block.maximum, whole=block.step == 1)
-    if isinstance(block, gr.Dataset):
-        return Number(0, len(block.samples) - 1, whole=True)
     if isinstance(block, gr.Number):
         return Number(0, MAX_SEED, whole=True, optional=True)
     raise TypeError(f"the guard has no check for this input of the page: {type(block).__name__}")
