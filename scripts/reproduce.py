@@ -29,13 +29,14 @@ if not __package__:
 
 from scripts.reproduce_plan import DATASETS, Reproduction, Step
 from scripts.reproduce_table import collect_scores, format_table
-from system.command import EXIT_LOST_PROCESS, EXIT_USER_ERROR, OneLineParser, run_command
+from system.command import EXIT_LOST_PROCESS, EXIT_USER_ERROR, run_command
 from system.escaping import show
 from system.files import atomic_write, check_free_space
 from system.flags import MAX_SEED, MAX_WORKERS, bounded
 from system.java import ensure_java
 from system.json_files import read_json, write_json
 from system.locks import LockTaken, hold_lock
+from system.parser import OneLineParser
 from system.places import ROOT
 from system.signals import SIGNALS
 
@@ -101,7 +102,7 @@ def describe(plan: Reproduction) -> str:
         lines += [
             f"time    up to {len(plan.trainings)} × 24 hours on two V100s by the published README;",
             "        measured here on two CPU cores only: 21 s a step of stage 1, 5.3 s of stage 2",
-            "memory  measured here on a CPU only, float32: 11.7 GB in stage 1, 6.2 GB in stage 2",
+            "memory  measured here on a CPU only, in bf16: 11.7 GB in stage 1, 6.2 GB in stage 2",
             f"disk    {required_space(plan):.0f} GB for what is missing, the download included",
         ]
     lines += [

@@ -5,7 +5,7 @@ done again; a training goes on from its last saved state.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dataloaders.datasets import open_dataset
 from dataloaders.datasets.spot_the_diff import AFTER_ENDING, read_annotations
 from dataloaders.pairs import SPLITS
-from preprocess.download import PAIRS, SCENES
+from preprocess.download import CLEVR_FILES, PAIRS, SCENES
 from system.files import choose_cache_folder
 from system.json_files import read_json
 from system.places import choose_downloads_folder, list_ckpts_folders
@@ -46,6 +46,10 @@ class Dataset(NamedTuple):
     """Where preprocess/download.py puts it."""
     image_folder: str
     """For --features_path, below `folder`."""
+    lists: tuple[str, ...]
+    """The files that training reads annotations from, below `folder`."""
+    raw_lists: tuple[str, ...]
+    """The files that `lists` are made from, if they are not the download's own."""
     pairs: Mapping[str, int]
     """How many pairs each split has."""
     count_pairs: Callable[[Path], Mapping[str, int]]
@@ -82,6 +86,8 @@ DATASETS = {
         title="Spot-the-Diff",
         folder="images",
         image_folder="images_test",
+        lists=tuple(f"reformat_{split}.json" for split in SPLITS),
+        raw_lists=tuple(f"{split}.json" for split in SPLITS),
         pairs=PAIRS,
         count_pairs=count_spot_pairs,
         download_size=7,
@@ -98,6 +104,8 @@ DATASETS = {
         title="CLEVR-Change",
         folder="data",
         image_folder="",
+        lists=CLEVR_FILES,
+        raw_lists=(),
         pairs=SCENES,
         count_pairs=count_clevr_pairs,
         download_size=45,
@@ -168,7 +176,7 @@ class Reproduction:
         if self.is_small:
             sizes = [word for split in SPLITS for word in (f"--{split}", str(SMALL_SPLITS[split]))]
             drawing = ("python", "preprocess/synthesize.py", "--datatype", dataset.name)
-            command = (*drawing, "--output", str(self.data), *sizes)
+            command = (*drawing, "--output", str(self.data), "--overwrite", *sizes)
             return [Step("draw scenes", command, self.has_data)]
         program = ("python", "preprocess/download.py")
         command = (*program, dataset.name, "--to", str(self.data))
@@ -208,27 +216,26 @@ class Reproduction:
         return scores if found == [STAGES[training.stage], self.dataset.name, "test"] else None
 
     def _list_preparations(self) -> list[Step]:
-        dataset = self.dataset
-        datatype = ("--datatype", dataset.name, "--data_path", str(self.data))
-        raw = [self.data / f"{split}.json" for split in SPLITS]
-        merged = [self.data / f"reformat_{split}.json" for split in SPLITS]
-        annotations = [self.data / "change_captions.json", self.data / "splits.json"]
-        steps = []
-        if dataset.name == "spot":
-            annotations = merged
-            merge = ("python", "preprocess/reformat_dataset.py", "--data_path", str(self.data))
-            steps.append(
-                Step("merge the annotations of each pair", merge, partial(are_newer, merged, raw))
-            )
-        truth = ("python", "gt/eval_utils.py", *datatype, "--output", str(self.ground_truth))
-        is_written = partial(are_newer, [self.ground_truth], annotations)
-        steps.append(Step("write the reference captions", truth, is_written))
+        lists = [self.data / name for name in self.dataset.lists]
+        datatype = ("--datatype", self.dataset.name, "--data_path", str(self.data))
+        images = ("--features_path", str(self.data / self.dataset.image_folder))
         report = self.output / "check.txt"
-        check = ("python", "preprocess/check_dataset.py", *datatype, "--features_path")
-        check += (str(self.data / dataset.image_folder),)
-        is_checked = partial(are_newer, [report], annotations)
-        steps.append(Step("check the dataset", check, is_checked, report))
-        return steps
+        truth = ("python", "gt/eval_utils.py", *datatype, "--output", str(self.ground_truth))
+        has_truth = partial(are_newer, [self.ground_truth], lists)
+        check = ("python", "preprocess/check_dataset.py", *datatype, *images)
+        return [
+            *self._list_merging(lists),
+            Step("write the reference captions", truth, has_truth),
+            Step("check the dataset", check, partial(are_newer, [report], lists), report),
+        ]
+
+    def _list_merging(self, lists: Sequence[Path]) -> list[Step]:
+        """The step that makes Spot-the-Diff's lists from its raw ones; nothing elsewhere."""
+        raw = [self.data / name for name in self.dataset.raw_lists]
+        if not raw:
+            return []
+        merge = ("python", "preprocess/reformat_dataset.py", "--data_path", str(self.data))
+        return [Step("merge the annotations of each pair", merge, partial(are_newer, lists, raw))]
 
     def _make_training_step(self, training: Training) -> Step:
         """The published command, and behind it what differs."""
