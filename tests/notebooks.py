@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 
 def run_cells(notebook: dict) -> list[list[dict]]:
     """The outputs of each code cell, in the notebook format's form: printed text, then a result.
@@ -45,12 +47,15 @@ def _run_cell(source: str, names: dict, number: int) -> list[dict]:
 
 
 def _show(value: object) -> dict:
-    """A value's forms by MIME type, as Jupyter asks for them."""
-    forms: dict = {"text/plain": repr(value).splitlines(keepends=True)}
-    if hasattr(value, "_repr_png_"):
-        forms["image/png"] = base64.b64encode(value._repr_png_()).decode()
-        forms["text/plain"] = [f"<{type(value).__name__}>"]
-    return forms
+    """A value's forms by MIME type, as Jupyter stores them."""
+    if not isinstance(value, Image.Image):
+        return {"text/plain": repr(value).splitlines(keepends=True)}
+    buffer = io.BytesIO()
+    value.save(buffer, "PNG", optimize=True)
+    return {
+        "image/png": base64.b64encode(buffer.getvalue()).decode(),
+        "text/plain": ["<PIL.Image.Image>"],
+    }
 
 
 def write_outputs(path: Path) -> None:
