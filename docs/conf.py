@@ -34,6 +34,7 @@ html_title = "CLIP4IDC"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 myst_heading_anchors = 3
 default_role = "code"  # docstrings are Markdown: `name`
 autodoc_member_order = "bysource"
