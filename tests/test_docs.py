@@ -15,8 +15,9 @@ import shutil
 import subprocess
 import sys
 from base64 import b64decode
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
@@ -194,7 +195,7 @@ def save_weights(ckpts: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page(page, prepared, tmp_path):
+def test_the_commands_of_a_page(page, prepared, tmp_path, monkeypatch):
     project = tmp_path / "project"
     shutil.copytree(prepared, project)
     found = blocks(page)
@@ -207,28 +208,39 @@ def test_the_commands_of_a_page(page, prepared, tmp_path):
         "PYTHONPATH": ".",
         "PYTHON_EXEC": str(project / "bin" / "python"),
     }
+    monkeypatch.chdir(project)
+    names: dict = {}
     for block in found:
         if block.reason or block.kind not in ("bash", "python"):
             continue
-        command = (
-            ["bash", "-euo", "pipefail", "-c", block.body]
+        printed = (
+            _run_commands(page, block.body, environment)
             if block.kind == "bash"
-            else [quick_python.executable(), "-c", block.body]
-        )
-        done = subprocess.run(
-            command,
-            cwd=project,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-        assert done.returncode == 0, (
-            f"{page}:\n{block.body}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+            else _run_python(block.body, names)
         )
         if block.output is not None:
-            assert done.stdout == block.output, f"{page}:\n{block.body}"
+            assert printed == block.output, f"{page}:\n{block.body}"
+
+
+def _run_commands(page: str, body: str, environment: dict[str, str]) -> str:
+    """What the commands print on stdout."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", body],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, f"{page}:\n{body}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def _run_python(body: str, names: dict) -> str:
+    """What the code prints on stdout; a page's blocks follow each other, as in a notebook."""
+    with redirect_stdout(StringIO()) as printed:
+        exec(body, names)
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES)
