@@ -24,6 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clip4idc.__main__ import COMMANDS
 from dataloaders.coco_files import write_references, write_results
 from modules.clip4idc import CLIP4IDC
 from modules.model.clip import CLIP
@@ -310,6 +311,17 @@ def test_the_first_page_leads_to_every_page():
     listed = re.findall(r"^- \[.+?\]\((.+?)\)", (ROOT / "docs/index.md").read_text(), re.MULTILINE)
     pages = {path.name for path in (ROOT / "docs").glob("*.*") if path.suffix in (".md", ".ipynb")}
     assert pages - {"index.md"} == {name for name in listed if not name.startswith("../")}
+
+
+def test_the_table_of_commands_names_the_scripts_that_they_stand_for():
+    text = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w -]+)` \| `(.+?)` \|", text, re.MULTILINE))
+    expected = {}
+    for name, command in COMMANDS.items():
+        script = command.target.partition(":")[0].replace(".", "/") + ".py"
+        expected[name] = " ".join([script, *command.arguments])
+    expected["doctor"] = "-m clip4idc doctor"
+    assert rows == expected
 
 
 def test_the_notebook_prints_what_it_shows(monkeypatch):
