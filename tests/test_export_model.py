@@ -9,7 +9,7 @@ import main_task_retrieval
 from modules.predictor import Predictor
 from modules.weights.sources import load_weights
 from preprocess import export_model
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 from tests.runs import arguments
 from tests.test_sources import DEMO, caption
 
@@ -82,8 +82,8 @@ def test_the_readme_says_what_the_model_started_from_and_how_it_was_trained(adap
         "exported/model.safetensors, trained on twelve squares, which itself started from random "
         "weights of the sizes in tiny.json"
     )
-    demo = load_weights("ckpts/demo", "no CLIP is looked for")
-    assert demo.started_from.startswith("demo, trained on drawn scenes of CLEVR's kind")
+    demo = load_weights(str(ROOT / "ckpts" / "demo"), "no CLIP is looked for")
+    assert demo.started_from.startswith("demo, trained on 50,000 drawn scenes")
     assert "started_from" not in demo.info
 
 

@@ -148,8 +148,8 @@ class ModelOptions(FlagGroup):
 
     init_model: Location | None = flag(
         None,
-        "weights to start from: a file or folder, also one in ckpts/; a URL "
-        "(https://, s3://); or owner/name on the Hugging Face hub",
+        "weights to start from: a name that clip4idc models lists; a file or folder, also one in "
+        "ckpts/; a URL (https://, s3://); or owner/name on the Hugging Face hub",
         Location,
     )
     resume: str | None = flag(

@@ -68,14 +68,28 @@ class Shareable:
             **load_options,
         )
 
-    def save_pretrained(self, folder: str | Path, **publication: Any) -> None:
-        """Write the model into a folder: float16 weights, model.json, and a README.
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        trained_on: str = "",
+        license: str = "",
+        datasets: Sequence[str] = (),
+        metrics: str | Path | None = None,
+        name: str = "",
+    ) -> None:
+        """Write the model into a folder: float16 weights, model.json, and a README for the hub.
 
-        The options are those of `push_to_hub`. Raises ValueError for a folder that holds anything.
+        `trained_on` says in words what the model was trained on; it may be left out where its
+        model.json says so. `license` is the hub's name of one, such as mit, and `datasets` are the
+        hub's names. `metrics` is the metrics.json of an evaluation of these weights, whose scores
+        the README then shows. `name` is its heading (default: the folder's name). Raises ValueError
+        for what is missing or wrong, and for a folder that holds anything.
         """
         from modules.weights.model_folder import write_model_folder
 
-        write_model_folder(Path(folder), *self._describe(**publication))
+        described = self._describe(trained_on, license, datasets, metrics, name)
+        write_model_folder(Path(folder), *described)
 
     def push_to_hub(
         self,
@@ -88,14 +102,11 @@ class Shareable:
         name: str = "",
         **hub_options: Any,
     ) -> str:
-        """Upload what `save_pretrained` writes to owner/name on the Hugging Face hub.
+        """Upload what `save_pretrained` writes to owner/name on the hub; returns the commit's URL.
 
-        `trained_on` says in words what the model was trained on; it may be left out where its
-        model.json says so. `license` is the hub's name of one, such as mit, and `datasets` are the
-        hub's names. `metrics` is the metrics.json of an evaluation of these weights, whose scores
-        the README then shows. `hub_options` are private, token, branch, create_pr and
-        commit_message, as in huggingface_hub. Returns the commit's URL. Raises ValueError for what
-        is missing or wrong, and OSError if the hub refuses or cannot be reached.
+        `hub_options` are private, token, branch, create_pr and commit_message, as in
+        huggingface_hub. Raises ValueError as `save_pretrained` does, and OSError if the hub refuses
+        or cannot be reached.
         """
         from modules.weights.model_folder import push_model
 
@@ -104,11 +115,11 @@ class Shareable:
 
     def _describe(
         self,
-        trained_on: str = "",
-        license: str = "",
-        datasets: Sequence[str] = (),
-        metrics: str | Path | None = None,
-        name: str = "",
+        trained_on: str,
+        license: str,
+        datasets: Sequence[str],
+        metrics: str | Path | None,
+        name: str,
     ) -> tuple[Any, ...]:
         """What model_folder.py asks for: task, weights, info, publication, scores."""
         from modules.weights.model_folder import Publication, pack_weights
