@@ -31,7 +31,8 @@ def find_unportable(paths: Iterable[str]) -> list[str]:
     found = []
     for path in paths:
         twin = seen.setdefault(fold_name(path), path)
-        if twin != path or any(map(_is_refused_by_windows, path.split("/"))):
+        names = [name for name in path.split("/") if name not in (".", "..")]
+        if twin != path or any(map(_is_refused_by_windows, names)):
             found.append(path)
     return found
 

@@ -222,6 +222,7 @@ def test_what_looks_the_same_is_the_same(name):
     ("names", "found"),
     [
         (["a.png", "b/a.png", "A2.png"], []),
+        (["../a.png", "./../b.png", "/c/d.png"], []),
         (["a.png", "A.png", "a.PNG"], ["A.png", "a.PNG"]),
         (["con.png", "x/NUL", "lpt1.tar.gz", "console.png", "com.png"], ["con.png", "x/NUL"]),
         (["a:b.png", "a?.png", "a. ", "b.", "..c", " d"], ["a:b.png", "a?.png", "a. ", "b."]),
