@@ -1,7 +1,7 @@
 """Captions for any two images: load a model once, caption many pairs, see where it looked.
 
     from modules.predictor import Predictor
-    predictor = Predictor.load()  # the small model in ckpts/demo
+    predictor = Predictor.load()  # the bundled model, demo
     print(predictor.caption("before.png", "after.png"))
 
 To use your own weights: `Predictor.load("ckpts/ckpt_spot_caption/pytorch_model.bin.best")`.

@@ -9,6 +9,7 @@ docs/load_published_weights.md.
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from system.json_files import to_json
 from system.parser import OneLineParser
 
 LABEL_WIDTH = 11  # characters of the labels below a name
+LINE_WIDTH = 100
 SHOWN_SCORES = {
     "Bleu_4": "BLEU-4",
     "METEOR": "METEOR",
@@ -84,8 +86,20 @@ def format_model(name: str, model: KnownModel) -> str:
         ("license", model.license),
         ("here", _format_place(model)),
     ]
-    lines = [f"  {label:<{LABEL_WIDTH}} {value}" for label, value in rows]
-    return "\n".join([name, *lines])
+    return "\n".join([name, *(_format_row(label, value) for label, value in rows)])
+
+
+def _format_row(label: str, value: str) -> str:
+    """A labelled fact, in several lines if it is long."""
+    start = f"  {label:<{LABEL_WIDTH}} "
+    return textwrap.fill(
+        value,
+        LINE_WIDTH,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _format_scores(model: KnownModel) -> str:

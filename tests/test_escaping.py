@@ -5,6 +5,7 @@ import io
 import json
 
 import pytest
+import yaml
 
 from dataloaders.datasets import open_dataset
 from dataloaders.datasets.clevr_change import read_captions, read_type_mapping
@@ -16,9 +17,9 @@ from gt.score_files import ScoreReport, SystemReport, format_latex, format_repor
 from modules.model.explanation import Caption
 from modules.pipeline.results import format_rows, print_captions, read_finished
 from modules.report.tables import format_table
+from modules.weights.model_card import CardFacts, make_card
 from preprocess import check_dataset
 from preprocess.check_dataset import SplitReport
-from preprocess.export_model import model_page
 from system.escaping import (
     escape_formula,
     escape_latex,
@@ -247,18 +248,24 @@ def test_captions_cannot_control_the_terminal(alone, line, capsys):
 
 @pytest.mark.parametrize("score", [10**400, float("inf"), "x", None, [1]])
 def test_a_score_that_is_not_a_number_is_a_dash_on_the_models_page(score):
-    page = model_page("x", "caption", "x", 1, {"CIDEr": score, "datatype": []})
+    page = make_card(CardFacts("x", "caption", 1, {}, {"CIDEr": score, "datatype": []}))
     assert "| captions | – |" in page
+    assert "model-index" not in page
 
 
 def test_a_models_page_shows_its_info_as_text():
     source = "mine\n\n# Head [x](http://y) <script>"
     scores = {"CIDEr": 1.0, "datatype": "spot", "split": "<i>\n# x"}
-    page = model_page("own/<b>name", "caption", source, 10**6, scores)
+    info = {"trained_on": source, "started_from": source, "license": "mit\ntags: [x]\n---"}
+    page = make_card(CardFacts("own/<b>name", "caption", 10**6, info, scores))
     assert "# own/&lt;b&gt;name" in page
     assert r"Trained on: mine \# Head \[x\]\(http\://y\) &lt;script&gt;." in page
+    assert r"It started from: mine \# Head \[x\]" in page
     assert r"on the &lt;i&gt; \# x split" in page
-    assert "--init_model 'a b; rm -r x'" in model_page("a b; rm -r x", "retrieval", "x", 1, {})
+    metadata = yaml.safe_load(page[4 : page.index("\n---\n\n# own")])
+    assert metadata["license"] == info["license"]
+    assert "x" not in metadata["tags"]
+    assert "--init_model 'a b; rm -r x'" in make_card(CardFacts("a b; rm -r x", "retrieval", 1, {}))
 
 
 def test_an_error_about_results_of_others_is_one_line(tmp_path, capsys):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from modules.predictor import Predictor
+from modules.weights.hub import HubAccess
 from modules.weights.known_models import MODELS, KnownModel
 from modules.weights.sources import find_weights
 from preprocess import export_model
@@ -48,7 +49,7 @@ def test_a_model_is_loaded_by_its_name_and_only_what_is_needed(hub, shared):
     assert downloads(hub) == {"model.safetensors", "model.json"}
 
 
-def test_from_pretrained_takes_a_revision_a_folder_and_a_token(hub, shared, tmp_path):
+def test_from_pretrained_takes_a_revision_a_token_and_a_cache(hub, shared, tmp_path):
     old = {**shared, "model.json": shared["model.json"].replace(b"squares", b"circles")}
     commit = hub.add(NAME, old, "v1")
     hub.add(NAME, shared)
@@ -57,9 +58,10 @@ def test_from_pretrained_takes_a_revision_a_folder_and_a_token(hub, shared, tmp_
     found = Predictor.from_pretrained(NAME, revision="v1", **options)
     assert found.trained_on == "circles"
     assert repr(found).startswith("<Predictor: someone/model@v1, ")
-    assert Predictor.from_pretrained(NAME, revision=commit, **options).trained_on == "circles"
     assert Predictor.from_pretrained(NAME, **options).trained_on == "squares"
     assert (tmp_path / "mine" / "hub").is_dir()
+    by_commit = find_weights(f"{NAME}@{commit}", hub=HubAccess(TOKEN))
+    assert by_commit.with_name("model.json").read_bytes() == old["model.json"]
 
 
 @pytest.mark.parametrize(
@@ -114,9 +116,9 @@ def test_local_files_only_asks_nobody(hub, shared):
     with pytest.raises(OSError, match="it was not downloaded earlier, and local_files_only is set"):
         Predictor.from_pretrained(NAME, local_files_only=True)
     assert hub.asked == []
-    find_weights(NAME)
+    found = find_weights(NAME)
     count = len(hub.asked)
-    assert Predictor.from_pretrained(NAME, local_files_only=True).trained_on == "squares"
+    assert find_weights(NAME, hub=HubAccess(local_files_only=True)) == found
     assert len(hub.asked) == count
 
 

@@ -61,22 +61,22 @@ def fetch_from_hub(name: str, cache_dir: str | None, access: HubAccess = HubAcce
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs each attempt
     cache = cache_dir and choose_cache_folder(cache_dir) / "hub"
-    try:
-        if access.local_files_only:
-            raise FileNotFoundError("it was not downloaded earlier, and local_files_only is set")
-        return _download(name, cache, access)
-    except Exception as error:  # which errors it raises differs from version to version
-        reason = explain_hub_error(error)
-        cached = None if access.force_download else _find_in_cache(name, cache)
-        if cached is not None:
-            if not access.local_files_only:
-                log.warning("%s: using what was downloaded earlier, since %s", name, reason)
-            return cached
+    reason = "it was not downloaded earlier, and local_files_only is set"
+    if not access.local_files_only:
+        try:
+            return _download(name, cache, access)
+        except Exception as error:  # which errors it raises differs from version to version
+            reason = explain_hub_error(error)
+    cached = None if access.force_download else _find_in_cache(name, cache)
+    if cached is None:
         places = " and ".join(map(str, list_ckpts_folders()))
         raise OSError(
             f"{name} is not a path here or in {places}, and it could not be downloaded from the "
             f"Hugging Face hub: {reason}"
-        ) from None
+        )
+    if not access.local_files_only:
+        log.warning("%s: using what was downloaded earlier, since %s", name, reason)
+    return cached
 
 
 def _download(name: str, cache: Path | str | None, access: HubAccess) -> Path:

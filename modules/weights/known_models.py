@@ -13,8 +13,6 @@ from system.places import list_ckpts_folders
 from system.registry import Registry
 
 BUNDLED = "demo"  # the model that comes with the code
-
-
 CKPTS = "ckpts/"  # what a location begins with that is a path
 CAPTIONER = "captioner"
 ADAPTED = "adapted CLIP"
@@ -140,9 +138,11 @@ MODELS = Registry(
 
 
 def find_name(path: Path) -> str | None:
-    """The name of the model below ckpts/ whose file this is; None for any other file."""
-    for name in MODELS:
-        model = MODELS[name]
+    """The name of the model below ckpts/ whose file this is; None for any other file.
+
+    Installed packages have no models below ckpts/, so theirs are not looked at.
+    """
+    for name, model in MODELS.targets.items():
         here = model.find_here() if model.is_in_ckpts else None
         if here is not None and path.exists() and here.samefile(path):
             return name

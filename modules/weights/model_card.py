@@ -105,7 +105,7 @@ def _list_results(facts: CardFacts) -> Iterator[EvalResult]:
                     dataset_split=to_one_line(facts.scores.get("split", "unknown")),
                     metric_type=HUB_METRICS[name],
                     metric_name=f"{name}{suffix}",
-                    metric_value=row[name],
+                    metric_value=round(row[name], 4),
                 )
 
 
