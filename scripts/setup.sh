@@ -79,15 +79,15 @@ find_python() {
       say "      $candidate is Python $version"
       return
     fi
-    [ -z "$version" ] || seen="${seen:+$seen, }$candidate is $version"
+    [ -z "$version" ] || [ -n "$seen" ] || seen="$candidate is Python $version"
   done
   if [ -z "${PYTHON:-}" ] && has uv; then
     python=3.12
     say "      uv finds or downloads Python $python"
     return
   fi
-  fail "Python 3.10 or newer is needed, and ${seen:-there is none}. Install one, or name it:" \
-    "PYTHON=/path/to/python3 bash scripts/setup.sh"
+  fail "Python 3.10 or newer is needed, and ${seen:-${candidates[0]} does not run}. Install one," \
+    "or name it: PYTHON=/path/to/python3 bash scripts/setup.sh"
 }
 
 # ---- 2: .venv ----
@@ -120,11 +120,11 @@ make_venv() {
 
 # ---- 3: packages ----
 
-is_torch_there() { compgen -G '.venv/lib/python*/site-packages/torch/__init__.py' >/dev/null; }
+is_torch_there() { compgen -G '.venv/lib/python*/site-packages/torch-*.dist-info/RECORD' >/dev/null; }
 
 check_disk() {
   local needed=$1 free
-  free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1000000) }')
+  free=$(df -Pk . 2>/dev/null | awk 'NR == 2 { print int($4 / 1000000) }') || true
   [ "${free:-$needed}" -ge "$needed" ] ||
     fail "$needed GB are needed here, and $free GB are free: make room${2:-}"
 }
@@ -156,16 +156,21 @@ was_done() {
     .venv/bin/python -c "$find_problems" "${extras[@]}" 2>/dev/null
 }
 
+quietly() {
+  if [ -n "$silent" ]; then "$@" >/dev/null 2>&1; else "$@"; fi
+}
+
 # Installs with uv, or where it is absent or fails with pip. /tmp is often too small for torch.
 install() {
-  mkdir -p .venv/tmp
+  export TMPDIR=$PWD/.venv/tmp
+  mkdir -p "$TMPDIR"
   if has uv; then
-    TMPDIR=$PWD/.venv/tmp uv pip install --python .venv/bin/python ${silent:+--quiet} "$@" && return
-    say "      uv failed, see above: trying pip"
+    quietly uv pip install --python .venv/bin/python "$@" && return
+    say "      uv failed: trying pip"
   fi
   rm -f "$log"
-  TMPDIR=$PWD/.venv/tmp .venv/bin/python -m pip --disable-pip-version-check --no-input \
-    --log "$log" install ${silent:+--quiet} "$@" || fail "$(explain_pip $?)"
+  quietly .venv/bin/python -m pip --disable-pip-version-check --no-input --log "$log" \
+    install "$@" || fail "$(explain_pip $?)"
 }
 
 says() { grep -qE "$1" "$log" 2>/dev/null; }

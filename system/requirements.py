@@ -48,11 +48,10 @@ def advise_setup(packages: str) -> str:
     """What to run to get packages that all code needs; several are separated by blanks."""
     if IS_PACKAGED:
         return f"run pip install --upgrade {packages}"
-    environment = ROOT / ".venv"
     in_shell = "source .venv/bin/activate"
-    if not environment.exists():
+    if not (ROOT / ".venv").exists():
         return f"run bash scripts/setup.sh, then {in_shell}"
-    if os.path.realpath(sys.prefix) == os.path.realpath(environment):
+    if _is_ours():
         return "run bash scripts/setup.sh"
     return f"run {in_shell}, or bash scripts/setup.sh if that is not enough"
 
@@ -124,5 +123,12 @@ def advise_extra(extra: str) -> str:
     """What to run to get one of EXTRAS."""
     if IS_PACKAGED:
         return f"run pip install {' '.join(one.name for one in list_requirements(extra))}"
-    own = f"pip install -r requirements-{extra}.txt"
-    return f"run bash scripts/setup.sh {extra}, or in an environment of your own {own}"
+    is_in_environment = sys.prefix != sys.base_prefix or "CONDA_PREFIX" in os.environ
+    if is_in_environment and not _is_ours():
+        return f"run pip install -r requirements-{extra}.txt"
+    return f"run bash scripts/setup.sh {extra}"
+
+
+def _is_ours() -> bool:
+    """Whether this Python is that of the .venv which scripts/setup.sh makes."""
+    return os.path.realpath(sys.prefix) == os.path.realpath(ROOT / ".venv")

@@ -93,6 +93,20 @@ def test_the_advice_fits_the_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     )
 
 
+def test_an_extra_goes_into_the_environment_in_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(requirements, "ROOT", tmp_path)
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    for prefix, advice in (
+        (sys.base_prefix, "run bash scripts/setup.sh app"),
+        (tmp_path / ".venv", "run bash scripts/setup.sh app"),
+        (tmp_path / "own", "run pip install -r requirements-app.txt"),
+    ):
+        monkeypatch.setattr(sys, "prefix", str(prefix))
+        assert requirements.advise_extra("app") == advice
+
+
 def test_a_damaged_package_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     def job() -> None:
         raise ImportError("libcudnn.so.9: cannot open\nshared object file", name="torch._C")
