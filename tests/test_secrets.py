@@ -268,7 +268,7 @@ def test_messages_of_the_hub_are_scrubbed(monkeypatch, capsys):
             f"by http://someone:{'x' * 160}{MARK}@127.0.0.1:9"
         )
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(SystemExit, match="2"):
         CLIP4IDCinference.main(["--do_predict", *PAIR, "--init_model", "owner/name"])
