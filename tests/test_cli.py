@@ -23,7 +23,7 @@ from tests.runs import FILES, SCORE, SCRIPTS, arguments, check_tensorboard, run_
 
 TASKS = ["retrieval", "caption"]
 IN_REPORT = {
-    "caption": ("best constant (all", ": best pairs", ": worst pairs", "class token of after"),
+    "caption": ("best constant (all", ": best pairs", ": worst pairs", "summary of after"),
     "retrieval": (
         "chance",
         "Sentence → pairs",

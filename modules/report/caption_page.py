@@ -26,14 +26,16 @@ class ReportedPair:
 
 
 def choose_best_and_worst(pairs: Sequence[ReportedPair]) -> list[tuple[str, list[ReportedPair]]]:
-    """("best", …) and ("worst", …), no pair in both; ("first", …) if scores are missing."""
+    """The pairs to show, under a heading each: best and worst, or all if there are few."""
     if any(math.isnan(pair.score) for pair in pairs):
-        return [("first", list(pairs[: 2 * NUM_EXAMPLES]))]
+        return [("first pairs", list(pairs[: 2 * NUM_EXAMPLES]))]
     ranked = sorted(pairs, key=lambda pair: -pair.score)
-    best = ranked[:NUM_EXAMPLES]
+    if len(ranked) == 1:
+        return [("the only pair", ranked)]
+    if len(ranked) <= 2 * NUM_EXAMPLES:
+        return [(f"all {len(ranked)} pairs, from the best to the worst", ranked)]
     from_worst = ranked[::-1]
-    worst = [pair for pair in from_worst[:NUM_EXAMPLES] if pair not in best]
-    return [("best", best), ("worst", worst)]
+    return [("best pairs", ranked[:NUM_EXAMPLES]), ("worst pairs", from_worst[:NUM_EXAMPLES])]
 
 
 def choose_shown_pairs(groups: Mapping[str, Sequence[ReportedPair]]) -> list[ReportedPair]:
@@ -58,15 +60,15 @@ def write_caption_page(
     """
     sections = []
     for name, pairs in groups.items():
-        for which, chosen in choose_best_and_worst(pairs):
-            if chosen:
-                shown = [_fill_pair(pair, explanations[pair.id]) for pair in chosen]
-                sections.append({"title": f"{name}: {which} pairs", "pairs": shown})
+        for heading, chosen in choose_best_and_worst(pairs):
+            shown = [_fill_pair(pair, explanations[pair.id]) for pair in chosen]
+            sections.append({"title": f"{name}: {heading}", "pairs": shown})
     page.write(
         path,
         template="captioning.html",
         digits=4,
-        curves=("loss", score_name),
+        curves={"loss": "training loss", score_name: score_name},
+        selection=score_name,
         sections=sections,
         score_name=score_name,
         no_maps=NO_MAPS,

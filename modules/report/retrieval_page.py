@@ -13,6 +13,11 @@ from modules.retrieval import retrieval_ranks
 
 NUM_QUERIES = 5  # in each direction
 NUM_NEAREST = 5  # results of each query
+CURVES = {
+    "loss": "training loss",
+    "text_to_pair_R1": "R1, text → pair",
+    "pair_to_text_R1": "R1, pair → text",
+}
 
 
 def write_retrieval_page(
@@ -40,7 +45,8 @@ def write_retrieval_page(
         path,
         template="retrieval.html",
         digits=1,
-        curves=("loss", "text_to_pair_R1", "pair_to_text_R1"),
+        curves=CURVES,
+        selection="text_to_pair_R1",
         sentences=sentence_queries,
         pairs=pair_queries,
         num_nearest=NUM_NEAREST,
