@@ -13,18 +13,9 @@ import pytest
 
 from dataloaders.picture_files import known_formats
 from modules.web.image_decoding import MAX_MEGABYTES
+from tests.browser import find_violations, open_tab, running_browser
 from tests.page_server import CAPTIONS, EXAMPLES, SECONDS, running_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CHROMIUM_OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",
-]
-PERMISSIONS = ["clipboard-read", "clipboard-write", "camera"]
 SENTENCES = "[...document.querySelectorAll('.caption')].map(one => one.textContent)"
 
 
@@ -36,27 +27,8 @@ def url(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="the browser test needs playwright (requirements-dev.txt)"
-    )
-    if not CHROMIUM:
-        pytest.skip("the browser test needs Debian's chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+    with running_browser() as browser:
         yield browser
-        browser.close()
-
-
-def open_tab(browser, url: str, width: int = 1280, height: int = 1500, scheme: str = "light"):
-    """A visitor of their own, who has just opened the page."""
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, permissions=PERMISSIONS, color_scheme=scheme
-    )
-    tab = context.new_page()
-    tab.set_default_timeout(SECONDS * 1000)
-    tab.goto(url)
-    tab.wait_for_selector("#caption")
-    return tab
 
 
 @pytest.fixture
@@ -243,15 +215,6 @@ def test_a_broken_file_is_a_message_and_the_page_works_on(page, tmp_path):
     page.click("#example-added")
     wait_for_sentence(page, CAPTIONS["added"])
     assert page.inner_text("#before-note") == ""
-
-
-def find_violations(page) -> list[str]:
-    """What axe finds on the page: its rule, and the first element that breaks it."""
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="needs axe (requirements-dev.txt)"
-    )
-    found = axe.Axe().run(page).response["violations"]
-    return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found]
 
 
 def test_a_phone_shows_the_answer_at_once_and_axe_finds_nothing(browser, url):
