@@ -1,5 +1,6 @@
 """Every script before set-up: one line that says what is missing and what to run, exit code 2."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,19 @@ def test_requirements_are_read(extra: str | None) -> None:
         name, at_least = line.split(">=")
         assert (requirement.name, requirement.at_least) == (name.partition("[")[0], at_least)
         assert ";" not in line, "the reader knows no markers"
+
+
+def test_constraints_fit_the_requirements() -> None:
+    """A whole set of versions that any registry has: no local paths, no builds such as +cu130."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line[0] != "#")
+    assert len(pins) > 150
+    assert all(re.fullmatch(r"\d[\w.]*", version) for version in pins.values())
+    for extra in (None, *requirements.EXTRAS):
+        for requirement in list_requirements(extra):
+            version = pins[requirement.name.lower().replace("_", "-")]
+            numbers = [list(map(int, re.findall(r"\d+", v))) for v in (version, requirement[1])]
+            assert numbers[0] >= numbers[1], requirement
 
 
 def test_old_and_absent_packages_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from clip4idc.__main__ import COMMANDS, main
 from modules.clip4idc import CLIP4IDC
 from modules.options.decoding import Decoding
 from modules.predictor import Predictor
+from system.requirements import list_requirements
 from tests.conftest import ROOT
 
 PACKAGES = ("system", "dataloaders", "modules", "gt", "preprocess")
@@ -169,26 +170,31 @@ def copy_checkout(target: Path) -> None:
         shutil.copy2(ROOT / name, target / name)
 
 
-def install(folder: Path) -> Path:
-    """Build the wheel and install it, offline, into a new environment; its folder of programs.
-
-    The environment also sees the packages of this one, so that torch need not be installed again.
-    """
-    copy_checkout(folder / "checkout")
-    pip = [sys.executable, "-m", "pip", "--no-input", "--quiet"]
-    options = ["--no-deps", "--no-build-isolation", "--no-index"]
-    build = [*pip, "wheel", *options, "-w", str(folder), str(folder / "checkout")]
-    subprocess.run(build, check=True)
-    (wheel,) = folder.glob("clip4idc-*.whl")
+def make_environment(folder: Path) -> Path:
+    """A new environment that also sees the packages of this one, so that torch need not be
+    installed again, but not the checkout; its folder of programs."""
     venv.create(folder / "env", symlinks=True)
     (packages,) = (folder / "env").glob("lib/python*/site-packages")
     others = [path for path in sys.path[1:] if Path(path) != ROOT]
     (packages / "others.pth").write_text("\n".join(others), encoding="utf-8")
-    programs = folder / "env" / "bin"
-    target = ["--python", str(programs / "python")]
-    subprocess.run(
-        [*pip, *target, "install", *options, "--ignore-installed", str(wheel)], check=True
-    )
+    return folder / "env" / "bin"
+
+
+def pip(command: str, *words: str, python: str = sys.executable) -> None:
+    """Run pip without a network, and without installing what a package depends on."""
+    start = [sys.executable, "-m", "pip", "--no-input", "--quiet", "--python", python]
+    options = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*start, command, *options, *words], check=True)
+
+
+def install(folder: Path) -> Path:
+    """Build the wheel and install it into a new environment; its folder of programs."""
+    copy_checkout(folder / "checkout")
+    pip("wheel", "-w", str(folder), str(folder / "checkout"))
+    (wheel,) = folder.glob("clip4idc-*.whl")
+    shutil.rmtree(folder / "checkout")
+    programs = make_environment(folder)
+    pip("install", "--ignore-installed", str(wheel), python=str(programs / "python"))
     return programs
 
 
@@ -235,6 +241,36 @@ def test_the_wheel_has_no_other_package_at_its_top(installed: Path) -> None:
     tops = {file.split("/")[0] for file in files}
     assert tops == {"clip4idc", record.parent.name, ".."}
     assert [file for file in files if file.startswith("..")] == ["../../../bin/clip4idc"]
+
+
+@pytest.mark.slow
+def test_the_wheel_names_its_extras(run) -> None:
+    script = (
+        "from importlib.metadata import metadata\n"
+        "print(*metadata('clip4idc').get_all('Provides-Extra'))\n"
+        "from clip4idc.system.requirements import find_problems, list_requirements\n"
+        "print(len(list_requirements()), find_problems(), list_requirements('data')[0].name)\n"
+    )
+    count = len(list_requirements())
+    assert run("python", "-c", script) == f"app page data dev\n{count} {{}} pi-heif\n"
+
+
+@pytest.mark.slow
+def test_the_installed_doctor_finds_all_that_is_needed(run) -> None:
+    assert run("clip4idc", "doctor").endswith("\nCaptioning works.\n")
+
+
+@pytest.mark.slow
+def test_an_editable_install_is_the_checkout_under_its_own_names(tmp_path: Path) -> None:
+    copy_checkout(tmp_path / "checkout")
+    programs = make_environment(tmp_path)
+    python = str(programs / "python")
+    pip("install", "--editable", str(tmp_path / "checkout"), python=python)
+    script = "import clip4idc, modules.losses, gt.eval_utils; print(modules.__file__)"
+    for command in ([python, "-c", script], [str(programs / "clip4idc"), "--version"]):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        expected = tmp_path / "checkout" / "modules" / "__init__.py"
+        assert done.stdout in (f"{expected}\n", f"{clip4idc.__version__}\n")
 
 
 @pytest.mark.slow
