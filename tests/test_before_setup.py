@@ -20,11 +20,9 @@ COMMANDS = {
     "main_task_retrieval.py": ["main_task_retrieval.py", *RUN],
     "app.py": ["app.py"],
     "clip4idc predict": ["-m", "clip4idc", "predict", *PAIR],
-    "clip4idc": ["-m", "clip4idc", "draw"],
     "eval_utils.py": ["gt/eval_utils.py", "score"],
     "check_dataset.py": ["preprocess/check_dataset.py"],
     "convert_weights.py": ["preprocess/convert_weights.py", "a.pt", "b.pt"],
-    "download.py": ["preprocess/download.py"],
     "synthesize.py": ["preprocess/synthesize.py"],
     "steps.py": ["benchmarks/steps.py"],
     "compare.py": ["scripts/compare.py"],
@@ -47,7 +45,7 @@ def test_a_script_says_what_to_run(program: str) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", ["CLIP4IDCinference.py", "app.py", "gt/eval_utils.py"])
+@pytest.mark.parametrize("script", ["CLIP4IDCinference.py", "app.py"])
 def test_an_old_python_is_refused_first(script: str) -> None:
     code = f"import runpy, sys; sys.version_info = (3, 9); runpy.run_path('{script}')"
     done = run_bare("-c", code)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -123,7 +124,8 @@ def test_whatever_fails_is_a_line_and_code_1(error, text, capsys, monkeypatch, t
 
 def test_another_caption_is_a_failure(capsys, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(doctor, "CHECKS", (doctor.check_caption,))
-    monkeypatch.setattr("modules.predictor.Predictor.caption", lambda self, *pair: "a cat")
+    other = SimpleNamespace(caption=lambda *pair: "a cat")
+    monkeypatch.setattr("modules.predictor.Predictor.load", lambda: other)
     code, lines = examine(capsys, "--data", str(tmp_path))
     assert code == 1
     assert lines[0][2].startswith('"a cat" instead of "the big red matte block is missing": ')
