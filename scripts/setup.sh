@@ -17,6 +17,8 @@ quiet=
 cpu=
 extras=("") # "" stands for requirements.txt
 log=.venv/setup.log
+not_ours="nothing can be written into .venv, perhaps since root made it. Type sudo rm -rf .venv, \
+and run this again"
 torch_index=https://download.pytorch.org/whl/cpu
 
 say() { [ -n "$quiet" ] || printf '%s\n' "$*"; }
@@ -163,7 +165,7 @@ quietly() {
 # Installs with uv, or where it is absent or fails with pip. /tmp is often too small for torch.
 install() {
   export TMPDIR=$PWD/.venv/tmp
-  mkdir -p "$TMPDIR"
+  mkdir -p "$TMPDIR" 2>/dev/null || fail "$not_ours"
   if has uv; then
     quietly uv pip install --python .venv/bin/python "$@" && return
     say "      uv failed: trying pip"
@@ -195,7 +197,7 @@ explain_pip() {
   elif says 'DO NOT MATCH THE HASHES'; then
     echo "a download is damaged. Type .venv/bin/python -m pip cache purge, and $again"
   elif says 'Permission denied'; then
-    echo "a file in .venv cannot be written; perhaps root made it. Type sudo rm -rf .venv, and $again"
+    echo "$not_ours"
   elif says 'No matching distribution'; then
     echo "$(find_unmatched) does not exist for Python $(version_of .venv/bin/python) on this" \
       "system. Type rm -rf .venv, then PYTHON=python3.12 bash scripts/setup.sh"
@@ -227,7 +229,8 @@ install_torch_for_cpu() {
 
 install_packages() {
   local silent=$quiet extra words=()
-  remove_unfinished
+  [ -w .venv ] || fail "$not_ours"
+  remove_unfinished 2>/dev/null || fail "$not_ours"
   if ! is_torch_there; then
     if is_cuda_build; then
       say "      up to 3 GB to download and 6 GB on the disk, so it takes some minutes"
@@ -281,8 +284,9 @@ if [ -d .venv ] && is_venv_usable; then
 else
   find_python
   if [ -d .venv ] || [ -L .venv ]; then
+    [ -w .venv ] || [ -L .venv ] || fail "$not_ours"
     say "      the .venv that is here does not work: it is made anew"
-    rm -rf .venv
+    rm -rf .venv 2>/dev/null || fail "$not_ours"
   fi
   begin 2 "Making .venv"
   make_venv

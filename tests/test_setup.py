@@ -67,6 +67,7 @@ class Project:
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
+        path.unlink(missing_ok=True)  # not into the program that it links to
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
@@ -224,7 +225,7 @@ def test_a_small_disk_is_told_before_anything_is_downloaded(project: Project) ->
             "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM",
             "a download is damaged. Type .venv/",
         ),
-        ("ERROR: [Errno 13] Permission denied: '/x'", "a file in .venv cannot be written"),
+        ("ERROR: [Errno 13] Permission denied: '/x'", "nothing can be written into .venv, perhaps"),
         (
             "ERROR: No matching distribution found for torch>=2.4",
             "torch>=2.4 does not exist for Python 3.11 on this system. Type rm -rf .venv",
@@ -263,6 +264,16 @@ def test_an_environment_that_does_not_work_is_made_anew(project: Project) -> Non
     assert "the .venv that is here does not work: it is made anew\n[2/4] Making" in done.stdout
     (project.folder / ".venv" / "set-up").unlink()
     assert "is made anew" in project.run(NO_PIP="1").stdout, "its pip was never installed"
+
+
+def test_an_environment_of_somebody_else_is_left_alone(project: Project) -> None:
+    for broken in (True, False):
+        project.write(".venv/bin/python", "#!/bin/bash\nexit 1\n" if broken else PYTHON)
+        project.write("bin/rm", "#!/bin/bash\necho no; echo no; exit 1\n")
+        project.write("bin/mkdir", "#!/bin/bash\necho no >&2; exit 1\n")
+        step = 1 if broken else 3
+        start = f"step {step} of 4 failed: nothing can be written into .venv, perhaps since root"
+        assert project.fail("-q").startswith(start)
 
 
 def test_a_link_to_another_checkouts_environment_gets_no_command(project: Project) -> None:
