@@ -164,15 +164,15 @@ quietly() {
 
 # Installs with uv, or where it is absent or fails with pip. /tmp is often too small for torch.
 install() {
-  export TMPDIR=$PWD/.venv/tmp
-  mkdir -p "$TMPDIR" 2>/dev/null || fail "$not_ours"
+  local room=$PWD/.venv/tmp
+  mkdir -p "$room" 2>/dev/null || fail "$not_ours"
   if has uv; then
-    quietly uv pip install --python .venv/bin/python "$@" && return
+    TMPDIR=$room quietly uv pip install --python .venv/bin/python "$@" && return
     say "      uv failed: trying pip"
   fi
   rm -f "$log"
-  quietly .venv/bin/python -m pip --disable-pip-version-check --no-input --log "$log" \
-    install "$@" || fail "$(explain_pip $?)"
+  TMPDIR=$room quietly .venv/bin/python -m pip --disable-pip-version-check --no-input \
+    --log "$log" install "$@" || fail "$(explain_pip $?)"
 }
 
 says() { grep -qE "$1" "$log" 2>/dev/null; }
@@ -218,11 +218,6 @@ is_cuda_build() { [ "$(uname -s)" = Linux ] && [ -z "$cpu" ]; }
 
 install_torch_for_cpu() {
   local line lines=()
-  if is_torch_there; then
-    ! compgen -G '.venv/lib/python*/site-packages/nvidia' >/dev/null ||
-      fail "PyTorch with CUDA is there already: rm -rf .venv, and run this again"
-    return
-  fi
   while read -r line; do lines+=("$line"); done < <(grep '^torch' requirements.txt)
   install --index-url "$torch_index" "${lines[@]}"
 }
@@ -240,7 +235,7 @@ install_packages() {
       check_disk 3
     fi
   fi
-  [ -z "$cpu" ] || install_torch_for_cpu
+  [ -z "$cpu" ] || is_torch_there || install_torch_for_cpu
   for extra in "${extras[@]}"; do words+=(-r "requirements${extra:+-$extra}.txt"); done
   install "${words[@]}"
   # A .venv that is a link belongs to another checkout.
@@ -271,6 +266,9 @@ esac
 trap 'printf "\nsetup.sh: broken off in step $step of $steps: run it again to go on\n" >&2; exit 130' INT
 
 [ -d .venv ] || [ -L .venv ] || [ ! -e .venv ] || refuse ".venv is a file: move it away"
+if [ -n "$cpu" ] && compgen -G '.venv/lib/python*/site-packages/nvidia' >/dev/null; then
+  refuse "PyTorch with CUDA is there already: rm -rf .venv, and run this again"
+fi
 if was_done; then
   say "All is set up. To use it: source .venv/bin/activate"
   exit 0

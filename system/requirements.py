@@ -85,6 +85,8 @@ class Requirement(NamedTuple):
         try:
             version = metadata.version(self.name)
         except metadata.PackageNotFoundError:
+            version = None
+        if not version:  # also of a package that is there only in part
             return f"no {self.name}"
         if _read_numbers(version) < _read_numbers(self.at_least):
             return f"{self.name} {version}, which is older than {self.at_least}"

@@ -25,7 +25,7 @@ case "$*" in
     ;;
   *" install "*)
     [ -z "${SIGNAL:-}" ] || { kill -"$SIGNAL" "$PPID"; exit 1; }
-    echo "pip installs"
+    echo "pip installs"; [ "$TMPDIR" = "$PWD/.venv/tmp" ] && [ -d "$TMPDIR" ] || exit 1
     [ -z "${PIP_ERROR:-}" ] || { printf '%s\\n' "$PIP_ERROR" >>.venv/setup.log; exit "$CODE"; }
     case "$*" in
       *--editable*) cp "$0" .venv/bin/clip4idc ;;
@@ -158,10 +158,7 @@ def test_cpu_takes_torch_from_its_own_index(project: Project) -> None:
     assert project.run("--cpu", "data").returncode == 0
     assert project.calls("--index-url") == []
     project.write(".venv/lib/python3/site-packages/nvidia/x", "")
-    error = project.fail("--cpu", PROBLEMS="1")
-    assert error == (
-        "step 3 of 4 failed: PyTorch with CUDA is there already: rm -rf .venv, and run this again"
-    )
+    assert project.fail("--cpu").startswith("PyTorch with CUDA is there already: rm -rf .venv")
 
 
 def test_a_new_enough_python_is_looked_for(project: Project) -> None:
