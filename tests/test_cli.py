@@ -34,7 +34,7 @@ IN_REPORT = {
 }
 CURVES = {"caption": 2, "retrieval": 3}
 IN_LOG = (
-    "--coef_lr = 1.0",
+    "--lr = 0.001",
     "loss",
     "lr ",
     "s/step",
@@ -218,10 +218,11 @@ def test_accumulation_equals_one_batch(spot, tiny_sizes, tmp_path):
 def test_an_epoch_that_cannot_fill_one_accumulated_batch_is_refused(
     spot, tiny_sizes, tmp_path, capsys
 ):
-    """Eight pairs, two at a time, are four parts of a batch of five."""
+    """Eight pairs, two at a time, are four parts of a batch that has five."""
     more = ("--batch_size", "10", "--gradient_accumulation_steps", "5")
     command = arguments(spot, tmp_path / "run", tiny_sizes, "caption", "--do_train", *more)
-    assert "an epoch has 4 batches, fewer than" in run_refused("caption", command, capsys)
+    line = run_refused("caption", command, capsys)
+    assert "8 samples, fewer than one batch of 10: use --batch_size 5 or less" in line
 
 
 @pytest.mark.parametrize("task", TASKS)
