@@ -95,5 +95,5 @@ def test_the_report_can_be_read_on_a_phone(report, browser, scheme):
     assert max(heights) < 120, "the first column is wide enough for its words"
     assert find_violations(tab) == []
     assert tab.locator("svg circle").count() == 2
-    assert "CIDEr: 0.5 in epoch 3, the best; 0.25 in epoch 4, the last" in tab.inner_text("main")
+    assert "CIDEr: 0.5 in the best epoch, 3; 0.25 in the last, 4" in tab.inner_text("main")
     context.close()
