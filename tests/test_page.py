@@ -163,7 +163,7 @@ def test_an_example_its_slider_its_words_and_several_captions(page):
     assert page.locator(".looks label").count() == len(words) + 3, "(end) and two summaries"
     page.get_by_label(f"“{words[1]}”", exact=True).check()
     assert page.locator(".look:visible").count() == 1
-    assert page.get_attribute(".look:visible img >> nth=0", "alt").endswith(f"looked: “{words[1]}”")
+    assert page.get_attribute(".look:visible img >> nth=0", "alt") == f"Before, “{words[1]}”"
     page.get_by_text("Options").click()
     move_slider(page, "Number of captions", 3)
     page.click("#caption")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from modules.model.explanation import Explanation
 from modules.options.decoding import Decoding
-from modules.report.pictures import NO_MAPS, attention_panels, fit_to_box, jpeg_uri
+from modules.report.pictures import NO_MAPS, Panel, attention_panels, fit_to_box, jpeg_uri
 from system.json_files import to_json
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -44,7 +44,7 @@ def answer_html(
         after=jpeg_uri(fit_to_box(after, COMPARED_BOX)),
         width=width,
         height=height,
-        no_maps="" if captions[0]["looks"] else f"T{NO_MAPS[1:]}.",
+        no_maps="" if captions[0]["looks"] else f"{NO_MAPS.capitalize()}.",
         result=result_json(explanations, decoding),
     )
 
@@ -67,7 +67,7 @@ def _describe(before: Image.Image, after: Image.Image, explanation: Explanation)
     return {"text": caption.text, "sureness": f"{caption.sureness:.0f}", "looks": looks}
 
 
-def _words_first(panels: Sequence[Any], num_words: int) -> list[Any]:
+def _words_first(panels: Sequence[Panel], num_words: int) -> list[Panel]:
     """The panels of the words, and after them those of the whole pictures."""
     split = len(panels) - num_words
     return [*panels[split:], *panels[:split]]
@@ -81,5 +81,5 @@ def _spoken(captions: Sequence[dict[str, Any]]) -> str:
 
 def _render(**values: Any) -> str:
     html = _templates().get_template("answer.html").render(**values)
-    # Gradio would take double braces for the begin of a placeholder of its own.
+    # Gradio fills in what stands between braces.
     return html.replace("{", "&#123;")

@@ -72,7 +72,7 @@
 
   function choose_word(radio) {
     const figures = radio.closest('details').querySelectorAll('.look');
-    figures.forEach((figure, index) => { figure.hidden = index !== Number(radio.value); });
+    figures.forEach((figure, index) => figure.classList.toggle('chosen', index === Number(radio.value)));
   }
 
   async function copy(button) {
