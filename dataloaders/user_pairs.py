@@ -31,8 +31,10 @@ def find_pairs(before: str | None, after: str | None, table: str | None) -> list
         pairs = _pair_two_paths(Path(before), Path(after))
     elif before and Path(before).is_dir():
         pairs = _pair_within_folder(Path(before))
+    elif before and Path(before).is_file():
+        raise ValueError(f"{before} is one image: give a second one, which shows the scene later")
     else:
-        raise ValueError("give --before and --after, --before with a folder, or --pairs")
+        raise FileNotFoundError(f"no image or folder {before}")
     _check_pairs(pairs, source)
     return pairs
 
@@ -51,7 +53,9 @@ def _check_pairs(pairs: list[ImagePair], source: str) -> None:
                 f"{source}: the pair {pair.id!r} has a line break or another control character in "
                 "its id or paths"
             )
-        require_images(pair.image_paths, f"pair {pair.id}, {source}")
+        is_only_pair = source == pair.before  # its name needs no telling
+        where = "one of the two images" if is_only_pair else f"pair {pair.id}, {source}"
+        require_images(pair.image_paths, where)
 
 
 def _read_table(path: Path) -> list[ImagePair]:

@@ -41,6 +41,7 @@ from system.parser import OneLineParser
 from system.processes import start_pool
 from system.progress import show_progress
 
+FEW_PAIRS = 30  # in a split whose scores are to say something
 NUM_EXAMPLES = 5  # shown for each finding
 SHEET_PAIRS = 12
 NEEDED_SPLITS = ("train", "test")  # in training
@@ -134,6 +135,11 @@ def format_report(split: str, report: SplitReport, max_words: int) -> str:
         return f"{split}: WRONG: {to_one_line(report.unreadable)}"
     counts = f"{report.pairs} pairs, {report.captions} captions"
     lines = [f"{split}: {counts}, the longest {report.longest} tokens"]
+    if split != "train" and report.pairs < FEW_PAIRS:
+        lines.append(
+            f"  with fewer than {FEW_PAIRS} pairs, scores and the choice of the best epoch are "
+            "largely chance"
+        )
     if report.num_truncated:
         lines.append(
             f"  {report.num_truncated} captions are longer than --max_words {max_words} and will "

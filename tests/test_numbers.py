@@ -63,7 +63,7 @@ def parsed_or_one_line(parse, words, flag, capsys) -> object:
 @pytest.mark.parametrize("task", ["retrieval", "caption"])
 def test_extreme_numbers_of_runs_are_accepted_or_refused_in_a_line(task, capsys):
     parser = OneLineParser()
-    add_all_flags(parser, task)
+    add_all_flags(parser, task, needed_first=())
     flags = number_flags(parser)
     assert len(flags) >= 18
     for flag in flags:

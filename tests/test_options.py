@@ -203,6 +203,8 @@ def test_two_bare_paths_are_captioned(words):
         (["a", "b", "c"], "found 3: a b c"),
         (["a.png", "b.png", "--do_train"], "unrecognized arguments: a.png b.png"),
         (["a.png", "b.png", "--pairs", "c.csv"], "give the images only once"),
+        ([], "give two images, or exactly one of --do_train, --do_eval and --do_predict (--help"),
+        (["--do_predict"], "give two images, or a folder after --before, or a table after --pairs"),
         (["--befor", "a.png"], "(did you mean --before?)"),
         (["--predict"], "(did you mean --do_predict?)"),
         ([*TRAIN, "--before", "a.png"], "--before works only with --do_predict"),

@@ -10,6 +10,8 @@ from modules.options.options import Options
 def find_conflicts(options: Options, num_processes: int) -> list[str]:
     """What is wrong with the options together, one sentence each, which names its flags."""
     problems = _find_action_problems(options)
+    if _count_actions(options) == 0:
+        return problems  # what else is missing depends on the action
     if options.run.do_predict:
         return problems + _find_prediction_problems(options, num_processes)
     problems += _find_prediction_flag_problems(options)
@@ -18,20 +20,25 @@ def find_conflicts(options: Options, num_processes: int) -> list[str]:
     return problems + _find_batch_size_problems(options, num_processes)
 
 
+def _count_actions(options: Options) -> int:
+    return options.run.do_train + options.run.do_eval + options.run.do_predict
+
+
 def _find_action_problems(options: Options) -> list[str]:
-    run = options.run
-    if run.do_train + run.do_eval + run.do_predict == 1:
+    num_actions = _count_actions(options)
+    if num_actions == 1:
         return []
-    if options.task == "caption":
-        return ["give exactly one of --do_train, --do_eval and --do_predict"]
-    return ["give exactly one of --do_train and --do_eval"]
+    if options.task == "retrieval":
+        return ["give exactly one of --do_train and --do_eval"]
+    instead = "" if num_actions else "two images, or "
+    return [f"give {instead}exactly one of --do_train, --do_eval and --do_predict"]
 
 
 def _find_prediction_problems(options: Options, num_processes: int) -> list[str]:
     problems = []
     predict = options.predict
     if bool(predict.pairs) == bool(predict.before):
-        problems.append("give either --before (with --after, or a folder) or --pairs")
+        problems.append("give two images, or a folder after --before, or a table after --pairs")
     if num_processes > 1 and not predict.predictions:
         problems.append("with several processes, --predictions must name a file to write to")
     if options.model.resume_model or options.model.resume:

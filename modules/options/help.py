@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from system.command import wrap_command
 
-# Shown first in the help, in this order.
-NEEDED_FIRST = ("do_train", "datatype", "data_path", "output_dir", "init_model")
-
 ACTIONS = ("--do_train", "--do_eval", "--do_predict")
+
+NEEDED_FOR_RUNS = ("do_train", "datatype", "data_path", "output_dir", "init_model")
+NEEDED_FOR_PREDICTIONS = ("before", "after", "pairs", "predictions", "init_model")
 
 # Task → its examples: the action of each, and how the command goes on.
 EXAMPLES = {
@@ -35,6 +35,12 @@ EXAMPLES = {
         ),
     ),
 }
+
+
+def list_needed_first(argv: Sequence[str] | None) -> tuple[str, ...]:
+    """The flags that are shown first: what most people need for the action in the command line."""
+    words = sys.argv[1:] if argv is None else argv
+    return NEEDED_FOR_PREDICTIONS if "--do_predict" in words else NEEDED_FOR_RUNS
 
 
 def format_examples(program: str, task: str, argv: Sequence[str] | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dataloaders.datasets import DATASETS
 from modules.options.checks import find_conflicts
 from modules.options.decoding import BUILT_IN_METHODS
-from modules.options.help import NEEDED_FIRST, format_examples
+from modules.options.help import format_examples, list_needed_first
 from modules.options.options import GROUPS, Options
 from modules.registries import DECODING_METHODS
 from system.flags import add_entry_flags, add_flags, list_flags, read_settings
@@ -70,7 +70,7 @@ def parse_options(
     )
     parser.usage = "%(prog)s [BEFORE AFTER] [options]" if task == "caption" else None
     parser.epilog = format_examples(parser.prog, task, argv)
-    add_all_flags(parser, task)
+    add_all_flags(parser, task, list_needed_first(argv))
     entries = add_all_entry_flags(parser, task, argv)
     values = vars(parser.parse_args(argv))
     if task == "caption":
@@ -109,8 +109,13 @@ def _read_bare_paths(parser: argparse.ArgumentParser, values: dict[str, Any]) ->
     values["do_predict"] = True
 
 
-def add_all_flags(parser: argparse.ArgumentParser, task: str) -> None:
-    """Add a task's flags to a parser, group by group, and those that have no effect."""
+def add_all_flags(
+    parser: argparse.ArgumentParser, task: str, needed_first: Collection[str]
+) -> None:
+    """Add a task's flags to a parser, group by group, and those that have no effect.
+
+    The flags named in `needed_first` come before all others.
+    """
     if task == "caption":
         parser.add_argument(
             "images",
@@ -120,10 +125,10 @@ def add_all_flags(parser: argparse.ArgumentParser, task: str) -> None:
         )
     known = [option for group in GROUPS.values() for option in list_flags(group, task)]
     by_name = {option.name: option for option in known}
-    needed_first = [by_name[name] for name in NEEDED_FIRST]
-    add_flags(parser.add_argument_group("What most runs need"), needed_first)
+    first = [by_name[name] for name in needed_first]
+    add_flags(parser.add_argument_group("What most people need"), first)
     for group in GROUPS.values():
-        flags = [flag for flag in list_flags(group, task) if flag not in needed_first]
+        flags = [flag for flag in list_flags(group, task) if flag not in first]
         if flags:
             title = first_line(group.__doc__).rstrip(".")
             add_flags(parser.add_argument_group(title), flags)

@@ -15,6 +15,7 @@ from modules.pipeline.data import Splits
 from modules.training.progress import Progress
 from modules.training.states import weights_path
 from modules.weights.tensor_files import read_weights
+from system.command import quote_command
 from system.json_files import write_json
 from system.runtime import Runtime
 
@@ -100,6 +101,10 @@ def evaluate_best_epoch(
     runtime.wait_for_main()  # until it has written the weights
     model.load_state_dict(read_weights(chosen))
     evaluate_and_report(model, evaluator, str(chosen), options, runtime)
+    if options.task == "caption":
+        words = ("--init_model", options.run.output_dir)
+        command = quote_command("python", "CLIP4IDCinference.py", "BEFORE", "AFTER", *words)
+        log.info("to caption two images with it: %s", command)
 
 
 def evaluate_and_report(

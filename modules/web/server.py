@@ -36,7 +36,10 @@ def open_socket(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise OSError(f"cannot listen on {host}, port {port}: {reason}") from None
+        reason = reason.partition(" (while attempting")[0]  # it repeats the address
+        raise OSError(
+            f"cannot listen on {host}, port {port}: {reason}; --port chooses another"
+        ) from None
 
 
 def url_of(host: str, port: int) -> str:

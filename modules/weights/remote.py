@@ -72,8 +72,8 @@ def download_openai_clip(name: str, folder: Path, manual_folder: Path) -> Path:
     except OSError as error:
         raise OSError(
             f"{name} is not here and cannot be downloaded ({summarize_error(error)}): "
-            f"put {url} (SHA-256 {sha256}) into {manual_folder}, or start from the small model "
-            "that ships with CLIP4IDC: --init_model demo"
+            "start from the small model that ships with CLIP4IDC (--init_model demo), or put "
+            f"{url} (SHA-256 {sha256}) into {manual_folder}"
         ) from None
 
 
