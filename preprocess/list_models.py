@@ -38,7 +38,7 @@ SHOWN_SCORES = {
 }
 FOOTER = (
     'To use one: --init_model NAME, or Predictor.load("NAME"). A file or folder of that name here\n'
-    "goes first. The authors' weights are on Google Drive, and were not tried here."
+    "takes precedence. The authors' weights are on Google Drive, and were not tried here."
 )
 
 

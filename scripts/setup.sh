@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv and installs into it what the code needs. Run it again after a failure, or after it
-# was broken off: it goes on there, and installs only what is missing or too old.
+# was interrupted: it continues there, and installs only what is missing or too old.
 #
 #   scripts/setup.sh [-q] [--cpu] [EXTRA…]
 #
@@ -263,7 +263,7 @@ case $(uname -s) in
       "pip install -e ."
     ;;
 esac
-trap 'printf "\nsetup.sh: broken off in step $step of $steps: run it again to go on\n" >&2; exit 130' INT
+trap 'printf "\nsetup.sh: interrupted in step $step of $steps: run it again to continue\n" >&2; exit 130' INT
 
 [ -d .venv ] || [ -L .venv ] || [ ! -e .venv ] || refuse ".venv is a file: move it away"
 if [ -n "$cpu" ] && compgen -G '.venv/lib/python*/site-packages/nvidia' >/dev/null; then

@@ -307,7 +307,7 @@ def test_pip_installs_where_uv_fails(project: Project) -> None:
 def test_ctrl_c_says_how_to_go_on(project: Project) -> None:
     done = project.run(SIGNAL="INT")
     assert done.returncode == 130
-    assert done.stderr == "\nsetup.sh: broken off in step 3 of 4: run it again to go on\n"
+    assert done.stderr == "\nsetup.sh: interrupted in step 3 of 4: run it again to continue\n"
     assert project.run().returncode == 0
 
 

@@ -80,7 +80,7 @@ def add_heading(predictor: Predictor, model_name: str, max_age: float) -> None:
     gr.Markdown(
         "# What changed?\n"
         "Choose two pictures of nearly the same scene, and get a sentence that says what changed. "
-        f"A picture can have up to {MAX_MEGABYTES} MB. It is deleted after {kept}.",
+        f"A picture can have up to {MAX_MEGABYTES} MB. Pictures are deleted after {kept}.",
         elem_id="heading",
     )
     gr.Markdown(model_note(predictor, model_name), elem_id="limits")
