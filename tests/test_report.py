@@ -49,9 +49,9 @@ def test_curves_mark_the_epoch_that_was_chosen():
     loss, score = make_curves(HISTORY, names, "CIDEr")
     assert (loss.name, loss.epochs, loss.best) == ("training loss", [1, 2, 3, 4], 2)
     assert loss.points[0] == (0, 0)
-    assert loss.points[-1] == (290, 140)
+    assert loss.points[-1] == (270, 140)
     assert (score.epochs, score.best) == ([2, 3, 4], 1), "of equal scores the latest is chosen"
-    assert score.points == [(0, 0), (145, 0), (290, 140)]
+    assert score.points == [(0, 0), (135, 0), (270, 140)]
     assert [curve.best for curve in make_curves(HISTORY, names, "other")] == [None, None]
     assert make_curves(HISTORY[:1], names, "CIDEr") == []
 

@@ -14,7 +14,7 @@ MAX_TICKS = 6  # numbers below the axis of epochs
 class Plot:
     """The plotted area, and the margins around it for what is written there, in pixels."""
 
-    width: int = 290
+    width: int = 270  # three plots stand side by side
     height: int = 140
     left: int = 58
     right: int = 15
