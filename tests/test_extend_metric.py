@@ -193,7 +193,7 @@ def test_a_run_trains_chooses_and_reports_by_it(tiny_sizes, tmp_path):
     history = pd.read_csv(run / "history.csv")
     assert history["no_change_accuracy"].tolist() == [metrics["no_change_accuracy"]]
     log = (run / "log.txt").read_text()
-    assert f"best epoch: 0 with {metrics['no_change_accuracy']:.4f}" in log
+    assert f"best epoch: 1 with {metrics['no_change_accuracy']:.4f}" in log
     page = (run / "report.html").read_text()
     assert "Best and worst are ranked by no_change_accuracy." in page
     assert ", no_change_accuracy 1.00)" in page
