@@ -257,11 +257,12 @@ def test_pictures_of_attention_do_not_change_the_captions(folder, tiny, tmp_path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--before", "{own}/p0.png"], "--before and --after"),
+        (["--before", "{own}/p0.png"], "p0.png is one image: give a second one"),
+        (["--before", "{own}/nowhere"], "no image or folder "),
         (["--before", "{own}/p0.png", "--after", "{own}/none.png"], "no image"),
         (["--before", "{own}/none.png", "--after", "{own}/p0.png"], "no image"),
-        ([], "either --before"),
-        (["--before", "{own}", "--pairs", "x.csv"], "either --before"),
+        ([], "give two images, or a folder after --before, or a table after --pairs"),
+        (["--before", "{own}", "--pairs", "x.csv"], "give either --before or --pairs"),
         (["--pairs", "{own}/none.csv"], "no file"),
         (["--pairs", "{own}/p0.png"], ".csv or .jsonl"),
         (["--before", "{own}", "--predictions", "out.txt"], ".csv or .jsonl"),

@@ -37,7 +37,9 @@ def _find_action_problems(options: Options) -> list[str]:
 def _find_prediction_problems(options: Options, num_processes: int) -> list[str]:
     problems = []
     predict = options.predict
-    if bool(predict.pairs) == bool(predict.before):
+    if predict.pairs and predict.before:
+        problems.append("give either --before or --pairs")
+    elif not (predict.pairs or predict.before):
         problems.append("give two images, or a folder after --before, or a table after --pairs")
     if num_processes > 1 and not predict.predictions:
         problems.append("with several processes, --predictions must name a file to write to")
