@@ -296,3 +296,11 @@ def test_a_rehearsal_goes_on_after_a_kill(
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "==" not in again.stdout, "nothing is left to do"
     assert table in again.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["nope"], ["--small"]])
+def test_a_dataset_is_asked_for_before_set_up(words):
+    command = ["bash", "scripts/reproduce.sh", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "reproduce.sh: name the dataset: scripts/reproduce.sh spot, or clevr\n"
