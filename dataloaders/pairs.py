@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from dataloaders.coco_files import read_ground_truth
 from dataloaders.file_names import require_file
-from system.command import quote_command
+from system.command import quote_script
 from system.escaping import has_control_characters
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ class PairDataset(ABC):
         path = self.ground_truth_file()
         if not path.is_file():
             source = ("--datatype", self.name, "--data_path", self.source.data_path)
-            command = quote_command("python", "gt/eval_utils.py", *source, "--output", path)
+            command = quote_script("gt/eval_utils.py", *source, "--output", path)
             raise FileNotFoundError(f"no ground truth {path}: make it with {command}")
         references = read_ground_truth(path)
         missing = [caption_id for caption_id in own if caption_id not in references]

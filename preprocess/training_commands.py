@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from system.command import quote_command, wrap_command
+from system.command import quote_script, wrap_command
 
 MIN_STEPS = 200  # of a training, so that small datasets are seen often enough
 LEAST_MAX_WORDS = 20
@@ -34,8 +34,8 @@ def format_training_commands(
     return "\n".join(lines)
 
 
-def _format(*words: str) -> list[str]:
-    return wrap_command(quote_command("python", *words))
+def _format(script: str, *words: str) -> list[str]:
+    return wrap_command(quote_script(script, *words))
 
 
 def _choose_sizes(

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from system.escaping import summarize_error
 from system.parser import EXIT_USER_ERROR, format_line
+from system.places import IS_PACKAGED
 from system.processes import LostWorker, raise_open_files_limit
 from system.requirements import explain_missing
 from system.signals import EXIT_TRY_AGAIN, StopRequested, cleaning_up_when_ended
@@ -55,6 +56,14 @@ NO_ADVICE = Advice()
 def quote_command(*words: object) -> str:
     """A command for a message, which works where it is pasted into a shell."""
     return shlex.join(str(word) for word in words)
+
+
+def quote_script(script: str, *words: object) -> str:
+    """A command that runs one of our scripts, such as "gt/eval_utils.py", here or in the wheel."""
+    if not IS_PACKAGED:
+        return quote_command("python", script, *words)
+    module = script.removesuffix(".py").replace("/", ".")
+    return quote_command("python", "-m", f"clip4idc.{module}", *words)
 
 
 def wrap_command(command: str) -> list[str]:

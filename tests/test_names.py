@@ -20,7 +20,8 @@ from dataloaders.user_pairs import find_pairs
 from modules.model.explanation import Caption
 from modules.pipeline.results import append_captions, read_finished
 from modules.weights.tensor_files import read_weights, write_safetensors
-from system.command import quote_command
+from system import command
+from system.command import quote_command, quote_script
 from system.escaping import has_control_characters, name_as_text
 from system.file_names import find_unportable, fold_name, normalize_name
 from system.files import refuse_overwriting
@@ -269,6 +270,16 @@ def test_other_paths_are_no_addresses(path):
 
 def test_commands_can_be_pasted():
     assert quote_command("python", "x.py", Path("my  data")) == "python x.py 'my  data'"
+
+
+def test_commands_of_messages_run_where_pip_installed_the_code(monkeypatch):
+    assert quote_script("gt/eval_utils.py", "--split", "my val") == (
+        "python gt/eval_utils.py --split 'my val'"
+    )
+    monkeypatch.setattr(command, "IS_PACKAGED", True)
+    assert quote_script("gt/eval_utils.py", "--split", "val") == (
+        "python -m clip4idc.gt.eval_utils --split val"
+    )
 
 
 @pytest.mark.parametrize("flag", ["--output_dir", "--image_cache", "--resume_model"])

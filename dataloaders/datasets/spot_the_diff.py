@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataloaders.pairs import ImagePair, PairDataset, find_repeated
-from system.command import quote_command
+from system.command import quote_script
 from system.files import is_safe_file_name
 from system.json_files import read_json
 
@@ -38,7 +38,7 @@ class SpotTheDiff(PairDataset):
         path = self.annotation_file(split)
         if not path.is_file() and self._raw_file(split).is_file():
             script = "preprocess/reformat_dataset.py"
-            command = quote_command("python", script, "--data_path", self.source.data_path)
+            command = quote_script(script, "--data_path", self.source.data_path)
             raise FileNotFoundError(f"no file {path}: make it with {command}")
         entries = read_annotations(path)
         repeated = find_repeated(image_id for image_id, _ in entries)

@@ -15,7 +15,7 @@ from modules.pipeline.data import Splits
 from modules.training.progress import Progress
 from modules.training.states import weights_path
 from modules.weights.tensor_files import read_weights
-from system.command import quote_command
+from system.command import quote_script
 from system.json_files import write_json
 from system.runtime import Runtime
 
@@ -103,7 +103,7 @@ def evaluate_best_epoch(
     evaluate_and_report(model, evaluator, str(chosen), options, runtime)
     if options.task == "caption":
         words = ("--init_model", options.run.output_dir)
-        command = quote_command("python", "CLIP4IDCinference.py", "BEFORE", "AFTER", *words)
+        command = quote_script("CLIP4IDCinference.py", "BEFORE", "AFTER", *words)
         log.info("to caption two images with it: %s", command)
 
 
